@@ -1,0 +1,107 @@
+"""JSONL files, plain or gzipped, line by line."""
+
+import difflib
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from dpoctl.errors import InputError
+
+SKIP_HINT = "mend the line, or skip and count such rows with --skip-bad-rows"
+
+
+def read_jsonl(path) -> Iterator[tuple[int, dict]]:
+    """(1-based line, object) of each line of a .jsonl or gzipped file; blank lines, a BOM and CRLF are tolerated.
+
+    Raises InputError: missing or unreadable file, truncated gzip, bytes that are not UTF-8, broken JSON, not an object.
+    """
+
+    def refuse(error: InputError) -> None:
+        raise error from None
+
+    yield from objects(path, refuse)
+
+
+def objects(path, refuse: Callable[[InputError], None]) -> Iterator[tuple[int, dict | None]]:
+    """(line, object) of each line; a line that cannot be read goes to `refuse`, and is None where that returns."""
+    for line, raw in _lines(path):
+        row = None
+        try:
+            row = _object(raw)
+        except ValueError as error:
+            message, _, hint = str(error).partition("\n")
+            if line == 1 and Path(path).suffix in (".csv", ".tsv", ".txt", ".parquet", ".arrow", ".json"):
+                hint = "expected a .jsonl file: JSON objects, one a line"
+            refuse(InputError(f"{path}:{line}: {message}", hint or SKIP_HINT))
+        yield line, row
+
+
+def _lines(path) -> Iterator[tuple[int, bytes]]:
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            compressed = file.peek(2)[:2] == b"\x1f\x8b"
+            stream = gzip.open(file) if compressed else file
+            for line, raw in enumerate(stream, 1):
+                if line == 1:
+                    raw = raw.removeprefix(b"\xef\xbb\xbf")
+                if raw.strip():
+                    yield line, raw
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file", _nearest_file(path)) from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: a directory, expected a .jsonl file", _listing_of(path)) from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        hint = "the file was cut or damaged: copy or write it again"
+        raise InputError(f"{path}: broken gzip data: {error}", hint) from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _object(raw: bytes) -> dict:
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start} of the line\nsave the file as UTF-8") from None
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        hint = "expected JSON objects, one a line" if text.strip() in ("{", "[", "[{") else ""
+        raise ValueError(f"broken JSON at column {error.colno}: {error.msg}\n{hint}") from None
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of nested lists
+        raise ValueError(f"broken JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"expected a JSON object, got {named(row)}")
+    return row
+
+
+def _nearest_file(path: Path) -> str:
+    if not os.path.isdir(path.parent):
+        return f"there is no directory {path.parent}"
+    near = difflib.get_close_matches(path.name, _names(path.parent), n=1)
+    return f"did you mean {path.parent / near[0]}?" if near else _listing_of(path.parent)
+
+
+def _listing_of(folder: Path) -> str:
+    names = sorted(name for name in _names(folder) if name.endswith((".jsonl", ".jsonl.gz")))
+    return f"{folder} holds {', '.join(names[:8])}" if names else f"{folder} holds no .jsonl file"
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:  # not ours to read: the hint does without
+        return []
+
+
+def named(value) -> str:
+    """A value as an error names it: short, with its JSON type where the value alone would not tell."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, (list, dict)) and value:
+        return f"a JSON {'array' if isinstance(value, list) else 'object'} of {len(value)}"
+    shown = json.dumps(value)
+    return shown if len(shown) <= 48 else f"{shown[:45]}..."

@@ -1,0 +1,306 @@
+"""Text to token ids: prompts, the completions that follow them, and whole texts.
+
+Two things go wrong here when nobody looks. A completion tokenised alone is not what follows its prompt: sentencepiece
+puts a word mark before it, and pieces may merge across the boundary. And text that spells a special token
+("<|endoftext|>") would become it. So a completion's tokens are those that prompt and completion have together, after
+the prompt's own; and text is text: the strings of special tokens in it are cut after their first character before the
+tokenizer sees them. Two are read as the tokens they name: a BOS that opens a text, an EOS that ends it.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from jinja2 import TemplateError
+
+from dpoctl.errors import InputError
+
+_CUT = "\udc00"  # marks a cut inside a special token's string; a lone surrogate, which no valid text holds
+_CHUNK = 1000  # texts a call of the tokenizer: it keeps offsets and masks of all that it is given at once
+_PROBE = "b"
+
+
+def fingerprint(tokenizer) -> str:
+    """16 hex digits over what decides the ids of a text: vocabulary, merges, normalisation, BOS, EOS, chat template.
+
+    Padding and truncation settings are left out: they change from one stage to the next.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        parts = json.loads(backend.to_str())
+        content = {key: parts[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "decoder", "model")}
+    else:
+        content = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    content |= {"prefix": _prefix(tokenizer), "eos": tokenizer.eos_token_id, "chat": tokenizer.chat_template}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def encode_prompt(tokenizer, prompt: str | list[dict]) -> list[int]:
+    """Ids of a prompt: the BOS iff the tokenizer adds one (or the text begins with it), then the text's.
+
+    Messages go through the chat template, up to where the assistant's answer begins; the template alone decides on
+    the BOS. Raises InputError where there is no template, or it refuses the messages.
+    """
+    return encode_prompts(tokenizer, [prompt])[0]
+
+
+def encode_completion(
+    tokenizer, prompt: str | list[dict], completion: str | list[dict], prompt_ids: list[int], *, finished: bool
+) -> list[int]:
+    """Ids of a completion, as they follow `prompt_ids`; ends in one EOS iff `finished` or its text ends in the EOS.
+
+    Raises InputError where the tokenizer has no EOS, or no chat template for messages.
+    """
+    return encode_completions(tokenizer, [prompt], [completion], [prompt_ids], [finished])[0]
+
+
+def encode_text(tokenizer, text: str, *, finished: bool = True) -> list[int]:
+    """BOS (iff the tokenizer adds one), the text's ids, EOS (iff `finished` or the text ends in it)."""
+    return encode_texts(tokenizer, [text], [finished])[0]
+
+
+def encode_prompts(tokenizer, prompts: Sequence, where: Callable[[int], str] | None = None) -> list[list[int]]:
+    """`encode_prompt` of many; `where(i)` names prompt i in an error."""
+    facts = _facts(tokenizer)
+    heads, texts = [], []
+    for i, prompt in enumerate(prompts):
+        with _placed(where, i):
+            head, text = _prompt_text(facts, prompt)
+        heads.append(head)
+        texts.append(text)
+    return [head + ids for head, ids in zip(heads, _tokens(facts, texts), strict=True)]
+
+
+def encode_completions(
+    tokenizer, prompts: Sequence, completions: Sequence, prompt_ids: Sequence[list[int]], finished: Sequence[bool],
+    where: Callable[[int], str] | None = None,
+) -> list[list[int]]:  # fmt: skip
+    """`encode_completion` of many; `where(i)` names row i in an error."""
+    facts, eos = _facts(tokenizer), eos_id(tokenizer)
+    heads, wholes, texts, ended = [], [], [], []
+    for i, (prompt, completion, ends) in enumerate(zip(prompts, completions, finished, strict=True)):
+        with _placed(where, i):
+            head, before = _prompt_text(facts, prompt)
+            if isinstance(prompt, str):
+                text, closed = _close(facts, completion)
+                text = _as_text(facts, text)
+            else:
+                text, closed = _chat_completion(facts, prompt, completion, before, ends)
+        heads.append(head)
+        wholes.append(before + text)
+        texts.append(text)
+        ended.append(ends or closed)
+    results, merged = [], []
+    for i, (head, ids) in enumerate(zip(heads, _tokens(facts, wholes), strict=True)):
+        ids, start = head + ids, len(prompt_ids[i])
+        results.append(ids[start:])
+        if ids[:start] != prompt_ids[i] or (texts[i] and len(ids) == start):
+            merged.append(i)  # a token spans the boundary: the completion is tokenised as a continuation
+    for i, ids in zip(merged, _continuations(facts, [texts[i] for i in merged]), strict=True):
+        results[i] = ids
+    return [ids + [eos] if ends else ids for ids, ends in zip(results, ended, strict=True)]
+
+
+def encode_texts(tokenizer, texts: Sequence[str], finished: Sequence[bool]) -> list[list[int]]:
+    """`encode_text` of many."""
+    facts, eos = _facts(tokenizer), eos_id(tokenizer)
+    heads, bodies, ended = [], [], []
+    for text, ends in zip(texts, finished, strict=True):
+        head, body = _open(facts, text)
+        body, closed = _close(facts, body)
+        heads.append(head)
+        bodies.append(_as_text(facts, body))
+        ended.append(ends or closed)
+    rows = zip(heads, _tokens(facts, bodies), ended, strict=True)
+    return [head + ids + [eos] if ends else head + ids for head, ids, ends in rows]
+
+
+def eos_id(tokenizer) -> int:
+    if tokenizer.eos_token_id is None:
+        raise InputError("the tokenizer has no end-of-sequence token", "set eos_token in tokenizer_config.json")
+    return tokenizer.eos_token_id
+
+
+def bos_length(tokenizer) -> int:
+    """How many ids the tokenizer puts before a text: 1 for a BOS, mostly 0 or 1."""
+    return len(_prefix(tokenizer))
+
+
+def spells_special(tokenizer) -> Callable[[str | list[dict]], bool]:
+    """A function that tells whether a text (or messages) spells a special token, other than a BOS first or an EOS last:
+    it is then read as plain text, which may not be what its writer meant."""
+    facts = _facts(tokenizer)
+
+    def spells(value: str | list[dict]) -> bool:
+        texts = [value] if isinstance(value, str) else [message["content"] for message in value]
+        return any(_CUT in _as_text(facts, _close(facts, _open(facts, text)[1])[0]) for text in texts)
+
+    return spells
+
+
+# --- what is to know of a tokenizer ---
+
+
+@dataclass(frozen=True)
+class _Facts:
+    tokenizer: object
+    special: re.Pattern | None  # the strings of special tokens
+    prefix: list[int]  # what the tokenizer puts before a text
+    leads: list[tuple[str, list[int]]]  # texts after which a continuation is tokenised, and their ids
+
+
+def _facts(tokenizer) -> _Facts:
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    special = {text for text in special | set(tokenizer.all_special_tokens) if len(text) > 1 and not text.isspace()}
+    longest_first = sorted(special, key=lambda text: (-len(text), text))
+    pattern = re.compile("|".join(map(re.escape, longest_first))) if special else None
+    return _Facts(tokenizer, pattern, _prefix(tokenizer), _leads(tokenizer))
+
+
+def _prefix(tokenizer) -> list[int]:
+    with_specials, ids = tokenizer(_PROBE)["input_ids"], _raw(tokenizer, [_PROBE])[0]
+    starts = (n for n in range(len(with_specials)) if with_specials[n : n + len(ids)] == ids)
+    return with_specials[: next(starts, 0)]
+
+
+def _leads(tokenizer) -> list[tuple[str, list[int]]]:
+    """Texts that come off again from what follows them, where that is not tokenised like a text of its own; empty for
+    tokenizers that put nothing before a text."""
+    alone = _raw(tokenizer, [_PROBE])[0]
+    leads = []
+    for lead in ("\n", "=", "."):
+        ids, joined = _raw(tokenizer, [lead, lead + _PROBE])
+        if ids and joined[: len(ids)] == ids and joined[len(ids) :] != alone:
+            leads.append((lead, ids))
+    return leads
+
+
+# --- text as the tokenizer is to see it ---
+
+
+def _open(facts: _Facts, text: str) -> tuple[list[int], str]:
+    """The ids before a text, and the text without the BOS string that it may begin with."""
+    bos = facts.tokenizer.bos_token
+    if bos and text.startswith(bos):
+        return facts.prefix or [facts.tokenizer.bos_token_id], text[len(bos) :]
+    return facts.prefix, text
+
+
+def _close(facts: _Facts, text: str) -> tuple[str, bool]:
+    """The text without the EOS string that it may end in, and whether it did."""
+    eos = facts.tokenizer.eos_token
+    return (text[: -len(eos)], True) if eos and text.endswith(eos) else (text, False)
+
+
+def _as_text(facts: _Facts, text: str) -> str:
+    """The text with a cut in every special token's string."""
+    if facts.special is None:
+        return text
+    return facts.special.sub(lambda match: match[0][0] + _CUT + match[0][1:], text)
+
+
+def _prompt_text(facts: _Facts, prompt: str | list[dict]) -> tuple[list[int], str]:
+    """The ids before a prompt, and its text."""
+    if isinstance(prompt, str):
+        head, text = _open(facts, prompt)
+        return head, _as_text(facts, text)
+    return [], _render(facts, prompt, answer_next=True)
+
+
+def _chat_completion(
+    facts: _Facts, prompt: list[dict], completion: str | list[dict], before: str, finished: bool
+) -> tuple[str, bool]:
+    """What the template has after `before`, the rendered prompt, without a last EOS; and whether the text ended in it.
+
+    An answer that was cut stops at its last character, before the template's end of the turn. Where the template
+    renders an answered prompt otherwise (some open the answer with a thought), the answer follows the prompt as
+    the model meets it.
+    """
+    answer = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
+    content, closed = _close(facts, answer[-1]["content"])
+    whole = _render(facts, [*prompt, *answer[:-1], {**answer[-1], "content": content}], answer_next=False)
+    content = _as_text(facts, content)
+    shown = content.strip()  # templates mostly trim it
+    at = whole.rfind(shown) if shown else -1
+    ends = finished or closed
+    if whole.startswith(before) and (ends or at >= len(before)):
+        text = whole[len(before) :] if ends else whole[len(before) : at + len(shown)]
+    elif len(answer) > 1:
+        raise InputError("the chat template renders the prompt otherwise once it is answered by several messages")
+    else:
+        text = content + whole[at + len(shown) :] if ends and at >= 0 else content
+    head, eos, rest = text.rpartition(facts.tokenizer.eos_token)
+    return (head if eos and not rest.strip() else text), closed
+
+
+def _render(facts: _Facts, messages: list[dict], *, answer_next: bool) -> str:
+    tokenizer = facts.tokenizer
+    if tokenizer.chat_template is None:
+        raise InputError(
+            "messages, but the tokenizer has no chat template",
+            hint="give prompt and answers as strings, or a model with a chat_template in its tokenizer",
+        )
+    messages = [
+        {key: _as_text(facts, value) if isinstance(value, str) else value for key, value in message.items()}
+        for message in messages
+    ]
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_next)
+    except (TemplateError, TypeError, ValueError, KeyError) as error:
+        raise InputError(f"the tokenizer's chat template refuses the messages: {error}") from None
+
+
+@contextmanager
+def _placed(where: Callable[[int], str] | None, i: int) -> Iterator[None]:
+    """Put the place of row i before the message of an InputError."""
+    try:
+        yield
+    except InputError as error:
+        if where is None:
+            raise
+        raise InputError(f"{where(i)}: {error.message}", error.hint) from None
+
+
+# --- text to ids ---
+
+
+def _raw(tokenizer, texts: list[str]) -> list[list[int]]:
+    ids = []
+    for start in range(0, len(texts), _CHUNK):
+        chunk = texts[start : start + _CHUNK]
+        ids += tokenizer(
+            chunk, add_special_tokens=False, padding=False, truncation=False, return_attention_mask=False, verbose=False
+        )["input_ids"]
+    return ids
+
+
+def _tokens(facts: _Facts, texts: list[str]) -> list[list[int]]:
+    """Ids of texts; what follows a cut continues what stands before it."""
+    pieces = [text.split(_CUT) for text in texts]
+    ids = _raw(facts.tokenizer, [first for first, *_ in pieces])
+    cut = [i for i, (_, *rest) in enumerate(pieces) if rest]
+    for i, rest in zip(cut, _continuations(facts, [_CUT.join(pieces[i][1:]) for i in cut]), strict=True):
+        ids[i] = ids[i] + rest
+    return ids
+
+
+def _continuations(facts: _Facts, texts: list[str]) -> list[list[int]]:
+    """Ids of texts as they go on after other text, without the word mark or blank that a start would be given."""
+    owners, pieces = [], []
+    for i, text in enumerate(texts):
+        parts = [part for part in text.split(_CUT) if part]
+        owners += [i] * len(parts)
+        pieces += parts
+    found: dict[int, list[int]] = {}
+    for lead, lead_ids in [*facts.leads, ("", [])]:  # the last takes what is left as it is
+        left = [n for n in range(len(pieces)) if n not in found]
+        for n, joined in zip(left, _raw(facts.tokenizer, [lead + pieces[n] for n in left]), strict=True):
+            if joined[: len(lead_ids)] == lead_ids:
+                found[n] = joined[len(lead_ids) :]
+    ids: list[list[int]] = [[] for _ in texts]
+    for n, i in enumerate(owners):
+        ids[i] += found[n]
+    return ids

@@ -1,0 +1,61 @@
+"""Statistics of generated text that need no model, and the mean with its standard error.
+
+Distinct-n is Li et al. 2016 (1510.03055): low where a policy says the same thing over and over.
+"""
+
+from collections.abc import Hashable, Sequence
+from math import sqrt
+
+_LOOP_NGRAM = 8  # longest repeating unit looked for, in tokens
+_LOOP_TIMES = 3  # repetitions that make a loop
+_LOOP_TOKENS = 12  # tokens the repetitions must cover
+
+
+def distinct_n(texts: Sequence[str | Sequence[int]], n: int) -> float:
+    """Different n-grams over all n-grams, counted over the whole corpus; 0 where no text holds n units.
+
+    A text given as a string is split at white space into words, one given as token ids is taken as it is. N-grams do
+    not cross texts. The figure falls with the size of the corpus: compare equal numbers of texts only.
+    """
+    different: set[tuple[Hashable, ...]] = set()
+    total = 0
+    for text in texts:
+        units = text.split() if isinstance(text, str) else list(text)
+        for start in range(len(units) - n + 1):
+            different.add(tuple(units[start : start + n]))
+            total += 1
+    return len(different) / total if total else 0.0
+
+
+def repetition_loop(ids: Sequence[int]) -> bool:
+    """Whether a text ends in a loop: its tail is one n-gram (n <= 8) three times or more, over 12 tokens or more.
+
+    The last repetition may be cut short, as where sampling stopped at its length limit.
+    """
+    for n in range(1, _LOOP_NGRAM + 1):
+        matched = 0  # tokens from the end that equal the token n before them
+        while matched < len(ids) - n and ids[-1 - matched] == ids[-1 - matched - n]:
+            matched += 1
+        if matched + n >= max(_LOOP_TIMES * n, _LOOP_TOKENS):
+            return True
+    return False
+
+
+def mean_se(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> tuple[float, float]:
+    """(mean, standard error of it) of `values`; nan for the error of fewer than two.
+
+    With `clusters`, one key a value (the prompt of each sample): samples of one prompt are alike, so both are taken
+    over the cluster means, which weighs every prompt the same.
+    """
+    if clusters is not None:
+        groups: dict[Hashable, list[float]] = {}
+        for value, cluster in zip(values, clusters, strict=True):
+            groups.setdefault(cluster, []).append(value)
+        values = [sum(group) / len(group) for group in groups.values()]
+    n = len(values)
+    if n == 0:
+        return float("nan"), float("nan")
+    mean = sum(values) / n
+    if n == 1:
+        return mean, float("nan")
+    return mean, sqrt(sum((value - mean) ** 2 for value in values) / (n - 1) / n)

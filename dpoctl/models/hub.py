@@ -1,0 +1,92 @@
+"""Where a model lies: a directory of this machine, or a hub id fetched into the hub's cache.
+
+Standard library only at import time: a mistyped path is answered without waiting for torch.
+"""
+
+import difflib
+import re
+from pathlib import Path
+
+from dpoctl.errors import InputError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_SMALL_FILES = ["*.json", "config.yaml", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.vocab", "*.bpe"]
+_IGNORED = ["*/*", "consolidated*", "training_args.bin", "optimizer*", "scheduler*"]  # "*/*": onnx/, checkpoints/ ...
+
+
+def looks_like_hub_id(path: str) -> bool:
+    """Whether `path`, which is no directory here, can name a hub repository.
+
+    `runs/sft` has the form of a hub id, but where a directory `runs` exists it is meant as a path.
+    """
+    return bool(_HUB_ID.fullmatch(path)) and not ("/" in path and Path(path).parent.is_dir())
+
+
+def check_path(path: str) -> None:
+    """Refuse a path that is neither a model's directory nor a possible hub id. Touches no network.
+
+    Raises InputError naming the path, with the nearest existing directory as a hint.
+    """
+    here = Path(path).expanduser()
+    if here.is_dir():
+        if not (here / "config.json").is_file():
+            raise InputError(f"{path}: not a model directory, it has no config.json", hint=_inside(here))
+        return
+    if here.exists():
+        raise InputError(f"{path}: a file, where a model directory or hub id is expected", "give its directory")
+    if not looks_like_hub_id(path):
+        near = _nearest(here)
+        raise InputError(f"{path}: no such model directory", hint=f"did you mean {near}?" if near else "check the path")
+
+
+def resolve(path: str, revision: str | None = None, *, with_code: bool = False) -> str:
+    """The directory that holds the model `path` names: a local directory as it is, a hub id downloaded or from cache.
+
+    Only what a model needs is fetched: configuration, tokenizer and safetensors (`.bin` where there are none),
+    and Python files only `with_code`. Raises InputError for a missing path or a hub id that cannot be reached.
+    """
+    check_path(path)
+    if Path(path).expanduser().is_dir():
+        return str(Path(path).expanduser())
+    from huggingface_hub import snapshot_download
+
+    small = _SMALL_FILES + (["*.py"] if with_code else [])
+
+    def fetch(patterns: list[str]) -> str:
+        return snapshot_download(path, revision=revision, allow_patterns=patterns, ignore_patterns=_IGNORED)
+
+    try:
+        folder = fetch([*small, "*.safetensors"])
+        if not any(Path(folder).glob("*.safetensors")):
+            folder = fetch([*small, "*.bin"])
+    except (OSError, ValueError) as e:  # the hub's errors are OSErrors (no network, no such repository) or ValueErrors
+        at = f" at revision {revision}" if revision else ""
+        near = _nearest(Path(path).expanduser())
+        hint = "check the spelling, HF_TOKEN, or that the machine reaches the hub"
+        hint += f"; {near} is a directory here" if near else ""
+        raise InputError(f"{path}: no such directory, and not to be had from the hub{at} ({_reason(e)})", hint) from e
+    return folder
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(". ") if text else type(error).__name__
+
+
+def _nearest(path: Path) -> str | None:
+    """The directory that `path` may have meant: the nearest name beside it."""
+    if not path.parent.is_dir():
+        return None
+    names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return str(path.parent / near[0]) if near else None
+
+
+def _inside(folder: Path) -> str:
+    """What to say of a directory without config.json: a model one level down is the usual slip."""
+    inner = sorted(config.parent for config in folder.glob("*/config.json"))
+    if inner:
+        return f"a model lies in {inner[0]}"
+    if (folder / "adapter_config.json").is_file():
+        return "it holds an adapter: merge it into its base first (dpoctl merge)"
+    return "give a directory as save_pretrained writes it: config.json, weights, tokenizer"
