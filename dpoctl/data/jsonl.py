@@ -67,7 +67,7 @@ def _object(raw: bytes) -> dict:
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start} of the line\nsave the file as UTF-8") from None
     try:
-        row = json.loads(text)
+        row = json.loads(text.rstrip())  # columns count from a line break, were one left
     except json.JSONDecodeError as error:
         hint = "expected JSON objects, one a line" if text.strip() in ("{", "[", "[{") else ""
         raise ValueError(f"broken JSON at column {error.colno}: {error.msg}\n{hint}") from None

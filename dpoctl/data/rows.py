@@ -108,7 +108,8 @@ def _missing(row: dict, field: str, expected: str) -> _BadRow:
     keys = [key for key in row if row[key] is not None]
     lower = {key.lower().strip(): key for key in keys}
     near = next((lower[name] for name in (field, *_SYNONYMS.get(field, ())) if name in lower), None)
-    near = near or next(iter(difflib.get_close_matches(field, keys, n=1, cutoff=0.7)), None)
+    others = [key for key in keys if not key.startswith(f"{field}_")]  # prompt_id is no misspelt prompt
+    near = near or next(iter(difflib.get_close_matches(field, others, n=1, cutoff=0.7)), None)
     if near is not None and near != field:
         hint = f"rename '{near}' to '{field}'"
     else:
@@ -250,8 +251,8 @@ def _prompt_rows():
     line_of: dict[str, int] = {}
 
     def check(number: int, row: dict) -> dict:
-        _prompt_id(row, str(number))
         _text(row, "prompt")
+        _prompt_id(row, str(number))
         _ids(row, "prompt_ids")
         if row.get("reference") is not None:
             _text(row, "reference")
@@ -268,8 +269,8 @@ def _completion_rows():
     seen: dict[str, set[int]] = {}
 
     def check(number: int, row: dict) -> dict:
-        _prompt_id(row, str(number))
         _text(row, "prompt")
+        _prompt_id(row, str(number))
         _answer(row, "completion", "completion_ids", "finish")
         _ids(row, "prompt_ids")
         _k(row, "k")

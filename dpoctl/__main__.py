@@ -1,0 +1,13 @@
+"""`dpoctl`, `python -m dpoctl`, `torchrun -m dpoctl`."""
+
+import sys
+
+
+def main() -> None:
+    from .cli.app import run
+
+    sys.exit(run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The `dpoctl` application: its commands, and how every outcome becomes an exit code. No torch at import time."""
+
+import errno
+import os
+
+import click
+import typer
+
+from .. import __version__, log
+from ..config import COMMANDS
+from ..errors import DpoctlError, InputError
+from ..options import closest
+from .command import add_command
+
+app = typer.Typer(
+    name="dpoctl", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Direct Preference Optimization as its paper ran it: every stage a command, stages chained by files.",
+)  # fmt: skip
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: bool = typer.Option(False, "--version", help="Show the version.", is_eager=True)) -> None:
+    if version:
+        print(f"dpoctl {__version__}")
+        raise typer.Exit()
+
+
+for _name in COMMANDS:
+    add_command(app, _name)
+
+
+def run(argv: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    try:
+        return app(argv, standalone_mode=False) or 0
+    except DpoctlError as e:
+        log.error(str(e))
+        return e.exit_code
+    except click.exceptions.NoArgsIsHelpError as e:
+        print(e.format_message())
+        return 0
+    except click.UsageError as e:
+        log.error(_usage(e))
+        return 2
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    except click.Abort:
+        return 130
+    except KeyboardInterrupt:
+        log.error("interrupted\nhint: the same command again goes on where the last saved state stands")
+        return 75
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except MemoryError:
+        log.error(f"out of memory\nhint: {_MEMORY_HINT}")
+        return 2
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+            raise
+        where = f"{e.filename}: " if e.filename else ""
+        log.error(f"{where}cannot be written ({e.strerror})\nhint: make room or choose another --out; then the same command "
+                  "again continues")  # fmt: skip
+        return 2
+    except RuntimeError as e:  # torch's OutOfMemoryError is one; torch is not imported here to ask
+        if "out of memory" not in str(e) and "can't allocate memory" not in str(e):
+            raise
+        log.error(f"out of memory ({str(e).splitlines()[0]})\nhint: {_MEMORY_HINT}")
+        return 2
+
+
+_MEMORY_HINT = "a smaller --tokens-per-batch (training) or --wave-rows (generation), or --dtype bfloat16"
+
+
+def _usage(e: click.UsageError) -> str:
+    message = e.format_message()
+    path = e.ctx.command_path if e.ctx else "dpoctl"
+    if isinstance(e, click.exceptions.NoSuchOption) and e.ctx is not None:
+        known = [o for p in e.ctx.command.params for o in p.opts]
+        near = closest(e.option_name, known)
+        message = f"no such option: {e.option_name}" + (f" (did you mean {near}?)" if near else "")
+    elif e.ctx is not None and message.startswith("No such command"):
+        name = message.split("'")[1]
+        near = closest(name, COMMANDS)
+        message = f"no such command: {name}" + (f" (did you mean {near}?)" if near else "")
+    return f"{message}\nhint: see {path} --help"
+
+
+__all__ = ["InputError", "app", "run"]

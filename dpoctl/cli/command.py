@@ -1,0 +1,82 @@
+"""One command from its config: help and options from the dataclass, then claim the output and hand over to the stage."""
+
+import importlib
+import inspect
+from dataclasses import MISSING, fields
+from typing import Annotated, Any, Optional, get_type_hints
+
+import typer
+
+from .. import artifacts, log, options
+from ..config import COMMANDS, Frontier
+
+
+def add_command(app: typer.Typer, name: str) -> None:
+    """Add `name` to the app; its text is the docstring of `cli/<name>.py`."""
+    module = importlib.import_module(f"dpoctl.cli.{name.replace('-', '_')}")
+    config_class = COMMANDS[name]
+
+    def call(**flags: Any) -> int:
+        recipe, verbose, quiet = flags.pop("config"), flags.pop("verbose"), flags.pop("quiet")
+        log.set_verbosity(-1 if quiet else 1 if verbose else 0)
+        flags = {k: None if v in ((), []) or v is False else v for k, v in flags.items()}
+        return run_stage(name, options.resolve(config_class, name, flags, recipe))
+
+    call.__signature__ = inspect.Signature(_parameters(config_class))
+    call.__doc__ = module.__doc__
+    app.command(name, rich_help_panel=None)(call)
+
+
+def _parameters(config_class: type) -> list[inspect.Parameter]:
+    hints = get_type_hints(config_class)
+    parameters = [_option("config", str, "--config", "A recipe's YAML; flags go before its sections.", "Run", "none"),
+                  _option("verbose", bool, "-v", "Say more.", "Run", ""),
+                  _option("quiet", bool, "-q", "Warnings and errors only.", "Run", "")]  # fmt: skip
+    for f in fields(config_class):
+        spec = options.spec_of(f)
+        kind, many = options.base_type(hints[f.name])
+        if spec.argument:
+            kind = Optional[list[str]] if many else Optional[str]  # noqa: UP045  # absent is ours to report
+            annotation = Annotated[kind, typer.Argument(help=spec.help + _choices(spec), show_default=False)]
+            parameters.append(_parameter(f.name, annotation))
+            continue
+        default = "required" if f.default is MISSING else "" if f.default in (None, (), False) else str(f.default)
+        parameters.append(_option(f.name, list[kind] if many else kind, options.flag_of(f), spec.help + _choices(spec),
+                                  spec.panel, default))  # fmt: skip
+    # what must be given stands first in the help
+    return sorted(parameters, key=lambda p: 0 if "required" in str(p.annotation) else 1)
+
+
+def _choices(spec: options.Spec) -> str:
+    return f" [{'|'.join(spec.choices)}]" if spec.choices else ""
+
+
+def _option(name: str, kind: Any, flag: str, help: str, panel: str, default: str) -> inspect.Parameter:
+    shown = {"none": False, "": False}.get(default, default)
+    metavar = None if kind is bool else {int: "N", float: "X"}.get(kind, "TEXT")
+    extra = {"is_flag": True} if kind is bool else {}
+    info = typer.Option(flag, help=help, show_default=shown, metavar=metavar, **extra)
+    return _parameter(name, Annotated[Optional[kind], info])  # noqa: UP045
+
+
+def _parameter(name: str, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def run_stage(name: str, config: Any) -> int:
+    """Claim the output, then run the stage; a finished work answers without loading anything."""
+    inputs = options.inputs(config)
+    if isinstance(config, Frontier):
+        inputs = config.frontier_inputs(inputs)
+    if config.dry_run:
+        artifacts.check_inputs(inputs)
+        plan = importlib.import_module(f"dpoctl.stages.{name.replace('-', '_')}").plan(config)
+        print("\n".join(f"{key:<22} {value}" for key, value in plan.items()))
+        return 0
+    with artifacts.claim(config.out, name, options.as_options(config), options.identity(config), inputs,
+                         overwrite=config.overwrite) as work:  # fmt: skip
+        if work.finished:
+            log.say(f"{config.out}: complete already, nothing to do")
+            return 0
+        importlib.import_module(f"dpoctl.stages.{name.replace('-', '_')}").run(config, work)
+    return 0
