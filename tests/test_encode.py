@@ -117,6 +117,14 @@ def test_a_completion_is_given_no_word_mark_of_its_own(scheme):
     assert tokenizer.convert_ids_to_tokens(ids)[0].startswith("▁")
 
 
+def test_unknown_characters_on_both_sides_of_the_boundary_are_one_token_each():
+    tokenizer = unigram(byte_fallback=False)
+    unknown = tokenizer.unk_token_id
+    assert tokenizer("hello 🎬🎬")["input_ids"].count(unknown) == 1  # one for all in a row
+    prompt_ids, ids = both(tokenizer, "hello 🎬", "🎬")
+    assert prompt_ids[-1:] == ids == [unknown]
+
+
 @pytest.mark.parametrize(
     ("family", "bos"), [("bpe", 0), ("unigram-first", 1), ("unigram-always", 1), ("wordpiece", 1), ("chat", 1)]
 )
@@ -340,6 +348,19 @@ def test_a_template_that_opens_the_answer_with_a_thought():
     assert chat_text(tokenizer, prompt_ids).endswith("assistant\n<think>\n")
     assert chat_text(tokenizer, ids) == "very good<|im_end|>"
     assert both(tokenizer, QUESTION, "very good", finished=False)[1] == ids[:-1]
+
+
+def test_a_template_that_rewrites_the_answer():
+    tokenizer = chat()
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "message['content'] | trim",
+        "message['content'] | upper if message['role'] == 'assistant' else message['content']",
+    )
+    _, ids = both(tokenizer, QUESTION, "good", finished=True)
+    assert chat_text(tokenizer, ids) == "GOOD<|im_end|>"  # the template's own word
+    # Where a cut answer ends is not to be seen in it: the answer as it is. (The prompt holds "good" as well.)
+    _, ids = both(tokenizer, QUESTION, "good", finished=False)
+    assert chat_text(tokenizer, ids) == "good"
 
 
 def test_a_template_whose_turns_do_not_end_in_eos():

@@ -55,8 +55,11 @@ def chat(**kwargs) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def unigram(prepend_scheme: str = "first") -> PreTrainedTokenizerFast:
-    """Sentencepiece's Unigram, with Llama's habits: a word mark and a BOS before the text, bytes for the unknown."""
+def unigram(prepend_scheme: str = "first", byte_fallback: bool = True) -> PreTrainedTokenizerFast:
+    """Sentencepiece's Unigram, with Llama's habits: a word mark and a BOS before the text, bytes for the unknown.
+
+    Without `byte_fallback`, unknown characters in a row are one <unk>.
+    """
     specials = ["<unk>", "<s>", "</s>"]
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend_scheme, split=False)
@@ -66,7 +69,7 @@ def unigram(prepend_scheme: str = "first") -> PreTrainedTokenizerFast:
     tokenizer.train_from_iterator(CORPUS, trainer)
     pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
     vocab = [*map(tuple, pieces[:3]), *((f"<0x{byte:02X}>", -20.0) for byte in range(256)), *map(tuple, pieces[3:])]
-    tokenizer.model = models.Unigram(vocab, unk_id=0, byte_fallback=True)
+    tokenizer.model = models.Unigram(vocab, unk_id=0, byte_fallback=byte_fallback)
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )

@@ -147,6 +147,9 @@ def spells_special(tokenizer) -> Callable[[str | list[dict]], bool]:
 @dataclass(frozen=True)
 class _Facts:
     tokenizer: object
+    bos: str | None
+    bos_id: int | None
+    eos: str | None
     special: re.Pattern | None  # the strings of special tokens
     prefix: list[int]  # what the tokenizer puts before a text
     leads: list[tuple[str, list[int]]]  # texts after which a continuation is tokenised, and their ids
@@ -157,7 +160,8 @@ def _facts(tokenizer) -> _Facts:
     special = {text for text in special | set(tokenizer.all_special_tokens) if len(text) > 1 and not text.isspace()}
     longest_first = sorted(special, key=lambda text: (-len(text), text))
     pattern = re.compile("|".join(map(re.escape, longest_first))) if special else None
-    return _Facts(tokenizer, pattern, _prefix(tokenizer), _leads(tokenizer))
+    ends = (tokenizer.bos_token, tokenizer.bos_token_id, tokenizer.eos_token)
+    return _Facts(tokenizer, *ends, pattern, _prefix(tokenizer), _leads(tokenizer))
 
 
 def _prefix(tokenizer) -> list[int]:
@@ -173,7 +177,8 @@ def _leads(tokenizer) -> list[tuple[str, list[int]]]:
     leads = []
     for lead in ("\n", "=", "."):
         ids, joined = _raw(tokenizer, [lead, lead + _PROBE])
-        if ids and joined[: len(ids)] == ids and joined[len(ids) :] != alone:
+        known = tokenizer.unk_token_id not in ids  # unknown characters in a row become one token
+        if ids and known and joined[: len(ids)] == ids and joined[len(ids) :] != alone:
             leads.append((lead, ids))
     return leads
 
@@ -183,16 +188,16 @@ def _leads(tokenizer) -> list[tuple[str, list[int]]]:
 
 def _open(facts: _Facts, text: str) -> tuple[list[int], str]:
     """The ids before a text, and the text without the BOS string that it may begin with."""
-    bos = facts.tokenizer.bos_token
-    if bos and text.startswith(bos):
-        return facts.prefix or [facts.tokenizer.bos_token_id], text[len(bos) :]
+    if facts.bos and text.startswith(facts.bos):
+        return facts.prefix or [facts.bos_id], text[len(facts.bos) :]
     return facts.prefix, text
 
 
 def _close(facts: _Facts, text: str) -> tuple[str, bool]:
     """The text without the EOS string that it may end in, and whether it did."""
-    eos = facts.tokenizer.eos_token
-    return (text[: -len(eos)], True) if eos and text.endswith(eos) else (text, False)
+    if facts.eos and text.endswith(facts.eos):
+        return text[: -len(facts.eos)], True
+    return text, False
 
 
 def _as_text(facts: _Facts, text: str) -> str:
@@ -232,7 +237,7 @@ def _chat_completion(
         raise InputError("the chat template renders the prompt otherwise once it is answered by several messages")
     else:
         text = content + whole[at + len(shown) :] if ends and at >= 0 else content
-    head, eos, rest = text.rpartition(facts.tokenizer.eos_token)
+    head, eos, rest = text.rpartition(facts.eos)
     return (head if eos and not rest.strip() else text), closed
 
 

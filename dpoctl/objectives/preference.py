@@ -1,0 +1,152 @@
+"""The preference objectives, one table of pure functions (PAPER: Rafailov et al. 2023, arXiv 2305.18290, and relatives).
+
+Notation: w and l are the chosen and the rejected completion; log p is a response's summed log-prob under the policy,
+log p_ref under the reference; c = log p_w - log p_ref_w, r = log p_l - log p_ref_l, D = c - r; s is the sigmoid; n is a
+response's number of tokens, EOS counted. All tensors are [P], one entry per pair; a loss is [P] and the caller averages.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """Everything a loss may look at, all [P] float32; the reference's are zeros where a loss needs none."""
+
+    chosen: Tensor
+    rejected: Tensor
+    ref_chosen: Tensor
+    ref_rejected: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+    batch_mean: Tensor | None = None  # KTO's z before its clamp: mean of c and r over the global batch, detached
+
+    @property
+    def c(self) -> Tensor:
+        return self.chosen - self.ref_chosen
+
+    @property
+    def r(self) -> Tensor:
+        return self.rejected - self.ref_rejected
+
+    @property
+    def d(self) -> Tensor:
+        return self.c - self.r
+
+    @property
+    def mean_d(self) -> Tensor:
+        """D from per-token means."""
+        return self.c / self.chosen_tokens - self.r / self.rejected_tokens
+
+
+def sigmoid(p: PairLogps, beta: float, label_smoothing: float = 0.0) -> Tensor:
+    """DPO, eq. 7: -log s(beta D); with label smoothing e, cDPO (Mitchell 2023): -(1-e) log s(beta D) - e log s(-beta D)."""
+    x = beta * p.d
+    return -(1.0 - label_smoothing) * F.logsigmoid(x) - label_smoothing * F.logsigmoid(-x)
+
+
+def robust(p: PairLogps, beta: float, label_smoothing: float = 0.1) -> Tensor:
+    """Robust DPO (arXiv 2403.00409): [-(1-e) log s(beta D) + e log s(-beta D)] / (1-2e), unbiased under flipped labels."""
+    x, e = beta * p.d, label_smoothing
+    return (-(1.0 - e) * F.logsigmoid(x) + e * F.logsigmoid(-x)) / (1.0 - 2.0 * e)
+
+
+def ipo(p: PairLogps, beta: float) -> Tensor:
+    """IPO (arXiv 2310.12036, eq. 17) with D of summed log-probs: (D - 1/(2 tau))^2, beta standing for tau."""
+    return (p.d - 1.0 / (2.0 * beta)) ** 2
+
+
+def ipo_mean(p: PairLogps, beta: float) -> Tensor:
+    """IPO with D of per-token means, as some systems read it: a different objective, hence a name of its own."""
+    return (p.mean_d - 1.0 / (2.0 * beta)) ** 2
+
+
+def hinge(p: PairLogps, beta: float) -> Tensor:
+    """Hinge, the SLiC type (arXiv 2305.10425): max(0, 1 - beta D)."""
+    return torch.relu(1.0 - beta * p.d)
+
+
+def rpo(p: PairLogps, beta: float, alpha: float = 1.0) -> Tensor:
+    """RPO (arXiv 2404.19733): DPO + alpha times the chosen completion's token-mean negative log-likelihood."""
+    return sigmoid(p, beta) - alpha * p.chosen / p.chosen_tokens
+
+
+def dpop(p: PairLogps, beta: float, lambda_: float = 50.0) -> Tensor:
+    """DPOP (arXiv 2402.13228): -log s(beta (D - lambda max(0, -c))), which keeps the chosen log-prob from falling."""
+    return -F.logsigmoid(beta * (p.d - lambda_ * torch.relu(-p.c)))
+
+
+def sigmoid_norm(p: PairLogps, beta: float) -> Tensor:
+    """Length-normalised DPO: eq. 7 with D from per-token means."""
+    return -F.logsigmoid(beta * p.mean_d)
+
+
+def simpo(p: PairLogps, beta: float, gamma: float = 1.0) -> Tensor:
+    """SimPO (arXiv 2405.14734): -log s(beta mean log p_w - beta mean log p_l - gamma), without a reference."""
+    return -F.logsigmoid(beta * (p.chosen / p.chosen_tokens - p.rejected / p.rejected_tokens) - gamma)
+
+
+def orpo(p: PairLogps, beta: float, lambda_: float = 0.1) -> Tensor:
+    """ORPO (arXiv 2403.07691): token-mean NLL_w - lambda log s(log odds_w - log odds_l), odds from exp(mean log p).
+
+    Without a reference; beta is not read.
+    """
+    chosen, rejected = p.chosen / p.chosen_tokens, p.rejected / p.rejected_tokens
+    return -chosen - lambda_ * F.logsigmoid(_log_odds(chosen) - _log_odds(rejected))
+
+
+def _log_odds(logp: Tensor) -> Tensor:
+    """log(p / (1 - p)) from log p < 0, accurate near 0 on both sides of -log 2, finite at log p = 0."""
+    logp = logp.clamp(max=-torch.finfo(logp.dtype).tiny)
+    near = logp > -math.log(2.0)
+    log1m = torch.where(near, torch.log(-torch.expm1(logp.clamp(min=-math.log(2.0)))),
+                        torch.log1p(-torch.exp(logp.clamp(max=-math.log(2.0)))))  # fmt: skip
+    return logp - log1m
+
+
+def kto(p: PairLogps, beta: float, lambda_chosen: float = 1.0, lambda_rejected: float = 1.0) -> Tensor:
+    """KTO (arXiv 2402.01306) on a pair's two halves: lambda_D (1 - s(beta (c - z))) + lambda_U (1 - s(beta (z - r))).
+
+    z = max(0, mean of c and r over the global batch), detached: `batch_mean`, which the caller must give.
+    """
+    if p.batch_mean is None:
+        raise ValueError("kto needs the mean of c and r over the global batch")
+    z = p.batch_mean.clamp(min=0.0)
+    return lambda_chosen * torch.sigmoid(-beta * (p.c - z)) + lambda_rejected * torch.sigmoid(-beta * (z - p.r))
+
+
+def unlikelihood(p: PairLogps, beta: float, alpha: float = 0.1) -> Tensor:
+    """Unlikelihood (2305.18290, appendix): -log p_w + alpha log p_l. It has no lower bound; beta is not read."""
+    return -p.chosen + alpha * p.rejected
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss and what it asks of its caller; `options` are the names it reads beside beta."""
+
+    loss: Callable[..., Tensor]
+    options: tuple[str, ...] = ()
+    needs_reference: bool = True
+    needs_batch_mean: bool = False
+    bounded_below: bool = True
+
+
+LOSSES: dict[str, Objective] = {
+    "sigmoid": Objective(sigmoid, ("label_smoothing",)),
+    "robust": Objective(robust, ("label_smoothing",)),
+    "ipo": Objective(ipo),
+    "ipo-mean": Objective(ipo_mean),
+    "hinge": Objective(hinge),
+    "rpo": Objective(rpo, ("alpha",)),
+    "dpop": Objective(dpop, ("lambda_",)),
+    "sigmoid-norm": Objective(sigmoid_norm),
+    "simpo": Objective(simpo, ("gamma",), needs_reference=False),
+    "orpo": Objective(orpo, ("lambda_",), needs_reference=False),
+    "kto": Objective(kto, ("lambda_chosen", "lambda_rejected"), needs_batch_mean=True),
+    "unlikelihood": Objective(unlikelihood, ("alpha",), needs_reference=False, bounded_below=False),
+}

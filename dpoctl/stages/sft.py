@@ -1,0 +1,81 @@
+"""Supervised fine-tuning: next-token loss on texts, on completions, or on one side of preferences (Preferred-FT)."""
+
+import torch
+
+from .. import artifacts, log
+from ..config import SFT
+from ..data.batching import Stream, pack, share, shuffled
+from ..data.encode import Example, encode_examples
+from ..data.rows import Rows, load_rows
+from ..models.logprobs import response_token_logps
+from ..training import loop, runtime, setup
+from ..training.metrics import Meter
+
+
+def run(config: SFT, work: artifacts.Work) -> None:
+    device, dtype = setup.open_device(config)
+    model, tokenizer = setup.open_model(config, config.model, device)
+    examples, counts = _encode(config, config.data, model, tokenizer)
+    held_out = _encode(config, config.eval_data, model, tokenizer)[0] if config.eval_data else []
+    stream = Stream(len(examples), config.batch_size, config.epochs, config.max_steps, shuffled(config.seed, len(examples)))
+
+    def micro_batches(step: int) -> list[tuple[list[Example], int]]:
+        batch = [examples[i] for i in stream.batch(step)]
+        total = sum(len(e.ids) - e.start for e in batch)
+        own = share(batch, lambda e: len(e.ids), runtime.rank(), runtime.world_size())
+        return [(group, total) for group in _pack(own, config.tokens_per_batch)]
+
+    def loss(micro) -> tuple[torch.Tensor, dict]:
+        group, total = micro
+        logps, _ = response_token_logps(model, [(e.ids, e.start) for e in group])
+        return -logps.sum() / total, {}
+
+    def evaluate() -> dict[str, float]:
+        meter = Meter()
+        with torch.no_grad(), runtime.autocast(device, dtype):
+            for group in _pack(share(held_out, lambda e: len(e.ids), runtime.rank(), runtime.world_size()), config.tokens_per_batch):
+                logps, _ = response_token_logps(model, [(e.ids, e.start) for e in group])
+                meter.add("loss", -logps.double().sum().item(), float(len(logps)))
+        return meter.means()
+
+    notes = dict(counts)
+    if held_out and not work.resuming:
+        notes["eval/loss_before"] = evaluate()["loss"]
+        log.say(f"held-out loss before training: {notes['eval/loss_before']:.4f}")
+    point = setup.frontier_point(config, model, tokenizer, device, dtype, method_name(config), config.ref or config.model,
+                                 {tuple(e.ids[: e.start]) for e in examples})  # fmt: skip
+    task = loop.Task(
+        steps=stream.steps, unit="rows", epoch=lambda step: stream.epoch(step), micro_batches=micro_batches, loss=loss,
+        tokens=lambda micro: sum(len(e.ids) for e in micro[0]), where=lambda step: f"{len(stream.batch(step))} rows",
+        evaluate=evaluate if held_out else None, point=point, notes=notes,
+    )  # fmt: skip
+    loop.train(model, tokenizer, task, config, work, device, dtype)
+
+
+def method_name(config: SFT) -> str:
+    return "preferred-ft" if config.field else "sft"
+
+
+def _pack(examples: list[Example], tokens: int) -> list[list[Example]]:
+    return pack(examples, lambda e: 1, lambda e: len(e.ids), tokens)
+
+
+def _rows(config: SFT, path: str) -> Rows:
+    return load_rows(path, "preferences" if config.field else "text", skip_bad=config.skip_bad_rows)
+
+
+def _encode(config: SFT, path: str, model, tokenizer) -> tuple[list[Example], dict[str, int]]:
+    max_length, max_prompt = setup.lengths(config, model)
+    examples, counts = encode_examples(_rows(config, path), tokenizer, max_length=max_length, max_prompt_length=max_prompt,
+                                       field=config.field, overlong=config.overlong)  # fmt: skip
+    tokens = sum(len(e.ids) for e in examples)
+    log.say(f"{path}: {len(examples)} rows, {tokens} tokens" + (f", {counts['truncated']} cut to length" if counts["truncated"] else ""))
+    return examples, counts
+
+
+def plan(config: SFT) -> dict:
+    examples, _ = encode_examples(_rows(config, config.data), setup.load_tokenizer(config), max_length=config.max_length,
+                                  max_prompt_length=config.max_prompt_length, field=config.field,
+                                  overlong=config.overlong)  # fmt: skip
+    tokens = sum(len(e.ids) for e in examples)
+    return setup.plan_of_training(config, len(examples), "rows", tokens, setup.count_weights(config))

@@ -1,0 +1,186 @@
+"""DPO and its relatives: reference log-probs once, then updates on pairs whose completions are forwarded once."""
+
+import torch
+
+from .. import artifacts, log
+from ..config import LOSS_OPTIONS, TrainDPO
+from ..data.encode import PairData, encode_pairs, fingerprint
+from ..data.rows import load_rows
+from ..errors import NumericalError
+from ..models.load import resolve
+from ..objectives.preference import LOSSES, PairLogps
+from ..training import loop, pairs, runtime, setup
+
+
+def run(config: TrainDPO, work: artifacts.Work) -> None:
+    device, dtype = setup.open_device(config)
+    policy, tokenizer = setup.open_model(config, config.model, device)
+    data = _encode(config, config.data, policy, tokenizer)
+    held_out = _encode(config, config.eval_data, policy, tokenizer) if config.eval_data else None
+    ref = config.ref or config.model
+    objective = LOSSES[config.loss]
+
+    seqs = pairs.sequences(data)
+    ref_logps = _reference(config, ref, seqs, policy, tokenizer, device, dtype)
+    settings = {name: getattr(config, name) for name in LOSS_OPTIONS[config.loss] if getattr(config, name) is not None}
+    stream = pairs.pair_stream(data, config)
+
+    def compare(batch: pairs.PairBatch, data_, seqs_, ref_, z=None) -> PairLogps:
+        """The policy's and the reference's log-probs of a micro-batch's pairs."""
+        own = pairs.batch_logps(policy, seqs_, batch)
+        other = ref_[batch.completions].to(device)
+        tokens = torch.tensor([float(len(data_.completions[i])) for i in batch.completions], device=device)
+        w, l = batch.pairs.to(device).unbind(1)  # noqa: E741
+        return PairLogps(own[w], own[l], other[w], other[l], tokens[w], tokens[l], z)
+
+    def batch_mean(batches) -> torch.Tensor:
+        """Mean of c and r over the global batch, without gradient (KTO's z)."""
+        total = torch.zeros((), device=device)
+        with torch.no_grad(), runtime.autocast(device, dtype):
+            for batch in batches:
+                p = compare(batch, data, seqs, ref_logps)
+                total += (p.c.sum() + p.r.sum()) / (2 * batch.n_global)
+        return runtime.sum_over_ranks(total)
+
+    def micro_batches(step: int) -> list:
+        batches = pairs.micro_batches(data, stream.batch(step), config.tokens_per_batch, runtime.rank(), runtime.world_size())
+        z = batch_mean(batches) if objective.needs_batch_mean else None
+        return [(batch, z) for batch in batches]
+
+    def loss(micro) -> tuple[torch.Tensor, dict]:
+        batch, z = micro
+        p = compare(batch, data, seqs, ref_logps, z)
+        losses = objective.loss(p, config.beta, **settings)
+        return losses.sum() / batch.n_global, _figures(p, config.beta)
+
+    def evaluate() -> dict[str, float]:
+        return _evaluate(config, held_out, held_seqs, held_ref, compare, objective, settings, device, dtype)
+
+    if held_out:
+        held_seqs = pairs.sequences(held_out)
+        held_ref = _reference(config, ref, held_seqs, policy, tokenizer, device, dtype)
+    _check_start(config, ref, compare, micro_batches, data, seqs, ref_logps, device, dtype, fresh=not work.resuming)
+    point = setup.frontier_point(config, policy, tokenizer, device, dtype, method_name(config), ref,
+                                 {tuple(p) for p in data.prompts})  # fmt: skip
+    task = loop.Task(
+        steps=stream.steps, unit="pairs", count="pairs", epoch=lambda step: stream.epoch(step), loss=loss, point=point,
+        micro_batches=micro_batches, tokens=lambda micro: pairs.batch_tokens(data, micro[0]),
+        where=lambda step: "rows at lines " + ", ".join(str(data.lines[i]) for i in stream.batch(step)[:8]) + " ...",
+        evaluate=evaluate if held_out else None, watch=Watch(config, objective.bounded_below), notes=dict(data.counts),
+    )  # fmt: skip
+    loop.train(policy, tokenizer, task, config, work, device, dtype)
+
+
+def method_name(config: TrainDPO) -> str:
+    return "dpo" if config.loss == "sigmoid" else config.loss
+
+
+def _encode(config: TrainDPO, path: str, policy, tokenizer) -> PairData:
+    rows = load_rows(path, "preferences", skip_bad=config.skip_bad_rows)
+    max_length, max_prompt = setup.lengths(config, policy)
+    data = encode_pairs(rows, tokenizer, max_length=max_length, max_prompt_length=max_prompt)
+    log.say(f"{path}: {len(data.pairs)} pairs over {len(data.completions)} completions of {len(data.prompts)} prompts")
+    for name, what in (("truncated", "were cut to length"), ("equal_dropped", "are equal on both sides: dropped"),
+                       ("empty_dropped", "have an empty side: dropped")):  # fmt: skip
+        if data.counts.get(name):
+            log.say(f"{path}: {data.counts[name]} pairs {what}")
+    return data
+
+
+def _reference(config, ref: str, seqs, policy, tokenizer, device, dtype) -> torch.Tensor:
+    """Reference log-probs [completions]; zeros for an objective that knows no reference."""
+    if not LOSSES[config.loss].needs_reference:
+        return torch.zeros(len(seqs))
+
+    def load():
+        if ref == config.model:
+            return policy  # untouched so far: the very same weights
+        reference, other = setup.open_model(config, ref, device)
+        setup.same_tokenizer(tokenizer, other, config.model, ref)
+        return reference
+
+    key = {"weights": artifacts.sha256_path(resolve(ref, config.revision)), "tokenizer": fingerprint(tokenizer),
+           "dtype": str(dtype), "device": device.type, "format": 1}  # fmt: skip
+    return pairs.reference_logps(load, key, seqs, config, device, dtype)
+
+
+def _figures(p: PairLogps, beta: float) -> dict[str, tuple[float, float]]:
+    """Sums and weights of what the log shows: implicit rewards, margins, accuracy, log-probs, lengths."""
+    n = float(len(p.chosen))
+    margin = beta * p.d.detach()
+    figures = {"rewards/chosen": beta * p.c, "rewards/rejected": beta * p.r, "rewards/margins": margin,
+               "rewards/accuracies": (margin > 0).float(), "logps/chosen": p.chosen, "logps/rejected": p.rejected,
+               "length/chosen": p.chosen_tokens, "length/rejected": p.rejected_tokens}  # fmt: skip
+    sums = torch.stack([v.detach().double().sum() for v in figures.values()]).tolist()
+    return {name: (total, n) for name, total in zip(figures, sums, strict=True)}
+
+
+@torch.no_grad()
+def _evaluate(config, data, seqs, ref, compare, objective, settings, device, dtype) -> dict[str, float]:
+    """The log's figures and the loss over all held-out pairs."""
+    from ..training.metrics import Meter
+
+    meter = Meter()
+    everything = list(range(len(data.pairs)))
+    batches = pairs.micro_batches(data, everything, config.tokens_per_batch, runtime.rank(), runtime.world_size())
+    with runtime.autocast(device, dtype):
+        compared = [compare(batch, data, seqs, ref) for batch in batches]
+    z = None
+    if objective.needs_batch_mean:
+        z = runtime.sum_over_ranks(sum(p.c.sum() + p.r.sum() for p in compared) / (2 * len(everything)))
+    for p in compared:
+        p = PairLogps(p.chosen, p.rejected, p.ref_chosen, p.ref_rejected, p.chosen_tokens, p.rejected_tokens, z)
+        meter.add("loss", objective.loss(p, config.beta, **settings).double().sum().item(), float(len(p.chosen)))
+        meter.add_all(_figures(p, config.beta))
+    return meter.means()
+
+
+@torch.no_grad()
+def _check_start(config, ref, compare, micro_batches, data, seqs, ref_logps, device, dtype, *, fresh: bool) -> None:
+    """Before the first update, a policy that is its reference has log-ratios of 0: checked, and said."""
+    if not LOSSES[config.loss].needs_reference or not fresh:
+        return
+    with runtime.autocast(device, dtype):
+        ratios = [compare(micro[0], data, seqs, ref_logps) for micro in micro_batches(0)]
+    largest = max((float(torch.stack([p.c, p.r]).abs().max()) for p in ratios), default=0.0)
+    same = artifacts.sha256_path(resolve(ref, config.revision)) == artifacts.sha256_path(resolve(config.model, config.revision))
+    limit = 1e-2 if dtype == torch.float32 else 2.0  # rounding of a sum over a response, not a difference of models
+    if same and largest > limit:
+        raise NumericalError(f"policy and reference are the same model, yet a log-ratio of the first batch is {largest:.3g}",
+                             hint="a cache from other software or hardware? give another --cache-dir")  # fmt: skip
+    log.say(f"log-ratios before the first update: at most {largest:.1e}"
+            + ("" if same else " (the policy does not start from its reference)"))  # fmt: skip
+
+
+class Watch:
+    """Looks at each logged row: warns once where both log-probs fall together, and where an unbounded loss runs away."""
+
+    def __init__(self, config: TrainDPO, bounded_below: bool):
+        self.config, self.bounded_below = config, bounded_below
+        self.first: dict[str, float] | None = None
+        self.warned: set[str] = set()
+
+    def __call__(self, row: dict[str, float]) -> None:
+        self.first = self.first or row
+        chosen, rejected = (row[f"logps/{s}"] - self.first[f"logps/{s}"] for s in ("chosen", "rejected"))
+        if chosen < -0.1 * abs(self.first["logps/chosen"]) and rejected < -0.1 * abs(self.first["logps/rejected"]):
+            self._once("displacement", f"update {row['step']}: the log-probs of chosen and rejected fall together "
+                       f"({chosen:+.1f} and {rejected:+.1f} nats since the first update): likelihood displacement. "
+                       "A larger --beta, a smaller --lr, or --loss rpo or dpop holds the chosen up")  # fmt: skip
+        if not self.bounded_below and rejected < -3.0 * abs(self.first["logps/rejected"]):
+            self._once("runaway", f"update {row['step']}: --loss {self.config.loss} has no lower bound and is running away "
+                       f"(rejected log-probs {rejected:+.0f} nats). A smaller --alpha or --lr, or fewer updates")  # fmt: skip
+
+    def _once(self, what: str, text: str) -> None:
+        if what not in self.warned:
+            self.warned.add(what)
+            log.warn(text)
+
+
+def plan(config: TrainDPO) -> dict:
+    tokenizer = setup.load_tokenizer(config)
+    rows = load_rows(config.data, "preferences", skip_bad=config.skip_bad_rows)
+    data = encode_pairs(rows, tokenizer, max_length=config.max_length, max_prompt_length=config.max_prompt_length)
+    tokens = sum(len(ids) for ids, _ in pairs.sequences(data))
+    head = {"prompts": len(data.prompts), "completions": len(data.completions)}
+    return head | setup.plan_of_training(config, len(data.pairs), "pairs", tokens, setup.count_weights(config))

@@ -1,0 +1,253 @@
+"""The one optimisation loop: global batch, gradient, update, log, evaluation, checkpoint. sft and train-dpo share it.
+
+A task gives plain functions: the micro-batches of an update, the loss of one, and what to measure. The loss of a
+micro-batch is its share of the global mean, so that micro-batches and ranks add up to the same gradient.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from .. import artifacts, log
+from ..errors import Interrupted, NumericalError
+from . import checkpoints, runtime
+from .metrics import Board, Log, Meter, rounded
+
+
+@dataclass
+class Task:
+    """What is trained, by functions.
+
+    `micro_batches(step)`: this rank's micro-batches of update `step` (0-based). `loss(micro)`: (loss, sums) where the
+    micro-batches' losses of all ranks add up to the global mean and sums is name -> (total, weight) of figures to log.
+    `tokens(micro)`: tokens it forwards. `where(step)`: the batch in words, for an error. `evaluate()`: held-out figures.
+    `point(step)`: a row for eval.jsonl, or None. `watch(row)`: looks at each logged row and may warn or raise.
+    """
+
+    steps: int
+    unit: str
+    micro_batches: Callable[[int], list]
+    loss: Callable[[Any], tuple[torch.Tensor, dict[str, tuple[float, float]]]]
+    tokens: Callable[[Any], int]
+    epoch: Callable[[int], float]
+    where: Callable[[int], str]
+    evaluate: Callable[[], dict[str, float]] | None = None
+    point: Callable[[int], dict[str, Any]] | None = None
+    watch: Callable[[dict[str, float]], None] = lambda row: None
+    count: str = "examples"
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Stop:
+    """Set by SIGTERM, SIGINT or SIGUSR1 and read at the step's end; a second signal ends at once."""
+
+    def __init__(self) -> None:
+        self.signal = ""
+
+    def __call__(self, number: int, frame: Any) -> None:
+        if self.signal:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.signal = signal.Signals(number).name
+
+
+@contextmanager
+def stop_on_signal():
+    stop = Stop()
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    before = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def make_optimizer(config, model) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if config.optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.999), eps=1e-8)
+
+
+def learning_rate(config, step: int, steps: int) -> float:
+    """Learning rate of update `step` (0-based): a linear rise over the warm-up, then constant, linear or cosine."""
+    rise = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    done = max(0.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
+    fall = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[config.schedule]
+    return config.lr * rise * fall
+
+
+def train(model, tokenizer, task: Task, config, work: artifacts.Work, device: torch.device, dtype: torch.dtype) -> None:
+    """Run `task` to its end from where the last checkpoint stands, then save the model and write the manifest.
+
+    Raises Interrupted (state saved) on a signal, NumericalError on a non-finite loss or gradient norm, before the
+    update that it would have spoilt.
+    """
+    out = Path(config.out)
+    if config.warmup_steps >= task.steps:
+        log.warn(f"the warm-up of {config.warmup_steps} updates is longer than the run of {task.steps}: "
+                 f"the learning rate ends at {learning_rate(config, task.steps - 1, task.steps):.3g} of {config.lr:.3g}")  # fmt: skip
+    optimizer = make_optimizer(config, model)
+    state = checkpoints.load_latest(out, model, optimizer) if work.resuming else None
+    state = state or {"step": 0, "sizes": {}, "tokens": 0, "sums": {}, "weights": {}}
+    if state["step"]:
+        log.say(f"{out}: continues behind update {state['step']}")
+    artifacts.write_atomic(out / "config.yaml", yaml.safe_dump({"stage": work.stage} | work.options, sort_keys=False))
+    logs = {name: Log(out / f"{name}.jsonl", state["sizes"].get(name, 0)) for name in ("metrics", "timing")}
+    if task.point:
+        logs["eval"] = Log(out / "eval.jsonl", state["sizes"].get("eval", 0))
+    run = _Run(model, task, config, out, device, dtype, optimizer, logs, Board(config.log_to, out, work.options))
+    run.tokens, run.meter.sums, run.meter.weights = state["tokens"], state["sums"], state["weights"]
+    if state["step"] == 0 and task.point:
+        logs["eval"].write(task.point(0))
+    last: dict[str, float] = {}
+    with stop_on_signal() as stop, log.progress(work.stage, task.steps, "updates", state["step"]) as meter:
+        for step in range(state["step"], task.steps):
+            last = run.update(step, meter) or last
+            run.saved = step + 1 < task.steps and (step + 1) % config.save_every == 0
+            if run.saved or stop.signal:
+                run.save(step + 1)
+            if stop.signal and step + 1 < task.steps:
+                raise Interrupted(f"stopped by {stop.signal} behind update {step + 1} of {task.steps}; the state is saved",
+                                  hint="the same command again continues")  # fmt: skip
+    _finish(run, model, tokenizer, last, work)
+
+
+class _Run:
+    """What an update needs beside the task."""
+
+    def __init__(self, model, task, config, out, device, dtype, optimizer, logs, board):
+        self.model, self.task, self.config, self.out, self.device = model, task, config, out, device
+        self.dtype, self.optimizer, self.logs, self.board = dtype, optimizer, logs, board
+        self.meter = Meter()
+        self.tokens = self.tokens_at_line = self.items_at_line = 0
+        self.line_time = time.monotonic()
+
+    def update(self, step: int, meter: log.Progress) -> dict[str, float] | None:
+        """One update; returns the row of metrics.jsonl where one was due."""
+        config, task, model = self.config, self.task, self.model
+        lr = learning_rate(config, step, task.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        micros = task.micro_batches(step)
+        total = torch.zeros((), dtype=torch.float64)
+        for micro in micros:
+            with runtime.autocast(self.device, self.dtype):
+                loss, sums = task.loss(micro)
+            loss.backward()
+            total += loss.detach().double().cpu()
+            self.meter.add_all(sums)
+            self.tokens += task.tokens(micro)
+        self._sum_gradients()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
+        loss = runtime.sum_over_ranks(total).item()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NumericalError(f"update {step + 1}: the loss is {loss}, the gradient norm {norm} ({task.where(step)})",
+                                 hint=self._last_good())  # fmt: skip
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        first = runtime.rank() == 0
+        self.meter.add("loss", loss if first else 0.0, float(first))
+        self.meter.add("grad_norm", norm if first else 0.0, float(first))
+        meter.advance(1, loss=f"{loss:.4f}", **{"tok/s": f"{self._rate():.0f}"})
+        return self._after(step + 1, lr)
+
+    def _sum_gradients(self) -> None:
+        for p in self.model.parameters():
+            if runtime.world_size() > 1:
+                if p.grad is None:
+                    p.grad = torch.zeros_like(p)
+                runtime.sum_over_ranks(p.grad)
+
+    def _after(self, step: int, lr: float) -> dict[str, float] | None:
+        config, task = self.config, self.task
+        end = step == task.steps
+        evaluate = end or (config.eval_every is not None and step % config.eval_every == 0)
+        if not (end or step == 1 or step % config.log_every == 0 or (evaluate and (task.evaluate or task.point))):
+            return None
+        means = self.meter.means()
+        row = {"step": step, "epoch": task.epoch(step), "loss": means.pop("loss"), "grad_norm": means.pop("grad_norm")}
+        row |= {"lr": lr, **means}
+        self._write_timing(step)
+        if evaluate and task.evaluate:
+            row |= {f"eval/{name}": value for name, value in task.evaluate().items()}
+        if evaluate and task.point:
+            self.logs["eval"].write(task.point(step))
+        row = rounded(row)
+        self.logs["metrics"].write(row)
+        self.board.write(step, row)
+        self.line_time = time.monotonic()
+        task.watch(row)
+        return row
+
+    def _rate(self) -> float:
+        return (self.tokens - self.tokens_at_line) / max(time.monotonic() - self.line_time, 1e-9)
+
+    def _write_timing(self, step: int) -> None:
+        seconds = time.monotonic() - self.line_time
+        items = (step - self.items_at_line) * self.config.batch_size
+        self.logs["timing"].write(rounded({
+            "step": step, "seconds": seconds, f"{self.task.count}_per_s": items / max(seconds, 1e-9),
+            "tokens_per_s": self._rate(), "peak_memory_gb": runtime.peak_memory_bytes(self.device) / 1e9,
+        }))  # fmt: skip
+        self.tokens_at_line, self.items_at_line = self.tokens, step
+
+    def save(self, step: int) -> None:
+        sizes = {name: each.sync() for name, each in self.logs.items()}
+        state = {"sizes": sizes, "tokens": self.tokens, "sums": self.meter.sums, "weights": self.meter.weights}
+        if runtime.rank() == 0:
+            checkpoints.save(self.out, step, self.model, self.optimizer, state)
+
+    def _last_good(self) -> str:
+        known = sorted((self.out / "checkpoints").glob("step-*"))
+        kept = f"the last good checkpoint is {known[-1]}; " if known else "no checkpoint had been written yet; "
+        return kept + "a smaller --lr, a longer --warmup-steps or --dtype float32 may help"
+
+
+def _finish(run: _Run, model, tokenizer, last: dict[str, float], work: artifacts.Work) -> None:
+    """Save the run directory as a Hugging Face model and write its manifest."""
+    if runtime.rank() != 0:
+        return
+    for each in run.logs.values():
+        each.sync()
+    run.board.close()
+    saved = save_model(model, tokenizer, run.out, runtime.torch_dtype(run.config.save_dtype))
+    checkpoints.prune(run.out, run.config.keep_checkpoints)
+    weights = sum(p.numel() for p in model.parameters())
+    cost = {"tokens": run.tokens, "flops": 6 * weights * run.tokens + run.task.notes.pop("flops", 0),
+            "peak_memory_bytes": runtime.peak_memory_bytes(run.device), "device": runtime.device_name(run.device)}  # fmt: skip
+    rows = [(run.out / f"{name}.jsonl", None) for name in run.logs if name != "timing"]
+    work.finish([*((p, None) for p in saved), (run.out / "config.yaml", None), *rows], run.task.notes | last, cost)
+    log.say(f"{run.out}: {run.task.steps} updates, loss {last.get('loss', float('nan')):.4f}")
+
+
+def save_model(model, tokenizer, out: Path, dtype: torch.dtype) -> list[Path]:
+    """Save model and tokenizer as an ordinary Hugging Face directory, each file whole or absent."""
+    import os
+    import shutil
+
+    tmp = out / ".saving"
+    shutil.rmtree(tmp, ignore_errors=True)
+    if dtype != torch.float32:
+        model = model.to(dtype)
+    model.config.dtype = dtype
+    model.save_pretrained(tmp)
+    tokenizer.save_pretrained(tmp)
+    saved = []
+    for file in sorted(tmp.iterdir()):
+        with open(file, "rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(file, out / file.name)
+        saved.append(out / file.name)
+    tmp.rmdir()
+    artifacts.sync_directory(out)
+    return saved

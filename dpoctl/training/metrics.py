@@ -1,0 +1,96 @@
+"""metrics.jsonl, timing.jsonl and eval.jsonl of a run: means over everything since the last line, on all ranks."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+from . import runtime
+
+
+class Meter:
+    """Sums and weights by name; `means()` gives the means over all ranks and starts anew."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.weights: dict[str, float] = {}
+
+    def add(self, name: str, total: float, weight: float) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + total
+        self.weights[name] = self.weights.get(name, 0.0) + weight
+
+    def add_all(self, totals: dict[str, tuple[float, float]]) -> None:
+        for name, (total, weight) in totals.items():
+            self.add(name, total, weight)
+
+    def means(self) -> dict[str, float]:
+        names = sorted(self.sums)
+        both = torch.tensor([[self.sums[n] for n in names], [self.weights[n] for n in names]], dtype=torch.float64)
+        runtime.sum_over_ranks(both)
+        self.sums, self.weights = {}, {}
+        return {n: both[0, i].item() / both[1, i].item() for i, n in enumerate(names) if both[1, i] > 0}
+
+
+class Log:
+    """An append-only JSONL file of a run, cut back to where a checkpoint left it."""
+
+    def __init__(self, path: Path, size: int = 0):
+        self.path = path
+        if runtime.rank() == 0:
+            self.file = open(path, "r+b" if path.exists() else "w+b")
+            self.file.truncate(size)
+            self.file.seek(size)
+
+    def write(self, row: dict[str, Any]) -> None:
+        if runtime.rank() == 0:
+            self.file.write((json.dumps(row) + "\n").encode())
+            self.file.flush()
+
+    def sync(self) -> int:
+        """The size on disk, after making sure it is on disk."""
+        if runtime.rank() != 0:
+            return 0
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return self.file.tell()
+
+
+def rounded(row: dict[str, float], digits: int = 6) -> dict[str, float]:
+    """Figures with `digits` significant digits: what float32 can stand for, and lines that people can read."""
+    return {k: float(f"{v:.{digits}g}") if isinstance(v, float) and math.isfinite(v) else v for k, v in row.items()}
+
+
+class Board:
+    """The same figures on TensorBoard or Weights & Biases, where `--log-to` asks for one."""
+
+    def __init__(self, kind: str | None, out: Path, options: dict[str, Any]):
+        self.kind = kind if runtime.rank() == 0 else None
+        try:
+            if self.kind == "tensorboard":
+                from torch.utils.tensorboard import SummaryWriter
+
+                self.writer = SummaryWriter(str(out / "tensorboard"))
+            elif self.kind == "wandb":
+                import wandb
+
+                self.writer = wandb.init(project=os.environ.get("WANDB_PROJECT", "dpoctl"), name=out.name, dir=str(out),
+                                         id=out.name, resume="allow", config=options)  # fmt: skip
+        except ImportError:
+            raise InputError(f"--log-to {kind}: the package is not installed", hint=f"pip install 'dpoctl[{kind}]'") from None
+
+    def write(self, step: int, row: dict[str, float]) -> None:
+        if self.kind == "tensorboard":
+            for name, value in row.items():
+                self.writer.add_scalar(name, value, step)
+        elif self.kind == "wandb":
+            self.writer.log(row, step=step)
+
+    def close(self) -> None:
+        if self.kind == "tensorboard":
+            self.writer.close()
+        elif self.kind == "wandb":
+            self.writer.finish()

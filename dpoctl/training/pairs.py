@@ -1,0 +1,102 @@
+"""Preference pairs as training batches in which every completion is forwarded once, and the reference's log-probs."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .. import artifacts, log
+from ..data.batching import Stream, pack, share, shuffled, shuffled_groups
+from ..data.encode import PairData
+from ..models.logprobs import response_logps, summed_logps
+from . import runtime
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Pairs over unique completions: `completions` [C] indices into the data, `pairs` [P, 2] indices into those."""
+
+    completions: list[int]
+    pairs: Tensor
+    n_global: int  # pairs of the whole update, over which the loss is averaged
+
+
+def sequences(data: PairData) -> list[tuple[list[int], int]]:
+    """(prompt + completion ids, start of the completion) of every unique completion."""
+    return [(data.prompts[p] + c, len(data.prompts[p])) for p, c in zip(data.prompt_of, data.completions, strict=True)]
+
+
+def pair_stream(data: PairData, config) -> Stream:
+    """Batches of pairs; by prompts, so that a prompt's pairs meet, or pair by pair."""
+    prompt_of_pair = [data.prompt_of[chosen] for chosen, _ in data.pairs]
+    order = shuffled_groups(config.seed, prompt_of_pair) if config.shuffle == "prompts" else shuffled(config.seed, len(data.pairs))
+    return Stream(len(data.pairs), config.batch_size, config.epochs, config.max_steps, order)
+
+
+def micro_batches(data: PairData, pairs: list[int], tokens: int, rank: int = 0, world: int = 1) -> list[PairBatch]:
+    """This rank's micro-batches of a global batch of pairs.
+
+    Pairs of one prompt stay together, so that each completion is forwarded once however many of them it is in.
+    """
+    units: dict[int, list[int]] = {}
+    for pair in pairs:
+        units.setdefault(data.prompt_of[data.pairs[pair][0]], []).append(pair)
+    rows = {p: len({i for pair in unit for i in data.pairs[pair]}) for p, unit in units.items()}
+    width = {p: len(data.prompts[p]) + max(len(data.completions[i]) for pair in unit for i in data.pairs[pair])
+             for p, unit in units.items()}  # fmt: skip
+    own = share(list(units), lambda p: rows[p] * width[p], rank, world)
+    return [_batch(data, [pair for p in group for pair in units[p]], len(pairs))
+            for group in pack(own, rows.__getitem__, width.__getitem__, tokens)]  # fmt: skip
+
+
+def _batch(data: PairData, pairs: list[int], n_global: int) -> PairBatch:
+    completions = list(dict.fromkeys(i for pair in pairs for i in data.pairs[pair]))
+    place = {c: i for i, c in enumerate(completions)}
+    local = torch.tensor([[place[a], place[b]] for a, b in (data.pairs[pair] for pair in pairs)])
+    return PairBatch(completions, local, n_global)
+
+
+def batch_tokens(data: PairData, batch: PairBatch) -> int:
+    return sum(len(data.prompts[data.prompt_of[i]]) + len(data.completions[i]) for i in batch.completions)
+
+
+def batch_logps(model, seqs: list[tuple[list[int], int]], batch: PairBatch) -> Tensor:
+    """Summed log-probs [C] of a micro-batch's completions; differentiable."""
+    return summed_logps(model, [seqs[i] for i in batch.completions])
+
+
+def reference_logps(load: Callable[[], object], key: dict, seqs: list[tuple[list[int], int]], config, device, dtype) -> Tensor:
+    """Summed log-probs [completions] float32 of every unique completion under the reference, from the cache if known.
+
+    The key is content: the reference's weights and tokenizer, the precision, and the very token ids; so a sweep over
+    beta computes them once, and a changed file is never taken for the old one. `load()` brings the reference.
+    """
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
+    for ids, start in seqs:
+        digest.update(np.array([start, len(ids), *ids], dtype=np.int64).tobytes())
+    folder = Path(config.cache_dir) if config.cache_dir else artifacts.cache_home() / "reference"
+    path = folder / f"{digest.hexdigest()[:40]}.safetensors"
+    if path.exists():
+        try:
+            cached = load_file(path)["logps"]
+            if cached.shape == (len(seqs),) and bool(cached.isfinite().all()):
+                log.say(f"reference log-probs of {len(seqs)} completions: from the cache")
+                return cached
+        except Exception as e:  # safetensors raises its own kinds; a damaged cache only costs the time to fill it again
+            log.warn(f"{path}: cannot be read ({type(e).__name__}); computed again")
+    reference = load()
+    with runtime.autocast(device, dtype):
+        logps = response_logps(reference, seqs, tokens_per_batch=config.tokens_per_batch)
+    log.say(f"reference log-probs of {len(seqs)} completions: computed")
+    if runtime.rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        tmp = path.with_name(f".{path.name}.{artifacts.os.getpid()}.tmp")
+        save_file({"logps": logps}, tmp)
+        tmp.replace(path)
+    return logps

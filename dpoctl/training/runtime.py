@@ -1,0 +1,89 @@
+"""The machine a command runs on: device, precision, ranks, allocator, peak memory."""
+
+import ctypes
+import os
+import platform
+import resource
+import sys
+from contextlib import nullcontext
+
+import torch
+import torch.distributed as dist
+
+from ..errors import InputError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of `--device`. Raises InputError where it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        if device.type == "cuda" and os.environ.get("LOCAL_RANK"):
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        raise InputError(f"--device {name}: {str(e).splitlines()[0]}", hint="--device auto takes what is there") from None
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return _DTYPES[name]
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    return _DTYPES[name]
+
+
+def autocast(device: torch.device, dtype: torch.dtype):
+    """Forward passes in `dtype` over float32 weights."""
+    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed blocks: by default it returns them to the system at every step and faults them in again."""
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own mapping
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap's top is not given back
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def join_ranks(device: torch.device) -> None:
+    """Join the process group that torchrun announced; nothing to do for one process."""
+    if world_size() > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum in place over all ranks."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory of the device: allocated by torch on a GPU, resident in this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"

@@ -1,0 +1,107 @@
+"""What training stages share before the loop: models on the device, held-out and frontier functions, the plan."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .. import log
+from ..data.encode import fingerprint
+from ..data.rows import load_rows
+from ..errors import InputError
+from ..models.load import context_length, load_policy
+from ..models.scorers import load_scorer
+from . import frontier, runtime
+
+
+def open_device(config) -> tuple[torch.device, torch.dtype]:
+    device = runtime.pick_device(config.device)
+    runtime.join_ranks(device)
+    return device, runtime.pick_dtype(config.dtype, device)
+
+
+def open_model(config, path: str, device: torch.device):
+    """(model, tokenizer) with float32 weights."""
+    return load_policy(path, device=str(device), revision=config.revision, trust_remote_code=config.trust_remote_code)
+
+
+def lengths(config, model) -> tuple[int, int]:
+    """(max length, max prompt length) within the model's context; a context that is shorter is said."""
+    context = context_length(model)
+    if context is None or config.max_length <= context:
+        return config.max_length, config.max_prompt_length
+    log.say(f"--max-length {config.max_length} is lowered to the model's context of {context}")
+    if config.max_prompt_length >= context:
+        raise InputError(f"--max-prompt-length {config.max_prompt_length} leaves no room in the model's context of {context}",
+                         hint=f"give --max-length {context} and a smaller --max-prompt-length")  # fmt: skip
+    return context, config.max_prompt_length
+
+
+def frontier_point(config, model, tokenizer, device, dtype, method: str, ref: str,
+                   trained_on: set[tuple[int, ...]]) -> Callable[[int], dict[str, Any]] | None:  # fmt: skip
+    """The function that measures a point of the frontier at an update, where `--eval-prompts` asks for them.
+
+    The reference comes into memory for each point and leaves it again. `trained_on`: prompts' ids of the training data;
+    an overlap is warned about, since a reward on seen prompts says little.
+    """
+    if not config.eval_prompts:
+        return None
+    rows = load_rows(config.eval_prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.eval_limit)
+    ids = frontier.prompt_ids(rows.rows, tokenizer, context_length(model), rows.path, rows.lines)
+    seen = sum(tuple(i) in trained_on for i in ids)
+    if seen:
+        log.warn(f"{seen} of {len(ids)} prompts of {config.eval_prompts} are in the training data too")
+    scorer = load_scorer(config.scorer, device=str(device), revision=config.revision, text=config.score_text)
+    options = {"seed": config.seed} | {k: getattr(config, k) for k in ("beta", "loss", "alpha") if hasattr(config, k)}
+
+    def point(step: int) -> dict[str, Any]:
+        reference, _ = open_model(config, ref, device)
+        with runtime.autocast(device, dtype):
+            figures, _ = frontier.evaluate_policy(model, reference, tokenizer, rows.rows, ids, scorer, config, n=1,
+                                                  seed=config.seed)  # fmt: skip
+        del reference
+        head = {"model": config.out, "method": method, "options": options, "step": step}
+        row = head | {"temperature": config.temperature, "scorer": f"{scorer.name}@{scorer.reading}"} | figures
+        kl = f", KL {row['kl']:.2f}" if row["kl"] is not None else ""
+        log.say(f"update {step}: reward {row['reward']:.3f} +- {row['reward_se']:.3f}{kl}")
+        return row
+
+    return point
+
+
+def same_tokenizer(own, other, own_path: str, other_path: str) -> None:
+    if fingerprint(own) != fingerprint(other):
+        raise InputError(f"{other_path}: its tokenizer is not that of {own_path}, so their log-probs do not compare",
+                         hint="a reference has the policy's tokenizer")  # fmt: skip
+
+
+def plan_of_training(config, items: int, unit: str, tokens: int, weights: int) -> dict[str, Any]:
+    """What --dry-run shows of a training stage."""
+    steps = -(-int(items * config.epochs + 0.999999) // config.batch_size)
+    steps = min(steps, config.max_steps or steps)
+    seen = tokens * steps * config.batch_size / max(1, items)
+    state = 1 if config.optimizer == "rmsprop" else 2
+    return {unit: items, "updates": steps, "tokens": int(seen), "parameters": weights,
+            "FLOPs": f"{6 * weights * seen:.2e}",
+            "weights + gradients + optimizer": f"{4 * weights * (2 + state) / 1e9:.2f} GB"}  # fmt: skip
+
+
+def count_weights(config) -> int:
+    """Parameters of `config.model`, from its configuration alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from ..models.load import resolve
+
+    folder = resolve(config.model, config.revision)
+    try:
+        with torch.device("meta"):
+            shape = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    except (OSError, ValueError) as e:
+        raise InputError(f"{config.model}: {str(e).splitlines()[0]}", hint="a directory or hub id of a causal LM") from None
+    return sum(p.numel() for p in shape.parameters())
+
+
+def load_tokenizer(config):
+    from ..models.load import load_tokenizer
+
+    return load_tokenizer(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
