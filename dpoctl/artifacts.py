@@ -123,8 +123,10 @@ def check_inputs(inputs: list[tuple[str, str, str]]) -> None:
             from .options import closest
 
             near = closest(Path(path).name, [p.name for p in folder.iterdir()])
-            raise InputError(f"{path}: not found (--{name})",
-                             hint=f"did you mean {folder / near}?" if near else f"see what is in {folder}")  # fmt: skip
+            raise InputError(
+                f"{path}: not found (--{name})",
+                hint=f"did you mean {folder / near}?" if near else f"see what is in {folder}",
+            )
 
 
 def describe_input(name: str, path: str, revision: str | None, base: Path) -> dict[str, Any]:
@@ -133,13 +135,19 @@ def describe_input(name: str, path: str, revision: str | None, base: Path) -> di
         return {"name": name, "path": path, "sha256": _hub_commit(path, revision or "main"), "manifest": None}
     manifest = read_manifest(path)
     size = os.path.getsize(path) if os.path.isfile(path) else sum(p.stat().st_size for p in model_files(path))
-    return {"name": name, "path": _relative(path, base), "size": size, "sha256": sha256_path(path),
-            "manifest": manifest and manifest.get("id")}  # fmt: skip
+    return {
+        "name": name,
+        "path": _relative(path, base),
+        "size": size,
+        "sha256": sha256_path(path),
+        "manifest": manifest and manifest.get("id"),
+    }
 
 
 def _hub_commit(repo: str, revision: str) -> str | None:
     home = os.environ.get("HF_HOME") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface")  # fmt: skip
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface"
+    )
     cache = Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
     if re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
@@ -207,11 +215,21 @@ class Work:
         for path, rows in outputs:
             entry = {"path": _relative(path, self.folder), "size": path.stat().st_size, "sha256": sha256_file(path)}
             listed.append(entry | ({} if rows is None else {"rows": rows}))
-        content = {"stage": self.stage, "versions": versions(), "options": self.options,
-                   "identity": self.identity, "inputs": self.describe_inputs(), "outputs": listed, "figures": figures}  # fmt: skip
+        content = {
+            "stage": self.stage,
+            "versions": versions(),
+            "options": self.options,
+            "identity": self.identity,
+            "inputs": self.describe_inputs(),
+            "outputs": listed,
+            "figures": figures,
+        }
         identity = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
-        stamp = {"started": _clock(self.started), "finished": _clock(time.time()),
-                 "wall_seconds": round(time.time() - self.started, 3)}  # fmt: skip
+        stamp = {
+            "started": _clock(self.started),
+            "finished": _clock(time.time()),
+            "wall_seconds": round(time.time() - self.started, 3),
+        }
         text = dump({"id": identity, **content, "cost": stamp | cost})
         for path, _ in outputs:
             if is_row_file(path) and self.is_rows and path != self.out:
@@ -259,7 +277,9 @@ def _make_folder(folder: Path) -> bool:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise InputError(f"{folder}: is in the way, a file where a directory is to be", hint="choose another --out") from None
+        raise InputError(
+            f"{folder}: is in the way, a file where a directory is to be", hint="choose another --out"
+        ) from None
     return not existed
 
 
@@ -276,8 +296,9 @@ def _open(work: Work, overwrite: bool) -> None:
         _refuse_changes(work, manifest, now)
         missing = [o["path"] for o in manifest["outputs"] if not (work.folder / o["path"]).exists()]
         if missing:
-            raise InputError(f"{work.out}: complete by its manifest, but {missing[0]} is gone",
-                             hint="--overwrite makes it again")  # fmt: skip
+            raise InputError(
+                f"{work.out}: complete by its manifest, but {missing[0]} is gone", hint="--overwrite makes it again"
+            )
         os.utime(manifest_path(work.out))  # newer than its inputs, so make is content
         work.finished = True
         return
@@ -291,12 +312,16 @@ def _open(work: Work, overwrite: bool) -> None:
 def _refuse_foreign(work: Work) -> None:
     if work.is_rows:
         if work.out.exists():
-            raise InputError(f"{work.out}: exists, but dpoctl has no manifest of it", hint="choose another --out, or remove it")
+            raise InputError(
+                f"{work.out}: exists, but dpoctl has no manifest of it", hint="choose another --out, or remove it"
+            )
         return
     held = [p.name for p in work.out.iterdir() if p.name != _lock_path(work).name]
     if held:
-        raise InputError(f"{work.out}: holds something that dpoctl did not begin ({sorted(held)[0]})",
-                         hint="choose an empty or new directory for --out")  # fmt: skip
+        raise InputError(
+            f"{work.out}: holds something that dpoctl did not begin ({sorted(held)[0]})",
+            hint="choose an empty or new directory for --out",
+        )
 
 
 def _refuse_changes(work: Work, before: dict, now: dict) -> None:
@@ -309,7 +334,9 @@ def _refuse_changes(work: Work, before: dict, now: dict) -> None:
             raise InputError(f"{work.out}: was begun with --{key} {old}, now it is {value}", hint=hint)
     for old, new in zip(before["inputs"], now["inputs"], strict=False):
         if old["name"] != new["name"] or (old["sha256"] and new["sha256"] and old["sha256"] != new["sha256"]):
-            raise InputError(f"{work.out}: was begun with another --{new['name']} ({new['path']} has changed)", hint=hint)
+            raise InputError(
+                f"{work.out}: was begun with another --{new['name']} ({new['path']} has changed)", hint=hint
+            )
     if len(before["inputs"]) != len(now["inputs"]):
         old, new = {i["name"] for i in before["inputs"]}, {i["name"] for i in now["inputs"]}
         name = next(iter(old ^ new), "inputs")
@@ -354,7 +381,9 @@ def _locked(out: Path, work: Work) -> Iterator[None]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(fd)
-            raise InputError(f"{out}: another dpoctl is at work on it", hint="wait for it, or choose another --out") from None
+            raise InputError(
+                f"{out}: another dpoctl is at work on it", hint="wait for it, or choose another --out"
+            ) from None
         with suppress(FileNotFoundError):
             if os.stat(path).st_ino == os.fstat(fd).st_ino:
                 break

@@ -6,8 +6,10 @@ from .options import option
 
 RUN, DATA, OPT, GEN, EVAL, LOSS = "Run", "Data", "Optimisation", "Generation", "Evaluation on the way", "Objective"
 SIEBERT = "siebert/sentiment-roberta-large-english"
-SCORER_HELP = ("SCORER: a sequence classifier or reward model (hub id or directory; @prob, @logit or @log-odds picks "
-               "the reading), implicit:POLICY,REFERENCE, or python:FILE.py:FUNCTION.")  # fmt: skip
+SCORER_HELP = (
+    "SCORER: a sequence classifier or reward model (hub id or directory; @prob, @logit or @log-odds picks "
+    "the reading), implicit:POLICY,REFERENCE, or python:FILE.py:FUNCTION."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +27,12 @@ class Common:
 @dataclass(frozen=True, kw_only=True)
 class Device:
     device: str = option("auto", "cpu, cuda, cuda:1, mps; auto takes the GPU where there is one.", RUN, identity=False)
-    dtype: str = option("auto", "Compute precision; weights stay float32. auto: bfloat16 on a GPU, else float32.", RUN,
-                        choices=("auto", "float32", "bfloat16"))  # fmt: skip
+    dtype: str = option(
+        "auto",
+        "Compute precision; weights stay float32. auto: bfloat16 on a GPU, else float32.",
+        RUN,
+        choices=("auto", "float32", "bfloat16"),
+    )
     revision: str | None = option(None, "Branch, tag or commit of hub ids.", RUN)
     trust_remote_code: bool = option(False, "Run the code that a hub model brings along.", RUN)
 
@@ -37,8 +43,9 @@ class Generation:
     top_p: float = option(1.0, "Keep the smallest set of tokens with this probability.", GEN, above=0, at_most=1)
     top_k: int = option(0, "Keep the k most probable tokens; 0 keeps all.", GEN, at_least=0)
     max_new_tokens: int = option(64, "Longest completion, in tokens.", GEN, at_least=1)
-    wave_rows: int = option(256, "Completions generated side by side. Rounding, so the bytes, depend on it.", GEN,
-                            at_least=1)  # fmt: skip
+    wave_rows: int = option(
+        256, "Completions generated side by side. Rounding, so the bytes, depend on it.", GEN, at_least=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,22 +53,32 @@ class Training:
     epochs: float = option(1.0, "Passes over the data.", OPT, above=0)
     max_steps: int | None = option(None, "Stop after this many updates, whatever --epochs says.", OPT, at_least=1)
     warmup_steps: int = option(150, "Updates over which the learning rate rises linearly.", OPT, at_least=0)
-    schedule: str = option("constant", "Learning rate after the warm-up.", OPT, choices=("constant", "linear", "cosine"))
+    schedule: str = option(
+        "constant", "Learning rate after the warm-up.", OPT, choices=("constant", "linear", "cosine")
+    )
     weight_decay: float = option(0.0, "Decoupled with adamw, L2 with rmsprop.", OPT, at_least=0)
-    tokens_per_batch: int = option(8192, "Tokens in one forward pass (padding counted); memory, not mathematics.", OPT,
-                                   at_least=1, identity=False)  # fmt: skip
+    tokens_per_batch: int = option(
+        8192, "Tokens in one forward pass (padding counted); memory, not mathematics.", OPT, at_least=1, identity=False
+    )
     max_length: int = option(512, "Longest prompt + completion, in tokens.", DATA, at_least=2)
     max_prompt_length: int = option(256, "Longest prompt; longer ones keep their end.", DATA, at_least=1)
     skip_bad_rows: bool = option(False, "Count and skip rows that are not as they should be.", DATA)
     eval_every: int | None = option(None, "Updates between evaluations; without it only at the end.", EVAL, at_least=1)
     log_every: int = option(10, "Updates between rows of metrics.jsonl.", RUN, at_least=1, identity=False)
     save_every: int = option(500, "Updates between checkpoints.", RUN, at_least=1, identity=False)
-    keep_checkpoints: int = option(2, "Checkpoints kept when the run is complete; 0 keeps none.", RUN, at_least=0,
-                                   at_most=2, identity=False)  # fmt: skip
-    save_dtype: str = option("float32", "Precision of the saved weights.", RUN,
-                             choices=("float32", "bfloat16", "float16"))  # fmt: skip
-    log_to: str | None = option(None, "Also log to tensorboard or wandb (extras of the package).", RUN,
-                                choices=("tensorboard", "wandb"), identity=False)  # fmt: skip
+    keep_checkpoints: int = option(
+        2, "Checkpoints kept when the run is complete; 0 keeps none.", RUN, at_least=0, at_most=2, identity=False
+    )
+    save_dtype: str = option(
+        "float32", "Precision of the saved weights.", RUN, choices=("float32", "bfloat16", "float16")
+    )
+    log_to: str | None = option(
+        None,
+        "Also log to tensorboard or wandb (extras of the package).",
+        RUN,
+        choices=("tensorboard", "wandb"),
+        identity=False,
+    )
 
     def length_problems(self) -> list[str]:
         if self.max_prompt_length < self.max_length:
@@ -73,12 +90,14 @@ class Training:
 class Frontier(Generation):
     """Points of the reward-KL frontier during training."""
 
-    eval_prompts: str | None = option(None, "Prompts for points of the reward-KL frontier (eval.jsonl).", EVAL,
-                                      input="file")  # fmt: skip
+    eval_prompts: str | None = option(
+        None, "Prompts for points of the reward-KL frontier (eval.jsonl).", EVAL, input="file"
+    )
     eval_limit: int | None = option(256, "Use the first so many of those prompts.", EVAL, at_least=1)
     scorer: str = option(SIEBERT, "Reward of those points. " + SCORER_HELP, EVAL, input="scorer")
-    score_text: str = option("joined", "Score prompt and completion joined, or the completion alone.", EVAL,
-                             choices=("joined", "completion"))  # fmt: skip
+    score_text: str = option(
+        "joined", "Score prompt and completion joined, or the completion alone.", EVAL, choices=("joined", "completion")
+    )
 
     def frontier_inputs(self, inputs: list) -> list:
         """Without evaluation prompts nothing is scored, so the scorer is no input."""
@@ -88,10 +107,16 @@ class Frontier(Generation):
 @dataclass(frozen=True, kw_only=True)
 class Prepare(Common):
     task: str = option(help="What to prepare.", choices=("imdb", "toy"), argument=True)
-    source: str | None = option(None, "The task's rows on disk instead of the hub: .jsonl, .jsonl.gz, .csv or .parquet "
-                                "with `text` and, if known, `label`.", DATA, input="file")  # fmt: skip
-    tokenizer: str | None = option(None, "Tokenizer whose tokens the prefixes count (toy: its own).", DATA,
-                                   input="model")  # fmt: skip
+    source: str | None = option(
+        None,
+        "The task's rows on disk instead of the hub: .jsonl, .jsonl.gz, .csv or .parquet "
+        "with `text` and, if known, `label`.",
+        DATA,
+        input="file",
+    )
+    tokenizer: str | None = option(
+        None, "Tokenizer whose tokens the prefixes count (toy: its own).", DATA, input="model"
+    )
     revision: str | None = option(None, "Revision of the hub's data set.", DATA)
     limit: int | None = option(None, "Use the first so many reviews (toy: invent so many for SFT).", DATA, at_least=4)
     train_prompts: int = option(2000, "Prompts for make-prefs.", DATA, at_least=1)
@@ -115,10 +140,12 @@ class SFT(Frontier, Training, Device, Common):
     model: str = option(help="Model to fine-tune: directory or hub id.", input="model")
     data: str = option(help="Text rows, prompt + completion rows, or preferences with --field.", input="file")
     eval_data: str | None = option(None, "Held-out rows for the loss.", EVAL, input="file")
-    field: str | None = option(None, "Train on this side of preferences (chosen: Preferred-FT).", DATA,
-                               choices=("chosen", "rejected"))  # fmt: skip
-    overlong: str = option("truncate", "What to do with texts over --max-length.", DATA,
-                           choices=("truncate", "drop", "split"))  # fmt: skip
+    field: str | None = option(
+        None, "Train on this side of preferences (chosen: Preferred-FT).", DATA, choices=("chosen", "rejected")
+    )
+    overlong: str = option(
+        "truncate", "What to do with texts over --max-length.", DATA, choices=("truncate", "drop", "split")
+    )
     ref: str | None = option(None, "Reference of the KL at --eval-prompts (default: --model).", EVAL, input="model")
     lr: float = option(1e-5, "Learning rate.", OPT, above=0)
     batch_size: int = option(32, "Rows per update, over all devices.", OPT, at_least=1)
@@ -134,13 +161,15 @@ class MakePrefs(Generation, Device, Common):
     model: str = option(help="The SFT model that is sampled.", input="model")
     prompts: str = option(help="Prompt rows.", input="file")
     scorer: str = option(SIEBERT, SCORER_HELP, input="scorer")
-    score_text: str = option("joined", "Score prompt and completion joined, or the completion alone.",
-                             choices=("joined", "completion"))  # fmt: skip
+    score_text: str = option(
+        "joined", "Score prompt and completion joined, or the completion alone.", choices=("joined", "completion")
+    )
     completions: int = option(4, "Samples per prompt.", at_least=2)
     pairs: str = option("all", "Which pairs of a prompt's samples to keep.", choices=("all", "best-worst", "random"))
     min_margin: float = option(0.0, "Drop pairs whose scores differ by less.", at_least=0)
-    completions_out: str | None = option(None, "Also keep the samples with their scores, in this .jsonl file.",
-                                         identity=False)  # fmt: skip
+    completions_out: str | None = option(
+        None, "Also keep the samples with their scores, in this .jsonl file.", identity=False
+    )
     limit: int | None = option(None, "Use the first so many prompts.", DATA, at_least=1)
     skip_bad_rows: bool = option(False, "Count and skip rows that are not as they should be.", DATA)
 
@@ -157,21 +186,46 @@ class TrainDPO(Frontier, Training, Device, Common):
     ref: str | None = option(None, "Reference (default: --model).", input="model")
     data: str = option(help="Preference rows.", input="file")
     eval_data: str | None = option(None, "Held-out preference rows.", EVAL, input="file")
-    loss: str = option("sigmoid", "Objective; sigmoid is DPO.", LOSS,
-                       choices=("sigmoid", "robust", "ipo", "ipo-mean", "hinge", "rpo", "dpop", "sigmoid-norm", "simpo",
-                                "orpo", "kto", "unlikelihood"))  # fmt: skip
+    loss: str = option(
+        "sigmoid",
+        "Objective; sigmoid is DPO.",
+        LOSS,
+        choices=(
+            "sigmoid",
+            "robust",
+            "ipo",
+            "ipo-mean",
+            "hinge",
+            "rpo",
+            "dpop",
+            "sigmoid-norm",
+            "simpo",
+            "orpo",
+            "kto",
+            "unlikelihood",
+        ),
+    )
     beta: float = option(0.1, "Strength of the pull to the reference (tau for ipo).", LOSS, above=0)
-    label_smoothing: float | None = option(None, "Assumed share of flipped labels (sigmoid, robust).", LOSS, at_least=0,
-                                           at_most=0.4999)  # fmt: skip
+    label_smoothing: float | None = option(
+        None, "Assumed share of flipped labels (sigmoid, robust).", LOSS, at_least=0, at_most=0.4999
+    )
     alpha: float | None = option(None, "Weight of the second term (rpo, unlikelihood).", LOSS, at_least=0)
     gamma: float | None = option(None, "SimPO's target margin.", LOSS, at_least=0)
     lambda_: float | None = option(None, "Weight of the second term (dpop, orpo).", LOSS, at_least=0, flag="--lambda")
     lambda_chosen: float | None = option(None, "KTO's weight of chosen completions.", LOSS, at_least=0)
     lambda_rejected: float | None = option(None, "KTO's weight of rejected completions.", LOSS, at_least=0)
-    shuffle: str = option("prompts", "Shuffle prompts, so that a prompt's pairs share their forwards, or pairs.", OPT,
-                          choices=("prompts", "pairs"))  # fmt: skip
-    cache_dir: str | None = option(None, "Where reference log-probs are kept for the next run (default: the user's "
-                                   "cache folder).", RUN, identity=False)  # fmt: skip
+    shuffle: str = option(
+        "prompts",
+        "Shuffle prompts, so that a prompt's pairs share their forwards, or pairs.",
+        OPT,
+        choices=("prompts", "pairs"),
+    )
+    cache_dir: str | None = option(
+        None,
+        "Where reference log-probs are kept for the next run (default: the user's cache folder).",
+        RUN,
+        identity=False,
+    )
     lr: float = option(1e-6, "Learning rate.", OPT, above=0)
     batch_size: int = option(64, "Pairs per update, over all devices.", OPT, at_least=1)
     optimizer: str = option("rmsprop", "Optimizer.", OPT, choices=("rmsprop", "adamw"))
@@ -183,10 +237,19 @@ class TrainDPO(Frontier, Training, Device, Common):
     def loss_problems(self) -> list[str]:
         """Options that the chosen loss does not read would do nothing: refused."""
         read = LOSS_OPTIONS[self.loss]
-        flags = {"label_smoothing": "--label-smoothing", "alpha": "--alpha", "gamma": "--gamma", "lambda_": "--lambda",
-                 "lambda_chosen": "--lambda-chosen", "lambda_rejected": "--lambda-rejected"}  # fmt: skip
-        return [f"{flag} means nothing to --loss {self.loss}" for name, flag in flags.items()
-                if getattr(self, name) is not None and name not in read]  # fmt: skip
+        flags = {
+            "label_smoothing": "--label-smoothing",
+            "alpha": "--alpha",
+            "gamma": "--gamma",
+            "lambda_": "--lambda",
+            "lambda_chosen": "--lambda-chosen",
+            "lambda_rejected": "--lambda-rejected",
+        }
+        return [
+            f"{flag} means nothing to --loss {self.loss}"
+            for name, flag in flags.items()
+            if getattr(self, name) is not None and name not in read
+        ]
 
 
 LOSS_OPTIONS = {  # what each loss reads beside beta; a test holds it to objectives/preference.py
@@ -219,21 +282,24 @@ class Sample(Generation, Device, Common):
 class Score(Device, Common):
     data: str = option(help="Rows with text: completions, texts.", input="file")
     scorer: str = option(help=SCORER_HELP, input="scorer")
-    score_text: str = option("joined", "Score prompt and completion joined, or the completion alone.",
-                             choices=("joined", "completion"))  # fmt: skip
+    score_text: str = option(
+        "joined", "Score prompt and completion joined, or the completion alone.", choices=("joined", "completion")
+    )
     skip_bad_rows: bool = option(False, "Count and skip rows that are not as they should be.", DATA)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Generation, Device, Common):
     model: tuple[str, ...] = option((), "Model to evaluate; may be given several times.", input="model")
-    completions: tuple[str, ...] = option((), "A completions file to evaluate instead (no KL); may be repeated.",
-                                          input="file")  # fmt: skip
+    completions: tuple[str, ...] = option(
+        (), "A completions file to evaluate instead (no KL); may be repeated.", input="file"
+    )
     ref: str | None = option(None, "Reference of the KL and of the perplexity.", input="model")
     prompts: str | None = option(None, "Prompts for the models, unseen in training.", input="file")
     scorer: str = option(SIEBERT, SCORER_HELP, input="scorer")
-    score_text: str = option("joined", "Score prompt and completion joined, or the completion alone.",
-                             choices=("joined", "completion"))  # fmt: skip
+    score_text: str = option(
+        "joined", "Score prompt and completion joined, or the completion alone.", choices=("joined", "completion")
+    )
     lm: str | None = option(None, "A further language model for the perplexity.", input="model")
     n: int = option(1, "Completions per prompt.", at_least=1)
     limit: int | None = option(None, "Use the first so many prompts.", DATA, at_least=1)
@@ -251,10 +317,19 @@ class Evaluate(Generation, Device, Common):
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Common):
-    inputs: tuple[str, ...] = option(help="Run directories, evaluation and completions files.", argument=True,
-                                     input="file")  # fmt: skip
+    inputs: tuple[str, ...] = option(
+        help="Run directories, evaluation and completions files.", argument=True, input="file"
+    )
     title: str = option("Reward against KL", "Heading of the page.")
 
 
-COMMANDS = {"prepare": Prepare, "sft": SFT, "make-prefs": MakePrefs, "train-dpo": TrainDPO, "sample": Sample,
-            "score": Score, "evaluate": Evaluate, "report": Report}  # fmt: skip
+COMMANDS = {
+    "prepare": Prepare,
+    "sft": SFT,
+    "make-prefs": MakePrefs,
+    "train-dpo": TrainDPO,
+    "sample": Sample,
+    "score": Score,
+    "evaluate": Evaluate,
+    "report": Report,
+}

@@ -84,8 +84,14 @@ def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Progre
         return
     from rich import progress as rp
 
-    columns = [rp.TextColumn("{task.description}"), rp.BarColumn(bar_width=24), rp.MofNCompleteColumn(),
-               rp.TextColumn(unit), rp.TextColumn("{task.fields[figures]}"), rp.TimeRemainingColumn()]  # fmt: skip
+    columns = [
+        rp.TextColumn("{task.description}"),
+        rp.BarColumn(bar_width=24),
+        rp.MofNCompleteColumn(),
+        rp.TextColumn(unit),
+        rp.TextColumn("{task.fields[figures]}"),
+        rp.TimeRemainingColumn(),
+    ]
     with rp.Progress(*columns, console=console, transient=True) as bar:
         meter.bar, meter.task = bar, bar.add_task(what, total=total, completed=done, figures="")
         yield meter

@@ -73,8 +73,9 @@ def resolve(cls: type, command: str, flags: dict[str, Any], recipe: str | None) 
     """
     problems: list[str] = []
     values = _recipe_values(cls, command, recipe, problems) if recipe else {}
-    values.update({name: (value, flag_of(f)) for f in fields(cls) for name in [f.name]
-                   if (value := flags.get(name)) is not None})  # fmt: skip
+    values.update(
+        {name: (value, flag_of(f)) for f in fields(cls) for name in [f.name] if (value := flags.get(name)) is not None}
+    )
     hints = get_type_hints(cls)
     resolved: dict[str, Any] = {}
     for f in fields(cls):
@@ -104,7 +105,9 @@ def _recipe_values(cls: type, command: str, recipe: str, problems: list[str]) ->
     for section, line in document["lines"].items():
         if section not in (*known.COMMANDS, "defaults"):
             near = closest(section, (*known.COMMANDS, "defaults"))
-            problems.append(f"{recipe}:{line}: {section}: no such section" + (f" (did you mean {near}?)" if near else ""))
+            problems.append(
+                f"{recipe}:{line}: {section}: no such section" + (f" (did you mean {near}?)" if near else "")
+            )
     every = {key_of(f) for c in known.COMMANDS.values() for f in fields(c)}
     for section in ("defaults", command):
         for key, (value, line) in document["sections"].get(section, {}).items():
@@ -148,7 +151,9 @@ def _load_yaml(path: str) -> dict[str, Any]:
 
 def _expect_mapping(path: str, node, what: str) -> None:
     if node.id != "mapping":
-        raise InputError(f"{path}:{node.start_mark.line + 1}: {what}", hint="for example: 'train-dpo:' then '  beta: 0.1'")
+        raise InputError(
+            f"{path}:{node.start_mark.line + 1}: {what}", hint="for example: 'train-dpo:' then '  beta: 0.1'"
+        )
 
 
 def _check(value: Any, hint: Any, spec: Spec) -> tuple[str, Any]:

@@ -3,20 +3,24 @@
 import errno
 import os
 
-import click
 import typer
 
 from .. import __version__, log
 from ..config import COMMANDS
-from ..errors import DpoctlError, InputError
+from ..errors import DpoctlError
 from ..options import closest
 from .command import add_command
 
+UsageError = typer.BadParameter.__bases__[0]  # typer's own copy of click, or click: whichever is installed
+
 app = typer.Typer(
-    name="dpoctl", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+    name="dpoctl",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Direct Preference Optimization as its paper ran it: every stage a command, stages chained by files.",
-)  # fmt: skip
+)
 
 
 @app.callback(invoke_without_command=True)
@@ -33,19 +37,19 @@ for _name in COMMANDS:
 def run(argv: list[str]) -> int:
     """Run one command line and return its exit code."""
     try:
-        return app(argv, standalone_mode=False) or 0
+        return app(argv, standalone_mode=False, prog_name="dpoctl") or 0
     except DpoctlError as e:
         log.error(str(e))
         return e.exit_code
-    except click.exceptions.NoArgsIsHelpError as e:
-        print(e.format_message())
-        return 0
-    except click.UsageError as e:
+    except UsageError as e:
+        if type(e).__name__ == "NoArgsIsHelpError":
+            print(e.format_message())
+            return 0
         log.error(_usage(e))
         return 2
-    except click.exceptions.Exit as e:
+    except typer.Exit as e:
         return e.exit_code
-    except click.Abort:
+    except typer.Abort:
         return 130
     except KeyboardInterrupt:
         log.error("interrupted\nhint: the same command again goes on where the last saved state stands")
@@ -60,8 +64,10 @@ def run(argv: list[str]) -> int:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
             raise
         where = f"{e.filename}: " if e.filename else ""
-        log.error(f"{where}cannot be written ({e.strerror})\nhint: make room or choose another --out; then the same command "
-                  "again continues")  # fmt: skip
+        log.error(
+            f"{where}cannot be written ({e.strerror})\nhint: make room or choose another --out; then the same command "
+            "again continues"
+        )
         return 2
     except RuntimeError as e:  # torch's OutOfMemoryError is one; torch is not imported here to ask
         if "out of memory" not in str(e) and "can't allocate memory" not in str(e):
@@ -73,10 +79,10 @@ def run(argv: list[str]) -> int:
 _MEMORY_HINT = "a smaller --tokens-per-batch (training) or --wave-rows (generation), or --dtype bfloat16"
 
 
-def _usage(e: click.UsageError) -> str:
+def _usage(e: UsageError) -> str:
     message = e.format_message()
     path = e.ctx.command_path if e.ctx else "dpoctl"
-    if isinstance(e, click.exceptions.NoSuchOption) and e.ctx is not None:
+    if type(e).__name__ == "NoSuchOption" and e.ctx is not None:
         known = [o for p in e.ctx.command.params for o in p.opts]
         near = closest(e.option_name, known)
         message = f"no such option: {e.option_name}" + (f" (did you mean {near}?)" if near else "")
@@ -85,6 +91,3 @@ def _usage(e: click.UsageError) -> str:
         near = closest(name, COMMANDS)
         message = f"no such command: {name}" + (f" (did you mean {near}?)" if near else "")
     return f"{message}\nhint: see {path} --help"
-
-
-__all__ = ["InputError", "app", "run"]

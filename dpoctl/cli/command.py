@@ -29,9 +29,11 @@ def add_command(app: typer.Typer, name: str) -> None:
 
 def _parameters(config_class: type) -> list[inspect.Parameter]:
     hints = get_type_hints(config_class)
-    parameters = [_option("config", str, "--config", "A recipe's YAML; flags go before its sections.", "Run", "none"),
-                  _option("verbose", bool, "-v", "Say more.", "Run", ""),
-                  _option("quiet", bool, "-q", "Warnings and errors only.", "Run", "")]  # fmt: skip
+    parameters = [
+        _option("config", str, "--config", "A recipe's YAML; flags go before its sections.", "Run", ""),
+        _option("verbose", bool, "-v", "Say more.", "Run", ""),
+        _option("quiet", bool, "-q", "Warnings and errors only.", "Run", ""),
+    ]
     for f in fields(config_class):
         spec = options.spec_of(f)
         kind, many = options.base_type(hints[f.name])
@@ -41,8 +43,16 @@ def _parameters(config_class: type) -> list[inspect.Parameter]:
             parameters.append(_parameter(f.name, annotation))
             continue
         default = "required" if f.default is MISSING else "" if f.default in (None, (), False) else str(f.default)
-        parameters.append(_option(f.name, list[kind] if many else kind, options.flag_of(f), spec.help + _choices(spec),
-                                  spec.panel, default))  # fmt: skip
+        parameters.append(
+            _option(
+                f.name,
+                list[kind] if many else kind,
+                options.flag_of(f),
+                spec.help + _choices(spec),
+                spec.panel,
+                default,
+            )
+        )
     # what must be given stands first in the help
     return sorted(parameters, key=lambda p: 0 if "required" in str(p.annotation) else 1)
 
@@ -52,10 +62,10 @@ def _choices(spec: options.Spec) -> str:
 
 
 def _option(name: str, kind: Any, flag: str, help: str, panel: str, default: str) -> inspect.Parameter:
-    shown = {"none": False, "": False}.get(default, default)
+    help += " [required]" if default == "required" else f" [default: {default}]" if default else ""
     metavar = None if kind is bool else {int: "N", float: "X"}.get(kind, "TEXT")
     extra = {"is_flag": True} if kind is bool else {}
-    info = typer.Option(flag, help=help, show_default=shown, metavar=metavar, **extra)
+    info = typer.Option(flag, help=help, show_default=False, metavar=metavar, **extra)
     return _parameter(name, Annotated[Optional[kind], info])  # noqa: UP045
 
 
@@ -73,8 +83,9 @@ def run_stage(name: str, config: Any) -> int:
         plan = importlib.import_module(f"dpoctl.stages.{name.replace('-', '_')}").plan(config)
         print("\n".join(f"{key:<22} {value}" for key, value in plan.items()))
         return 0
-    with artifacts.claim(config.out, name, options.as_options(config), options.identity(config), inputs,
-                         overwrite=config.overwrite) as work:  # fmt: skip
+    with artifacts.claim(
+        config.out, name, options.as_options(config), options.identity(config), inputs, overwrite=config.overwrite
+    ) as work:
         if work.finished:
             log.say(f"{config.out}: complete already, nothing to do")
             return 0

@@ -330,9 +330,26 @@ _CHECKS = {
     "preferences": _preference_rows,
     "evaluations": _evaluation_rows,
 }
-_FIGURES = ("step", "temperature", "reward", "reward_se", "kl", "kl_se", "kl_exact", "kl_exact_se", "n", "length",
-            "length_se", "ended", "perplexity_ref", "perplexity_lm", "distinct_1", "distinct_2", "distinct_3",
-            "repetition")  # fmt: skip
+_FIGURES = (
+    "step",
+    "temperature",
+    "reward",
+    "reward_se",
+    "kl",
+    "kl_se",
+    "kl_exact",
+    "kl_exact_se",
+    "n",
+    "length",
+    "length_se",
+    "ended",
+    "perplexity_ref",
+    "perplexity_lm",
+    "distinct_1",
+    "distinct_2",
+    "distinct_3",
+    "repetition",
+)
 
 
 # --- whole dialogues ---

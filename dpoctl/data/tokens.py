@@ -75,9 +75,13 @@ def encode_prompts(tokenizer, prompts: Sequence, where: Callable[[int], str] | N
 
 
 def encode_completions(
-    tokenizer, prompts: Sequence, completions: Sequence, prompt_ids: Sequence[list[int]], finished: Sequence[bool],
+    tokenizer,
+    prompts: Sequence,
+    completions: Sequence,
+    prompt_ids: Sequence[list[int]],
+    finished: Sequence[bool],
     where: Callable[[int], str] | None = None,
-) -> list[list[int]]:  # fmt: skip
+) -> list[list[int]]:
     """`encode_completion` of many; `where(i)` names row i in an error."""
     facts, eos = _facts(tokenizer), eos_id(tokenizer)
     heads, wholes, texts, ended = [], [], [], []

@@ -104,8 +104,11 @@ def _log_odds(logp: Tensor) -> Tensor:
     """log(p / (1 - p)) from log p < 0, accurate near 0 on both sides of -log 2, finite at log p = 0."""
     logp = logp.clamp(max=-torch.finfo(logp.dtype).tiny)
     near = logp > -math.log(2.0)
-    log1m = torch.where(near, torch.log(-torch.expm1(logp.clamp(min=-math.log(2.0)))),
-                        torch.log1p(-torch.exp(logp.clamp(max=-math.log(2.0)))))  # fmt: skip
+    log1m = torch.where(
+        near,
+        torch.log(-torch.expm1(logp.clamp(min=-math.log(2.0)))),
+        torch.log1p(-torch.exp(logp.clamp(max=-math.log(2.0)))),
+    )
     return logp - log1m
 
 

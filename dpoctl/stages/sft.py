@@ -17,7 +17,9 @@ def run(config: SFT, work: artifacts.Work) -> None:
     model, tokenizer = setup.open_model(config, config.model, device)
     examples, counts = _encode(config, config.data, model, tokenizer)
     held_out = _encode(config, config.eval_data, model, tokenizer)[0] if config.eval_data else []
-    stream = Stream(len(examples), config.batch_size, config.epochs, config.max_steps, shuffled(config.seed, len(examples)))
+    stream = Stream(
+        len(examples), config.batch_size, config.epochs, config.max_steps, shuffled(config.seed, len(examples))
+    )
 
     def micro_batches(step: int) -> list[tuple[list[Example], int]]:
         batch = [examples[i] for i in stream.batch(step)]
@@ -33,22 +35,39 @@ def run(config: SFT, work: artifacts.Work) -> None:
     def evaluate() -> dict[str, float]:
         meter = Meter()
         with torch.no_grad(), runtime.autocast(device, dtype):
-            for group in _pack(share(held_out, lambda e: len(e.ids), runtime.rank(), runtime.world_size()), config.tokens_per_batch):
+            for group in _pack(
+                share(held_out, lambda e: len(e.ids), runtime.rank(), runtime.world_size()), config.tokens_per_batch
+            ):
                 logps, _ = response_token_logps(model, [(e.ids, e.start) for e in group])
                 meter.add("loss", -logps.double().sum().item(), float(len(logps)))
         return meter.means()
 
     notes = dict(counts)
-    if held_out and not work.resuming:
+    if held_out:  # of the untouched model, also where a run continues: checkpoints are loaded later
         notes["eval/loss_before"] = evaluate()["loss"]
         log.say(f"held-out loss before training: {notes['eval/loss_before']:.4f}")
-    point = setup.frontier_point(config, model, tokenizer, device, dtype, method_name(config), config.ref or config.model,
-                                 {tuple(e.ids[: e.start]) for e in examples})  # fmt: skip
+    point = setup.frontier_point(
+        config,
+        model,
+        tokenizer,
+        device,
+        dtype,
+        method_name(config),
+        config.ref or config.model,
+        {tuple(e.ids[: e.start]) for e in examples},
+    )
     task = loop.Task(
-        steps=stream.steps, unit="rows", epoch=lambda step: stream.epoch(step), micro_batches=micro_batches, loss=loss,
-        tokens=lambda micro: sum(len(e.ids) for e in micro[0]), where=lambda step: f"{len(stream.batch(step))} rows",
-        evaluate=evaluate if held_out else None, point=point, notes=notes,
-    )  # fmt: skip
+        steps=stream.steps,
+        unit="rows",
+        epoch=lambda step: stream.epoch(step),
+        micro_batches=micro_batches,
+        loss=loss,
+        tokens=lambda micro: sum(len(e.ids) for e in micro[0]),
+        where=lambda step: f"{len(stream.batch(step))} rows",
+        evaluate=evaluate if held_out else None,
+        point=point,
+        notes=notes,
+    )
     loop.train(model, tokenizer, task, config, work, device, dtype)
 
 
@@ -66,16 +85,30 @@ def _rows(config: SFT, path: str) -> Rows:
 
 def _encode(config: SFT, path: str, model, tokenizer) -> tuple[list[Example], dict[str, int]]:
     max_length, max_prompt = setup.lengths(config, model)
-    examples, counts = encode_examples(_rows(config, path), tokenizer, max_length=max_length, max_prompt_length=max_prompt,
-                                       field=config.field, overlong=config.overlong)  # fmt: skip
+    examples, counts = encode_examples(
+        _rows(config, path),
+        tokenizer,
+        max_length=max_length,
+        max_prompt_length=max_prompt,
+        field=config.field,
+        overlong=config.overlong,
+    )
     tokens = sum(len(e.ids) for e in examples)
-    log.say(f"{path}: {len(examples)} rows, {tokens} tokens" + (f", {counts['truncated']} cut to length" if counts["truncated"] else ""))
+    log.say(
+        f"{path}: {len(examples)} rows, {tokens} tokens"
+        + (f", {counts['truncated']} cut to length" if counts["truncated"] else "")
+    )
     return examples, counts
 
 
 def plan(config: SFT) -> dict:
-    examples, _ = encode_examples(_rows(config, config.data), setup.load_tokenizer(config), max_length=config.max_length,
-                                  max_prompt_length=config.max_prompt_length, field=config.field,
-                                  overlong=config.overlong)  # fmt: skip
+    examples, _ = encode_examples(
+        _rows(config, config.data),
+        setup.load_tokenizer(config),
+        max_length=config.max_length,
+        max_prompt_length=config.max_prompt_length,
+        field=config.field,
+        overlong=config.overlong,
+    )
     tokens = sum(len(e.ids) for e in examples)
     return setup.plan_of_training(config, len(examples), "rows", tokens, setup.count_weights(config))

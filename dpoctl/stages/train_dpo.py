@@ -43,7 +43,9 @@ def run(config: TrainDPO, work: artifacts.Work) -> None:
         return runtime.sum_over_ranks(total)
 
     def micro_batches(step: int) -> list:
-        batches = pairs.micro_batches(data, stream.batch(step), config.tokens_per_batch, runtime.rank(), runtime.world_size())
+        batches = pairs.micro_batches(
+            data, stream.batch(step), config.tokens_per_batch, runtime.rank(), runtime.world_size()
+        )
         z = batch_mean(batches) if objective.needs_batch_mean else None
         return [(batch, z) for batch in batches]
 
@@ -60,14 +62,23 @@ def run(config: TrainDPO, work: artifacts.Work) -> None:
         held_seqs = pairs.sequences(held_out)
         held_ref = _reference(config, ref, held_seqs, policy, tokenizer, device, dtype)
     _check_start(config, ref, compare, micro_batches, data, seqs, ref_logps, device, dtype, fresh=not work.resuming)
-    point = setup.frontier_point(config, policy, tokenizer, device, dtype, method_name(config), ref,
-                                 {tuple(p) for p in data.prompts})  # fmt: skip
+    point = setup.frontier_point(
+        config, policy, tokenizer, device, dtype, method_name(config), ref, {tuple(p) for p in data.prompts}
+    )
     task = loop.Task(
-        steps=stream.steps, unit="pairs", count="pairs", epoch=lambda step: stream.epoch(step), loss=loss, point=point,
-        micro_batches=micro_batches, tokens=lambda micro: pairs.batch_tokens(data, micro[0]),
+        steps=stream.steps,
+        unit="pairs",
+        count="pairs",
+        epoch=lambda step: stream.epoch(step),
+        loss=loss,
+        point=point,
+        micro_batches=micro_batches,
+        tokens=lambda micro: pairs.batch_tokens(data, micro[0]),
         where=lambda step: "rows at lines " + ", ".join(str(data.lines[i]) for i in stream.batch(step)[:8]) + " ...",
-        evaluate=evaluate if held_out else None, watch=Watch(config, objective.bounded_below), notes=dict(data.counts),
-    )  # fmt: skip
+        evaluate=evaluate if held_out else None,
+        watch=Watch(config, objective.bounded_below),
+        notes=dict(data.counts),
+    )
     loop.train(policy, tokenizer, task, config, work, device, dtype)
 
 
@@ -80,8 +91,11 @@ def _encode(config: TrainDPO, path: str, policy, tokenizer) -> PairData:
     max_length, max_prompt = setup.lengths(config, policy)
     data = encode_pairs(rows, tokenizer, max_length=max_length, max_prompt_length=max_prompt)
     log.say(f"{path}: {len(data.pairs)} pairs over {len(data.completions)} completions of {len(data.prompts)} prompts")
-    for name, what in (("truncated", "were cut to length"), ("equal_dropped", "are equal on both sides: dropped"),
-                       ("empty_dropped", "have an empty side: dropped")):  # fmt: skip
+    for name, what in (
+        ("truncated", "were cut to length"),
+        ("equal_dropped", "are equal on both sides: dropped"),
+        ("empty_dropped", "have an empty side: dropped"),
+    ):
         if data.counts.get(name):
             log.say(f"{path}: {data.counts[name]} pairs {what}")
     return data
@@ -99,8 +113,13 @@ def _reference(config, ref: str, seqs, policy, tokenizer, device, dtype) -> torc
         setup.same_tokenizer(tokenizer, other, config.model, ref)
         return reference
 
-    key = {"weights": artifacts.sha256_path(resolve(ref, config.revision)), "tokenizer": fingerprint(tokenizer),
-           "dtype": str(dtype), "device": device.type, "format": 1}  # fmt: skip
+    key = {
+        "weights": artifacts.sha256_path(resolve(ref, config.revision)),
+        "tokenizer": fingerprint(tokenizer),
+        "dtype": str(dtype),
+        "device": device.type,
+        "format": 1,
+    }
     return pairs.reference_logps(load, key, seqs, config, device, dtype)
 
 
@@ -108,9 +127,16 @@ def _figures(p: PairLogps, beta: float) -> dict[str, tuple[float, float]]:
     """Sums and weights of what the log shows: implicit rewards, margins, accuracy, log-probs, lengths."""
     n = float(len(p.chosen))
     margin = beta * p.d.detach()
-    figures = {"rewards/chosen": beta * p.c, "rewards/rejected": beta * p.r, "rewards/margins": margin,
-               "rewards/accuracies": (margin > 0).float(), "logps/chosen": p.chosen, "logps/rejected": p.rejected,
-               "length/chosen": p.chosen_tokens, "length/rejected": p.rejected_tokens}  # fmt: skip
+    figures = {
+        "rewards/chosen": beta * p.c,
+        "rewards/rejected": beta * p.r,
+        "rewards/margins": margin,
+        "rewards/accuracies": (margin > 0).float(),
+        "logps/chosen": p.chosen,
+        "logps/rejected": p.rejected,
+        "length/chosen": p.chosen_tokens,
+        "length/rejected": p.rejected_tokens,
+    }
     sums = torch.stack([v.detach().double().sum() for v in figures.values()]).tolist()
     return {name: (total, n) for name, total in zip(figures, sums, strict=True)}
 
@@ -143,13 +169,19 @@ def _check_start(config, ref, compare, micro_batches, data, seqs, ref_logps, dev
     with runtime.autocast(device, dtype):
         ratios = [compare(micro[0], data, seqs, ref_logps) for micro in micro_batches(0)]
     largest = max((float(torch.stack([p.c, p.r]).abs().max()) for p in ratios), default=0.0)
-    same = artifacts.sha256_path(resolve(ref, config.revision)) == artifacts.sha256_path(resolve(config.model, config.revision))
+    same = artifacts.sha256_path(resolve(ref, config.revision)) == artifacts.sha256_path(
+        resolve(config.model, config.revision)
+    )
     limit = 1e-2 if dtype == torch.float32 else 2.0  # rounding of a sum over a response, not a difference of models
     if same and largest > limit:
-        raise NumericalError(f"policy and reference are the same model, yet a log-ratio of the first batch is {largest:.3g}",
-                             hint="a cache from other software or hardware? give another --cache-dir")  # fmt: skip
-    log.say(f"log-ratios before the first update: at most {largest:.1e}"
-            + ("" if same else " (the policy does not start from its reference)"))  # fmt: skip
+        raise NumericalError(
+            f"policy and reference are the same model, yet a log-ratio of the first batch is {largest:.3g}",
+            hint="a cache from other software or hardware? give another --cache-dir",
+        )
+    log.say(
+        f"log-ratios before the first update: at most {largest:.1e}"
+        + ("" if same else " (the policy does not start from its reference)")
+    )
 
 
 class Watch:
@@ -164,12 +196,18 @@ class Watch:
         self.first = self.first or row
         chosen, rejected = (row[f"logps/{s}"] - self.first[f"logps/{s}"] for s in ("chosen", "rejected"))
         if chosen < -0.1 * abs(self.first["logps/chosen"]) and rejected < -0.1 * abs(self.first["logps/rejected"]):
-            self._once("displacement", f"update {row['step']}: the log-probs of chosen and rejected fall together "
-                       f"({chosen:+.1f} and {rejected:+.1f} nats since the first update): likelihood displacement. "
-                       "A larger --beta, a smaller --lr, or --loss rpo or dpop holds the chosen up")  # fmt: skip
+            self._once(
+                "displacement",
+                f"update {row['step']}: the log-probs of chosen and rejected fall together "
+                f"({chosen:+.1f} and {rejected:+.1f} nats since the first update): likelihood displacement. "
+                "A larger --beta, a smaller --lr, or --loss rpo or dpop holds the chosen up",
+            )
         if not self.bounded_below and rejected < -3.0 * abs(self.first["logps/rejected"]):
-            self._once("runaway", f"update {row['step']}: --loss {self.config.loss} has no lower bound and is running away "
-                       f"(rejected log-probs {rejected:+.0f} nats). A smaller --alpha or --lr, or fewer updates")  # fmt: skip
+            self._once(
+                "runaway",
+                f"update {row['step']}: --loss {self.config.loss} has no lower bound and is running away "
+                f"(rejected log-probs {rejected:+.0f} nats). A smaller --alpha or --lr, or fewer updates",
+            )
 
     def _once(self, what: str, text: str) -> None:
         if what not in self.warned:

@@ -91,9 +91,12 @@ def _sync_file(path: Path) -> None:
 
 def _optimizer_tensors(model, optimizer) -> dict[str, torch.Tensor]:
     names = {p: n for n, p in model.named_parameters()}
-    return {f"{names[p]}:{key}": value.detach().contiguous().reshape(value.shape or (1,))
-            for p, entries in optimizer.state.items() for key, value in entries.items()
-            if isinstance(value, torch.Tensor)}  # fmt: skip
+    return {
+        f"{names[p]}:{key}": value.detach().contiguous().reshape(value.shape or (1,))
+        for p, entries in optimizer.state.items()
+        for key, value in entries.items()
+        if isinstance(value, torch.Tensor)
+    }
 
 
 def _restore_optimizer(model, optimizer, tensors: dict[str, torch.Tensor]) -> None:

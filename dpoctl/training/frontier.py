@@ -14,11 +14,18 @@ from ..models.logprobs import policy_kl, response_logps
 
 
 def sampling_of(config: Any, stop: tuple[str, ...] = ()) -> Sampling:
-    return Sampling(temperature=config.temperature, top_p=config.top_p, top_k=config.top_k,
-                    max_new_tokens=config.max_new_tokens, stop=stop)  # fmt: skip
+    return Sampling(
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        max_new_tokens=config.max_new_tokens,
+        stop=stop,
+    )
 
 
-def prompt_ids(rows: Sequence[dict], tokenizer, context: int | None, path: str, lines: Sequence[int]) -> list[list[int]]:
+def prompt_ids(
+    rows: Sequence[dict], tokenizer, context: int | None, path: str, lines: Sequence[int]
+) -> list[list[int]]:
     """Token ids of prompt rows, each with room for an answer within the model's context.
 
     Ids in a row are taken where they are this tokenizer's. Raises InputError with file and line for a prompt that
@@ -34,13 +41,16 @@ def prompt_ids(rows: Sequence[dict], tokenizer, context: int | None, path: str, 
         fits[i] = ids
     for ids, line in zip(fits, lines, strict=True):
         if context is not None and len(ids) >= context:
-            raise InputError(f"{path}:{line}: prompt: {len(ids)} tokens leave no room in the model's context of {context}",
-                             hint="shorten the prompt, or take a model with a longer context")  # fmt: skip
+            raise InputError(
+                f"{path}:{line}: prompt: {len(ids)} tokens leave no room in the model's context of {context}",
+                hint="shorten the prompt, or take a model with a longer context",
+            )
     return fits
 
 
-def complete(model, tokenizer, rows: Sequence[dict], ids: list[list[int]], n: int, config, seed: int,
-             meter=None) -> list[dict]:  # fmt: skip
+def complete(
+    model, tokenizer, rows: Sequence[dict], ids: list[list[int]], n: int, config, seed: int, meter=None
+) -> list[dict]:
     """`n` completions of every prompt as completion rows with their token ids, wave by wave."""
     done: list[dict] = []
     for wave in waves(len(rows), n, config.wave_rows):
@@ -87,8 +97,9 @@ def statistics(completions: Sequence[dict], lengths: Sequence[int], scores: Sequ
 
 
 @torch.no_grad()
-def evaluate_policy(policy, reference, tokenizer, rows, ids, scorer, config, *, n: int, seed: int,
-                    lm=None, meter=None) -> tuple[dict[str, Any], list[dict]]:  # fmt: skip
+def evaluate_policy(
+    policy, reference, tokenizer, rows, ids, scorer, config, *, n: int, seed: int, lm=None, meter=None
+) -> tuple[dict[str, Any], list[dict]]:
     """(the figures of an evaluation row, the completions with their scores) of a policy on prompt rows.
 
     KLs are those of the distributions that were sampled: both models' logits are divided by the temperature; at
@@ -107,8 +118,9 @@ def evaluate_policy(policy, reference, tokenizer, rows, ids, scorer, config, *, 
     by_prompt = [c["prompt_id"] for c in with_ids]
     if reference is not None and sequences:
         temperature = config.temperature if plain else 1.0
-        log_ratio, exact, ref_logps = policy_kl(policy, reference, sequences, temperature=temperature,
-                                                tokens_per_batch=config.tokens_per_batch)  # fmt: skip
+        log_ratio, exact, ref_logps = policy_kl(
+            policy, reference, sequences, temperature=temperature, tokens_per_batch=config.tokens_per_batch
+        )
         for name, values in (("kl", log_ratio), ("kl_exact", exact)):
             mean, se = mean_se(values.tolist(), by_prompt)
             figures |= {name: mean if plain else None, f"{name}_se": se if plain else None}

@@ -94,8 +94,10 @@ def train(model, tokenizer, task: Task, config, work: artifacts.Work, device: to
     """
     out = Path(config.out)
     if config.warmup_steps >= task.steps:
-        log.warn(f"the warm-up of {config.warmup_steps} updates is longer than the run of {task.steps}: "
-                 f"the learning rate ends at {learning_rate(config, task.steps - 1, task.steps):.3g} of {config.lr:.3g}")  # fmt: skip
+        log.warn(
+            f"the warm-up of {config.warmup_steps} updates is longer than the run of {task.steps}: "
+            f"the learning rate ends at {learning_rate(config, task.steps - 1, task.steps):.3g} of {config.lr:.3g}"
+        )
     optimizer = make_optimizer(config, model)
     state = checkpoints.load_latest(out, model, optimizer) if work.resuming else None
     state = state or {"step": 0, "sizes": {}, "tokens": 0, "sums": {}, "weights": {}}
@@ -117,8 +119,10 @@ def train(model, tokenizer, task: Task, config, work: artifacts.Work, device: to
             if run.saved or stop.signal:
                 run.save(step + 1)
             if stop.signal and step + 1 < task.steps:
-                raise Interrupted(f"stopped by {stop.signal} behind update {step + 1} of {task.steps}; the state is saved",
-                                  hint="the same command again continues")  # fmt: skip
+                raise Interrupted(
+                    f"stopped by {stop.signal} behind update {step + 1} of {task.steps}; the state is saved",
+                    hint="the same command again continues",
+                )
     _finish(run, model, tokenizer, last, work)
 
 
@@ -151,8 +155,10 @@ class _Run:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
         loss = runtime.sum_over_ranks(total).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise NumericalError(f"update {step + 1}: the loss is {loss}, the gradient norm {norm} ({task.where(step)})",
-                                 hint=self._last_good())  # fmt: skip
+            raise NumericalError(
+                f"update {step + 1}: the loss is {loss}, the gradient norm {norm} ({task.where(step)})",
+                hint=self._last_good(),
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         first = runtime.rank() == 0
@@ -195,10 +201,17 @@ class _Run:
     def _write_timing(self, step: int) -> None:
         seconds = time.monotonic() - self.line_time
         items = (step - self.items_at_line) * self.config.batch_size
-        self.logs["timing"].write(rounded({
-            "step": step, "seconds": seconds, f"{self.task.count}_per_s": items / max(seconds, 1e-9),
-            "tokens_per_s": self._rate(), "peak_memory_gb": runtime.peak_memory_bytes(self.device) / 1e9,
-        }))  # fmt: skip
+        self.logs["timing"].write(
+            rounded(
+                {
+                    "step": step,
+                    "seconds": seconds,
+                    f"{self.task.count}_per_s": items / max(seconds, 1e-9),
+                    "tokens_per_s": self._rate(),
+                    "peak_memory_gb": runtime.peak_memory_bytes(self.device) / 1e9,
+                }
+            )
+        )
         self.tokens_at_line, self.items_at_line = self.tokens, step
 
     def save(self, step: int) -> None:
@@ -223,8 +236,12 @@ def _finish(run: _Run, model, tokenizer, last: dict[str, float], work: artifacts
     saved = save_model(model, tokenizer, run.out, runtime.torch_dtype(run.config.save_dtype))
     checkpoints.prune(run.out, run.config.keep_checkpoints)
     weights = sum(p.numel() for p in model.parameters())
-    cost = {"tokens": run.tokens, "flops": 6 * weights * run.tokens + run.task.notes.pop("flops", 0),
-            "peak_memory_bytes": runtime.peak_memory_bytes(run.device), "device": runtime.device_name(run.device)}  # fmt: skip
+    cost = {
+        "tokens": run.tokens,
+        "flops": 6 * weights * run.tokens + run.task.notes.pop("flops", 0),
+        "peak_memory_bytes": runtime.peak_memory_bytes(run.device),
+        "device": runtime.device_name(run.device),
+    }
     rows = [(run.out / f"{name}.jsonl", None) for name in run.logs if name != "timing"]
     work.finish([*((p, None) for p in saved), (run.out / "config.yaml", None), *rows], run.task.notes | last, cost)
     log.say(f"{run.out}: {run.task.steps} updates, loss {last.get('loss', float('nan')):.4f}")

@@ -77,10 +77,18 @@ class Board:
             elif self.kind == "wandb":
                 import wandb
 
-                self.writer = wandb.init(project=os.environ.get("WANDB_PROJECT", "dpoctl"), name=out.name, dir=str(out),
-                                         id=out.name, resume="allow", config=options)  # fmt: skip
+                self.writer = wandb.init(
+                    project=os.environ.get("WANDB_PROJECT", "dpoctl"),
+                    name=out.name,
+                    dir=str(out),
+                    id=out.name,
+                    resume="allow",
+                    config=options,
+                )
         except ImportError:
-            raise InputError(f"--log-to {kind}: the package is not installed", hint=f"pip install 'dpoctl[{kind}]'") from None
+            raise InputError(
+                f"--log-to {kind}: the package is not installed", hint=f"pip install 'dpoctl[{kind}]'"
+            ) from None
 
     def write(self, step: int, row: dict[str, float]) -> None:
         if self.kind == "tensorboard":

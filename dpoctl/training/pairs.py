@@ -35,7 +35,11 @@ def sequences(data: PairData) -> list[tuple[list[int], int]]:
 def pair_stream(data: PairData, config) -> Stream:
     """Batches of pairs; by prompts, so that a prompt's pairs meet, or pair by pair."""
     prompt_of_pair = [data.prompt_of[chosen] for chosen, _ in data.pairs]
-    order = shuffled_groups(config.seed, prompt_of_pair) if config.shuffle == "prompts" else shuffled(config.seed, len(data.pairs))
+    order = (
+        shuffled_groups(config.seed, prompt_of_pair)
+        if config.shuffle == "prompts"
+        else shuffled(config.seed, len(data.pairs))
+    )
     return Stream(len(data.pairs), config.batch_size, config.epochs, config.max_steps, order)
 
 
@@ -48,11 +52,15 @@ def micro_batches(data: PairData, pairs: list[int], tokens: int, rank: int = 0, 
     for pair in pairs:
         units.setdefault(data.prompt_of[data.pairs[pair][0]], []).append(pair)
     rows = {p: len({i for pair in unit for i in data.pairs[pair]}) for p, unit in units.items()}
-    width = {p: len(data.prompts[p]) + max(len(data.completions[i]) for pair in unit for i in data.pairs[pair])
-             for p, unit in units.items()}  # fmt: skip
+    width = {
+        p: len(data.prompts[p]) + max(len(data.completions[i]) for pair in unit for i in data.pairs[pair])
+        for p, unit in units.items()
+    }
     own = share(list(units), lambda p: rows[p] * width[p], rank, world)
-    return [_batch(data, [pair for p in group for pair in units[p]], len(pairs))
-            for group in pack(own, rows.__getitem__, width.__getitem__, tokens)]  # fmt: skip
+    return [
+        _batch(data, [pair for p in group for pair in units[p]], len(pairs))
+        for group in pack(own, rows.__getitem__, width.__getitem__, tokens)
+    ]
 
 
 def _batch(data: PairData, pairs: list[int], n_global: int) -> PairBatch:
@@ -71,7 +79,9 @@ def batch_logps(model, seqs: list[tuple[list[int], int]], batch: PairBatch) -> T
     return summed_logps(model, [seqs[i] for i in batch.completions])
 
 
-def reference_logps(load: Callable[[], object], key: dict, seqs: list[tuple[list[int], int]], config, device, dtype) -> Tensor:
+def reference_logps(
+    load: Callable[[], object], key: dict, seqs: list[tuple[list[int], int]], config, device, dtype
+) -> Tensor:
     """Summed log-probs [completions] float32 of every unique completion under the reference, from the cache if known.
 
     The key is content: the reference's weights and tokenizer, the precision, and the very token ids; so a sweep over

@@ -25,7 +25,9 @@ def pick_device(name: str) -> torch.device:
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:
-        raise InputError(f"--device {name}: {str(e).splitlines()[0]}", hint="--device auto takes what is there") from None
+        raise InputError(
+            f"--device {name}: {str(e).splitlines()[0]}", hint="--device auto takes what is there"
+        ) from None
     if device.type == "cpu":
         keep_freed_memory()
     return device

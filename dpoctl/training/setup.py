@@ -32,13 +32,16 @@ def lengths(config, model) -> tuple[int, int]:
         return config.max_length, config.max_prompt_length
     log.say(f"--max-length {config.max_length} is lowered to the model's context of {context}")
     if config.max_prompt_length >= context:
-        raise InputError(f"--max-prompt-length {config.max_prompt_length} leaves no room in the model's context of {context}",
-                         hint=f"give --max-length {context} and a smaller --max-prompt-length")  # fmt: skip
+        raise InputError(
+            f"--max-prompt-length {config.max_prompt_length} leaves no room in the model's context of {context}",
+            hint=f"give --max-length {context} and a smaller --max-prompt-length",
+        )
     return context, config.max_prompt_length
 
 
-def frontier_point(config, model, tokenizer, device, dtype, method: str, ref: str,
-                   trained_on: set[tuple[int, ...]]) -> Callable[[int], dict[str, Any]] | None:  # fmt: skip
+def frontier_point(
+    config, model, tokenizer, device, dtype, method: str, ref: str, trained_on: set[tuple[int, ...]]
+) -> Callable[[int], dict[str, Any]] | None:
     """The function that measures a point of the frontier at an update, where `--eval-prompts` asks for them.
 
     The reference comes into memory for each point and leaves it again. `trained_on`: prompts' ids of the training data;
@@ -57,8 +60,9 @@ def frontier_point(config, model, tokenizer, device, dtype, method: str, ref: st
     def point(step: int) -> dict[str, Any]:
         reference, _ = open_model(config, ref, device)
         with runtime.autocast(device, dtype):
-            figures, _ = frontier.evaluate_policy(model, reference, tokenizer, rows.rows, ids, scorer, config, n=1,
-                                                  seed=config.seed)  # fmt: skip
+            figures, _ = frontier.evaluate_policy(
+                model, reference, tokenizer, rows.rows, ids, scorer, config, n=1, seed=config.seed
+            )
         del reference
         head = {"model": config.out, "method": method, "options": options, "step": step}
         row = head | {"temperature": config.temperature, "scorer": f"{scorer.name}@{scorer.reading}"} | figures
@@ -71,8 +75,10 @@ def frontier_point(config, model, tokenizer, device, dtype, method: str, ref: st
 
 def same_tokenizer(own, other, own_path: str, other_path: str) -> None:
     if fingerprint(own) != fingerprint(other):
-        raise InputError(f"{other_path}: its tokenizer is not that of {own_path}, so their log-probs do not compare",
-                         hint="a reference has the policy's tokenizer")  # fmt: skip
+        raise InputError(
+            f"{other_path}: its tokenizer is not that of {own_path}, so their log-probs do not compare",
+            hint="a reference has the policy's tokenizer",
+        )
 
 
 def plan_of_training(config, items: int, unit: str, tokens: int, weights: int) -> dict[str, Any]:
@@ -81,9 +87,14 @@ def plan_of_training(config, items: int, unit: str, tokens: int, weights: int) -
     steps = min(steps, config.max_steps or steps)
     seen = tokens * steps * config.batch_size / max(1, items)
     state = 1 if config.optimizer == "rmsprop" else 2
-    return {unit: items, "updates": steps, "tokens": int(seen), "parameters": weights,
-            "FLOPs": f"{6 * weights * seen:.2e}",
-            "weights + gradients + optimizer": f"{4 * weights * (2 + state) / 1e9:.2f} GB"}  # fmt: skip
+    return {
+        unit: items,
+        "updates": steps,
+        "tokens": int(seen),
+        "parameters": weights,
+        "FLOPs": f"{6 * weights * seen:.2e}",
+        "weights + gradients + optimizer": f"{4 * weights * (2 + state) / 1e9:.2f} GB",
+    }
 
 
 def count_weights(config) -> int:
@@ -97,7 +108,9 @@ def count_weights(config) -> int:
         with torch.device("meta"):
             shape = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
     except (OSError, ValueError) as e:
-        raise InputError(f"{config.model}: {str(e).splitlines()[0]}", hint="a directory or hub id of a causal LM") from None
+        raise InputError(
+            f"{config.model}: {str(e).splitlines()[0]}", hint="a directory or hub id of a causal LM"
+        ) from None
     return sum(p.numel() for p in shape.parameters())
 
 

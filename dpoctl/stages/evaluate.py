@@ -1,0 +1,136 @@
+"""Reward, sequence KL to the reference, lengths and fluency of models, or of completions files, on unseen prompts."""
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from .. import log
+from ..artifacts import Work, read_manifest
+from ..config import Evaluate
+from ..data.rows import Rows, load_rows
+from ..data.writer import WaveWriter
+from ..models.load import context_length
+from ..models.scorers import Scorer, load_scorer
+from ..training import frontier, runtime, setup
+
+
+def run(config: Evaluate, work: Work) -> None:
+    device, dtype = setup.open_device(config)
+    prompts = _prompts(config)
+    scorer = load_scorer(config.scorer, device=str(device), revision=config.revision, text=config.score_text)
+    reference = setup.open_model(config, config.ref, device) if config.ref else None
+    lm = (*setup.open_model(config, config.lm, device), config.lm) if config.lm else None
+    writer = WaveWriter(work)
+    subjects = [(path, False) for path in config.model] + [(path, True) for path in config.completions]
+    rows = writer.state.get("rows", [])
+    for path, is_file in subjects[writer.waves_done :]:
+        with runtime.autocast(device, dtype):
+            if is_file:
+                figures = _completions_figures(config, path, scorer, reference, lm)
+            else:
+                figures = _model_figures(config, path, prompts, scorer, reference, lm, device)
+        row = _who(path) | {"temperature": config.temperature, "scorer": f"{scorer.name}@{scorer.reading}"} | figures
+        if is_file:
+            row["temperature"] = figures.get("temperature")
+        rows = [*rows, row]
+        writer.write_wave([row], state={"rows": rows})
+    cost = {"peak_memory_bytes": runtime.peak_memory_bytes(device), "device": runtime.device_name(device)}
+    writer.finish({"rows": len(rows)}, cost)
+    Console().print(table(rows))
+
+
+def _prompts(config: Evaluate) -> Rows | None:
+    return (
+        load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.limit)
+        if config.prompts
+        else None
+    )
+
+
+def _model_figures(config, path, prompts, scorer: Scorer, reference, lm, device) -> dict:
+    model, tokenizer = setup.open_model(config, path, device)
+    ids = frontier.prompt_ids(prompts.rows, tokenizer, context_length(model), prompts.path, prompts.lines)
+    setup.same_tokenizer(tokenizer, reference[1], path, config.ref)
+    with log.progress(f"evaluate {path}", len(ids) * config.n, "completions") as meter:
+        figures, _ = frontier.evaluate_policy(
+            model,
+            reference[0],
+            tokenizer,
+            prompts.rows,
+            ids,
+            scorer,
+            config,
+            n=config.n,
+            seed=config.seed,
+            lm=lm,
+            meter=meter,
+        )
+    return figures
+
+
+def _completions_figures(config, path, scorer: Scorer, reference, lm) -> dict:
+    """Figures of a completions file, whose policy is not at hand: no KL."""
+    rows = load_rows(path, "completions", skip_bad=config.skip_bad_rows).rows
+    scores = scorer.score(rows).values
+    lengths = [len(r.get("completion_ids") or r["completion"].split()) + (r.get("finish") == "stop") for r in rows]
+    figures = frontier.statistics(rows, lengths, scores) | {
+        "kl": None,
+        "kl_se": None,
+        "kl_exact": None,
+        "kl_exact_se": None,
+    }
+    if reference:
+        under = frontier.perplexity_under(*reference, config.ref, rows, config.tokens_per_batch)
+        figures["perplexity_ref"] = under["perplexity_lm"]
+    if lm:
+        figures |= frontier.perplexity_under(*lm, rows, config.tokens_per_batch)
+    temperatures = {r.get("temperature") for r in rows}
+    return figures | {"temperature": temperatures.pop() if len(temperatures) == 1 else None}
+
+
+def _who(path: str) -> dict:
+    """Model, method, options and step of a run directory or file, from its manifest; a plain model has only a name."""
+    manifest = read_manifest(path)
+    if manifest is None:
+        return {"model": path, "method": "model", "options": {}, "step": None}
+    options = manifest["options"]
+    kept = {k: options[k] for k in ("loss", "beta", "alpha", "seed", "n", "lr") if options.get(k) is not None}
+    stage = manifest["stage"]
+    method = {
+        "train-dpo": "dpo" if options.get("loss") == "sigmoid" else options.get("loss"),
+        "sft": "preferred-ft" if options.get("field") else "sft",
+        "sample": "sample",
+    }.get(stage, stage)
+    return {"model": path, "method": method, "options": kept, "step": manifest["figures"].get("step")}
+
+
+def table(rows: list[dict]) -> Table:
+    """Evaluation rows for the terminal."""
+    shown = Table(title=f"{rows[0]['n']} completions each; +- is one standard error over prompts", title_justify="left")
+    for name in ("model", "reward", "KL", "KL exact", "length", "ended", "ppl ref", "distinct-2", "loops"):
+        shown.add_column(name, justify="left" if name == "model" else "right")
+    for r in rows:
+        shown.add_row(
+            Path(r["model"]).name,
+            _pm(r["reward"], r["reward_se"], 3),
+            _pm(r["kl"], r["kl_se"], 2),
+            _pm(r["kl_exact"], r["kl_exact_se"], 2),
+            f"{r['length']:.1f}",
+            f"{r['ended']:.0%}",
+            f"{r['perplexity_ref']:.1f}" if r.get("perplexity_ref") else "-",
+            f"{r['distinct_2']:.3f}",
+            f"{r['repetition']:.1%}",
+        )
+    return shown
+
+
+def _pm(value: float | None, error: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f} +- {error:.{digits}f}"
+
+
+def plan(config: Evaluate) -> dict:
+    prompts = _prompts(config)
+    shown = {"models": json.dumps(config.model), "files": json.dumps(config.completions)}
+    return shown | ({"completions": len(prompts.rows) * config.n * len(config.model)} if prompts else {})

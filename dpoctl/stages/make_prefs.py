@@ -1,0 +1,140 @@
+"""Sample completions of every prompt, score them, keep the pairs: the higher score is chosen (PAPER: IMDb, step 4)."""
+
+import itertools
+import random
+import time
+
+from .. import log
+from ..artifacts import Work
+from ..config import MakePrefs
+from ..data.writer import WaveWriter
+from ..models.scorers import load_scorer
+from ..training.sampling import Sampler, plan_of_sampling
+
+_BINS = 10
+
+
+def run(config: MakePrefs, work: Work) -> None:
+    sampler = Sampler(config, config.completions)
+    scorer = load_scorer(config.scorer, device=str(sampler.device), revision=config.revision, text=config.score_text)
+    writer = WaveWriter(work, config.completions_out)
+    counts = writer.state or {
+        "prompts": 0,
+        "samples": 0,
+        "pairs": 0,
+        "ties": 0,
+        "below_margin": 0,
+        "duplicates": 0,
+        "score_sum": 0.0,
+        "tokens": 0,
+        "ended": 0,
+        "histogram": {},
+    }
+    started = time.monotonic()
+    total = len(sampler.ids) * config.completions
+    before = counts["samples"]
+    with log.progress("make-prefs", total, "samples", before) as meter:
+        for rows in sampler.rows(writer.waves_done, meter):
+            scores = scorer.score(rows)
+            rows = [row | {"score": value} for row, value in zip(rows, scores.values, strict=True)]
+            counts = _count_samples(counts, rows)
+            pairs = []
+            for i in range(0, len(rows), config.completions):
+                samples = slice(i, i + config.completions)
+                pairs.extend(_pairs(config, rows[samples], scores.keys[samples], counts))
+            counts["pairs"] += len(pairs)
+            writer.write_wave(pairs, *([rows] if config.completions_out else []), state=counts)
+    seconds = time.monotonic() - started
+    figures = _figures(counts)
+    writer.finish(figures | sampler.prompts.skipped, sampler.cost())
+    _say(config, figures, (counts["samples"] - before) / max(seconds, 1e-9), scorer.reading)
+
+
+def _pairs(config: MakePrefs, rows: list[dict], keys: list[float], counts: dict) -> list[dict]:
+    """The preference rows of one prompt's samples; what is dropped is counted in `counts`."""
+    kept = []
+    for i, j in itertools.combinations(range(len(rows)), 2):
+        if rows[i]["completion"] == rows[j]["completion"] and rows[i]["finish"] == rows[j]["finish"]:
+            counts["duplicates"] += 1
+        elif keys[i] == keys[j]:  # on log-odds: equal probabilities may only be saturated
+            counts["ties"] += 1
+        elif abs(rows[i]["score"] - rows[j]["score"]) < config.min_margin:
+            counts["below_margin"] += 1
+        else:
+            kept.append((i, j) if keys[i] > keys[j] else (j, i))
+    if config.pairs == "best-worst" and kept:
+        kept = [max(kept, key=lambda pair: keys[pair[0]] - keys[pair[1]])]
+    elif config.pairs == "random" and kept:
+        kept = [random.Random(f"{config.seed} {rows[0]['prompt_id']}").choice(kept)]
+    return [_pair(rows[w], rows[l]) for w, l in kept]  # noqa: E741
+
+
+def _pair(chosen: dict, rejected: dict) -> dict:
+    own = ("completion", "k", "finish", "score", "completion_ids", "prompt_ids", "tokenizer")
+    row = {k: v for k, v in chosen.items() if k not in own}
+    for side, sample in (("chosen", chosen), ("rejected", rejected)):
+        row |= {
+            side: sample["completion"],
+            f"{side}_score": sample["score"],
+            f"{side}_k": sample["k"],
+            f"{side}_finish": sample["finish"],
+        }
+    row["margin"] = chosen["score"] - rejected["score"]
+    if "completion_ids" in chosen and "completion_ids" in rejected:
+        row |= {
+            "prompt_ids": chosen["prompt_ids"],
+            "chosen_ids": chosen["completion_ids"],
+            "rejected_ids": rejected["completion_ids"],
+            "tokenizer": chosen["tokenizer"],
+        }
+    return row
+
+
+def _count_samples(counts: dict, rows: list[dict]) -> dict:
+    counts = counts | {"histogram": dict(counts["histogram"])}
+    counts["prompts"] += len({row["prompt_id"] for row in rows})
+    counts["samples"] += len(rows)
+    counts["ended"] += sum(row["finish"] == "stop" for row in rows)
+    for row in rows:
+        counts["score_sum"] += row["score"]
+        counts["tokens"] += len(row.get("completion_ids") or row["completion"].split()) + (row["finish"] == "stop")
+        low = str(min(_BINS - 1, max(0, int(row["score"] * _BINS))))
+        counts["histogram"][low] = counts["histogram"].get(low, 0) + 1
+    return counts
+
+
+def _figures(counts: dict) -> dict:
+    names = ("prompts", "samples", "pairs", "ties", "below_margin", "duplicates")
+    samples = max(1, counts["samples"])
+    return {name: counts[name] for name in names} | {
+        "mean_score": counts["score_sum"] / samples,
+        "mean_length": counts["tokens"] / samples,
+        "ended": counts["ended"] / samples,
+        "score_histogram": [counts["histogram"].get(str(i), 0) for i in range(_BINS)],
+    }
+
+
+def _say(config: MakePrefs, figures: dict, rate: float, reading: str) -> None:
+    log.say(
+        f"{config.out}: {figures['pairs']} pairs from {figures['samples']} samples of {figures['prompts']} prompts "
+        f"({rate:.1f} samples/s)"
+    )
+    log.say(
+        f"dropped: {figures['ties']} ties, {figures['duplicates']} pairs of equal texts, "
+        f"{figures['below_margin']} below --min-margin"
+    )
+    log.say(
+        f"mean score {figures['mean_score']:.3f} ({reading}), mean length {figures['mean_length']:.1f} tokens, "
+        f"{figures['ended']:.0%} ended by themselves"
+    )
+    if reading == "prob":
+        top = max(1, *figures["score_histogram"])
+        for i, n in enumerate(figures["score_histogram"]):
+            log.say(f"  {i / _BINS:.1f}-{(i + 1) / _BINS:.1f} {'#' * round(40 * n / top):<40} {n}")
+
+
+def plan(config: MakePrefs) -> dict:
+    k = config.completions
+    pairs = k * (k - 1) // 2 if config.pairs == "all" else 1
+    shown = plan_of_sampling(config, k)
+    return shown | {"pairs at most": shown["prompts"] * pairs}

@@ -1,0 +1,75 @@
+"""What sample and make-prefs share: prompts in, waves of completion rows out, seconds and tokens counted."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .. import log
+from ..data.rows import load_rows
+from ..models.generate import generate, waves
+from ..models.load import context_length
+from . import frontier, runtime, setup
+
+
+@dataclass
+class Sampler:
+    """A model with its prompts, ready to complete them wave by wave (waves are fixed by row index)."""
+
+    config: object
+    n: int
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.device, self.dtype = setup.open_device(config)
+        self.prompts = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.limit)
+        self.model, self.tokenizer = setup.open_model(config, config.model, self.device)
+        self.ids = frontier.prompt_ids(
+            self.prompts.rows, self.tokenizer, context_length(self.model), self.prompts.path, self.prompts.lines
+        )
+        self.waves = waves(len(self.ids), self.n, config.wave_rows)
+        self.seconds = 0.0
+        self.tokens = 0
+
+    def rows(self, waves_done: int, meter: log.Progress) -> Iterator[list[dict]]:
+        """The completion rows of each wave that is still to do."""
+        sampling = frontier.sampling_of(self.config, getattr(self.config, "stop", ()))
+        for wave in self.waves[waves_done:]:
+            start = time.monotonic()
+            rows = self.prompts.rows[wave]
+            with runtime.autocast(self.device, self.dtype):
+                drawn = generate(
+                    self.model,
+                    self.tokenizer,
+                    self.ids[wave],
+                    [r["prompt_id"] for r in rows],
+                    list(range(self.n)),
+                    sampling,
+                    self.config.seed,
+                )
+            self.seconds += time.monotonic() - start
+            self.tokens += sum(len(c.ids) + (c.finish == "stop") for cs in drawn for c in cs)
+            meter.advance(len(rows) * self.n, **{"tok/s": f"{self.tokens / max(self.seconds, 1e-9):.0f}"})
+            yield frontier.completion_rows(self.tokenizer, rows, self.ids[wave], drawn)
+
+    def cost(self) -> dict:
+        weights = sum(p.numel() for p in self.model.parameters())
+        return {
+            "tokens": self.tokens,
+            "flops": 2 * weights * self.tokens,
+            "peak_memory_bytes": runtime.peak_memory_bytes(self.device),
+            "device": runtime.device_name(self.device),
+        }
+
+
+def plan_of_sampling(config, n: int) -> dict:
+    """What --dry-run shows of a sampling stage."""
+    rows = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.limit)
+    tokens = len(rows.rows) * n * config.max_new_tokens
+    weights = setup.count_weights(config)
+    return {
+        "prompts": len(rows.rows),
+        "completions": len(rows.rows) * n,
+        "tokens at most": tokens,
+        "parameters": weights,
+        "FLOPs at most": f"{2 * weights * tokens:.2e}",
+    }
