@@ -38,7 +38,8 @@ def run(config: Evaluate, work: Work) -> None:
         writer.write_wave([row], state={"rows": rows})
     cost = {"peak_memory_bytes": runtime.peak_memory_bytes(device), "device": runtime.device_name(device)}
     writer.finish({"rows": len(rows)}, cost)
-    Console().print(table(rows))
+    console = Console()
+    (console if console.is_terminal else Console(width=140)).print(table(rows))
 
 
 def _prompts(config: Evaluate) -> Rows | None:
@@ -108,7 +109,7 @@ def _who(path: str) -> dict:
 
 def table(rows: list[dict]) -> Table:
     """Evaluation rows for the terminal."""
-    shown = Table(title=f"{rows[0]['n']} completions each; +- is one standard error over prompts", title_justify="left")
+    shown = Table(title=f"{rows[0]['n']} completions each; ± is one standard error over prompts", title_justify="left")
     for name in ("model", "reward", "KL", "KL exact", "length", "ended", "ppl ref", "distinct-2", "loops"):
         shown.add_column(name, justify="left" if name == "model" else "right")
     for r in rows:
@@ -127,7 +128,7 @@ def table(rows: list[dict]) -> Table:
 
 
 def _pm(value: float | None, error: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f} +- {error:.{digits}f}"
+    return "-" if value is None else f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def plan(config: Evaluate) -> dict:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers.utils import logging as hf_logging
 
 from .. import log
 from ..data.encode import fingerprint
@@ -15,9 +16,11 @@ from . import frontier, runtime
 
 
 def open_device(config) -> tuple[torch.device, torch.dtype]:
-    device = runtime.pick_device(config.device)
+    hf_logging.set_verbosity_error()  # its advice is for its own trainers
+    hf_logging.disable_progress_bar()
+    device = runtime.pick_device(getattr(config, "device", "cpu"))
     runtime.join_ranks(device)
-    return device, runtime.pick_dtype(config.dtype, device)
+    return device, runtime.pick_dtype(getattr(config, "dtype", "float32"), device)
 
 
 def open_model(config, path: str, device: torch.device):

@@ -1,0 +1,114 @@
+"""Film reviews from the hub or a file, cleaned, and prompts that are their first few tokens (PAPER: IMDb, step 3)."""
+
+import html
+import random
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import InputError
+from .encode import fingerprint
+from .jsonl import read_jsonl
+from .tokens import encode_prompt
+
+HUB_ID = "stanfordnlp/imdb"
+_TAG = re.compile(r"<[a-zA-Z/!][^<>]{0,200}>")
+
+
+def clean(text: str) -> str:
+    """The text without markup: tags such as `<br />` become spaces, entities characters, white space one space."""
+    return " ".join(html.unescape(_TAG.sub(" ", text)).split())
+
+
+def load_reviews(source: str | None, limit: int | None = None, revision: str | None = None) -> list[dict]:
+    """Reviews {"id", "text", "label"?} in the order of the source, cleaned.
+
+    `source`: a .jsonl, .jsonl.gz, .csv or .parquet file with a `text` column; None takes the training split from the
+    hub. Raises InputError with file, line and field for a missing column or an empty text, and where nothing is found.
+    """
+    found: list[dict] = []
+    place = source or HUB_ID
+    for line, row in _rows(source, revision):
+        if limit is not None and len(found) == limit:
+            break
+        text = row.get("text")
+        if not isinstance(text, str):
+            raise InputError(
+                f"{place}:{line}: text: expected a text, got {type(text).__name__ if 'text' in row else 'no such column'}",
+                hint=f"the columns are {', '.join(map(str, row))}",
+            )
+        if not clean(text):
+            raise InputError(f"{place}:{line}: text: is empty", hint="remove the row")
+        kept = {"id": str(row.get("id", line)), "text": clean(text)}
+        found.append(kept | ({"label": row["label"]} if row.get("label") is not None else {}))
+    if not found:
+        raise InputError(f"{place}: holds no rows", hint="reviews are rows with a `text` column")
+    return found
+
+
+def _rows(source: str | None, revision: str | None) -> Iterator[tuple[int, dict]]:
+    """(1-based row or line number, row)."""
+    if source and source.endswith((".jsonl", ".jsonl.gz")):
+        yield from read_jsonl(source)
+        return
+    if source and not source.endswith((".csv", ".parquet")):
+        raise InputError(f"{source}: not a kind of file that is read", hint="--source takes .jsonl, .jsonl.gz, .csv, .parquet")
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        if source is None:
+            table = datasets.load_dataset(HUB_ID, split="train", revision=revision)
+        else:
+            table = datasets.load_dataset(Path(source).suffix[1:], data_files=source, split="train")
+    except Exception as e:  # datasets and the hub client raise dozens of kinds, all the same to the user
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        if source is None:
+            hint = "is the hub in reach? --source FILE reads the same rows from disk"
+            raise InputError(f"{HUB_ID}: cannot be loaded ({reason})", hint=hint) from None
+        raise InputError(f"{source}: cannot be read ({reason})", hint="is the file whole?") from None
+    yield from enumerate(table, start=2 if source and source.endswith(".csv") else 1)
+
+
+def prefix_prompts(reviews: list[dict], tokenizer, seed: int, shortest: int = 2, longest: int = 8) -> list[dict]:
+    """One prompt row per review: its first `shortest` to `longest` tokens, the number drawn from (seed, id).
+
+    A prefix never ends within a character. Its token ids go along where the text alone gives the same ids again.
+    Raises InputError where a review is shorter than its prefix.
+    """
+    own = fingerprint(tokenizer)
+    prompts = []
+    for review in reviews:
+        n = random.Random(f"prefix {seed} {review['id']}").randint(shortest, longest)
+        ids = tokenizer(review["text"][: 40 * longest], add_special_tokens=False)["input_ids"][:n]
+        text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        while ids and (text.endswith("\ufffd") or not text.strip()):  # cut within a character
+            ids = ids[:-1]
+            text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        if len(ids) < shortest and len(ids) < n:
+            raise InputError(
+                f"review {review['id']}: gives no prefix of {shortest} tokens", hint="remove it, or lower --min-prefix"
+            )
+        row = {"prompt_id": review["id"], "prompt": text}
+        whole = encode_prompt(tokenizer, text)
+        if whole[len(whole) - len(ids) :] == ids:
+            row |= {"prompt_ids": whole, "tokenizer": own}
+        prompts.append(row)
+    return prompts
+
+
+def split_reviews(reviews: list[dict], train: int, test: int, seed: int) -> tuple[list[dict], list[dict], list[dict]]:
+    """(SFT reviews, reviews of train prompts, reviews of test prompts).
+
+    Test prompts come from reviews that neither SFT nor train prompts see; train prompts from the SFT reviews, as in the
+    paper. Raises InputError where there are too few reviews.
+    """
+    if test + train > len(reviews):
+        raise InputError(
+            f"{len(reviews)} reviews are too few for {train} train and {test} test prompts",
+            hint="lower --train-prompts or --test-prompts, or raise --limit",
+        )
+    shuffled = list(reviews)
+    random.Random(f"split {seed}").shuffle(shuffled)
+    rest = shuffled[test:]
+    return rest, rest[:train], shuffled[:test]
