@@ -97,18 +97,24 @@ def prefix_prompts(reviews: list[dict], tokenizer, seed: int, shortest: int = 2,
     return prompts
 
 
-def split_reviews(reviews: list[dict], train: int, test: int, seed: int) -> tuple[list[dict], list[dict], list[dict]]:
-    """(SFT reviews, reviews of train prompts, reviews of test prompts).
+def split_prompts(reviews: list[dict], prompts: list[dict], train: int, test: int, seed: int):
+    """(SFT reviews, train prompts, test prompts) of reviews and their prompts, side by side.
 
-    Test prompts come from reviews that neither SFT nor train prompts see; train prompts from the SFT reviews, as in the
-    paper. Raises InputError where there are too few reviews.
+    Train prompts are prefixes of SFT reviews, as in the paper. Test prompts come from reviews that neither SFT nor the
+    train prompts see, and none of them is also a train prompt: short prefixes recur. Raises InputError where there are
+    too few.
     """
-    if test + train > len(reviews):
+    order = list(range(len(reviews)))
+    random.Random(f"split {seed}").shuffle(order)
+    for_training = order[:train]
+    known = {prompts[i]["prompt"] for i in for_training}
+    for_testing = [i for i in order[train:] if prompts[i]["prompt"] not in known][:test]
+    if len(for_training) < train or len(for_testing) < test:
         raise InputError(
-            f"{len(reviews)} reviews are too few for {train} train and {test} test prompts",
+            f"{len(reviews)} reviews give {len(for_training)} train and {len(for_testing)} unseen test prompts; "
+            f"{train} and {test} are asked for",
             hint="lower --train-prompts or --test-prompts, or raise --limit",
         )
-    shuffled = list(reviews)
-    random.Random(f"split {seed}").shuffle(shuffled)
-    rest = shuffled[test:]
-    return rest, rest[:train], shuffled[:test]
+    held_out = set(for_testing)
+    sft = [reviews[i] for i in order if i not in held_out]
+    return sft, [prompts[i] for i in for_training], [prompts[i] for i in for_testing]

@@ -34,17 +34,22 @@ GRAMMAR: dict[str, list[str]] = {
         "It was filmed in <place> in <year>", "The other main part is <subject> , played by <person>",
         "In the end <subject> <plot>",
     ],
-    "film": [
-        "The Last Harbour", "Winter Station", "A Room in Lisbon", "The Glass Orchard", "Night Ferry", "Paper Lanterns",
-        "The Quiet Engine", "Salt and Iron", "Seven Bridges", "The Cartographer", "Red Meadow", "Hollow Street",
-        "The Long Tuesday", "Copper Sky", "The Borrowed Coat", "Dust on the Piano", "Northern Line", "Blue Ledger",
-        "The Second Witness", "Marrow Lane", "this film", "this movie", "this picture", "it",
-    ],
+    "film": ["<title>", "<title>", "<title>", "<title>", "<title>", "<title>", "this film", "this movie", "this picture", "it"],
+    "title": ["The <title_adj> <title_noun>", "<title_adj> <title_noun>", "The <title_noun> of <title_name>",
+              "A <title_noun> in <title_name>", "<title_noun> and <title_noun>", "<title_name> <title_noun>"],
+    "title_adj": ["Last", "Quiet", "Glass", "Hollow", "Red", "Copper", "Second", "Borrowed", "Northern", "Winter", "Paper",
+                  "Broken", "Silent", "Golden", "Seventh", "Lost", "Blue", "Iron", "Secret", "Frozen", "Burning", "Crooked"],
+    "title_noun": ["Harbour", "Station", "Orchard", "Ferry", "Lantern", "Engine", "Salt", "Bridge", "Meadow", "Street", "Sky",
+                   "Coat", "Piano", "Line", "Ledger", "Witness", "Garden", "Letter", "Winter", "Mirror", "River", "Island"],
+    "title_name": ["Lisbon", "Marrow Lane", "Vienna", "October", "Kansas", "Saint Clair", "Tuesday", "Cairo", "Dover",
+                   "Nevada", "Prague", "Monday"],
     "genre": ["thriller", "comedy", "drama", "western", "romance", "mystery", "horror film", "musical", "war film",
               "science fiction film", "road movie", "family film", "crime story", "costume drama"],
-    "person": ["Anna Keller", "Tom Ashby", "Maria Voss", "Peter Lindqvist", "Grace Okoro", "Daniel Reyes", "Helen Marsh",
-               "Victor Sandoval", "Ruth Adler", "Simon Blake", "Clara Novak", "Omar Haddad", "Julia Brandt", "Frank Doyle",
-               "Nina Petrova", "Arthur Webb"],
+    "person": ["<first> <last>"],
+    "first": ["Anna", "Tom", "Maria", "Peter", "Grace", "Daniel", "Helen", "Victor", "Ruth", "Simon", "Clara", "Omar", "Julia",
+              "Frank", "Nina", "Arthur", "Irene", "Hugo", "Martha", "Leo", "Vera", "Oscar"],
+    "last": ["Keller", "Ashby", "Voss", "Lindqvist", "Okoro", "Reyes", "Marsh", "Sandoval", "Adler", "Blake", "Novak",
+             "Haddad", "Brandt", "Doyle", "Petrova", "Webb", "Castle", "Moreau", "Tanaka", "Quinn", "Silva", "Bergman"],
     "subject": ["a young doctor", "two brothers", "a retired detective", "a lonely farmer", "a piano teacher", "a thief",
                 "an old sailor", "three friends", "a mother of four", "a lost child", "a nervous banker", "a soldier",
                 "the village priest", "a travelling salesman", "a famous painter", "an unhappy queen", "a taxi driver",
@@ -126,10 +131,10 @@ def _review(rng: random.Random) -> dict:
     label = rng.choice(("good", "bad"))
     agreement = rng.choice((0.65, 0.8, 0.95))
     sentences = [_expand("opening", "", rng)]
-    if rng.random() < 0.5:
+    if rng.random() < 0.35:
         sentences.append(_expand("neutral", "", rng))
     previous, agreed = None, 0
-    count = rng.choice((1, 2, 2, 3))
+    count = rng.choice((1, 1, 2, 2))
     for _ in range(count):
         polarity = label if rng.random() < agreement else _other(label)
         agreed += polarity == label

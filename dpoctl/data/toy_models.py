@@ -24,7 +24,7 @@ CONTEXT = 160
 CLASSIFIER_TOKENS = 126
 
 
-def train_lm_tokenizer(texts: list[str], vocabulary: int = 768) -> PreTrainedTokenizerFast:
+def train_lm_tokenizer(texts: list[str], vocabulary: int = 1024) -> PreTrainedTokenizerFast:
     """Byte-level BPE; `<|endoftext|>` is BOS, EOS and padding, and no BOS is put in front."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -41,7 +41,7 @@ def train_lm_tokenizer(texts: list[str], vocabulary: int = 768) -> PreTrainedTok
     )
 
 
-def train_classifier_tokenizer(texts: list[str], vocabulary: int = 640) -> PreTrainedTokenizerFast:
+def train_classifier_tokenizer(texts: list[str], vocabulary: int = 768) -> PreTrainedTokenizerFast:
     """RoBERTa's scheme over its own BPE of words: `<s> text </s>`, `<pad>`; another vocabulary than the LM's."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)

@@ -1,8 +1,14 @@
-"""The preference objectives, one table of pure functions (PAPER: Rafailov et al. 2023, arXiv 2305.18290, and relatives).
+"""The preference objectives: one table of pure functions. DPO is Rafailov et al. 2023 (arXiv 2305.18290).
 
-Notation: w and l are the chosen and the rejected completion; log p is a response's summed log-prob under the policy,
-log p_ref under the reference; c = log p_w - log p_ref_w, r = log p_l - log p_ref_l, D = c - r; s is the sigmoid; n is a
-response's number of tokens, EOS counted. All tensors are [P], one entry per pair; a loss is [P] and the caller averages.
+Legend, all tensors [P], one entry per pair:
+  w, l      the chosen and the rejected completion
+  log p     a response's summed log-prob under the policy, in nats; log p_ref under the reference
+  n         a response's number of tokens, EOS counted; "mean log p" is log p / n
+  c, r      log p_w - log p_ref_w, log p_l - log p_ref_l; beta c and beta r are DPO's implicit rewards
+  D         c - r
+  s, e      the sigmoid; the assumed share of flipped labels (label smoothing)
+
+A loss is [P]: the caller averages it over the pairs of the global batch.
 """
 
 import math
@@ -43,15 +49,27 @@ class PairLogps:
         """D from per-token means."""
         return self.c / self.chosen_tokens - self.r / self.rejected_tokens
 
+    @property
+    def mean_chosen(self) -> Tensor:
+        return self.chosen / self.chosen_tokens
+
+    @property
+    def mean_rejected(self) -> Tensor:
+        return self.rejected / self.rejected_tokens
+
 
 def sigmoid(p: PairLogps, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """DPO, eq. 7: -log s(beta D); with label smoothing e, cDPO (Mitchell 2023): -(1-e) log s(beta D) - e log s(-beta D)."""
+    """DPO, eq. 7: -log s(beta D); with label smoothing, cDPO (Mitchell 2023): -(1-e) log s(beta D) - e log s(-beta D)."""
     x = beta * p.d
     return -(1.0 - label_smoothing) * F.logsigmoid(x) - label_smoothing * F.logsigmoid(-x)
 
 
 def robust(p: PairLogps, beta: float, label_smoothing: float = 0.1) -> Tensor:
-    """Robust DPO (arXiv 2403.00409): [-(1-e) log s(beta D) + e log s(-beta D)] / (1-2e), unbiased under flipped labels."""
+    """Robust DPO (arXiv 2403.00409): [-(1-e) log s(beta D) + e log s(-beta D)] / (1-2e), with e < 1/2.
+
+    Where a share e of the labels is flipped its mean is DPO's loss on the true labels. For e > 0 a single pair's loss
+    has no lower bound: it goes on falling by e beta / (1-2e) per unit of D.
+    """
     x, e = beta * p.d, label_smoothing
     return (-(1.0 - e) * F.logsigmoid(x) + e * F.logsigmoid(-x)) / (1.0 - 2.0 * e)
 
@@ -73,7 +91,7 @@ def hinge(p: PairLogps, beta: float) -> Tensor:
 
 def rpo(p: PairLogps, beta: float, alpha: float = 1.0) -> Tensor:
     """RPO (arXiv 2404.19733): DPO + alpha times the chosen completion's token-mean negative log-likelihood."""
-    return sigmoid(p, beta) - alpha * p.chosen / p.chosen_tokens
+    return sigmoid(p, beta) - alpha * p.mean_chosen
 
 
 def dpop(p: PairLogps, beta: float, lambda_: float = 50.0) -> Tensor:
@@ -88,7 +106,7 @@ def sigmoid_norm(p: PairLogps, beta: float) -> Tensor:
 
 def simpo(p: PairLogps, beta: float, gamma: float = 1.0) -> Tensor:
     """SimPO (arXiv 2405.14734): -log s(beta mean log p_w - beta mean log p_l - gamma), without a reference."""
-    return -F.logsigmoid(beta * (p.chosen / p.chosen_tokens - p.rejected / p.rejected_tokens) - gamma)
+    return -F.logsigmoid(beta * (p.mean_chosen - p.mean_rejected) - gamma)
 
 
 def orpo(p: PairLogps, beta: float, lambda_: float = 0.1) -> Tensor:
@@ -96,41 +114,43 @@ def orpo(p: PairLogps, beta: float, lambda_: float = 0.1) -> Tensor:
 
     Without a reference; beta is not read.
     """
-    chosen, rejected = p.chosen / p.chosen_tokens, p.rejected / p.rejected_tokens
-    return -chosen - lambda_ * F.logsigmoid(_log_odds(chosen) - _log_odds(rejected))
+    return -p.mean_chosen - lambda_ * F.logsigmoid(_log_odds(p.mean_chosen) - _log_odds(p.mean_rejected))
 
 
 def _log_odds(logp: Tensor) -> Tensor:
-    """log(p / (1 - p)) from log p < 0, accurate near 0 on both sides of -log 2, finite at log p = 0."""
-    logp = logp.clamp(max=-torch.finfo(logp.dtype).tiny)
-    near = logp > -math.log(2.0)
-    log1m = torch.where(
-        near,
-        torch.log(-torch.expm1(logp.clamp(min=-math.log(2.0)))),
-        torch.log1p(-torch.exp(logp.clamp(max=-math.log(2.0)))),
-    )
-    return logp - log1m
+    """log(p / (1 - p)) from log p <= 0; finite, with a finite gradient, where p is 1 within rounding."""
+    logp = logp.clamp(max=-torch.finfo(logp.dtype).eps)
+    # log(1 - p): expm1 keeps the digits of a small 1 - p, log1p those of a small p; both clamped for the gradient's sake
+    half = -math.log(2.0)
+    near = torch.log(-torch.expm1(logp.clamp(min=half)))
+    far = torch.log1p(-torch.exp(logp.clamp(max=half)))
+    return logp - torch.where(logp > half, near, far)
 
 
 def kto(p: PairLogps, beta: float, lambda_chosen: float = 1.0, lambda_rejected: float = 1.0) -> Tensor:
     """KTO (arXiv 2402.01306) on a pair's two halves: lambda_D (1 - s(beta (c - z))) + lambda_U (1 - s(beta (z - r))).
 
-    z = max(0, mean of c and r over the global batch), detached: `batch_mean`, which the caller must give.
+    z = max(0, mean of c and r over the global batch), detached: `batch_mean`, which the caller must give; without it
+    ValueError.
     """
     if p.batch_mean is None:
         raise ValueError("kto needs the mean of c and r over the global batch")
-    z = p.batch_mean.clamp(min=0.0)
+    z = p.batch_mean.detach().clamp(min=0.0)
     return lambda_chosen * torch.sigmoid(-beta * (p.c - z)) + lambda_rejected * torch.sigmoid(-beta * (z - p.r))
 
 
 def unlikelihood(p: PairLogps, beta: float, alpha: float = 0.1) -> Tensor:
-    """Unlikelihood (2305.18290, appendix): -log p_w + alpha log p_l. It has no lower bound; beta is not read."""
+    """Unlikelihood (2305.18290, section 6 and appendix): -log p_w + alpha log p_l. No lower bound; beta is not read."""
     return -p.chosen + alpha * p.rejected
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss and what it asks of its caller; `options` are the names it reads beside beta."""
+    """A loss and what it asks of its caller.
+
+    `options` are the names it reads beside beta. A loss that is not `bounded_below` can be driven down for ever by a
+    policy that gives up on the rejected completions: training watches for it.
+    """
 
     loss: Callable[..., Tensor]
     options: tuple[str, ...] = ()
@@ -141,7 +161,7 @@ class Objective:
 
 LOSSES: dict[str, Objective] = {
     "sigmoid": Objective(sigmoid, ("label_smoothing",)),
-    "robust": Objective(robust, ("label_smoothing",)),
+    "robust": Objective(robust, ("label_smoothing",), bounded_below=False),
     "ipo": Objective(ipo),
     "ipo-mean": Objective(ipo_mean),
     "hinge": Objective(hinge),

@@ -21,8 +21,7 @@ def _imdb(config: Prepare, work: Work, out: Path) -> None:
     reviews = imdb.load_reviews(config.source, config.limit, config.revision)
     log.say(f"{config.source or imdb.HUB_ID}: {len(reviews)} reviews")
     tokenizer = load_tokenizer(config.tokenizer)
-    sft, train, test = imdb.split_reviews(reviews, config.train_prompts, config.test_prompts, config.seed)
-    _write(config, work, out, tokenizer, sft, train, test, {})
+    _write(config, work, out, tokenizer, reviews, {}, {})
 
 
 def _toy(config: Prepare, work: Work, out: Path) -> None:
@@ -36,27 +35,24 @@ def _toy(config: Prepare, work: Work, out: Path) -> None:
     log.say(f"base language model: {loss:.3f} nats per token at the end of pre-training")
     accuracy = toy_models.build_classifier(toy.reviews(_TOY_PRETRAINING, seed + 1), out / "classifier", config.seed)
     log.say(f"sentiment classifier: {accuracy:.1%} right on held-out reviews")
-    size = config.limit or _TOY_SFT
-    reviews = [{"id": f"toy-{i}"} | r for i, r in enumerate(toy.reviews(size + config.test_prompts, seed + 2))]
-    tokenizer = load_tokenizer(str(out / "base-lm"))
-    sft, train, test = imdb.split_reviews(reviews, min(config.train_prompts, size), config.test_prompts, config.seed)
+    size = (config.limit or _TOY_SFT) + 4 * config.test_prompts  # many short beginnings recur, so invent some more
+    reviews = [{"id": f"toy-{i}"} | r for i, r in enumerate(toy.reviews(size, seed + 2))]
     figures = {"pretraining_loss": loss, "classifier_accuracy": accuracy}
     cost = {"peak_memory_bytes": runtime.peak_memory_bytes(device), "device": runtime.device_name(device)}
-    _write(config, work, out, tokenizer, sft, train, test, figures, cost)
+    _write(config, work, out, load_tokenizer(str(out / "base-lm")), reviews, figures, cost)
 
 
-def _write(config: Prepare, work: Work, out: Path, tokenizer, sft, train, test, figures: dict, cost: dict | None = None) -> None:
+def _write(config: Prepare, work: Work, out: Path, tokenizer, reviews: list[dict], figures: dict, cost: dict) -> None:
     """Write the row files and the manifest; train and test prompts come from different reviews."""
-    prompts = {
-        name: imdb.prefix_prompts(rows, tokenizer, config.seed, config.min_prefix, config.max_prefix)
-        for name, rows in (("train", train), ("test", test))
-    }
-    files = {"sft.jsonl": sft, "prompts.train.jsonl": prompts["train"], "prompts.test.jsonl": prompts["test"]}
+    prompts = imdb.prefix_prompts(reviews, tokenizer, config.seed, config.min_prefix, config.max_prefix)
+    sft, train, test = imdb.split_prompts(reviews, prompts, config.train_prompts, config.test_prompts, config.seed)
+    files = {"sft.jsonl": sft, "prompts.train.jsonl": train, "prompts.test.jsonl": test}
     for name, rows in files.items():
         write_atomic(out / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         log.say(f"{out / name}: {len(rows)} rows")
-    made = [(p, None) for folder in ("base-lm", "classifier") if (out / folder).is_dir() for p in sorted((out / folder).iterdir())]
-    work.finish([*made, *((out / name, len(rows)) for name, rows in files.items())], figures, cost or {})
+    folders = [out / name for name in ("base-lm", "classifier") if (out / name).is_dir()]
+    made = [(p, None) for folder in folders for p in sorted(folder.iterdir())]
+    work.finish([*made, *((out / name, len(rows)) for name, rows in files.items())], figures, cost)
 
 
 def plan(config: Prepare) -> dict:

@@ -1,0 +1,38 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+PYTHON ?= python3
+# The torch to install: a CPU build, or whatever your machine wants (TORCH="torch==2.13.0", TORCH=torch).
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test test-slow lint bench clean
+.DELETE_ON_ERROR:
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q "$(TORCH)"
+	$(BIN)/python -m pip install -q -e ".[dev]"
+	touch $@
+
+# the paper's main chain on the toy world, ending in a table and a report
+demo: install
+	$(MAKE) --no-print-directory -C recipes/toy DPOCTL="$(CURDIR)/$(BIN)/dpoctl"
+
+test: install
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+lint: install
+	$(BIN)/ruff check dpoctl tests
+	$(BIN)/ruff format --check dpoctl tests
+
+bench:
+	@echo "nothing to compare yet"
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache recipes/*/runs
