@@ -59,7 +59,7 @@ class PairLogps:
 
 
 def sigmoid(p: PairLogps, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """DPO, eq. 7: -log s(beta D); with label smoothing, cDPO (Mitchell 2023): -(1-e) log s(beta D) - e log s(-beta D)."""
+    """DPO, eq. 7: -log s(beta D); with label smoothing cDPO (Mitchell 2023): -(1-e) log s(beta D) - e log s(-beta D)."""
     x = beta * p.d
     return -(1.0 - label_smoothing) * F.logsigmoid(x) - label_smoothing * F.logsigmoid(-x)
 
@@ -120,7 +120,7 @@ def orpo(p: PairLogps, beta: float, lambda_: float = 0.1) -> Tensor:
 def _log_odds(logp: Tensor) -> Tensor:
     """log(p / (1 - p)) from log p <= 0; finite, with a finite gradient, where p is 1 within rounding."""
     logp = logp.clamp(max=-torch.finfo(logp.dtype).eps)
-    # log(1 - p): expm1 keeps the digits of a small 1 - p, log1p those of a small p; both clamped for the gradient's sake
+    # log(1 - p): expm1 keeps the digits of a small 1 - p, log1p those of a small p; clamped for the gradient's sake
     half = -math.log(2.0)
     near = torch.log(-torch.expm1(logp.clamp(min=half)))
     far = torch.log1p(-torch.exp(logp.clamp(max=half)))
