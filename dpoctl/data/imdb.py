@@ -52,7 +52,9 @@ def _rows(source: str | None, revision: str | None) -> Iterator[tuple[int, dict]
         yield from read_jsonl(source)
         return
     if source and not source.endswith((".csv", ".parquet")):
-        raise InputError(f"{source}: not a kind of file that is read", hint="--source takes .jsonl, .jsonl.gz, .csv, .parquet")
+        raise InputError(
+            f"{source}: not a kind of file that is read", hint="--source takes .jsonl, .jsonl.gz, .csv, .parquet"
+        )
     import datasets
 
     datasets.disable_progress_bars()

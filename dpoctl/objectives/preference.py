@@ -59,7 +59,7 @@ class PairLogps:
 
 
 def sigmoid(p: PairLogps, beta: float, label_smoothing: float = 0.0) -> Tensor:
-    """DPO, eq. 7: -log s(beta D); with label smoothing cDPO (Mitchell 2023): -(1-e) log s(beta D) - e log s(-beta D)."""
+    """DPO, eq. 7: -log s(beta D); smoothed, cDPO (Mitchell 2023): -(1-e) log s(beta D) - e log s(-beta D)."""
     x = beta * p.d
     return -(1.0 - label_smoothing) * F.logsigmoid(x) - label_smoothing * F.logsigmoid(-x)
 

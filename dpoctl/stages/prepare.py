@@ -31,7 +31,9 @@ def _toy(config: Prepare, work: Work, out: Path) -> None:
 
     device, _ = setup.open_device(config)
     seed = 10 * config.seed
-    loss = toy_models.build_base_lm([r["text"] for r in toy.reviews(_TOY_PRETRAINING, seed)], out / "base-lm", config.seed)
+    loss = toy_models.build_base_lm(
+        [r["text"] for r in toy.reviews(_TOY_PRETRAINING, seed)], out / "base-lm", config.seed
+    )
     log.say(f"base language model: {loss:.3f} nats per token at the end of pre-training")
     accuracy = toy_models.build_classifier(toy.reviews(_TOY_PRETRAINING, seed + 1), out / "classifier", config.seed)
     log.say(f"sentiment classifier: {accuracy:.1%} right on held-out reviews")

@@ -1,0 +1,92 @@
+"""Read run directories, evaluation, completions and preference files into one collection, told apart by content."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..artifacts import is_row_file, read_manifest
+from ..data.rows import load_rows, read_jsonl
+from ..errors import InputError
+
+
+@dataclass
+class Run:
+    """A run directory; without a manifest it is unfinished."""
+
+    name: str
+    stage: str
+    options: dict[str, Any]
+    metrics: list[dict]
+    points: list[dict]
+    manifest: dict | None
+
+
+@dataclass
+class Samples:
+    """A completions file: its rows by prompt_id (k = 0)."""
+
+    name: str
+    rows: dict[str, dict]
+
+
+@dataclass
+class Collected:
+    runs: list[Run] = field(default_factory=list)
+    evaluations: list[dict] = field(default_factory=list)
+    samples: list[Samples] = field(default_factory=list)
+    costs: list[tuple[str, dict]] = field(default_factory=list)
+
+    @property
+    def points(self) -> list[dict]:
+        """Every measured point of the reward-KL plane."""
+        return [p for run in self.runs for p in run.points] + self.evaluations
+
+
+def collect(paths: tuple[str, ...]) -> Collected:
+    """Raises InputError for a path that is nothing a report can show, and for a broken row, by file and line."""
+    found = Collected()
+    for path in paths:
+        manifest = read_manifest(path)
+        if manifest:
+            found.costs.append((name_of(path), manifest))
+        if Path(path).is_dir():
+            if not (Path(path) / "config.yaml").exists():
+                raise InputError(
+                    f"{path}: not a run directory (no config.yaml)", hint="give what sft or train-dpo wrote"
+                )
+            found.runs.append(_run(Path(path), manifest))
+        elif is_row_file(path):
+            _add_rows(found, path, manifest)
+        else:
+            raise InputError(f"{path}: neither a run directory nor a .jsonl file", hint="see dpoctl report --help")
+    return found
+
+
+def name_of(path: str) -> str:
+    return Path(path).name.removesuffix(".gz").removesuffix(".jsonl")
+
+
+def _run(path: Path, manifest: dict | None) -> Run:
+    options = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    rows = {name: _rows_of(path / f"{name}.jsonl") for name in ("metrics", "eval")}
+    return Run(path.name, options.pop("stage", "run"), options, rows["metrics"], rows["eval"], manifest)
+
+
+def _rows_of(path: Path) -> list[dict]:
+    return [row for _, row in read_jsonl(path)] if path.exists() and path.stat().st_size else []
+
+
+def _add_rows(found: Collected, path: str, manifest: dict | None) -> None:
+    first = next((row for _, row in read_jsonl(path)), {})
+    if "reward" in first:
+        found.evaluations.extend(load_rows(path, "evaluations").rows)
+    elif "completion" in first:
+        rows = [row for row in load_rows(path, "completions").rows if row["k"] == 0]
+        found.samples.append(Samples(name_of(path), {row["prompt_id"]: row for row in rows}))
+    elif "chosen" not in first:
+        hint = "a report takes evaluations, completions and preferences"
+        raise InputError(f"{path}:1: neither reward, completion nor chosen", hint=hint)
+    elif manifest is None:
+        raise InputError(f"{path}: preferences without a manifest have nothing to show", hint="leave the file out")

@@ -1,0 +1,36 @@
+"""A report of runs, evaluations and samples: an HTML page, PNG and SVG figures, the same numbers on the terminal."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from .. import log
+from ..artifacts import Work, write_atomic
+from ..config import Report
+from ..reports import figures, page, tables
+from ..reports.collect import collect
+
+
+def run(config: Report, work: Work) -> None:
+    collected = collect(config.inputs)
+    out = Path(config.out)
+    drawn = figures.draw(collected, out / "figures")
+    write_atomic(out / "report.html", page.write(collected, drawn, config.title, out))
+    files = [out / "report.html", *(path for _, _, paths in drawn for path in paths)]
+    work.finish([(path, None) for path in files], {"figures": len(drawn)}, {})
+    console = Console()
+    console = console if console.is_terminal else Console(width=150)
+    points = collected.evaluations or [r.points[-1] for r in collected.runs if r.points]
+    if points:
+        console.print(tables.terminal(tables.evaluations(points), "Evaluation (± one standard error over prompts)"))
+    console.print(tables.terminal(tables.costs(collected), "Cost"))
+    log.say(f"report: {out / 'report.html'}")
+
+
+def plan(config: Report) -> dict:
+    collected = collect(config.inputs)
+    return {
+        "runs": len(collected.runs),
+        "evaluations": len(collected.evaluations),
+        "completions files": len(collected.samples),
+    }
