@@ -13,7 +13,7 @@ def kl(logps: Tensor, ref_logps: Tensor) -> Tensor:
     """Exact KL(policy || reference) [...] of log-probs [..., K].
 
     An outcome that the policy never gives counts 0; one that only the policy gives makes the KL infinite. Summed over
-    the steps of a policy's own samples it estimates the sequence KL with less variance than their log-ratios do.
+    the steps of a policy's own samples it estimates the sequence KL, as a rule with less variance than log-ratios do.
     """
     log_ratio = (logps - ref_logps).masked_fill(logps == -math.inf, 0.0)  # 0 log 0 = 0, also where both are 0
     return (logps.exp() * log_ratio).sum(-1)

@@ -1,4 +1,4 @@
-"""The figures: learning curves, accuracies, log-probs, the reward-KL plane, KL against beta. A figure without data is left out."""
+"""The figures of a report. A figure without data is left out."""
 
 from collections import defaultdict
 from pathlib import Path
