@@ -120,10 +120,9 @@ def orpo(p: PairLogps, beta: float, lambda_: float = 0.1) -> Tensor:
 def _log_odds(logp: Tensor) -> Tensor:
     """log(p / (1 - p)) from log p <= 0; finite, with a finite gradient, where p is 1 within rounding."""
     logp = logp.clamp(max=-torch.finfo(logp.dtype).eps)
-    # log(1 - p): expm1 keeps the digits of a small 1 - p, log1p those of a small p; clamped for the gradient's sake
     half = -math.log(2.0)
-    near = torch.log(-torch.expm1(logp.clamp(min=half)))
-    far = torch.log1p(-torch.exp(logp.clamp(max=half)))
+    near = torch.log(-torch.expm1(logp))  # log(1 - p) with the digits of a small 1 - p
+    far = torch.log1p(-torch.exp(logp.clamp(max=half)))  # with those of a small p; clamped for the gradient's sake
     return logp - torch.where(logp > half, near, far)
 
 

@@ -1,0 +1,225 @@
+"""The chain as a user runs it: subprocesses on a miniature toy world, resumed, repeated, refused."""
+
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dpoctl.data import imdb, toy
+
+ROOT = Path(__file__).parents[1]
+TRAIN = ["--max-length", "96", "--max-prompt-length", "16", "--warmup-steps", "2"]
+
+
+class World:
+    """A folder with models and rows, and the command line in it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.env = os.environ | {"XDG_CACHE_HOME": str(folder / "cache"), "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+
+    def popen(self, *args: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "dpoctl", *map(str, args)]
+        return subprocess.Popen(command, cwd=self.folder, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def run(self, *args: str, code: int = 0) -> tuple[str, str]:
+        process = self.popen(*args)
+        out, err = process.communicate(timeout=180)
+        assert process.returncode == code, err
+        assert "Traceback" not in err
+        return out, err
+
+    def rows(self, name: str) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
+
+    def digest(self, *names: str) -> list[str]:
+        return [hashlib.sha256((self.folder / name).read_bytes()).hexdigest() for name in names]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> World:
+    from dpoctl.data import toy_models
+    from dpoctl.models.load import load_tokenizer
+
+    folder = tmp_path_factory.mktemp("world")
+    reviews = [{"id": f"r{i}"} | r for i, r in enumerate(toy.reviews(400, 0))]
+    toy_models.build_base_lm([r["text"] for r in reviews], folder / "lm", 0, steps=40, batch=16)
+    toy_models.build_classifier(reviews, folder / "classifier", 0, steps=20, batch=16)
+    prompts = imdb.prefix_prompts(reviews, load_tokenizer(str(folder / "lm")), 0)
+    sft, train, test = imdb.split_prompts(reviews, prompts, 24, 12, 0)
+    for name, rows in (("sft", sft[:96]), ("held", sft[96:120]), ("train", train), ("test", test)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return World(folder)
+
+
+@pytest.fixture(scope="session")
+def prefs(world) -> World:
+    world.run("sft", "--model", "lm", "--data", "sft.jsonl", "--eval-data", "held.jsonl", "--lr", "1e-3", *TRAIN, "--out", "sft")
+    world.run("make-prefs", "--model", "sft", "--prompts", "train.jsonl", "--scorer", "classifier", "--max-new-tokens", "20",
+              "--wave-rows", "16", "--completions-out", "samples.jsonl", "--out", "prefs.jsonl")  # fmt: skip
+    return world
+
+
+def dpo(out: str, *more: str) -> list[str]:
+    return ["train-dpo", "--model", "sft", "--data", "prefs.jsonl", "--eval-data", "prefs.jsonl", "--batch-size", "16",
+            "--lr", "1e-4", *TRAIN, "--log-every", "2", "--save-every", "3", "--eval-every", "4", "--eval-prompts", "test.jsonl",
+            "--scorer", "classifier", "--max-new-tokens", "12", "--out", out, *more]  # fmt: skip
+
+
+KEPT = ("model.safetensors", "metrics.jsonl", "eval.jsonl")
+
+
+@pytest.fixture(scope="session")
+def trained(prefs) -> World:
+    prefs.run(*dpo("dpo"))
+    return prefs
+
+
+def test_sft_learns_and_says_so(prefs):
+    rows = prefs.rows("sft/metrics.jsonl")
+    manifest = json.loads((prefs.folder / "sft/manifest.json").read_text())
+    assert rows[0]["step"] == 1
+    assert rows[-1]["eval/loss"] < manifest["figures"]["eval/loss_before"]
+
+
+def test_preferences_are_what_was_scored(prefs):
+    samples = {(r["prompt_id"], r["k"]): r for r in prefs.rows("samples.jsonl")}
+    rows = prefs.rows("prefs.jsonl")
+    assert len(samples) == 24 * 4
+    for row in rows:
+        chosen, rejected = (samples[row["prompt_id"], row[f"{side}_k"]] for side in ("chosen", "rejected"))
+        assert chosen["score"] >= rejected["score"] and row["margin"] == chosen["score"] - rejected["score"]
+        assert (row["chosen"], row["rejected"]) == (chosen["completion"], rejected["completion"])
+    figures = json.loads((prefs.folder / "prefs.jsonl.manifest.json").read_text())["figures"]
+    assert len(rows) == figures["pairs"] == 24 * 6 - figures["ties"] - figures["duplicates"] - figures["below_margin"]
+    assert {"prompt", "chosen", "rejected"} <= set(rows[0])
+
+
+def test_dpo_starts_at_log_two_and_learns(trained):
+    rows = trained.rows("dpo/metrics.jsonl")
+    assert rows[0]["step"] == 1
+    assert rows[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert abs(rows[0]["rewards/margins"]) < 1e-4
+    assert rows[-1]["eval/loss"] < math.log(2) and rows[-1]["eval/rewards/accuracies"] > 0.55
+    points = trained.rows("dpo/eval.jsonl")
+    assert points[0]["step"] == 0 and points[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert points[-1]["kl_exact"] > 0
+
+
+def test_plain_libraries_load_what_was_written(trained):
+    import datasets
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(trained.folder / "dpo")
+    tokenizer = AutoTokenizer.from_pretrained(trained.folder / "dpo")
+    assert model.config.vocab_size == len(tokenizer)
+    for name in ("prefs.jsonl", "samples.jsonl", "dpo/metrics.jsonl", "dpo/eval.jsonl"):
+        table = datasets.load_dataset("json", data_files=str(trained.folder / name), split="train",
+                                      cache_dir=str(trained.folder / "datasets"))  # fmt: skip
+        assert len(table) == len(trained.rows(name))
+
+
+def test_killed_run_ends_in_the_same_bytes(trained):
+    process = trained.popen(*dpo("killed"))
+    deadline = time.monotonic() + 120
+    while not list((trained.folder / "killed/checkpoints").glob("step-*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (trained.folder / "killed/manifest.json").exists()
+    # the reference's log-probs come from the first run's cache: the key is content
+    _, err = trained.run(*dpo("killed"))
+    assert "continues behind update" in err and "from the cache" in err
+    assert trained.digest(*(f"killed/{k}" for k in KEPT)) == trained.digest(*(f"dpo/{k}" for k in KEPT))
+
+
+def test_sigterm_saves_and_exits_75(trained):
+    process = trained.popen(*dpo("stopped", "--save-every", "1000"))
+    while not (trained.folder / "stopped/metrics.jsonl").exists() or not trained.rows("stopped/metrics.jsonl"):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    trained.run(*dpo("stopped", "--save-every", "1000"))
+    assert trained.digest(*(f"stopped/{k}" for k in KEPT)) == trained.digest(*(f"dpo/{k}" for k in KEPT))
+
+
+def test_sampling_continues_behind_the_last_whole_wave(prefs):
+    args = ["sample", "--model", "sft", "--prompts", "test.jsonl", "--n", "3", "--wave-rows", "6", "--max-new-tokens", "8"]
+    prefs.run(*args, "--out", "whole.jsonl")
+    # a state as a kill leaves it: two waves whole, the third cut in the middle of a line
+    text = (prefs.folder / "whole.jsonl").read_bytes()
+    lines = text.splitlines(keepends=True)
+    prefs.run(*args, "--out", "cut.jsonl")
+    manifest = json.loads((prefs.folder / "cut.jsonl.manifest.json").read_text())
+    (prefs.folder / "cut.jsonl").unlink()
+    (prefs.folder / "cut.jsonl.manifest.json").unlink()
+    plan = {"stage": "sample", "identity": manifest["identity"], "inputs": manifest["inputs"]}
+    (prefs.folder / "cut.jsonl.plan.json").write_text(json.dumps(plan))
+    sizes = [sum(map(len, lines[: 6 * w])) for w in (1, 2, 3)]
+    (prefs.folder / "cut.jsonl.partial").write_bytes(text[: sizes[1] + 40])
+    (prefs.folder / "cut.jsonl.progress").write_text(
+        "".join(json.dumps({"waves": w + 1, "sizes": [sizes[w]], "rows": [6 * (w + 1)], "state": {"ended": 0}}) + "\n" for w in range(3))
+    )
+    _, err = prefs.run(*args, "--out", "cut.jsonl")
+    assert "continues behind 12 rows" in err
+    assert (prefs.folder / "cut.jsonl").read_bytes() == text
+
+
+def test_finished_work_answers_at_once_and_changed_work_is_refused(trained):
+    before = (trained.folder / "dpo/manifest.json").stat().st_mtime_ns
+    start = time.monotonic()
+    out, err = trained.run(*dpo("dpo"))
+    assert time.monotonic() - start < 2.0  # no model, no torch: a process start
+    assert out == "" and "nothing to do" in err
+    assert (trained.folder / "dpo/manifest.json").stat().st_mtime_ns > before
+    _, err = trained.run(*dpo("dpo", "--beta", "0.5"), code=2)
+    assert "--beta 0.1" in err and "hint:" in err
+    trained.run(*dpo("dpo", "--tokens-per-batch", "64"))  # memory, not mathematics: may change
+
+
+def test_evaluate_sample_score_report(trained):
+    out, _ = trained.run("evaluate", "--model", "sft", "--model", "dpo", "--ref", "sft", "--prompts", "test.jsonl", "--scorer",
+                         "classifier", "--max-new-tokens", "12", "--out", "eval.jsonl")  # fmt: skip
+    assert "dpo" in out
+    rows = trained.rows("eval.jsonl")
+    assert [r["method"] for r in rows] == ["sft", "dpo"] and rows[0]["kl"] == 0 and rows[1]["options"]["beta"] == 0.1
+    trained.run("score", "--data", "samples.jsonl", "--scorer", "classifier@log-odds", "--out", "scored.jsonl")
+    for scored, sample in zip(trained.rows("scored.jsonl"), trained.rows("samples.jsonl"), strict=True):
+        assert 1 / (1 + math.exp(-scored["score"])) == pytest.approx(sample["score"], abs=1e-4)
+    trained.run("report", "sft", "dpo", "prefs.jsonl", "eval.jsonl", "samples.jsonl", "scored.jsonl", "--out", "report")
+    page = (trained.folder / "report/report.html").read_text()
+    assert f"{rows[1]['reward']:.3f} ± {rows[1]['reward_se']:.3f}" in page and page.count("<svg") >= 4
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["sft", "--model", "lm", "--data", "sfft.jsonl"], "did you mean sft.jsonl"),
+        (["sft", "--model", "nowhere/at/all", "--data", "sft.jsonl"], "nowhere/at/all"),
+        (["sft", "--model", "lm", "--data", "broken.jsonl"], "broken.jsonl:2"),
+        (["sft", "--model", "lm", "--data", "empty.jsonl"], "empty.jsonl"),
+        (["train-dpo", "--model", "lm", "--data", "hollow.jsonl"], "hollow.jsonl:1"),
+        (["train-dpo", "--model", "lm", "--data", "equal.jsonl"], "equal"),
+        (["train-dpo", "--model", "lm", "--data", "hollow.jsonl", "--gamma", "1"], "--gamma"),
+        (["train-dpo", "--model", "classifier", "--data", "equal.jsonl"], "classifier"),
+    ],
+)
+def test_bad_input_is_one_clear_message(world, args, said):
+    pair = {"prompt": "I saw", "chosen": " it.", "rejected": " it."}
+    files = {"broken": '{"text": "a b c"}\n{"text": \n{"text": "d e f"}\n', "empty": "", "equal": json.dumps(pair) + "\n",
+             "hollow": json.dumps(pair | {"prompt": ""}) + "\n"}  # fmt: skip
+    for name, text in files.items():
+        (world.folder / f"{name}.jsonl").write_text(text)
+    _, err = world.run(*args, "--out", "refused", code=2)
+    assert said in err and err.count("error:") == 1
+    assert not (world.folder / "refused/model.safetensors").exists()
