@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .errors import InputError
+from .errors import InputError, closest
 
 _MODEL_FILES = re.compile(
     r"(config|generation_config|tokenizer\w*|special_tokens_map|added_tokens|vocab|adapter_config|.*\.index)\.json"
@@ -120,8 +120,6 @@ def check_inputs(inputs: list[tuple[str, str, str]]) -> None:
             folder = Path(path).parent
             if not folder.is_dir():
                 raise InputError(f"{path}: not found (--{name})", hint=f"the folder {folder} does not exist")
-            from .options import closest
-
             near = closest(Path(path).name, [p.name for p in folder.iterdir()])
             raise InputError(
                 f"{path}: not found (--{name})",

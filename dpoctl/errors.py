@@ -3,6 +3,8 @@
 Everything else that escapes a command is a fault of dpoctl's own and exits 1 with a traceback.
 """
 
+import difflib
+
 
 class DpoctlError(Exception):
     """Base of all: a message of one or two lines and, where there is something to do about it, a hint."""
@@ -34,3 +36,9 @@ class Interrupted(DpoctlError):
     """Stopped on request with the state saved: the same command again continues."""
 
     exit_code = 75
+
+
+def closest(name: str, names) -> str:
+    """The known name nearest to what was given, for a hint; empty where none is near."""
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return near[0] if near else ""

@@ -4,12 +4,11 @@ An option lives in one place, a field of a dataclass in `config.py`; this module
 value, and reports every problem at once, each with file, line and field. Standard library and yaml only.
 """
 
-import difflib
 from dataclasses import MISSING, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from .errors import InputError
+from .errors import InputError, closest
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,6 @@ def base_type(hint: Any) -> tuple[type, bool]:
     if get_origin(hint) is tuple:
         return get_args(hint)[0], True
     return hint, False
-
-
-def closest(name: str, names) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return near[0] if near else ""
 
 
 def resolve(cls: type, command: str, flags: dict[str, Any], recipe: str | None) -> Any:

@@ -7,8 +7,7 @@ import typer
 
 from .. import __version__, log
 from ..config import COMMANDS
-from ..errors import DpoctlError
-from ..options import closest
+from ..errors import DpoctlError, closest
 from .command import add_command
 
 UsageError = typer.BadParameter.__bases__[0]  # typer's own copy of click, or click: whichever is installed

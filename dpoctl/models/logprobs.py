@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ..objectives.kl import kl
+
 Sequences = Sequence[tuple[Sequence[int], int]]
 
 _TILE_BYTES = 64 << 20  # float32 logits of one tile
@@ -68,7 +70,7 @@ def policy_kl(policy, reference, sequences: Sequences, *, tokens_per_batch: int,
             p = F.log_softmax(_logits(policy, hp) / temperature, dim=-1)
             r = F.log_softmax(logits_r / temperature, dim=-1)
             sums[0].index_add_(0, own, (p - r).gather(1, y[:, None])[:, 0])
-            sums[1].index_add_(0, own, (p.exp() * (p - r)).sum(-1))
+            sums[1].index_add_(0, own, kl(p, r))
             sums[2].index_add_(0, own, -F.cross_entropy(logits_r, y, reduction="none"))
         log_ratio[indices], exact[indices], ref_logps[indices] = sums.cpu()
     return log_ratio, exact, ref_logps

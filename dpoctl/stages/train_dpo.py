@@ -206,7 +206,7 @@ class Watch:
             self._once(
                 "runaway",
                 f"update {row['step']}: --loss {self.config.loss} has no lower bound and is running away "
-                f"(rejected log-probs {rejected:+.0f} nats). A smaller --alpha or --lr, or fewer updates",
+                f"(rejected log-probs {rejected:+.0f} nats). A smaller --lr, fewer updates or a smaller weight of that term",
             )
 
     def _once(self, what: str, text: str) -> None:
