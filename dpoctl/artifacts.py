@@ -259,15 +259,31 @@ def claim(out: str, stage: str, options: dict, identity: dict, inputs: list, *, 
         raise InputError(f"{out}: is an input of this command too", hint="choose another --out")
     work = Work(path, stage, options, identity, inputs)
     created = _make_folder(work.folder)
-    with _locked(path, work):
-        try:
+    try:
+        with _locked(path, work):
             _open(work, overwrite)
-        except InputError:
-            if created:
-                with suppress(OSError):
-                    work.folder.rmdir()
-            raise
-        yield work
+            try:
+                yield work
+            except InputError:
+                _forget_unbegun(work)
+                raise
+    except InputError:
+        if created:
+            with suppress(OSError):  # what has been begun stays
+                work.folder.rmdir()
+        raise
+
+
+def _forget_unbegun(work: Work) -> None:
+    """Leave nothing of a work whose input was refused before it wrote anything."""
+    if work.is_rows:
+        beside = [work.out.with_name(work.out.name + end) for end in (".partial", ".progress")]
+        if any(path.exists() and path.stat().st_size for path in beside):
+            return
+        for path in (*beside, work.plan_path):
+            path.unlink(missing_ok=True)
+    elif {p.name for p in work.out.iterdir()} <= {work.plan_path.name, _lock_path(work).name}:
+        work.plan_path.unlink(missing_ok=True)
 
 
 def _make_folder(folder: Path) -> bool:

@@ -263,4 +263,4 @@ def test_bad_input_is_one_clear_message(world, args, said):
         (world.folder / f"{name}.jsonl").write_text(text)
     _, err = world.run(*args, "--out", "refused", code=2)
     assert said in err and err.count("error:") == 1
-    assert not (world.folder / "refused/model.safetensors").exists()
+    assert not (world.folder / "refused").exists()

@@ -91,7 +91,8 @@ def _plane(points: list[dict]):
         own.sort(key=lambda p: (p.get("step") is None, p.get("step") or 0))
         axes.errorbar([p["kl"] for p in own], [p["reward"] for p in own], xerr=[p["kl_se"] for p in own],
                       yerr=[p["reward_se"] for p in own], color=_COLOURS[i % 7], marker=_MARKERS[i % 7], markersize=5,
-                      linestyle=_LINES[i % 4], linewidth=1.2, elinewidth=0.7, label=None if method in named else method)  # fmt: skip
+                      linestyle=_LINES[i % 4], linewidth=1.2, elinewidth=0.7,
+                      label=None if method in named else method)  # fmt: skip
         beta = (own[-1].get("options") or {}).get("beta")
         if beta is not None and method not in ("sft", "preferred-ft"):
             axes.annotate(f"β={beta:g}", (own[-1]["kl"], own[-1]["reward"]), textcoords="offset points", xytext=(6, -9),

@@ -82,7 +82,9 @@ def _samples(collected: Collected) -> str:
         shown = prompt if isinstance(prompt, str) else "\n".join(m["content"] for m in prompt)
         cells = "".join(f"<td>{_sample(s.rows[prompt_id])}</td>" for s in collected.samples)
         rows.append(f"<tr><td>{html.escape(shown)}</td>{cells}</tr>")
-    note = f"The first {len(common)} prompts of the file, sample k = 0 of each, not picked. ⏎ marks a sample cut at the length limit."
+    note = (
+        f"The first {len(common)} prompts of the file, sample k = 0 of each, not picked. ⏎ marks one cut at the limit."
+    )
     return (f'<p class="note">{note}</p><div class="scroll"><table class="samples"><tr>{head}</tr>'
             f"{''.join(rows)}</table></div>")  # fmt: skip
 
