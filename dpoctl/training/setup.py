@@ -29,17 +29,13 @@ def open_model(config, path: str, device: torch.device):
 
 
 def lengths(config, model) -> tuple[int, int]:
-    """(max length, max prompt length) within the model's context; a context that is shorter is said."""
+    """(max length, max prompt length) within the model's context; where a shorter context lowers them it is said."""
     context = context_length(model)
     if context is None or config.max_length <= context:
         return config.max_length, config.max_prompt_length
-    log.say(f"--max-length {config.max_length} is lowered to the model's context of {context}")
-    if config.max_prompt_length >= context:
-        raise InputError(
-            f"--max-prompt-length {config.max_prompt_length} leaves no room in the model's context of {context}",
-            hint=f"give --max-length {context} and a smaller --max-prompt-length",
-        )
-    return context, config.max_prompt_length
+    prompt = min(config.max_prompt_length, context // 2)
+    log.say(f"the model's context lowers --max-length to {context}, --max-prompt-length to {prompt}")
+    return context, prompt
 
 
 def frontier_point(
