@@ -82,14 +82,16 @@ def prefix_prompts(reviews: list[dict], tokenizer, seed: int, shortest: int = 2,
     prompts = []
     for review in reviews:
         n = random.Random(f"prefix {seed} {review['id']}").randint(shortest, longest)
-        ids = tokenizer(review["text"][: 40 * longest], add_special_tokens=False)["input_ids"][:n]
-        text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        while ids and (text.endswith("\ufffd") or not text.strip()):  # cut within a character
-            ids = ids[:-1]
+        start = tokenizer(review["text"][: 40 * longest], add_special_tokens=False)["input_ids"]
+        for length in (*range(n, longest + 1), *range(n - 1, shortest - 1, -1)):  # as drawn, else longer, else shorter
+            ids = start[:length]
             text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-        if len(ids) < shortest and len(ids) < n:
+            if len(ids) == length and text.strip() and not text.endswith("\ufffd"):
+                break
+        else:
             raise InputError(
-                f"review {review['id']}: gives no prefix of {shortest} tokens", hint="remove it, or lower --min-prefix"
+                f"review {review['id']}: gives no prefix of {shortest} to {longest} whole tokens ({review['text'][:40]!r})",
+                hint="remove it, lower --min-prefix or raise --max-prefix",
             )
         row = {"prompt_id": review["id"], "prompt": text}
         whole = encode_prompt(tokenizer, text)
