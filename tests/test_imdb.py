@@ -19,8 +19,10 @@ def tokenizer():
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator((r["text"] for r in REVIEWS),
-                            trainers.BpeTrainer(vocab_size=500, special_tokens=["<e>"], initial_alphabet=alphabet, show_progress=False))  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["<e>"], initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator((r["text"] for r in REVIEWS), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<e>")
 
 

@@ -1,0 +1,151 @@
+"""Claims, locks, atomic writes and manifests; options from flags and recipes."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dpoctl import artifacts
+from dpoctl.cli.app import run
+from dpoctl.config import COMMANDS, TrainDPO
+from dpoctl.errors import InputError
+from dpoctl.options import resolve, spec_of
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def claim(out, identity=None, inputs=(), overwrite=False, stage="sft"):
+    return artifacts.claim(str(out), stage, identity or {}, identity or {}, list(inputs), overwrite=overwrite)
+
+
+def finished(out, **more):
+    with claim(out, **more) as work:
+        (out / "config.yaml").write_text("a: 1\n")
+        work.finish([(out / "config.yaml", None)], {"loss": 1.0}, {"wall": 3})
+
+
+def test_an_atomic_write_that_fails_leaves_the_old_content(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    artifacts.write_atomic(path, "old")
+
+    def full(fd):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        artifacts.write_atomic(path, "new")
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_finished_changed_and_overwritten_work(tmp_path):
+    out, data = tmp_path / "run", tmp_path / "data.jsonl"
+    data.write_text("1\n")
+    inputs = [("data", "file", str(data))]
+    finished(out, identity={"beta": 0.1}, inputs=inputs)
+    with claim(out, {"beta": 0.1}, inputs) as work:
+        assert work.finished
+    with pytest.raises(InputError, match="--beta 0.1, now it is 0.2"), claim(out, {"beta": 0.2}, inputs):
+        pass
+    data.write_text("2\n")
+    with pytest.raises(InputError, match="another --data"), claim(out, {"beta": 0.1}, inputs):
+        pass
+    (out / "mine.txt").write_text("the user's own")
+    with claim(out, {"beta": 0.2}, inputs, overwrite=True) as work:
+        assert not work.finished and not work.resuming and not (out / "config.yaml").exists()
+    assert (out / "mine.txt").exists()
+
+
+def test_a_manifests_id_is_over_everything_but_the_cost(tmp_path):
+    ids = []
+    for name, identity in (("a", {"x": 1}), ("b", {"x": 1}), ("c", {"x": 2})):
+        finished(tmp_path / name / "run", identity=identity)
+        ids.append(artifacts.read_manifest(tmp_path / name / "run")["id"])
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match="thesis.tex"), claim(tmp_path, overwrite=overwrite):
+            pass
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_refused_input_leaves_nothing(tmp_path):
+    with pytest.raises(InputError), claim(tmp_path / "run"):
+        raise InputError("bad row")
+    with pytest.raises(InputError), claim(tmp_path / "rows.jsonl", stage="sample"):
+        raise InputError("bad row")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_output_has_one_worker_and_a_killed_one_frees_it(tmp_path):
+    code = ("import sys, time; from dpoctl import artifacts\n"
+            f"with artifacts.claim({str(tmp_path / 'run')!r}, 'sft', {{}}, {{}}, [], overwrite=False):\n"
+            "    print('held', flush=True); time.sleep(60)")  # fmt: skip
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(InputError, match="another dpoctl is at work"), claim(tmp_path / "run"):
+        pass
+    holder.kill()
+    holder.wait()
+    with claim(tmp_path / "run") as work:
+        assert work.resuming
+
+
+def test_a_large_files_hash_is_remembered_and_renewed(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(b"a" * (1 << 20))
+    first = artifacts.sha256_file(path)
+    assert artifacts.sha256_file(path) == first and len(list((tmp_path / "cache/dpoctl/sha256").iterdir())) == 1
+    path.write_bytes(b"b" * (1 << 20))
+    assert artifacts.sha256_file(path) != first
+
+
+def test_flag_beats_section_beats_defaults(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("defaults:\n  seed: 3\n  lr: 1e-3\n  beta: 9\ntrain-dpo:\n  lr: 2e-6\n  batch-size: 8\n")
+    given = {"model": "m", "data": "d", "out": "o", "batch_size": 16}
+    config = resolve(TrainDPO, "train-dpo", given, str(recipe))
+    assert (config.seed, config.lr, config.batch_size, config.beta) == (3, 2e-6, 16, 9.0)
+
+
+def test_all_problems_at_once_with_place_and_nearest_name(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("train-dpo:\n  betta: 1\n  lr: fast\n  loss: sigmoidd\ntrain-dop:\n  beta: 1\n")
+    with pytest.raises(InputError) as e:
+        resolve(TrainDPO, "train-dpo", {"model": "m", "data": "d"}, str(recipe))
+    for said in (":2: train-dpo.betta: no such option (did you mean beta?)", ":3: train-dpo.lr: expected a number, got 'fast'",
+                 "did you mean sigmoid?", ":5: train-dop: no such section (did you mean train-dpo?)", "--out is required"):  # fmt: skip
+        assert said in e.value.message
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_names_every_option(name, capsys):
+    from dataclasses import fields
+
+    from dpoctl.options import flag_of
+
+    assert run([name, "--help"]) == 0
+    text = capsys.readouterr().out
+    for f in fields(COMMANDS[name]):
+        assert spec_of(f).help
+        assert spec_of(f).argument or flag_of(f) in text
+
+
+def test_no_space_is_exit_2_with_the_place(tmp_path, monkeypatch, capsys):
+    (tmp_path / "d.jsonl").write_text(json.dumps({"text": "a b"}) + "\n")
+
+    def full(path, data):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(artifacts, "write_atomic", full)
+    code = run(["sft", "--model", "m/m", "--data", str(tmp_path / "d.jsonl"), "--out", str(tmp_path / "run")])
+    said = capsys.readouterr().err
+    assert code == 2 and "No space left" in said and "hint:" in said
