@@ -64,8 +64,7 @@ def _choices(spec: options.Spec) -> str:
 def _option(name: str, kind: Any, flag: str, help: str, panel: str, default: str) -> inspect.Parameter:
     help += " [required]" if default == "required" else f" [default: {default}]" if default else ""
     metavar = None if kind is bool else {int: "N", float: "X"}.get(kind, "TEXT")
-    extra = {"is_flag": True} if kind is bool else {}
-    info = typer.Option(flag, help=help, show_default=False, metavar=metavar, **extra)
+    info = typer.Option(flag, help=help, show_default=False, metavar=metavar)
     return _parameter(name, Annotated[Optional[kind], info])  # noqa: UP045
 
 
