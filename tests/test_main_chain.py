@@ -179,6 +179,12 @@ def test_sigterm_saves_and_exits_75(trained):
     same_run(trained, "stopped", "dpo")
 
 
+def test_numbers_that_go_wrong_are_exit_3(trained):
+    _, err = trained.run(*dpo("wrong", "--lr", "1e30"), code=3)
+    assert "update" in err and "hint:" in err
+    assert not (trained.folder / "wrong/manifest.json").exists()
+
+
 def test_sampling_continues_behind_the_last_whole_wave(prefs):
     args = [
         "sample",

@@ -1,0 +1,63 @@
+"""Checkpoints: exact, whole or absent, the newest two, and a damaged one passed over."""
+
+import copy
+
+import pytest
+import torch
+
+from dpoctl.errors import InputError
+from dpoctl.training import checkpoints
+
+
+def small(seed: int):
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 1))
+
+
+def update(model, optimizer, step: int) -> None:
+    torch.manual_seed(step)
+    (model(torch.randn(8, 4)) ** 2).mean().backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.RMSprop])
+def test_a_continued_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, kind):
+    model = small(0)
+    optimizer = kind(model.parameters(), lr=0.01)
+    for step in range(3):
+        update(model, optimizer, step)
+    checkpoints.save(tmp_path, 3, model, optimizer, {"tokens": 7})
+    whole = copy.deepcopy(model)
+    for step in range(3, 6):
+        update(model, optimizer, step)
+    other = small(1)
+    resumed = kind(other.parameters(), lr=0.01)
+    state = checkpoints.load_latest(tmp_path, other, resumed)
+    assert state == {"tokens": 7, "step": 3}
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), whole.parameters(), strict=True))
+    for step in range(3, 6):
+        update(other, resumed, step)
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "checksums.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys, name, damage):
+    model = small(0)
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=0.01)
+    for step in (1, 2, 3):
+        update(model, optimizer, step)
+        checkpoints.save(tmp_path, step, model, optimizer, {})
+    assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000002", "step-00000003"]
+    path = tmp_path / "checkpoints/step-00000003" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(data if damage == "flip" else data[:-9])
+    assert checkpoints.load_latest(tmp_path, model, optimizer)["step"] == 2
+    assert "falling back" in capsys.readouterr().err
+    (tmp_path / "checkpoints/step-00000002/checksums.json").unlink()
+    with pytest.raises(InputError, match="damaged"):
+        checkpoints.load_latest(tmp_path, model, optimizer)
