@@ -1,111 +1,12 @@
-"""The chain as a user runs it: subprocesses on a miniature toy world, resumed, repeated, refused."""
+"""The main chain as a user runs it: trained, resumed, repeated, refused."""
 
-import hashlib
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
-
-from dpoctl.data import imdb, toy
-
-ROOT = Path(__file__).parents[1]
-TRAIN = ["--max-length", "96", "--max-prompt-length", "16", "--warmup-steps", "2"]
-
-
-class World:
-    """A folder with models and rows, and the command line in it."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.env = os.environ | {
-            "XDG_CACHE_HOME": str(folder / "cache"),
-            "PYTHONPATH": str(ROOT),
-            "HF_HUB_OFFLINE": "1",
-        }
-
-    def popen(self, *args: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "dpoctl", *map(str, args)]
-        return subprocess.Popen(
-            command, cwd=self.folder, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-
-    def run(self, *args: str, code: int = 0) -> tuple[str, str]:
-        process = self.popen(*args)
-        out, err = process.communicate(timeout=180)
-        assert process.returncode == code, err
-        assert "Traceback" not in err
-        return out, err
-
-    def rows(self, name: str) -> list[dict]:
-        return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
-
-    def digest(self, *names: str) -> list[str]:
-        return [hashlib.sha256((self.folder / name).read_bytes()).hexdigest() for name in names]
-
-
-@pytest.fixture(scope="session")
-def world(tmp_path_factory) -> World:
-    from dpoctl.data import toy_models
-    from dpoctl.models.load import load_tokenizer
-
-    folder = tmp_path_factory.mktemp("world")
-    reviews = [{"id": f"r{i}"} | r for i, r in enumerate(toy.reviews(400, 0))]
-    toy_models.build_base_lm([r["text"] for r in reviews], folder / "lm", 0, steps=40, batch=16)
-    toy_models.build_classifier(reviews, folder / "classifier", 0, steps=20, batch=16)
-    prompts = imdb.prefix_prompts(reviews, load_tokenizer(str(folder / "lm")), 0)
-    sft, train, test = imdb.split_prompts(reviews, prompts, 24, 12, 0)
-    for name, rows in (("sft", sft[:96]), ("held", sft[96:120]), ("train", train), ("test", test)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return World(folder)
-
-
-@pytest.fixture(scope="session")
-def prefs(world) -> World:
-    world.run(
-        "sft",
-        "--model",
-        "lm",
-        "--data",
-        "sft.jsonl",
-        "--eval-data",
-        "held.jsonl",
-        "--lr",
-        "1e-3",
-        *TRAIN,
-        "--out",
-        "sft",
-    )
-    world.run("make-prefs", "--model", "sft", "--prompts", "train.jsonl", "--scorer", "classifier", "--max-new-tokens", "20",
-              "--wave-rows", "16", "--completions-out", "samples.jsonl", "--out", "prefs.jsonl")  # fmt: skip
-    return world
-
-
-def dpo(out: str, *more: str) -> list[str]:
-    return ["train-dpo", "--model", "sft", "--data", "prefs.jsonl", "--eval-data", "prefs.jsonl", "--batch-size", "16",
-            "--lr", "1e-4", *TRAIN, "--log-every", "2", "--save-every", "3", "--eval-every", "4", "--eval-prompts", "test.jsonl",
-            "--scorer", "classifier", "--max-new-tokens", "12", "--out", out, *more]  # fmt: skip
-
-
-def same_run(world: World, one: str, other: str) -> None:
-    """Weights and metrics byte for byte; evaluations too, but for the run's own name in them."""
-    kept = ("model.safetensors", "metrics.jsonl")
-    assert world.digest(*(f"{one}/{k}" for k in kept)) == world.digest(*(f"{other}/{k}" for k in kept))
-    points = [
-        (world.folder / name / "eval.jsonl").read_text().replace(f'"model": "{name}"', "") for name in (one, other)
-    ]
-    assert points[0] == points[1]
-
-
-@pytest.fixture(scope="session")
-def trained(prefs) -> World:
-    prefs.run(*dpo("dpo"))
-    return prefs
+from chain import dpo, same_run
 
 
 def test_sft_learns_and_says_so(prefs):

@@ -94,7 +94,9 @@ def _plane(points: list[dict]):
                       linestyle=_LINES[i % 4], linewidth=1.2, elinewidth=0.7,
                       label=None if method in named else method)  # fmt: skip
         beta = (own[-1].get("options") or {}).get("beta")
-        if beta is not None and f"{method} {beta}" not in named:  # a run's own points and its evaluation share one label
+        if (
+            beta is not None and f"{method} {beta}" not in named
+        ):  # a run's own points and its evaluation share one label
             named.add(f"{method} {beta}")
             axes.annotate(f"β={beta:g}", (own[-1]["kl"], own[-1]["reward"]), textcoords="offset points", xytext=(6, -9),
                           fontsize=8)  # fmt: skip

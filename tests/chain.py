@@ -1,0 +1,58 @@
+"""The command line as a user runs it, in subprocesses, within a folder that holds a miniature world."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TRAIN = ["--max-length", "96", "--max-prompt-length", "16", "--warmup-steps", "2"]
+
+
+class World:
+    """A folder with models and rows, and the command line in it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.env = os.environ | {
+            "XDG_CACHE_HOME": str(folder / "cache"),
+            "PYTHONPATH": str(ROOT),
+            "HF_HUB_OFFLINE": "1",
+        }
+
+    def popen(self, *args: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "dpoctl", *map(str, args)]
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def run(self, *args: str, code: int = 0) -> tuple[str, str]:
+        process = self.popen(*args)
+        out, err = process.communicate(timeout=180)
+        assert process.returncode == code, err
+        assert "Traceback" not in err
+        return out, err
+
+    def rows(self, name: str) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
+
+    def digest(self, *names: str) -> list[str]:
+        return [hashlib.sha256((self.folder / name).read_bytes()).hexdigest() for name in names]
+
+
+def dpo(out: str, *more: str) -> list[str]:
+    return ["train-dpo", "--model", "sft", "--data", "prefs.jsonl", "--eval-data", "prefs.jsonl", "--batch-size", "16",
+            "--lr", "1e-4", *TRAIN, "--log-every", "2", "--save-every", "3", "--eval-every", "4", "--eval-prompts", "test.jsonl",
+            "--scorer", "classifier", "--max-new-tokens", "12", "--out", out, *more]  # fmt: skip
+
+
+def same_run(world: World, one: str, other: str) -> None:
+    """Weights and metrics byte for byte; evaluations too, but for the run's own name in them."""
+    kept = ("model.safetensors", "metrics.jsonl")
+    assert world.digest(*(f"{one}/{k}" for k in kept)) == world.digest(*(f"{other}/{k}" for k in kept))
+    points = [
+        (world.folder / name / "eval.jsonl").read_text().replace(f'"model": "{name}"', "") for name in (one, other)
+    ]
+    assert points[0] == points[1]
