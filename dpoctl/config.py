@@ -1,10 +1,12 @@
 """One frozen dataclass per command: the single place where an option, its default, its help and its check live."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .options import option
 
 RUN, DATA, OPT, GEN, EVAL, LOSS = "Run", "Data", "Optimisation", "Generation", "Evaluation on the way", "Objective"
+PPO = "PPO"
 SIEBERT = "siebert/sentiment-roberta-large-english"
 SCORER_HELP = (
     "SCORER: a sequence classifier or reward model (hub id or directory; @prob, @logit or @log-odds picks "
@@ -269,6 +271,140 @@ LOSS_OPTIONS = {  # what each loss reads beside beta; a test holds it to objecti
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainRM(Training, Device, Common):
+    model: str = option(help="Base or SFT model whose trunk the reward model starts from.", input="model")
+    data: str = option(help="Preference rows.", input="file")
+    eval_data: str | None = option(None, "Held-out preference rows.", EVAL, input="file")
+    validation: float = option(
+        0.1, "Share of the prompts held out where there is no --eval-data.", EVAL, above=0, at_most=0.5
+    )
+    select: str = option(
+        "best", "Keep the weights of the best validation accuracy, or the last.", EVAL, choices=("best", "last")
+    )
+    use_margins: bool = option(False, "Ask for each row's `margin` between the rewards of its pair.", LOSS)
+    normalize: str = option(
+        "shift",
+        "Let the rewards of the reference's completions average 0, and have a standard deviation of 1.",
+        LOSS,
+        choices=("none", "shift", "shift-scale"),
+    )
+    reference_completions: str | None = option(
+        None, "Completions of the reference for --normalize (default: those of the preferences).", LOSS, input="file"
+    )
+    epochs: float = option(3.0, "Passes over the data.", OPT, above=0)
+    lr: float = option(1e-5, "Learning rate.", OPT, above=0)
+    batch_size: int = option(64, "Pairs per update, over all devices.", OPT, at_least=1)
+    optimizer: str = option("adamw", "Optimizer.", OPT, choices=("adamw", "rmsprop"))
+    max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm.", OPT, above=0)
+
+    def problems(self) -> list[str]:
+        found = self.length_problems()
+        if self.reference_completions and self.normalize == "none":
+            found.append("--reference-completions means nothing to --normalize none")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPPO(Frontier, Training, Device, Common):
+    model: str = option(help="Policy to start from, usually the SFT model.", input="model")
+    ref: str | None = option(None, "Reference of the KL penalty (default: --model).", input="model")
+    prompts: str = option(help="Prompt rows to complete.", input="file")
+    reward: str = option(help="What is maximised. " + SCORER_HELP, input="scorer")
+    preset: str | None = option(
+        None, "Published hyper-parameters, set together; --dry-run shows them.", PPO, choices=("paper", "trl-2023")
+    )
+    target_kl: float | None = option(
+        None, "Sequence KL that an adaptive coefficient steers to, in nats; without it the coefficient is fixed.", PPO,
+        above=0,
+    )  # fmt: skip
+    kl_coef: float = option(0.2, "Coefficient of the KL penalty, or where the adaptive one starts.", PPO, at_least=0)
+    kl_horizon: int = option(10000, "Episodes over which the adaptive coefficient moves.", PPO, at_least=1)
+    max_kl: float = option(50.0, "A sequence KL above this is a runaway: the run stops.", PPO, above=0)
+    ppo_epochs: int = option(4, "Passes over each step's episodes.", PPO, at_least=1)
+    minibatch_size: int = option(64, "Episodes per optimizer step.", PPO, at_least=1)
+    clip: float = option(0.2, "Probability ratios count within 1 - clip to 1 + clip.", PPO, above=0)
+    value_clip: float = option(0.2, "Values move at most this far from their old ones.", PPO, above=0)
+    vf_coef: float = option(0.1, "Weight of the value loss.", PPO, at_least=0)
+    gamma: float = option(1.0, "Discount.", PPO, above=0, at_most=1)
+    lam: float = option(0.95, "GAE's lambda.", PPO, at_least=0, at_most=1)
+    whiten_rewards: bool = option(False, "Divide the per-token rewards by their standard deviation.", PPO)
+    normalize_rewards: bool = option(False, "Normalise scores by the mean and deviation of all scores so far.", PPO)
+    missing_eos_penalty: float | None = option(
+        None, "Score of a response that never ended, in place of the reward's.", PPO
+    )
+    value_model: str = option(
+        "separate", "A model of its own (the reward model's trunk where there is one), or a head on the policy's trunk.",
+        PPO, choices=("separate", "shared"),
+    )  # fmt: skip
+    lr: float = option(1e-5, "Learning rate.", OPT, above=0)
+    warmup_steps: int = option(0, "Steps over which the learning rate rises linearly.", OPT, at_least=0)
+    schedule: str = option("linear", "Learning rate after the warm-up.", OPT, choices=("constant", "linear", "cosine"))
+    batch_size: int = option(256, "Episodes per PPO step.", OPT, at_least=2)
+    optimizer: str = option("adamw", "Optimizer.", OPT, choices=("adamw", "rmsprop"))
+    adam_eps: float = option(1e-5, "Adam's epsilon.", OPT, above=0)
+    max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm; 0 leaves them.", OPT, at_least=0)
+    log_every: int = option(1, "PPO steps between rows of metrics.jsonl.", RUN, at_least=1, identity=False)
+    save_every: int = option(20, "PPO steps between checkpoints.", RUN, at_least=1, identity=False)
+
+    PRESETS: ClassVar[dict[str, dict]] = {  # PAPER: of the paper's own runs, and of TRL's example in 2023
+        "paper": {
+            "batch_size": 1024,
+            "normalize_rewards": True,
+            "kl_coef": 0.2,
+            "kl_horizon": 10000,
+            "target_kl": 6.0,
+        },
+        "trl-2023": {
+            "lr": 1.41e-5,
+            "adam_eps": 1e-8,
+            "batch_size": 256,
+            "minibatch_size": 16,
+            "ppo_epochs": 4,
+            "kl_coef": 0.2,
+            "target_kl": 6.0,
+            "kl_horizon": 10000,
+            "gamma": 1.0,
+            "lam": 0.95,
+            "clip": 0.2,
+            "value_clip": 0.2,
+            "vf_coef": 0.1,
+            "schedule": "constant",
+            "warmup_steps": 0,
+            "optimizer": "adamw",
+            "weight_decay": 0.0,
+            "max_grad_norm": 0.0,
+            "normalize_rewards": False,
+            "whiten_rewards": False,
+        },
+    }
+    PRESET_OPEN: ClassVar[tuple[str, ...]] = ("target_kl",)  # what both families sweep
+
+    @property
+    def reading(self) -> str:
+        """How a classifier's output is the reward, where --reward leaves it open."""
+        return "logit" if self.preset == "trl-2023" else "prob"
+
+    def problems(self) -> list[str]:
+        found = self.length_problems()
+        if self.temperature == 0 or self.top_p < 1 or self.top_k > 0:
+            found.append(
+                "PPO learns from the distribution that it samples: --temperature above 0, --top-p 1 and --top-k 0 (a cut "
+                "distribution makes the KL read negative)"
+            )
+        if self.minibatch_size > self.batch_size:
+            found.append(f"--minibatch-size {self.minibatch_size} is more than --batch-size {self.batch_size}")
+        if self.target_kl is None and self.kl_horizon != 10000:
+            found.append("--kl-horizon means nothing without --target-kl: the coefficient is fixed")
+        if self.target_kl is not None and self.kl_coef == 0:
+            found.append("--kl-coef 0 stays 0 whatever --target-kl says")
+        if self.optimizer != "adamw" and self.adam_eps != 1e-5:
+            found.append(f"--adam-eps means nothing to --optimizer {self.optimizer}")
+        if self.preset == "trl-2023" and self.reward.endswith(("@prob", "@log-odds")):
+            found.append(f"--preset trl-2023 rewards the positive logit, --reward {self.reward} contradicts it")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample(Generation, Device, Common):
     model: str = option(help="Model to sample from.", input="model")
     prompts: str = option(help="Prompt rows.", input="file")
@@ -328,6 +464,8 @@ COMMANDS = {
     "sft": SFT,
     "make-prefs": MakePrefs,
     "train-dpo": TrainDPO,
+    "train-rm": TrainRM,
+    "train-ppo": TrainPPO,
     "sample": Sample,
     "score": Score,
     "evaluate": Evaluate,

@@ -70,6 +70,7 @@ def resolve(cls: type, command: str, flags: dict[str, Any], recipe: str | None) 
     values.update(
         {name: (value, flag_of(f)) for f in fields(cls) for name in [f.name] if (value := flags.get(name)) is not None}
     )
+    _apply_preset(cls, values, problems)
     hints = get_type_hints(cls)
     resolved: dict[str, Any] = {}
     for f in fields(cls):
@@ -87,6 +88,19 @@ def resolve(cls: type, command: str, flags: dict[str, Any], recipe: str | None) 
     if problems:
         raise InputError("\n       ".join(problems), hint=f"see dpoctl {command} --help")
     return config
+
+
+def _apply_preset(cls: type, values: dict[str, tuple[Any, str]], problems: list[str]) -> None:
+    """Add what the chosen preset sets; what was given beside it must agree, but for what the preset leaves open."""
+    name = values.get("preset", (None, ""))[0]
+    by_name, hints = {f.name: f for f in fields(cls)}, get_type_hints(cls)
+    for key, value in getattr(cls, "PRESETS", {}).get(name, {}).items():
+        if key not in values:
+            values[key] = (value, f"--preset {name}")
+        elif key not in cls.PRESET_OPEN:
+            given, where = values[key]
+            if _check(given, hints[key], spec_of(by_name[key]))[1] != value:
+                problems.append(f"{where}: {given} contradicts --preset {name}, which sets {value}")
 
 
 def _recipe_values(cls: type, command: str, recipe: str, problems: list[str]) -> dict[str, tuple[Any, str]]:

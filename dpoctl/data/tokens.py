@@ -26,12 +26,16 @@ _PROBE = "b"
 def fingerprint(tokenizer) -> str:
     """16 hex digits over what decides the ids of a text: vocabulary, merges, normalisation, BOS, EOS, chat template.
 
-    Padding and truncation settings are left out: they change from one stage to the next.
+    Padding and truncation are left out: they change from one stage to the next, and a reward model's tokenizer has a
+    padding token that the policy's has not.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         parts = json.loads(backend.to_str())
         content = {key: parts[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "decoder", "model")}
+        used = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+        if tokenizer.pad_token_id not in used:
+            content["added_tokens"] = [t for t in content["added_tokens"] if t["id"] != tokenizer.pad_token_id]
     else:
         content = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     content |= {"prefix": _prefix(tokenizer), "eos": tokenizer.eos_token_id, "chat": tokenizer.chat_template}

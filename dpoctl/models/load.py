@@ -17,7 +17,7 @@ from transformers.utils import logging as hf_logging
 from dpoctl.errors import InputError
 from dpoctl.models.hub import resolve
 
-__all__ = ["context_length", "load_classifier", "load_policy", "load_tokenizer", "resolve"]
+__all__ = ["context_length", "load_classifier", "load_policy", "load_reward_start", "load_tokenizer", "resolve"]
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "spm.model",
                     "sentencepiece.bpe.model", "tiktoken.model", "tekken.json", "tokenizer_config.json")  # fmt: skip
@@ -77,6 +77,48 @@ def load_classifier(
     return model.to(device), tokenizer
 
 
+def load_reward_start(
+    path: str,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+):
+    """(model, tokenizer) of a reward model to train: a decoder with one label, and a padding token of its own.
+
+    A language model's trunk gets a new head, N(0, 1/sqrt(d + 1)) from `seed` (Stiennon et al. 2020); a reward model's
+    head stays. Where padding is the EOS, `transformers` would read the reward one token early: a new token pads.
+    Raises InputError as `load_classifier` does, and for a model that has no `score` head on its last token.
+    """
+    folder = resolve(path, revision, with_code=trust_remote_code)
+    model = _load_model(AutoModelForSequenceClassification, path, folder, torch.float32, trust_remote_code, new_head=1)
+    if not hasattr(model, "score") or model.config.num_labels != 1:
+        raise InputError(
+            f"{path}: a {type(model).__name__} with {model.config.num_labels} labels cannot become a reward model",
+            hint="start from a causal language model, or from a reward model of train-rm",
+        )
+    tokenizer = load_tokenizer(path, folder=folder, trust_remote_code=trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"{path}: its tokenizer has no end-of-sequence token", "set eos_token in tokenizer_config.json"
+        )
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.no_grad():
+            model.get_input_embeddings().weight[tokenizer.pad_token_id].zero_()
+    model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
+    if "ForSequenceClassification" not in str(model.config.architectures):
+        width = model.score.weight.shape[1]
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            model.score.weight.copy_(torch.randn(1, width, generator=generator) / (width + 1) ** 0.5)
+    _check_fit(path, model, tokenizer)
+    return model.to(device), tokenizer
+
+
 def load_tokenizer(path: str, *, folder: str | None = None, revision: str | None = None, trust_remote_code=False):
     """The tokenizer alone, of a directory or hub id; `folder` where it is resolved already. Raises InputError."""
     folder = folder or resolve(path, revision, with_code=trust_remote_code)
@@ -96,7 +138,10 @@ def context_length(model) -> int | None:
     return None
 
 
-def _load_model(auto_class, path: str, folder: str, dtype: torch.dtype, trust_remote_code: bool):
+def _load_model(
+    auto_class, path: str, folder: str, dtype: torch.dtype, trust_remote_code: bool, new_head: int | None = None
+):
+    """The model, complete; with `new_head` (labels) the classification head alone may be missing, and is then new."""
     files = Path(folder)
     if not any(files.glob("*.safetensors")) and not any(files.glob("pytorch_model*.bin")):
         raise InputError(f"{path}: it has no weights", "expected model.safetensors (or pytorch_model.bin) in it")
@@ -110,6 +155,7 @@ def _load_model(auto_class, path: str, folder: str, dtype: torch.dtype, trust_re
             weights_only=True,
             ignore_mismatched_sizes=True,  # told below, by name
             output_loading_info=True,
+            **({} if new_head is None else {"num_labels": new_head}),
         )
     architectures = model.config.architectures or []
     if auto_class is AutoModelForCausalLM and architectures and all(a.endswith(_NOT_CAUSAL) for a in architectures):
@@ -118,6 +164,8 @@ def _load_model(auto_class, path: str, folder: str, dtype: torch.dtype, trust_re
         shapes = f"{name} is {list(found)} in the weights, {list(expected)} by config.json"
         raise InputError(f"{path}: {shapes}", "config.json and weights are not of the same model")
     missing = sorted(info["missing_keys"]) + sorted(info["error_msgs"])
+    if new_head:
+        missing = [name for name in missing if not name.startswith("score.")]
     if missing:  # transformers would go on with random numbers in their place
         wanted = "a causal language model" if auto_class is AutoModelForCausalLM else "a sequence classifier"
         kind = f", {architectures[0]}," if architectures else ""

@@ -6,6 +6,7 @@ Sequences are padded on the right: under a causal mask no real token sees the pa
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -25,14 +26,25 @@ def response_token_logps(model, sequences: Sequences, temperature: float = 1.0) 
 
     `owner[i]` is the index of the sequence that token i belongs to. Logits are divided by `temperature`.
     """
-    hidden, targets, owner = _response_rows(model, sequences)
-    rows = max(16, _TILE_BYTES // (4 * _vocabulary(model)))
-    again = torch.is_grad_enabled() and hidden.shape[0] * _vocabulary(model) * 4 > _KEPT_BYTES
-    tiles = []
-    for h, y in zip(hidden.split(rows), targets.split(rows), strict=True):
+    layout = lay_out(model, sequences)
+    return token_logps(model, response_rows(model, layout), layout.targets, temperature)[0], layout.owner
+
+
+def token_logps(
+    model, rows: Tensor, targets: Tensor, temperature: float, *, entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """(log-probs [N] of `targets`, entropies [N] without gradient or None) from rows that `response_rows` gave."""
+    size = max(16, _TILE_BYTES // (4 * _vocabulary(model)))
+    again = torch.is_grad_enabled() and rows.shape[0] * _vocabulary(model) * 4 > _KEPT_BYTES
+    tiles, entropies = [], []
+    for h, y in zip(rows.split(size), targets.split(size), strict=True):
         args = (model, h, y, temperature)
         tiles.append(checkpoint(_tile_logps, *args, use_reentrant=False) if again else _tile_logps(*args))
-    return torch.cat(tiles), owner
+        if entropy:
+            with torch.no_grad():
+                logps = F.log_softmax(_logits(model, h) / temperature, dim=-1)
+                entropies.append(-(logps.exp() * logps).sum(-1))
+    return torch.cat(tiles), torch.cat(entropies) if entropy else None
 
 
 def summed_logps(model, sequences: Sequences, temperature: float = 1.0) -> Tensor:
@@ -60,8 +72,9 @@ def policy_kl(policy, reference, sequences: Sequences, *, tokens_per_batch: int,
     log_ratio, exact, ref_logps = (torch.zeros(len(sequences)) for _ in range(3))
     for indices in micro_batches([len(ids) for ids, _ in sequences], tokens_per_batch):
         batch = [sequences[i] for i in indices]
-        hidden_p, targets, owner = _response_rows(policy, batch)
-        hidden_r, _, _ = _response_rows(reference, batch)
+        layout = lay_out(policy, batch)
+        hidden_p, hidden_r = response_rows(policy, layout), response_rows(reference, layout)
+        targets, owner = layout.targets, layout.owner
         rows = max(16, _TILE_BYTES // (4 * _vocabulary(policy)))
         sums = torch.zeros(3, len(batch), device=hidden_p.device)
         tiles = (t.split(rows) for t in (hidden_p, hidden_r, targets, owner))
@@ -88,21 +101,39 @@ def micro_batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[lis
         yield group
 
 
-def _response_rows(model, sequences: Sequences) -> tuple[Tensor, Tensor, Tensor]:
-    """Hidden rows [N, d] (or logits [N, V]) that predict response tokens, their targets [N], their owners [N]."""
+@dataclass(frozen=True)
+class Layout:
+    """A padded micro-batch and where its response tokens stand: `owner` and `column` index ids [B, T]; targets [N]."""
+
+    ids: Tensor
+    owner: Tensor
+    column: Tensor
+    targets: Tensor
+
+
+def lay_out(model, sequences: Sequences) -> Layout:
+    """The micro-batch on the model's device, padded on the right."""
     device = next(model.parameters()).device
     width = max(len(ids) for ids, _ in sequences)
     padded = torch.tensor([list(ids) + [0] * (width - len(ids)) for ids, _ in sequences])
-    spans = [(b, start, len(ids)) for b, (ids, start) in enumerate(sequences)]
-    column = torch.cat([torch.arange(start, end) for _, start, end in spans])
-    owner = torch.cat([torch.full((end - start,), b) for b, start, end in spans])
+    column = torch.cat([torch.arange(start, len(ids)) for ids, start in sequences])
+    owner = torch.cat([torch.full((len(ids) - start,), b) for b, (ids, start) in enumerate(sequences)])
     targets = padded[owner, column].to(device)
-    padded, owner, column = padded.to(device), owner.to(device), column.to(device)
-    if has_plain_head(model):
-        rows = model.base_model(input_ids=padded, use_cache=False).last_hidden_state
+    return Layout(padded.to(device), owner.to(device), column.to(device), targets)
+
+
+def response_rows(model, layout: Layout, hidden: Tensor | None = None) -> Tensor:
+    """Hidden rows [N, d] (or logits [N, V], see has_plain_head) that predict the response tokens.
+
+    `hidden` are the trunk's last states, where the caller has them.
+    """
+    if not has_plain_head(model):
+        rows = model(input_ids=layout.ids, use_cache=False).logits
+    elif hidden is None:
+        rows = model.base_model(input_ids=layout.ids, use_cache=False).last_hidden_state
     else:
-        rows = model(input_ids=padded, use_cache=False).logits
-    return rows[owner, column - 1], targets, owner
+        rows = hidden
+    return rows[layout.owner, layout.column - 1]
 
 
 def has_plain_head(model) -> bool:

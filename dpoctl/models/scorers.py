@@ -55,15 +55,17 @@ def load_scorer(
     revision: str | None = None,
     text: str = "joined",
     tokens_per_batch: int = 16384,
+    reading: str = "prob",
 ) -> Scorer:
     """The scorer that the SCORER notation names.
 
     A classifier: with z its logits and z+ the one of its positive label, `logit` is z+, `log-odds` is
-    z+ - logsumexp(the others), `prob` (the default) their logistic. A model of one label is a reward model: its value
+    z+ - logsumexp(the others), `prob` their logistic. A model of one label is a reward model: its value
     is (logit - reward_shift) / reward_scale, both of its config.json, 0 and 1 where absent. `implicit`:
     beta * sum over the completion of log policy - log reference (2305.18290, section 4), beta from the policy's
     config.yaml. `python`: what the function returns.
 
+    `reading` is a classifier's where the notation leaves it open.
     `text`: `joined` scores prompt + completion, `completion` the completion alone (classifiers and reward models).
     Raises InputError for whatever is wrong with notation, models or file; `score` raises it, naming the text, where a
     score is not a finite number.
@@ -83,7 +85,7 @@ def load_scorer(
         if parsed.reading:
             raise InputError(f"{path}: a reward model (one label) has no reading @{parsed.reading}", "leave it out")
         return Scorer(spec, "reward", _reward_scorer(model, tokenizer, joined, tokens_per_batch))
-    reading = parsed.reading or "prob"
+    reading = parsed.reading or reading
     return Scorer(spec, reading, _classifier_scorer(path, model, tokenizer, reading, joined, tokens_per_batch))
 
 

@@ -97,13 +97,15 @@ def _who(path: str) -> dict:
     if manifest is None:
         return {"model": path, "method": "model", "options": {}, "step": None}
     options = manifest["options"]
-    kept = {k: options[k] for k in ("loss", "beta", "alpha", "seed", "n", "lr") if options.get(k) is not None}
+    names = ("loss", "beta", "alpha", "target-kl", "kl-coef", "preset", "seed", "n", "best-of", "lr")
+    kept = {k.replace("-", "_"): options[k] for k in names if options.get(k) is not None}
     stage = manifest["stage"]
     method = {
         "train-dpo": "dpo" if options.get("loss") == "sigmoid" else options.get("loss"),
         "sft": "preferred-ft" if options.get("field") else "sft",
         "sample": "sample",
     }.get(stage, stage)
+    method = manifest["figures"].get("method", method)
     return {"model": path, "method": method, "options": kept, "step": manifest["figures"].get("step")}
 
 

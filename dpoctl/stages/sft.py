@@ -40,7 +40,7 @@ def run(config: SFT, work: artifacts.Work) -> None:
             ):
                 logps, _ = response_token_logps(model, [(e.ids, e.start) for e in group])
                 meter.add("loss", -logps.double().sum().item(), float(len(logps)))
-        return meter.means()
+        return meter.take()
 
     notes = dict(counts)
     if held_out:  # of the untouched model, also where a run continues: checkpoints are loaded later
@@ -58,7 +58,6 @@ def run(config: SFT, work: artifacts.Work) -> None:
     )
     task = loop.Task(
         steps=stream.steps,
-        unit="rows",
         epoch=lambda step: stream.epoch(step),
         micro_batches=micro_batches,
         loss=loss,

@@ -23,7 +23,7 @@ def run(config: TrainDPO, work: artifacts.Work) -> None:
     seqs = pairs.sequences(data)
     ref_logps = _reference(config, ref, seqs, policy, tokenizer, device, dtype)
     settings = {name: getattr(config, name) for name in LOSS_OPTIONS[config.loss] if getattr(config, name) is not None}
-    stream = pairs.pair_stream(data, config)
+    stream = pairs.pair_stream(data, config, config.shuffle)
 
     def compare(batch: pairs.PairBatch, data_, seqs_, ref_, z=None) -> PairLogps:
         """The policy's and the reference's log-probs of a micro-batch's pairs."""
@@ -67,7 +67,6 @@ def run(config: TrainDPO, work: artifacts.Work) -> None:
     )
     task = loop.Task(
         steps=stream.steps,
-        unit="pairs",
         count="pairs",
         epoch=lambda step: stream.epoch(step),
         loss=loss,
@@ -158,7 +157,7 @@ def _evaluate(config, data, seqs, ref, compare, objective, settings, device, dty
         p = PairLogps(p.chosen, p.rejected, p.ref_chosen, p.ref_rejected, p.chosen_tokens, p.rejected_tokens, z)
         meter.add("loss", objective.loss(p, config.beta, **settings).double().sum().item(), float(len(p.chosen)))
         meter.add_all(_figures(p, config.beta))
-    return meter.means()
+    return meter.take()
 
 
 @torch.no_grad()

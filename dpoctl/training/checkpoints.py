@@ -40,6 +40,22 @@ def save(out: Path, step: int, model, optimizer: torch.optim.Optimizer, state: d
     prune(out, KEPT)
 
 
+def save_weights(path: Path, model) -> None:
+    """The model's parameters alone, whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.tmp")
+    save_file({n: p.detach().contiguous() for n, p in model.named_parameters()}, tmp)
+    _sync_file(tmp)
+    os.replace(tmp, path)
+
+
+def load_weights(path: Path, model) -> None:
+    tensors = load_file(path)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[name])
+
+
 def prune(out: Path, keep: int) -> None:
     """Keep the newest `keep` checkpoints and no temporary ones."""
     folder = out / "checkpoints"
@@ -64,10 +80,7 @@ def load_latest(out: Path, model, optimizer: torch.optim.Optimizer) -> dict[str,
         if problem := _damage(folder):
             log.warn(f"{folder}: {problem}; falling back to the checkpoint before it")
             continue
-        tensors = load_file(folder / "model.safetensors")
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(tensors[name])
+        load_weights(folder / "model.safetensors", model)
         _restore_optimizer(model, optimizer, load_file(folder / "optimizer.safetensors"))
         return json.loads((folder / "state.json").read_text())
     if known:

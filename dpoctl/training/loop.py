@@ -1,4 +1,4 @@
-"""The one optimisation loop: global batch, gradient, update, log, evaluation, checkpoint. sft and train-dpo share it.
+"""The one training loop: global batch, gradient, update, log, evaluation, checkpoint. All training stages share it.
 
 A task gives plain functions: the micro-batches of an update, the loss of one, and what to measure. The loss of a
 micro-batch is its share of the global mean, so that micro-batches and ranks add up to the same gradient.
@@ -21,6 +21,8 @@ from ..errors import Interrupted, NumericalError
 from . import checkpoints, runtime
 from .metrics import Board, Log, Meter, rounded
 
+BEST = Path("checkpoints") / "best.safetensors"
+
 
 @dataclass
 class Task:
@@ -30,19 +32,30 @@ class Task:
     micro-batches' losses of all ranks add up to the global mean and sums is name -> (total, weight) of figures to log.
     `tokens(micro)`: tokens it forwards. `where(step)`: the batch in words, for an error. `evaluate()`: held-out figures.
     `point(step)`: a row for eval.jsonl, or None. `watch(row)`: looks at each logged row and may warn or raise.
+
+    A step that is more than one update gives `update(step, run)` in place of micro_batches and loss: it calls
+    `run.optimize` as often as it needs and returns the loss to show. `state` is saved and restored with checkpoints.
+    `best` names a held-out figure: the weights where it was highest are those that are saved in the end. `wrap_up()`
+    may change the model after that and returns figures. `timing()`: seconds by part since the last line. `saved`: the
+    model of the run directory, where more than it is trained.
     """
 
     steps: int
-    unit: str
-    micro_batches: Callable[[int], list]
-    loss: Callable[[Any], tuple[torch.Tensor, dict[str, tuple[float, float]]]]
     tokens: Callable[[Any], int]
     epoch: Callable[[int], float]
     where: Callable[[int], str]
+    micro_batches: Callable[[int], list] | None = None
+    loss: Callable[[Any], tuple[torch.Tensor, dict[str, tuple[float, float]]]] | None = None
+    update: Callable[[int, "Run"], float] | None = None
     evaluate: Callable[[], dict[str, float]] | None = None
     point: Callable[[int], dict[str, Any]] | None = None
     watch: Callable[[dict[str, float]], None] = lambda row: None
+    wrap_up: Callable[[], dict[str, Any]] = dict
+    timing: Callable[[], dict[str, float]] = dict
     count: str = "examples"
+    best: str = ""
+    saved: Any = None
+    state: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -75,7 +88,8 @@ def make_optimizer(config, model) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if config.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.999), eps=1e-8)
+    eps = getattr(config, "adam_eps", 1e-8)
+    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.999), eps=eps)
 
 
 def learning_rate(config, step: int, steps: int) -> float:
@@ -100,15 +114,18 @@ def train(model, tokenizer, task: Task, config, work: artifacts.Work, device: to
         )
     optimizer = make_optimizer(config, model)
     state = checkpoints.load_latest(out, model, optimizer) if work.resuming else None
-    state = state or {"step": 0, "sizes": {}, "tokens": 0, "sums": {}, "weights": {}}
+    state = state or {"step": 0, "sizes": {}, "tokens": 0, "meter": {}, "best": None, "task": {}}
+    task.state.update(state["task"])
     if state["step"]:
         log.say(f"{out}: continues behind update {state['step']}")
     artifacts.write_atomic(out / "config.yaml", yaml.safe_dump({"stage": work.stage} | work.options, sort_keys=False))
     logs = {name: Log(out / f"{name}.jsonl", state["sizes"].get(name, 0)) for name in ("metrics", "timing")}
     if task.point:
         logs["eval"] = Log(out / "eval.jsonl", state["sizes"].get("eval", 0))
-    run = _Run(model, task, config, out, device, dtype, optimizer, logs, Board(config.log_to, out, work.options))
-    run.tokens, run.meter.sums, run.meter.weights = state["tokens"], state["sums"], state["weights"]
+    run = Run(model, task, config, out, device, dtype, optimizer, logs, Board(config.log_to, out, work.options))
+    run.tokens, run.best = state["tokens"], state["best"]
+    run.tokens_at_line, run.items_at_line = run.tokens, state["step"]
+    run.meter.restore(state["meter"])
     if state["step"] == 0 and task.point:
         logs["eval"].write(task.point(0))
     last: dict[str, float] = {}
@@ -126,7 +143,7 @@ def train(model, tokenizer, task: Task, config, work: artifacts.Work, device: to
     _finish(run, model, tokenizer, last, work)
 
 
-class _Run:
+class Run:
     """What an update needs beside the task."""
 
     def __init__(self, model, task, config, out, device, dtype, optimizer, logs, board):
@@ -134,38 +151,49 @@ class _Run:
         self.dtype, self.optimizer, self.logs, self.board = dtype, optimizer, logs, board
         self.meter = Meter()
         self.tokens = self.tokens_at_line = self.items_at_line = 0
+        self.best: dict[str, float] | None = None
+        self.seconds: dict[str, float] = {}
         self.line_time = time.monotonic()
 
     def update(self, step: int, meter: log.Progress) -> dict[str, float] | None:
         """One update; returns the row of metrics.jsonl where one was due."""
-        config, task, model = self.config, self.task, self.model
+        config, task = self.config, self.task
         lr = learning_rate(config, step, task.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        micros = task.micro_batches(step)
+        if task.update:
+            loss = task.update(step, self)
+        else:
+            loss = self.optimize(task.micro_batches(step), task.loss, f"update {step + 1} ({task.where(step)})")
+        first = runtime.rank() == 0
+        self.meter.add("loss", loss if first else 0.0, float(first))
+        meter.advance(1, loss=f"{loss:.4f}", **{"tok/s": f"{self._rate():.0f}"})
+        return self._after(step + 1, lr)
+
+    def optimize(self, micros: list, loss_of: Callable, where: str) -> float:
+        """One optimizer step on micro-batches whose losses add up to the global mean, which is returned.
+
+        Raises NumericalError, before the weights are touched, where loss or gradient norm is not finite.
+        """
         total = torch.zeros((), dtype=torch.float64)
         for micro in micros:
             with runtime.autocast(self.device, self.dtype):
-                loss, sums = task.loss(micro)
+                loss, sums = loss_of(micro)
             loss.backward()
             total += loss.detach().double().cpu()
             self.meter.add_all(sums)
-            self.tokens += task.tokens(micro)
+            self.tokens += self.task.tokens(micro)
         self._sum_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
+        limit = self.config.max_grad_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
         loss = runtime.sum_over_ranks(total).item()
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise NumericalError(
-                f"update {step + 1}: the loss is {loss}, the gradient norm {norm} ({task.where(step)})",
-                hint=self._last_good(),
-            )
+            raise NumericalError(f"{where}: the loss is {loss}, the gradient norm {norm}", hint=self.last_good())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         first = runtime.rank() == 0
-        self.meter.add("loss", loss if first else 0.0, float(first))
         self.meter.add("grad_norm", norm if first else 0.0, float(first))
-        meter.advance(1, loss=f"{loss:.4f}", **{"tok/s": f"{self._rate():.0f}"})
-        return self._after(step + 1, lr)
+        return loss
 
     def _sum_gradients(self) -> None:
         for p in self.model.parameters():
@@ -180,12 +208,14 @@ class _Run:
         evaluate = end or (config.eval_every is not None and step % config.eval_every == 0)
         if not (end or step == 1 or step % config.log_every == 0 or (evaluate and (task.evaluate or task.point))):
             return None
-        means = self.meter.means()
+        means = self.meter.take()
         row = {"step": step, "epoch": task.epoch(step), "loss": means.pop("loss"), "grad_norm": means.pop("grad_norm")}
         row |= {"lr": lr, **means}
         self._write_timing(step)
         if evaluate and task.evaluate:
-            row |= {f"eval/{name}": value for name, value in task.evaluate().items()}
+            figures = task.evaluate()
+            row |= {f"eval/{name}": value for name, value in figures.items()}
+            self._keep_best(step, figures)
         if evaluate and task.point:
             self.logs["eval"].write(task.point(step))
         row = rounded(row)
@@ -195,11 +225,22 @@ class _Run:
         task.watch(row)
         return row
 
+    def _keep_best(self, step: int, figures: dict[str, float]) -> None:
+        """Put the weights aside where the figure that decides is the highest so far."""
+        if not self.task.best or (self.best and figures[self.task.best] <= self.best["value"]):
+            return
+        self.best = {"step": step, "value": figures[self.task.best]}
+        if runtime.rank() == 0:
+            checkpoints.save_weights(self.out / BEST, self.model)
+
     def _rate(self) -> float:
         return (self.tokens - self.tokens_at_line) / max(time.monotonic() - self.line_time, 1e-9)
 
     def _write_timing(self, step: int) -> None:
         seconds = time.monotonic() - self.line_time
+        parts = self.task.timing()
+        for name, value in parts.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
         items = (step - self.items_at_line) * self.config.batch_size
         self.logs["timing"].write(
             rounded(
@@ -210,40 +251,50 @@ class _Run:
                     "tokens_per_s": self._rate(),
                     "peak_memory_gb": runtime.peak_memory_bytes(self.device) / 1e9,
                 }
+                | {f"seconds/{name}": value for name, value in parts.items()}
             )
         )
         self.tokens_at_line, self.items_at_line = self.tokens, step
 
     def save(self, step: int) -> None:
         sizes = {name: each.sync() for name, each in self.logs.items()}
-        state = {"sizes": sizes, "tokens": self.tokens, "sums": self.meter.sums, "weights": self.meter.weights}
+        state = {"sizes": sizes, "tokens": self.tokens, "meter": self.meter.state, "best": self.best}
+        state["task"] = self.task.state
         if runtime.rank() == 0:
             checkpoints.save(self.out, step, self.model, self.optimizer, state)
 
-    def _last_good(self) -> str:
+    def last_good(self) -> str:
         known = sorted((self.out / "checkpoints").glob("step-*"))
         kept = f"the last good checkpoint is {known[-1]}; " if known else "no checkpoint had been written yet; "
         return kept + "a smaller --lr, a longer --warmup-steps or --dtype float32 may help"
 
 
-def _finish(run: _Run, model, tokenizer, last: dict[str, float], work: artifacts.Work) -> None:
+def _finish(run: Run, model, tokenizer, last: dict[str, float], work: artifacts.Work) -> None:
     """Save the run directory as a Hugging Face model and write its manifest."""
     if runtime.rank() != 0:
         return
     for each in run.logs.values():
         each.sync()
     run.board.close()
+    figures = dict(last)
+    if run.best:
+        checkpoints.load_weights(run.out / BEST, model)
+        figures["best_step"], figures[f"best/{run.task.best}"] = run.best["step"], run.best["value"]
+        log.say(f"{run.out}: keeps update {run.best['step']}, {run.task.best} {run.best['value']:.4f}")
+    figures |= run.task.wrap_up()
+    model, trained = run.task.saved or model, model
     saved = save_model(model, tokenizer, run.out, runtime.torch_dtype(run.config.save_dtype))
     checkpoints.prune(run.out, run.config.keep_checkpoints)
-    weights = sum(p.numel() for p in model.parameters())
+    (run.out / BEST).unlink(missing_ok=True)
+    weights = sum(p.numel() for p in trained.parameters())
     cost = {
         "tokens": run.tokens,
-        "flops": 6 * weights * run.tokens + run.task.notes.pop("flops", 0),
+        "flops": 6 * weights * run.tokens + run.task.state.get("flops", 0),
         "peak_memory_bytes": runtime.peak_memory_bytes(run.device),
         "device": runtime.device_name(run.device),
-    }
+    } | {f"seconds_{name}": round(value, 3) for name, value in run.seconds.items()}
     rows = [(run.out / f"{name}.jsonl", None) for name in run.logs if name != "timing"]
-    work.finish([*((p, None) for p in saved), (run.out / "config.yaml", None), *rows], run.task.notes | last, cost)
+    work.finish([*((p, None) for p in saved), (run.out / "config.yaml", None), *rows], run.task.notes | figures, cost)
     log.say(f"{run.out}: {run.task.steps} updates, loss {last.get('loss', float('nan')):.4f}")
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,47 @@ from . import runtime
 
 
 class Meter:
-    """Sums and weights by name; `means()` gives the means over all ranks and starts anew."""
+    """Sums and weights by name, and extremes; `take()` gives means and extremes over all ranks and starts anew."""
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
         self.weights: dict[str, float] = {}
+        self.lowest: dict[str, float] = {}
+        self.highest: dict[str, float] = {}
+
+    @property
+    def state(self) -> dict[str, dict[str, float]]:
+        return {"sums": self.sums, "weights": self.weights, "lowest": self.lowest, "highest": self.highest}
+
+    def restore(self, state: dict[str, dict[str, float]]) -> None:
+        for name in self.state:
+            setattr(self, name, dict(state.get(name, {})))
 
     def add(self, name: str, total: float, weight: float) -> None:
         self.sums[name] = self.sums.get(name, 0.0) + total
         self.weights[name] = self.weights.get(name, 0.0) + weight
 
-    def add_all(self, totals: dict[str, tuple[float, float]]) -> None:
-        for name, (total, weight) in totals.items():
-            self.add(name, total, weight)
+    def add_all(self, figures: dict[str, tuple[float, float | Callable]]) -> None:
+        """Add figures by name: (total, weight) of a mean, or (value, min) and (value, max) of an extreme."""
+        for name, (value, kind) in figures.items():
+            if kind is min:
+                self.lowest[name] = min(self.lowest.get(name, value), value)
+            elif kind is max:
+                self.highest[name] = max(self.highest.get(name, value), value)
+            else:
+                self.add(name, value, kind)
 
-    def means(self) -> dict[str, float]:
+    def take(self) -> dict[str, float]:
         names = sorted(self.sums)
         both = torch.tensor([[self.sums[n] for n in names], [self.weights[n] for n in names]], dtype=torch.float64)
         runtime.sum_over_ranks(both)
-        self.sums, self.weights = {}, {}
-        return {n: both[0, i].item() / both[1, i].item() for i, n in enumerate(names) if both[1, i] > 0}
+        taken = {n: both[0, i].item() / both[1, i].item() for i, n in enumerate(names) if both[1, i] > 0}
+        for kept, kind in ((self.lowest, "min"), (self.highest, "max")):
+            for name in sorted(kept):
+                value = torch.tensor(kept[name], dtype=torch.float64)
+                taken[name] = runtime.reduce_over_ranks(value, kind).item()
+        self.restore({})
+        return taken
 
 
 class Log:

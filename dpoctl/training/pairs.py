@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .. import artifacts, log
-from ..data.batching import Stream, pack, share, shuffled, shuffled_groups
+from ..data.batching import Stream, pack, permutation, share, shuffled, shuffled_groups
 from ..data.encode import PairData
+from ..errors import InputError
 from ..models.logprobs import response_logps, summed_logps
 from . import runtime
 
@@ -25,6 +26,7 @@ class PairBatch:
     completions: list[int]
     pairs: Tensor
     n_global: int  # pairs of the whole update, over which the loss is averaged
+    rows: list[int]  # which pairs of the data they are
 
 
 def sequences(data: PairData) -> list[tuple[list[int], int]]:
@@ -32,15 +34,42 @@ def sequences(data: PairData) -> list[tuple[list[int], int]]:
     return [(data.prompts[p] + c, len(data.prompts[p])) for p, c in zip(data.prompt_of, data.completions, strict=True)]
 
 
-def pair_stream(data: PairData, config) -> Stream:
+def pair_stream(data: PairData, config, shuffle: str = "prompts") -> Stream:
     """Batches of pairs; by prompts, so that a prompt's pairs meet, or pair by pair."""
     prompt_of_pair = [data.prompt_of[chosen] for chosen, _ in data.pairs]
     order = (
-        shuffled_groups(config.seed, prompt_of_pair)
-        if config.shuffle == "prompts"
-        else shuffled(config.seed, len(data.pairs))
+        shuffled_groups(config.seed, prompt_of_pair) if shuffle == "prompts" else shuffled(config.seed, len(data.pairs))
     )
     return Stream(len(data.pairs), config.batch_size, config.epochs, config.max_steps, order)
+
+
+def split_by_prompt(data: PairData, held_out: float, seed: int) -> tuple[PairData, PairData]:
+    """(training, validation) pairs that share no prompt; `held_out` is the share of prompts, one at least.
+
+    Raises InputError where there is only one prompt.
+    """
+    if len(data.prompts) < 2:
+        raise InputError("validation is split by prompt, and there is only one", hint="give --eval-data")
+    count = min(len(data.prompts) - 1, max(1, round(held_out * len(data.prompts))))
+    held = set(permutation(seed, 0, len(data.prompts))[:count].tolist())
+    is_held = [data.prompt_of[chosen] in held for chosen, _ in data.pairs]
+    return _only(data, [i for i, h in enumerate(is_held) if not h]), _only(
+        data, [i for i, h in enumerate(is_held) if h]
+    )
+
+
+def without_prompts(data: PairData, other: PairData) -> PairData:
+    """The pairs of `data` whose prompt is not among those of `other`'s pairs."""
+    known = {tuple(other.prompts[other.prompt_of[chosen]]) for chosen, _ in other.pairs}
+    return _only(
+        data, [i for i, (c, _) in enumerate(data.pairs) if tuple(data.prompts[data.prompt_of[c]]) not in known]
+    )
+
+
+def _only(data: PairData, pairs: list[int]) -> PairData:
+    """The same completions with fewer pairs."""
+    kept = {name: [getattr(data, name)[i] for i in pairs] for name in ("pairs", "lines", "margins")}
+    return replace(data, **kept)
 
 
 def micro_batches(data: PairData, pairs: list[int], tokens: int, rank: int = 0, world: int = 1) -> list[PairBatch]:
@@ -67,7 +96,7 @@ def _batch(data: PairData, pairs: list[int], n_global: int) -> PairBatch:
     completions = list(dict.fromkeys(i for pair in pairs for i in data.pairs[pair]))
     place = {c: i for i, c in enumerate(completions)}
     local = torch.tensor([[place[a], place[b]] for a, b in (data.pairs[pair] for pair in pairs)])
-    return PairBatch(completions, local, n_global)
+    return PairBatch(completions, local, n_global, pairs)
 
 
 def batch_tokens(data: PairData, batch: PairBatch) -> int:

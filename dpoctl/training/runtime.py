@@ -72,8 +72,13 @@ def join_ranks(device: torch.device) -> None:
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """Sum in place over all ranks."""
+    return reduce_over_ranks(tensor, "sum")
+
+
+def reduce_over_ranks(tensor: torch.Tensor, kind: str) -> torch.Tensor:
+    """The `sum`, `min` or `max` over all ranks, in place."""
     if world_size() > 1:
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}[kind])
     return tensor
 
 

@@ -39,12 +39,13 @@ def lengths(config, model) -> tuple[int, int]:
 
 
 def frontier_point(
-    config, model, tokenizer, device, dtype, method: str, ref: str, trained_on: set[tuple[int, ...]]
+    config, model, tokenizer, device, dtype, method: str, ref: str, trained_on: set[tuple[int, ...]], learned=None
 ) -> Callable[[int], dict[str, Any]] | None:
     """The function that measures a point of the frontier at an update, where `--eval-prompts` asks for them.
 
     The reference comes into memory for each point and leaves it again. `trained_on`: prompts' ids of the training data;
-    an overlap is warned about, since a reward on seen prompts says little.
+    an overlap is warned about, since a reward on seen prompts says little. `learned`: the reward that is trained on, whose
+    mean goes beside the ground truth's.
     """
     if not config.eval_prompts:
         return None
@@ -54,15 +55,18 @@ def frontier_point(
     if seen:
         log.warn(f"{seen} of {len(ids)} prompts of {config.eval_prompts} are in the training data too")
     scorer = load_scorer(config.scorer, device=str(device), revision=config.revision, text=config.score_text)
-    options = {"seed": config.seed} | {k: getattr(config, k) for k in ("beta", "loss", "alpha") if hasattr(config, k)}
+    names = ("beta", "loss", "alpha", "target_kl", "kl_coef", "preset")
+    options = {"seed": config.seed} | {k: getattr(config, k) for k in names if getattr(config, k, None) is not None}
 
     def point(step: int) -> dict[str, Any]:
         reference, _ = open_model(config, ref, device)
         with runtime.autocast(device, dtype):
-            figures, _ = frontier.evaluate_policy(
+            figures, completions = frontier.evaluate_policy(
                 model, reference, tokenizer, rows.rows, ids, scorer, config, n=1, seed=config.seed
             )
         del reference
+        if learned:
+            figures["learned_reward"] = sum(learned.score(completions).values) / len(completions)
         head = {"model": config.out, "method": method, "options": options, "step": step}
         row = head | {"temperature": config.temperature, "scorer": f"{scorer.name}@{scorer.reading}"} | figures
         kl = f", KL {row['kl']:.2f}" if row["kl"] is not None else ""

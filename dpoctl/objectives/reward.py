@@ -1,0 +1,26 @@
+"""The reward model's objective, Bradley-Terry (2305.18290, eq. 2), and how well its probabilities are calibrated."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0) -> Tensor:
+    """-log s(r_w - r_l - margin) [P], of rewards [P]."""
+    return -F.logsigmoid(chosen - rejected - margin)
+
+
+def calibration(margins: Tensor, bins: int = 10) -> tuple[float, list[tuple[float, float, int]]]:
+    """(expected calibration error, [(mean confidence, share right, pairs)] of each bin that holds pairs).
+
+    `margins` [P] are r_w - r_l. The model's confidence in its own choice is s(|margin|), from 1/2 to 1; it is right
+    where the margin is positive, half right where it is 0.
+    """
+    confidence = torch.sigmoid(margins.double().abs())
+    right = (margins > 0).double() + 0.5 * (margins == 0).double()
+    place = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
+    rows = []
+    for b in place.unique().tolist():
+        own = place == b
+        rows.append((confidence[own].mean().item(), right[own].mean().item(), int(own.sum())))
+    return sum(n * abs(c - r) for c, r, n in rows) / len(margins), rows

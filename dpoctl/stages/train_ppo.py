@@ -1,0 +1,104 @@
+"""Proximal policy optimisation of a policy on any reward, with a KL penalty to its reference."""
+
+from .. import artifacts, log
+from ..config import TrainPPO
+from ..data.batching import Stream, shuffled
+from ..data.encode import fingerprint
+from ..data.rows import load_rows
+from ..data.tokens import bos_length
+from ..errors import InputError
+from ..models.load import context_length, load_classifier
+from ..models.rewards import make_critic
+from ..models.scorer_spec import parse_scorer
+from ..models.scorers import Scorer, load_scorer
+from ..training import frontier, loop, ppo, runtime, setup
+
+
+def run(config: TrainPPO, work: artifacts.Work) -> None:
+    if runtime.world_size() > 1:
+        raise InputError("train-ppo runs in one process", hint="start it without torchrun")
+    device, dtype = setup.open_device(config)
+    policy, tokenizer = setup.open_model(config, config.model, device)
+    ref = config.ref or config.model
+    reference, other = setup.open_model(config, ref, device)
+    setup.same_tokenizer(tokenizer, other, config.model, ref)
+    reward = load_scorer(
+        config.reward, device=str(device), revision=config.revision, text=config.score_text, reading=config.reading
+    )
+    prompts = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows)
+    ids = _prompt_ids(config, prompts, tokenizer)
+    ppo.check_room(prompts.path, ids, prompts.lines, config, context_length(policy))
+    stream = _stream(config, len(ids))
+    ppo.warn_of_reach(config, stream.steps)
+    critic = make_critic(policy, config.value_model, _reward_model(config, reward, tokenizer))
+    trainer = ppo.Trainer(config, critic, reference, tokenizer, reward, prompts.rows, ids, stream, device, dtype)
+    method = method_name(config, reward)
+    task = loop.Task(
+        steps=stream.steps,
+        count="episodes",
+        epoch=stream.epoch,
+        update=trainer.step,
+        tokens=lambda micro: micro[2],
+        where=lambda step: f"PPO step {step + 1}",
+        point=setup.frontier_point(
+            config, policy, tokenizer, device, dtype, method, ref, {tuple(i) for i in ids}, learned=reward
+        ),
+        saved=policy,
+        state=trainer.state,
+        timing=trainer.take_seconds,
+        notes={"method": method} | prompts.skipped,
+    )
+    log.say(f"{config.prompts}: {len(ids)} prompts; {stream.steps} steps of {config.batch_size} episodes")
+    loop.train(critic, tokenizer, task, config, work, device, dtype)
+
+
+def method_name(config: TrainPPO, reward: Scorer) -> str:
+    """The paper's families: PPO on a learned reward, on the ground truth, and with another system's settings."""
+    family = "ppo" if reward.reading == "reward" else "ppo-gt"
+    return f"{family}-{config.preset}" if config.preset == "trl-2023" else family
+
+
+def _stream(config: TrainPPO, prompts: int) -> Stream:
+    return Stream(prompts, config.batch_size, config.epochs, config.max_steps, shuffled(config.seed, prompts))
+
+
+def _prompt_ids(config: TrainPPO, prompts, tokenizer) -> list[list[int]]:
+    """Prompts' ids, at most --max-prompt-length of them: BOS and end are kept."""
+    from ..data.encode import truncate
+
+    ids = frontier.prompt_ids(prompts.rows, tokenizer, None, prompts.path, prompts.lines)
+    bos = bos_length(tokenizer)
+    return [truncate(i, [], None, config.max_prompt_length, bos)[0] for i in ids]
+
+
+def _reward_model(config: TrainPPO, reward: Scorer, tokenizer):
+    """The reward model whose trunk the value function starts from, where its tokens are the policy's."""
+    if config.value_model != "separate" or reward.reading != "reward":
+        return None
+    path = parse_scorer(config.reward).parts[0]
+    model, own = load_classifier(path, revision=config.revision)
+    if not hasattr(model, "score") or fingerprint(own) != fingerprint(tokenizer):
+        log.say(f"{path}: other tokens than the policy's, so the value model starts from the policy")
+        return None
+    return model
+
+
+def plan(config: TrainPPO) -> dict:
+    rows = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows)
+    stream = _stream(config, len(rows.rows))
+    weights = setup.count_weights(config)
+    names = (
+        "preset lr adam_eps schedule batch_size minibatch_size ppo_epochs kl_coef target_kl kl_horizon gamma lam clip "
+        "value_clip vf_coef max_grad_norm normalize_rewards whiten_rewards missing_eos_penalty value_model temperature"
+    ).split()
+    shown = {name.replace("_", "-"): getattr(config, name) for name in names}
+    tokens = stream.total * config.max_new_tokens
+    return shown | {
+        "reward reading": config.reading,
+        "prompts": len(rows.rows),
+        "PPO steps": stream.steps,
+        "optimizer steps": stream.steps * config.ppo_epochs * -(-config.batch_size // config.minibatch_size),
+        "generated tokens at most": tokens,
+        "parameters of the policy": weights,
+        "FLOPs at most": f"{weights * tokens * (2 * 4 + 6 * 2 * config.ppo_epochs):.2e}",
+    }
