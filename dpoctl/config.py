@@ -409,9 +409,23 @@ class Sample(Generation, Device, Common):
     model: str = option(help="Model to sample from.", input="model")
     prompts: str = option(help="Prompt rows.", input="file")
     n: int = option(1, "Completions per prompt.", at_least=1)
+    best_of: int | None = option(
+        None, "Sample so many of each prompt and keep the one that --scorer likes best.", GEN, at_least=2
+    )
+    scorer: str | None = option(None, "What --best-of chooses by. " + SCORER_HELP, GEN, input="scorer")
     stop: tuple[str, ...] = option((), "A text that ends a completion; may be given several times.", GEN)
     limit: int | None = option(None, "Use the first so many prompts.", DATA, at_least=1)
     skip_bad_rows: bool = option(False, "Count and skip rows that are not as they should be.", DATA)
+
+    def problems(self) -> list[str]:
+        found = []
+        if (self.best_of is None) != (self.scorer is None):
+            found.append("--best-of and --scorer go together: how many are sampled, and what chooses")
+        if self.best_of and self.n != 1:
+            found.append("--best-of keeps one completion a prompt: --n has no place beside it")
+        if self.best_of and self.temperature == 0:
+            found.append("--temperature 0 makes the samples of a prompt equal: nothing to choose")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -437,6 +451,14 @@ class Evaluate(Generation, Device, Common):
         "joined", "Score prompt and completion joined, or the completion alone.", choices=("joined", "completion")
     )
     lm: str | None = option(None, "A further language model for the perplexity.", input="model")
+    chooser: str | None = option(
+        None,
+        "Reward by which best-of-n chooses: adds that curve, valued by --scorer, for each --completions file.",
+        input="scorer",
+    )
+    ceiling: bool = option(
+        False, "Add the exact KL-constrained optimum, from --completions that are plain samples of the reference."
+    )
     n: int = option(1, "Completions per prompt.", at_least=1)
     limit: int | None = option(None, "Use the first so many prompts.", DATA, at_least=1)
     tokens_per_batch: int = option(8192, "Tokens in one forward pass.", RUN, at_least=1, identity=False)
@@ -448,6 +470,8 @@ class Evaluate(Generation, Device, Common):
             found.append("--model or --completions is required: what is to be evaluated")
         if self.model and not (self.prompts and self.ref):
             found.append("--prompts and --ref are required with --model")
+        if (self.chooser or self.ceiling) and not self.completions:
+            found.append("--chooser and --ceiling read --completions: several samples of the reference a prompt")
         return found
 
 

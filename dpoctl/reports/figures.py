@@ -1,14 +1,9 @@
 """The figures of a report. A figure without data is left out."""
 
-from collections import defaultdict
 from pathlib import Path
 
+from . import frontier, shared
 from .collect import Collected, Run
-
-# Okabe and Ito's colours, told apart by the colour-blind; marker and line tell them apart in grey
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "osD^vPX"
-_LINES = ("-", "--", "-.", ":")
 
 
 def draw(collected: Collected, folder: Path) -> list[tuple[str, str, list[Path]]]:
@@ -19,17 +14,28 @@ def draw(collected: Collected, folder: Path) -> list[tuple[str, str, list[Path]]
     matplotlib.rcParams.update({"svg.hashsalt": "dpoctl", "svg.fonttype": "path", "font.size": 10, "axes.grid": True,
                                 "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
-    dpo = [run for run in collected.runs if any("rewards/accuracies" in row for row in run.metrics)]
+    runs = collected.runs
+    dpo = [run for run in runs if any("rewards/accuracies" in row for row in run.metrics)]
+    judges = dpo + [run for run in runs if run.stage == "train-rm"]
     drawn = [
-        _plane([p | {"line": run.name} for run in collected.runs for p in run.points] + collected.evaluations),
-        _curves(collected.runs, ("loss", "eval/loss"), "loss", "loss", "Loss of each run against updates."),
-        _curves(dpo, ("rewards/accuracies", "eval/rewards/accuracies"), "accuracy", "share of pairs with a positive margin",
-                "Implicit-reward accuracy: the share of pairs whose chosen completion has the higher implicit reward."),
+        frontier.plane(collected),
+        frontier.kl_against_beta(collected.points),
+        frontier.reward_against_pairs(collected),
+        _over_optimisation(runs),
+        _fluency(runs),
+        _curves(judges, ("rewards/accuracies", "eval/rewards/accuracies", "accuracy", "eval/accuracy"), "accuracy",
+                "share of pairs ranked right",
+                "Share of pairs ranked right: by DPO's implicit reward, and by the reward model; eval/ on held-out pairs."),
+        _curves([run for run in runs if run.stage not in ("train-ppo",)], ("loss", "eval/loss"), "loss", "loss",
+                "Loss of each run against updates."),
         _curves(dpo, ("logps/chosen", "logps/rejected"), "logps", "summed log-prob (nats)",
                 "Log-probs of chosen and rejected completions apart. Both falling together is likelihood displacement."),
         _curves(dpo, ("rewards/margins", "eval/rewards/margins"), "margins", "implicit-reward margin",
                 "Margin of the implicit rewards, beta times the difference of the log-ratios."),
-        _kl_against_beta(collected.points),
+        _curves(runs, ("objective/kl",), "ppo-kl", "sequence KL of the episodes (nats)", "PPO: the KL of each step's episodes.",
+                "PPO steps"),
+        _curves(runs, ("objective/kl_coef",), "ppo-coefficient", "KL coefficient",
+                "PPO: the coefficient of the KL penalty, as the controller moved it.", "PPO steps"),
     ]  # fmt: skip
     return [(name, caption, _save(figure, folder / name)) for name, caption, figure in filter(None, drawn)]
 
@@ -44,81 +50,72 @@ def _save(figure, stem: Path) -> list[Path]:
     return paths
 
 
-def _axes(wide: float = 7.2):
-    import matplotlib.pyplot as plt
-
-    return plt.subplots(figsize=(wide, 4.4), layout="constrained")
-
-
-def _curves(runs: list[Run], names: tuple[str, ...], name: str, label: str, caption: str):
+def _curves(runs: list[Run], names: tuple[str, ...], name: str, label: str, caption: str, x: str = "updates"):
     series = [(run, key, [(r["step"], r[key]) for r in run.metrics if key in r]) for run in runs for key in names]
     series = [(run, key, points) for run, key, points in series if points]
     if not series:
         return None
-    figure, axes = _axes()
+    figure, axes = shared.axes()
     order = {run.name: i for i, run in enumerate(runs)}
     for run, key, points in series:
         which = names.index(key)
-        style = {"marker": _MARKERS[which], "markersize": 4} if len(points) < 30 else {}
+        style = {"marker": shared.MARKERS[which], "markersize": 4} if len(points) < 30 else {}
         shown = f"{run.name}: {key}" if len(names) > 1 else run.name
-        axes.plot(*zip(*points, strict=True), _LINES[which], color=_COLOURS[order[run.name] % 7], label=shown, **style)
-    axes.set_xlabel("updates")
+        colour = shared.COLOURS[order[run.name] % 7]
+        line = shared.LINES[(which + order[run.name] // 7) % 4]
+        axes.plot(*zip(*points, strict=True), line, color=colour, label=shown, **style)
+    axes.set_xlabel(x)
     axes.set_ylabel(label)
-    _legend(figure, axes)
+    shared.legend(figure, axes)
     return name, caption, figure
 
 
-def _legend(figure, axes) -> None:
-    """Outside the axes, so that it covers no data."""
-    handles, labels = axes.get_legend_handles_labels()
-    if labels:
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-
-
-def _plane(points: list[dict]):
-    """Mean reward against sequence KL, one standard error both ways; a run's points are joined along its updates."""
-    points = [p for p in points if p.get("kl") is not None]
-    if not points:
+def _over_optimisation(runs: list[Run]):
+    """The learned reward beside the ground truth over PPO's training, each in its own units."""
+    series = [(run, [p for p in run.points if "learned_reward" in p]) for run in runs]
+    series = [(run, points) for run, points in series if len(points) > 1 and points[0]["method"] == "ppo"]
+    if not series:
         return None
-    lines: dict[tuple[str, str], list[dict]] = defaultdict(list)
-    for p in points:
-        lines[p["method"], p.get("line") or f"{p['model']} evaluated"].append(p)
-    methods = sorted({method for method, _ in lines})
-    figure, axes = _axes()
-    named: set[str] = set()
-    for (method, _), own in lines.items():
-        i = methods.index(method)
-        own.sort(key=lambda p: (p.get("step") is None, p.get("step") or 0))
-        axes.errorbar([p["kl"] for p in own], [p["reward"] for p in own], xerr=[p["kl_se"] for p in own],
-                      yerr=[p["reward_se"] for p in own], color=_COLOURS[i % 7], marker=_MARKERS[i % 7], markersize=5,
-                      linestyle=_LINES[i % 4], linewidth=1.2, elinewidth=0.7,
-                      label=None if method in named else method)  # fmt: skip
-        beta = (own[-1].get("options") or {}).get("beta")
-        if (
-            beta is not None and f"{method} {beta}" not in named
-        ):  # a run's own points and its evaluation share one label
-            named.add(f"{method} {beta}")
-            axes.annotate(f"β={beta:g}", (own[-1]["kl"], own[-1]["reward"]), textcoords="offset points", xytext=(6, -9),
-                          fontsize=8)  # fmt: skip
-        named.add(method)
-    n = sorted({p["n"] for p in points})
-    axes.set_xlabel("sequence KL to the reference (nats)")
-    axes.set_ylabel(f"mean reward ({points[0].get('scorer', 'reward').rpartition('@')[2]})")
-    _legend(figure, axes)
-    sizes = str(n[0]) if len(n) == 1 else f"{n[0]} to {n[-1]}"
-    return "frontier", (f"The reward-KL plane: mean reward of completions of test prompts against the sequence KL to the "
-                        f"reference, n = {sizes} completions a point, bars of one standard error."), figure  # fmt: skip
+    figure, axes = shared.axes()
+    right = axes.twinx()
+    right.grid(False)
+    for i, (run, points) in enumerate(series):
+        steps = [p["step"] for p in points]
+        colour = shared.COLOURS[i % 7]
+        axes.errorbar(steps, [p["reward"] for p in points], yerr=[p["reward_se"] for p in points], color=colour, marker="o",
+                      markersize=4, label=f"{run.name}: ground truth (left)")  # fmt: skip
+        right.plot(steps, [p["learned_reward"] for p in points], "--", color=colour, marker="s", markersize=4)
+        axes.plot([], [], "--", color=colour, marker="s", markersize=4, label=f"{run.name}: learned reward (right)")
+    axes.set_xlabel("PPO steps")
+    axes.set_ylabel("ground-truth reward")
+    right.set_ylabel("learned reward")
+    shared.legend(figure, axes)
+    caption = (
+        "What PPO maximises beside what is wanted, on test prompts: a learned reward that rises while the ground truth "
+        "falls is over-optimisation. Bars of one standard error."
+    )
+    return "over-optimisation", caption, figure
 
 
-def _kl_against_beta(points: list[dict]):
-    final = {p["model"]: p for p in points if p.get("kl") is not None and (p.get("options") or {}).get("beta")}
-    final = sorted(final.values(), key=lambda p: p["options"]["beta"])
-    if len({p["options"]["beta"] for p in final}) < 2:
+def _fluency(runs: list[Run]):
+    """Perplexity of the samples under the reference, and distinct-2, at each evaluation during training."""
+    series = [(run, [p for p in run.points if p.get("perplexity_ref")]) for run in runs]
+    series = [(run, points) for run, points in series if len(points) > 1]
+    if not series:
         return None
-    figure, axes = _axes(5.4)
-    axes.errorbar([p["options"]["beta"] for p in final], [p["kl"] for p in final], yerr=[p["kl_se"] for p in final],
-                  color=_COLOURS[0], marker="o", linestyle="none", capsize=3)  # fmt: skip
-    axes.set_xscale("log")
-    axes.set_xlabel("beta")
-    axes.set_ylabel("sequence KL of the final policy (nats)")
-    return "kl-against-beta", "How far each beta lets the policy go: sequence KL of the final policies.", figure
+    figure, (left, right) = shared.axes(8.4, 2)
+    for i, (run, points) in enumerate(series):
+        style = {"color": shared.COLOURS[i % 7], "linestyle": shared.LINES[i // 7 % 4], "marker": shared.MARKERS[i % 7]}
+        kl = [p["kl"] or 0.0 for p in points]
+        left.plot(kl, [p["perplexity_ref"] for p in points], markersize=4, label=run.name, **style)
+        right.plot(kl, [p["distinct_2"] for p in points], markersize=4, **style)
+    left.set_ylabel("perplexity under the reference")
+    right.set_ylabel("distinct-2")
+    for axes in (left, right):
+        axes.set_xlabel("sequence KL to the reference (nats)")
+    shared.legend(figure, left)
+    caption = (
+        "Fluency along training, against the KL: perplexity of the samples under the reference (left) and the share of "
+        "distinct word pairs (right)."
+    )
+    return "fluency", caption, figure

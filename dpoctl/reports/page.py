@@ -3,7 +3,7 @@
 import html
 from pathlib import Path
 
-from . import tables
+from . import frontier, tables
 from .collect import Collected
 
 _SHOWN = 12  # prompts in the side-by-side
@@ -55,7 +55,23 @@ def _evaluation(collected: Collected) -> str:
         return ""
     scorers = ", ".join(sorted({p.get("scorer", "") for p in points}))
     note = f"± is one standard error over prompts. Lengths in tokens. Reward by {html.escape(scorers)}."
-    return _table(tables.evaluations(points)) + f'<p class="note">{note}</p>'
+    if any(p["method"] == "best-of-n" for p in points):
+        note += " Best-of-n is the unbiased estimate over all samples; its KL is the bound log n − (n − 1)/n."
+    shown = _table(tables.evaluations(points)) + f'<p class="note">{note}</p>'
+    if spread := tables.seeds(collected):
+        shown += _table(spread) + '<p class="note">Runs that differ in the seed alone.</p>'
+    return shown + _flags(collected)
+
+
+def _flags(collected: Collected) -> str:
+    flagged = frontier.above_ceiling(collected)
+    if not flagged:
+        return ""
+    listed = "".join(f"<li>{html.escape(text)}</li>" for text in flagged)
+    note = (
+        "More than two standard errors above the estimated ceiling, which lies low at finite samples: look into these."
+    )
+    return f'<p class="note">{note}</p><ul class="note">{listed}</ul>'
 
 
 def _figures(figures) -> str:
@@ -103,7 +119,10 @@ def _cost(collected: Collected) -> str:
     if not collected.costs:
         return ""
     note = "FLOPs are estimated as 6 (training) or 2 (generation) per parameter and token."
-    return _table(tables.costs(collected)) + f'<p class="note">{note}</p>'
+    shown = _table(tables.costs(collected)) + f'<p class="note">{note}</p>'
+    if compared := tables.dpo_against_rlhf(collected):
+        shown += _table(compared) + '<p class="note">One run of each; means where there are several.</p>'
+    return shown
 
 
 def _runs(collected: Collected) -> str:

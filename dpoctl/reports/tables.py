@@ -14,9 +14,12 @@ def evaluations(points: list[dict]) -> Rows:
     head = ["model", "reward", "KL", "KL exact", "length", "ended", "ppl ref", "distinct-1/2/3", "loops", "n"]
     rows = []
     for p in points:
+        if p["method"] == "ceiling":  # a curve of many points: drawn
+            continue
         distinct = "/".join(f"{p[f'distinct_{n}']:.2f}" for n in (1, 2, 3) if f"distinct_{n}" in p)
         ppl = f"{p['perplexity_ref']:.2f}" if p.get("perplexity_ref") else "–"
-        row = [Path(p["model"]).name, _pm(p, "reward", 3), _pm(p, "kl", 2), _pm(p, "kl_exact", 2), _pm(p, "length", 1)]
+        name = f"best of {p['options']['n']}" if p["method"] == "best-of-n" else Path(p["model"]).name
+        row = [name, _pm(p, "reward", 3), _pm(p, "kl", 2), _pm(p, "kl_exact", 2), _pm(p, "length", 1)]
         share = [f"{p['ended']:.0%}" if "ended" in p else "–", ppl, distinct or "–"]
         rows.append([*row, *share, f"{p['repetition']:.1%}" if "repetition" in p else "–", str(p["n"])])
     return head, rows
@@ -43,6 +46,51 @@ def costs(collected: Collected) -> Rows:
             ]
         )
     return head, rows
+
+
+def dpo_against_rlhf(collected: Collected) -> Rows | None:
+    """Time, FLOPs and memory of one DPO run against a reward model and one PPO run on it; means over runs."""
+    by_stage: dict[str, list[dict]] = {}
+    for _, manifest in collected.costs:
+        learned = manifest["stage"] != "train-ppo" or manifest["figures"].get("method", "ppo") == "ppo"
+        if learned:
+            by_stage.setdefault(manifest["stage"], []).append(manifest["cost"])
+    if not all(by_stage.get(stage) for stage in ("train-dpo", "train-rm", "train-ppo")):
+        return None
+
+    def mean(stage: str, name: str) -> float:
+        return sum(cost.get(name) or 0 for cost in by_stage[stage]) / len(by_stage[stage])
+
+    rows = []
+    for what, name, scale, unit in (
+        ("wall time", "wall_seconds", 1.0, "s"),
+        ("FLOPs (est.)", "flops", 1e12, "TFLOP"),
+        ("peak memory", "peak_memory_bytes", 1e9, "GB"),
+    ):
+        dpo, rm, ppo = (mean(stage, name) / scale for stage in ("train-dpo", "train-rm", "train-ppo"))
+        rlhf = max(rm, ppo) if name == "peak_memory_bytes" else rm + ppo
+        ratio = f"{rlhf / dpo:.1f}×" if dpo else "–"
+        rows.append([what, *(f"{v:.2f} {unit}" if v < 100 else f"{v:.0f} {unit}" for v in (dpo, rm, ppo, rlhf)), ratio])
+    return ["", "DPO", "reward model", "PPO", "reward model + PPO", "RLHF / DPO"], rows
+
+
+def seeds(collected: Collected) -> Rows | None:
+    """Spread of the final reward over training seeds, where runs differ in the seed alone."""
+    groups: dict[str, list[tuple[int, dict]]] = {}
+    for p in (run.points[-1] for run in collected.runs if run.points):
+        options = {k: v for k, v in (p.get("options") or {}).items() if k != "seed"}
+        groups.setdefault(f"{p['method']} {options}", []).append(((p.get("options") or {}).get("seed"), p))
+    rows = []
+    for own in groups.values():
+        if len({seed for seed, _ in own}) < 2:
+            continue
+        rewards = [p["reward"] for _, p in own]
+        mean = sum(rewards) / len(rewards)
+        spread = (sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1)) ** 0.5
+        error = sum(p["reward_se"] for _, p in own) / len(own)
+        names = ", ".join(Path(p["model"]).name for _, p in own)
+        rows.append([names, f"{mean:.3f}", f"{spread:.3f}", f"{error:.3f}", str(len(own))])
+    return (["runs", "mean reward", "sd over seeds", "one run's standard error", "seeds"], rows) if rows else None
 
 
 def terminal(rows: Rows, title: str) -> Table:

@@ -11,8 +11,10 @@ from ..artifacts import Work, read_manifest
 from ..config import Evaluate
 from ..data.rows import Rows, load_rows
 from ..data.writer import WaveWriter
+from ..errors import InputError
 from ..models.load import context_length
 from ..models.scorers import Scorer, load_scorer
+from ..training import curves as curve
 from ..training import frontier, runtime, setup
 
 
@@ -25,17 +27,18 @@ def run(config: Evaluate, work: Work) -> None:
     writer = WaveWriter(work)
     subjects = [(path, False) for path in config.model] + [(path, True) for path in config.completions]
     rows = writer.state.get("rows", [])
+    chooser = load_scorer(config.chooser, device=str(device), revision=config.revision) if config.chooser else None
     for path, is_file in subjects[writer.waves_done :]:
+        further: list[dict] = []
         with runtime.autocast(device, dtype):
             if is_file:
-                figures = _completions_figures(config, path, scorer, reference, lm)
+                figures, further = _completions_figures(config, path, scorer, chooser, reference, lm)
             else:
                 figures = _model_figures(config, path, prompts, scorer, reference, lm, device)
         row = _who(path) | {"temperature": config.temperature, "scorer": f"{scorer.name}@{scorer.reading}"} | figures
-        if is_file:
-            row["temperature"] = figures.get("temperature")
-        rows = [*rows, row]
-        writer.write_wave([row], state={"rows": rows})
+        wave = [row, *(row_of_curve | {"scorer": row["scorer"]} for row_of_curve in further)]
+        rows = [*rows, *wave]
+        writer.write_wave(wave, state={"rows": rows})
     cost = {"peak_memory_bytes": runtime.peak_memory_bytes(device), "device": runtime.device_name(device)}
     writer.finish({"rows": len(rows)}, cost)
     console = Console()
@@ -71,8 +74,8 @@ def _model_figures(config, path, prompts, scorer: Scorer, reference, lm, device)
     return figures
 
 
-def _completions_figures(config, path, scorer: Scorer, reference, lm) -> dict:
-    """Figures of a completions file, whose policy is not at hand: no KL."""
+def _completions_figures(config, path, scorer: Scorer, chooser, reference, lm) -> tuple[dict, list[dict]]:
+    """(figures of a completions file, rows of its curves); its policy is not at hand: no KL."""
     rows = load_rows(path, "completions", skip_bad=config.skip_bad_rows).rows
     scores = scorer.score(rows).values
     lengths = [len(r.get("completion_ids") or r["completion"].split()) + (r.get("finish") == "stop") for r in rows]
@@ -88,7 +91,27 @@ def _completions_figures(config, path, scorer: Scorer, reference, lm) -> dict:
     if lm:
         figures |= frontier.perplexity_under(*lm, rows, config.tokens_per_batch)
     temperatures = {r.get("temperature") for r in rows}
-    return figures | {"temperature": temperatures.pop() if len(temperatures) == 1 else None}
+    temperature = temperatures.pop() if len(temperatures) == 1 else None
+    curves = []
+    if chooser:
+        chosen = curve.by_prompt(rows, chooser.score(rows).keys, path)
+        curves += [{"method": "best-of-n"} | r for r in curve.best_of_n(chosen, curve.by_prompt(rows, scores, path))]
+    if config.ceiling:
+        _check_plain(path, temperature)
+        curves += [{"method": "ceiling"} | r for r in curve.ceiling(curve.by_prompt(rows, scores, path))]
+    curves = [{"model": path, "step": None, "temperature": temperature} | row for row in curves]
+    return figures | {"temperature": temperature}, curves
+
+
+def _check_plain(path: str, temperature: float | None) -> None:
+    """The importance weights hold for samples of the reference itself: refuse cut or greedy ones."""
+    options = (read_manifest(path) or {"options": {}})["options"]
+    cut = options.get("top-p", 1.0) < 1 or options.get("top-k", 0) > 0 or options.get("best-of")
+    if cut or temperature == 0:
+        raise InputError(
+            f"{path}: not plain samples of one model, so --ceiling does not hold for them",
+            hint="dpoctl sample --n 64 with --top-p 1 and --top-k 0 writes such a file",
+        )
 
 
 def _who(path: str) -> dict:
@@ -115,16 +138,18 @@ def table(rows: list[dict]) -> Table:
     for name in ("model", "reward", "KL", "KL exact", "length", "ended", "ppl ref", "distinct-2", "loops"):
         shown.add_column(name, justify="left" if name == "model" else "right")
     for r in rows:
+        if r["method"] == "ceiling":  # a curve of many points: drawn by report
+            continue
         shown.add_row(
-            Path(r["model"]).name,
+            f"best of {r['options']['n']}" if r["method"] == "best-of-n" else Path(r["model"]).name,
             _pm(r["reward"], r["reward_se"], 3),
             _pm(r["kl"], r["kl_se"], 2),
-            _pm(r["kl_exact"], r["kl_exact_se"], 2),
-            f"{r['length']:.1f}",
-            f"{r['ended']:.0%}",
+            _pm(r.get("kl_exact"), r.get("kl_exact_se"), 2),
+            f"{r['length']:.1f}" if "length" in r else "-",
+            f"{r['ended']:.0%}" if "ended" in r else "-",
             f"{r['perplexity_ref']:.1f}" if r.get("perplexity_ref") else "-",
-            f"{r['distinct_2']:.3f}",
-            f"{r['repetition']:.1%}",
+            f"{r['distinct_2']:.3f}" if "distinct_2" in r else "-",
+            f"{r['repetition']:.1%}" if "repetition" in r else "-",
         )
     return shown
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from .. import log
 from ..artifacts import Work, write_atomic
 from ..config import Report
-from ..reports import figures, page, tables
+from ..reports import figures, frontier, page, tables
 from ..reports.collect import collect
 
 
@@ -24,6 +24,10 @@ def run(config: Report, work: Work) -> None:
     if points:
         console.print(tables.terminal(tables.evaluations(points), "Evaluation (± one standard error over prompts)"))
     console.print(tables.terminal(tables.costs(collected), "Cost"))
+    if compared := tables.dpo_against_rlhf(collected):
+        console.print(tables.terminal(compared, "DPO against RLHF, one run of each"))
+    for text in frontier.above_ceiling(collected):
+        log.warn(f"above the ceiling: {text}")
     log.say(f"report: {out / 'report.html'}")
 
 

@@ -4,25 +4,41 @@ from .. import log
 from ..artifacts import Work
 from ..config import Sample
 from ..data.writer import WaveWriter
+from ..models.scorers import Scores, load_scorer
 from ..training.sampling import Sampler, plan_of_sampling
 
 
 def run(config: Sample, work: Work) -> None:
-    sampler = Sampler(config, config.n)
+    sampler = Sampler(config, config.best_of or config.n)
+    scorer = None
+    if config.scorer:
+        scorer = load_scorer(config.scorer, device=str(sampler.device), revision=config.revision)
     writer = WaveWriter(work)
     state = writer.state or {"ended": 0}
-    total = len(sampler.ids) * config.n
-    with log.progress("sample", total, "completions", writer.rows[0]) as meter:
+    total = len(sampler.ids) * sampler.n
+    with log.progress("sample", total, "completions", writer.rows[0] * (config.best_of or 1)) as meter:
         for rows in sampler.rows(writer.waves_done, meter):
             rows = [{"temperature": config.temperature} | row for row in rows]
+            if scorer:
+                rows = _best(rows, scorer.score(rows), config.best_of)
             state = {"ended": state["ended"] + sum(r["finish"] == "stop" for r in rows)}
             writer.write_wave(rows, state=state)
-    figures = {"prompts": len(sampler.ids), "completions": total, "ended": state["ended"] / total}
+    kept = writer.rows[0]
+    figures = {"prompts": len(sampler.ids), "completions": kept, "sampled": total, "ended": state["ended"] / kept}
     writer.finish(figures | sampler.prompts.skipped, sampler.cost())
     log.say(
-        f"{config.out}: {total} completions of {len(sampler.ids)} prompts, {figures['ended']:.0%} ended by themselves"
+        f"{config.out}: {kept} completions of {len(sampler.ids)} prompts, {figures['ended']:.0%} ended by themselves"
     )
 
 
+def _best(rows: list[dict], scores: Scores, n: int) -> list[dict]:
+    """Of each prompt's n rows the one with the highest key, with its score; the first where they tie."""
+    best = []
+    for start in range(0, len(rows), n):
+        i = max(range(start, start + n), key=lambda i: scores.keys[i])
+        best.append(rows[i] | {"score": scores.values[i], "best_of": n})
+    return best
+
+
 def plan(config: Sample) -> dict:
-    return plan_of_sampling(config, config.n)
+    return plan_of_sampling(config, config.best_of or config.n)
