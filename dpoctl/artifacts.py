@@ -346,11 +346,9 @@ def _refuse_changes(work: Work, before: dict, now: dict) -> None:
         old = before["identity"].get(key, value)
         if old != value:
             raise InputError(f"{work.out}: was begun with --{key} {old}, now it is {value}", hint=hint)
-    for old, new in zip(before["inputs"], now["inputs"], strict=False):
+    for old, new, (_, _, path) in zip(before["inputs"], now["inputs"], work.inputs, strict=False):
         if old["name"] != new["name"] or (old["sha256"] and new["sha256"] and old["sha256"] != new["sha256"]):
-            raise InputError(
-                f"{work.out}: was begun with another --{new['name']} ({new['path']} has changed)", hint=hint
-            )
+            raise InputError(f"{work.out}: was begun with another --{new['name']} ({path} is not what it was)", hint=hint)
     if len(before["inputs"]) != len(now["inputs"]):
         old, new = {i["name"] for i in before["inputs"]}, {i["name"] for i in now["inputs"]}
         name = next(iter(old ^ new), "inputs")

@@ -1,0 +1,93 @@
+# The rules of the chain, shared by the recipes. A recipe sets WORLD (what prepare writes), PREPARE, MODEL, SCORER and its
+# sweeps, and includes this file. Every target is a manifest, so whatever was stopped or killed continues: make again;
+# with -j or as one batch job a target, runs that do not need each other go side by side.
+DPOCTL ?= dpoctl
+W ?= runs
+BETAS ?= 0.05 0.1 1 5
+TARGET_KLS ?= 3 6 9 12
+GT_TARGET_KLS ?= $(TARGET_KLS)
+TRL_TARGET_KLS ?= $(TARGET_KLS)
+ALPHAS ?= 0.05 0.1 0.5 1
+SEEDS ?= 0 1
+REF_SAMPLES ?= 64
+REF_LIMIT ?= 200
+
+RUN = $(DPOCTL) $(1) --config recipe.yaml
+TRAIN := $(WORLD)/prompts.train.jsonl
+TEST := $(WORLD)/prompts.test.jsonl
+POINTS := --eval-prompts $(TEST) --scorer $(SCORER)
+DONE = $(1:%=$(W)/%/manifest.json)
+
+DPO := $(BETAS:%=dpo-%)
+RLHF := $(TARGET_KLS:%=ppo-%) $(GT_TARGET_KLS:%=ppo-gt-%) $(TRL_TARGET_KLS:%=ppo-gt-trl-%)
+BASELINES := $(ALPHAS:%=unlikelihood-%) $(SEEDS:%=preferred-ft-%)
+FRONTIER := $(DPO) $(RLHF) $(BASELINES)
+SHOWN ?= sft $(DPO)
+
+.PHONY: all frontier clean
+.SECONDARY:
+all: $(W)/report/manifest.json
+frontier: $(W)/frontier/manifest.json
+
+$(WORLD)/manifest.json: recipe.yaml
+	$(call RUN,prepare $(PREPARE)) --out $(WORLD)
+
+$(W)/sft/manifest.json: $(WORLD)/manifest.json
+	$(call RUN,sft) --model $(MODEL) --data $(WORLD)/sft.jsonl --out $(W)/sft
+
+$(W)/prefs.jsonl.manifest.json: $(W)/sft/manifest.json
+	$(call RUN,make-prefs) --model $(W)/sft --prompts $(TRAIN) --scorer $(SCORER) --out $(W)/prefs.jsonl
+
+# --- policies
+
+$(W)/dpo-%/manifest.json: $(W)/prefs.jsonl.manifest.json
+	$(call RUN,train-dpo) --model $(W)/sft --data $(W)/prefs.jsonl --beta $* $(POINTS) --out $(W)/dpo-$*
+
+$(W)/unlikelihood-%/manifest.json: $(W)/prefs.jsonl.manifest.json
+	$(call RUN,train-dpo) --loss unlikelihood --alpha $* --model $(W)/sft --data $(W)/prefs.jsonl $(POINTS) --out $(W)/unlikelihood-$*
+
+$(W)/preferred-ft-%/manifest.json: $(W)/prefs.jsonl.manifest.json
+	$(call RUN,sft) --field chosen --seed $* --model $(W)/sft --data $(W)/prefs.jsonl $(POINTS) --out $(W)/preferred-ft-$*
+
+$(W)/rm/manifest.json: $(W)/prefs.jsonl.manifest.json
+	$(call RUN,train-rm) --model $(RM_FROM) --data $(W)/prefs.jsonl --out $(W)/rm
+
+PPO = $(call RUN,train-ppo) --model $(W)/sft --prompts $(TRAIN) $(POINTS) $(PPO_FLAGS)
+
+$(W)/ppo-gt-trl-%/manifest.json: $(W)/sft/manifest.json
+	$(call RUN,train-ppo) --preset trl-2023 --model $(W)/sft --prompts $(TRAIN) $(POINTS) --reward $(SCORER) --target-kl $* --out $(W)/ppo-gt-trl-$*
+
+$(W)/ppo-gt-%/manifest.json: $(W)/sft/manifest.json
+	$(PPO) --reward $(SCORER) --target-kl $* --out $(W)/ppo-gt-$*
+
+$(W)/ppo-%/manifest.json: $(W)/rm/manifest.json
+	$(PPO) --reward $(W)/rm --target-kl $* --out $(W)/ppo-$*
+
+# --- what they are worth
+
+$(W)/eval.jsonl.manifest.json: $(call DONE,$(SHOWN))
+	$(call RUN,evaluate) $(SHOWN:%=--model $(W)/%) --ref $(W)/sft --prompts $(TEST) --scorer $(SCORER) --out $(W)/eval.jsonl
+
+$(W)/ref.jsonl.manifest.json: $(W)/sft/manifest.json
+	$(call RUN,sample) --n $(REF_SAMPLES) --limit $(REF_LIMIT) --model $(W)/sft --prompts $(TEST) --out $(W)/ref.jsonl
+
+$(W)/curves.jsonl.manifest.json: $(W)/ref.jsonl.manifest.json $(W)/rm/manifest.json
+	$(call RUN,evaluate) --completions $(W)/ref.jsonl --chooser $(W)/rm --ceiling --scorer $(SCORER) --out $(W)/curves.jsonl
+
+$(W)/samples.%.jsonl.manifest.json: $(W)/%/manifest.json
+	$(call RUN,sample) --n 1 --model $(W)/$* --prompts $(TEST) --out $(W)/samples.$*.jsonl
+
+$(W)/scored.%.jsonl.manifest.json: $(W)/samples.%.jsonl.manifest.json
+	$(call RUN,score) --data $(W)/samples.$*.jsonl --scorer $(SCORER) --out $(W)/scored.$*.jsonl
+
+SCORED := $(SHOWN:%=$(W)/scored.%.jsonl)
+CURVES ?= $(W)/curves.jsonl
+
+$(W)/report/manifest.json: $(W)/eval.jsonl.manifest.json $(SCORED:%=%.manifest.json) $(CURVES:%=%.manifest.json)
+	$(call RUN,report) $(SHOWN:%=$(W)/%) $(if $(CURVES),$(W)/rm) $(W)/prefs.jsonl $(W)/eval.jsonl $(CURVES) $(SCORED) --title "$(TITLE)" --out $(W)/report
+
+$(W)/frontier/manifest.json: $(call DONE,$(FRONTIER) rm) $(W)/eval.jsonl.manifest.json $(W)/curves.jsonl.manifest.json $(SCORED:%=%.manifest.json)
+	$(call RUN,report) $(FRONTIER:%=$(W)/%) $(W)/rm $(W)/prefs.jsonl $(W)/curves.jsonl $(SCORED) --title "$(TITLE): the frontier" --out $(W)/frontier
+
+clean:
+	rm -rf $(W)
