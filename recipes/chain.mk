@@ -11,6 +11,7 @@ ALPHAS ?= 0.05 0.1 0.5 1
 SEEDS ?= 0 1
 REF_SAMPLES ?= 64
 REF_LIMIT ?= 200
+FT_EVERY ?= 50
 
 RUN = $(DPOCTL) $(1) --config recipe.yaml
 TRAIN := $(WORLD)/prompts.train.jsonl
@@ -47,7 +48,7 @@ $(W)/unlikelihood-%/manifest.json: $(W)/prefs.jsonl.manifest.json
 	$(call RUN,train-dpo) --loss unlikelihood --alpha $* --model $(W)/sft --data $(W)/prefs.jsonl $(POINTS) --out $(W)/unlikelihood-$*
 
 $(W)/preferred-ft-%/manifest.json: $(W)/prefs.jsonl.manifest.json
-	$(call RUN,sft) --field chosen --seed $* --model $(W)/sft --data $(W)/prefs.jsonl $(POINTS) --out $(W)/preferred-ft-$*
+	$(call RUN,sft) --field chosen --seed $* --model $(W)/sft --data $(W)/prefs.jsonl $(POINTS) --eval-every $(FT_EVERY) --out $(W)/preferred-ft-$*
 
 $(W)/rm/manifest.json: $(W)/prefs.jsonl.manifest.json
 	$(call RUN,train-rm) --model $(RM_FROM) --data $(W)/prefs.jsonl --out $(W)/rm
