@@ -39,11 +39,12 @@ def token_logps(
     tiles, entropies = [], []
     for h, y in zip(rows.split(size), targets.split(size), strict=True):
         args = (model, h, y, temperature)
-        tiles.append(checkpoint(_tile_logps, *args, use_reentrant=False) if again else _tile_logps(*args))
         if entropy:
-            with torch.no_grad():
-                logps = F.log_softmax(_logits(model, h) / temperature, dim=-1)
-                entropies.append(-(logps.exp() * logps).sum(-1))
+            logps = F.log_softmax(_logits(model, h) / temperature, dim=-1)
+            tiles.append(logps.gather(1, y[:, None])[:, 0])
+            entropies.append(-(logps.detach().exp().mul_(logps.detach())).sum(-1))
+        else:
+            tiles.append(checkpoint(_tile_logps, *args, use_reentrant=False) if again else _tile_logps(*args))
     return torch.cat(tiles), torch.cat(entropies) if entropy else None
 
 

@@ -112,7 +112,8 @@ def _caption_of_curves(collected: Collected) -> str:
     return (
         f" Black: the KL-constrained optimum, estimated from {curve[0]['options']['samples']} reference samples of each of "
         f"{curve[0]['n']} prompts at temperature {curve[0].get('temperature') or 1:g}, drawn while it rests on at least "
-        f"{min(p['effective_samples'] for p in curve):.0f} effective samples a prompt; it lies low where samples are few."
+        f"{min(p['effective_samples'] for p in curve):.0f} effective samples a prompt (dotted beyond); it lies low where samples are "
+        "few."
     )
 
 
