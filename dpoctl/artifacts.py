@@ -28,6 +28,7 @@ _MODEL_FILES = re.compile(
     r"|.*\.(safetensors|bin|model|jinja|py)|merges\.txt|vocab\.txt"
 )
 _OWN = ("config.yaml", "metrics.jsonl", "timing.jsonl", "eval.jsonl", "checkpoints", ".plan.json")
+ROW_STAGES = ("make-prefs", "sample", "score", "evaluate", "judge")
 _HASH_CACHE_FROM = 1 << 20  # smaller files are hashed again sooner than looked up
 
 
@@ -251,9 +252,9 @@ def claim(out: str, stage: str, options: dict, identity: dict, inputs: list, *, 
     path = Path(out)
     if is_row_file(path) and path.is_dir():
         raise InputError(f"{out}: is a directory", hint="a row output is a .jsonl file")
-    if stage in ("make-prefs", "sample", "score", "evaluate") and not is_row_file(path):
+    if stage in ROW_STAGES and not is_row_file(path):
         raise InputError(f"{out}: {stage} writes rows", hint=f"name it {path.name}.jsonl")
-    if stage not in ("make-prefs", "sample", "score", "evaluate") and is_row_file(path):
+    if stage not in ROW_STAGES and is_row_file(path):
         raise InputError(f"{out}: {stage} writes a directory", hint=f"--out {path.name.split('.')[0]}")
     if any(Path(p).resolve() == path.resolve() for _, _, p in inputs):
         raise InputError(f"{out}: is an input of this command too", hint="choose another --out")
@@ -348,7 +349,9 @@ def _refuse_changes(work: Work, before: dict, now: dict) -> None:
             raise InputError(f"{work.out}: was begun with --{key} {old}, now it is {value}", hint=hint)
     for old, new, (_, _, path) in zip(before["inputs"], now["inputs"], work.inputs, strict=False):
         if old["name"] != new["name"] or (old["sha256"] and new["sha256"] and old["sha256"] != new["sha256"]):
-            raise InputError(f"{work.out}: was begun with another --{new['name']} ({path} is not what it was)", hint=hint)
+            raise InputError(
+                f"{work.out}: was begun with another --{new['name']} ({path} is not what it was)", hint=hint
+            )
     if len(before["inputs"]) != len(now["inputs"]):
         old, new = {i["name"] for i in before["inputs"]}, {i["name"] for i in now["inputs"]}
         name = next(iter(old ^ new), "inputs")

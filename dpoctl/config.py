@@ -6,7 +6,7 @@ from typing import ClassVar
 from .options import option
 
 RUN, DATA, OPT, GEN, EVAL, LOSS = "Run", "Data", "Optimisation", "Generation", "Evaluation on the way", "Objective"
-PPO = "PPO"
+PPO, JUDGE, SERVER, PEOPLE = "PPO", "Judging", "Server", "People"
 SIEBERT = "siebert/sentiment-roberta-large-english"
 SCORER_HELP = (
     "SCORER: a sequence classifier or reward model (hub id or directory; @prob, @logit or @log-odds picks "
@@ -108,11 +108,12 @@ class Frontier(Generation):
 
 @dataclass(frozen=True, kw_only=True)
 class Prepare(Common):
-    task: str = option(help="What to prepare.", choices=("imdb", "toy"), argument=True)
+    task: str = option(help="What to prepare.", choices=("imdb", "toy", "hh", "tldr", "cnn-dm"), argument=True)
     source: str | None = option(
         None,
-        "The task's rows on disk instead of the hub: .jsonl, .jsonl.gz, .csv or .parquet "
-        "with `text` and, if known, `label`.",
+        "The task's rows on disk instead of the hub: .jsonl, .jsonl.gz, .csv or .parquet. imdb: `text`, `label`; "
+        "hh: `chosen`, `rejected`; tldr: `prompt` with `chosen`, `rejected` or with `label`; cnn-dm: `article`, "
+        "`highlights`.",
         DATA,
         input="file",
     )
@@ -122,7 +123,7 @@ class Prepare(Common):
     revision: str | None = option(None, "Revision of the hub's data set.", DATA)
     limit: int | None = option(None, "Use the first so many reviews (toy: invent so many for SFT).", DATA, at_least=4)
     train_prompts: int = option(2000, "Prompts for make-prefs.", DATA, at_least=1)
-    test_prompts: int = option(500, "Prompts for evaluation, from other reviews.", DATA, at_least=1)
+    test_prompts: int = option(500, "Prompts for evaluation, from other reviews, dialogues or posts.", DATA, at_least=1)
     min_prefix: int = option(2, "Shortest prompt, in tokens.", DATA, at_least=1)
     max_prefix: int = option(8, "Longest prompt, in tokens.", DATA, at_least=1)
 
@@ -130,6 +131,8 @@ class Prepare(Common):
         found = []
         if self.task == "imdb" and not self.tokenizer:
             found.append("--tokenizer is required: prompts are prefixes of so many of its tokens")
+        if self.task in ("hh", "tldr", "cnn-dm") and self.tokenizer:
+            found.append(f"--tokenizer means nothing to {self.task}: its prompts are whole texts")
         if self.task == "toy" and (self.source or self.tokenizer or self.revision):
             found.append("--source, --tokenizer and --revision mean nothing to the toy world, which makes its own")
         if self.min_prefix > self.max_prefix:
@@ -408,6 +411,12 @@ class TrainPPO(Frontier, Training, Device, Common):
 class Sample(Generation, Device, Common):
     model: str = option(help="Model to sample from.", input="model")
     prompts: str = option(help="Prompt rows.", input="file")
+    temperature: tuple[float, ...] = option(
+        (1.0,), "Sampling temperature, 0 is greedy; several, with commas, go to one file.", GEN, at_least=0, commas=True
+    )
+    few_shot: str | None = option(
+        None, "Rows with prompt and completion that stand, as examples, before every prompt.", DATA, input="file"
+    )
     n: int = option(1, "Completions per prompt.", at_least=1)
     best_of: int | None = option(
         None, "Sample so many of each prompt and keep the one that --scorer likes best.", GEN, at_least=2
@@ -423,7 +432,9 @@ class Sample(Generation, Device, Common):
             found.append("--best-of and --scorer go together: how many are sampled, and what chooses")
         if self.best_of and self.n != 1:
             found.append("--best-of keeps one completion a prompt: --n has no place beside it")
-        if self.best_of and self.temperature == 0:
+        if len(set(self.temperature)) < len(self.temperature) or not self.temperature:
+            found.append("--temperature names one temperature twice, or none")
+        if self.best_of and 0 in self.temperature:
             found.append("--temperature 0 makes the samples of a prompt equal: nothing to choose")
         return found
 
@@ -476,6 +487,108 @@ class Evaluate(Generation, Device, Common):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Judge(Common):
+    candidates: tuple[str, ...] = option(
+        help="A.jsonl, and B.jsonl or nothing: then A is judged against the rows' `reference`.",
+        argument=True,
+        input="file",
+    )
+    backend: str = option(
+        "openai",
+        "Who decides: a chat-completions server (OpenAI, vLLM, transformers serve, llama.cpp), a SCORER, or people.",
+        JUDGE,
+        choices=("openai", "scorer", "human"),
+    )
+    criterion: str = option(
+        "helpful",
+        "summary-s, summary-c (concise: the paper's main one), helpful, sentiment, or a template file with {prompt}, {a}, {b}.",
+        JUDGE,
+    )
+    thing: str | None = option(None, "What the prompt is, in the question: 'news article' for cnn-dm.", JUDGE)
+    order: str = option(
+        "both",
+        "Ask in both orders (a win counts where both agree), or in a random one.",
+        JUDGE,
+        choices=("both", "random"),
+    )
+    limit: int | None = option(None, "Judge the first so many comparisons.", DATA, at_least=1)
+    skip_bad_rows: bool = option(False, "Count and skip rows that are not as they should be.", DATA)
+    canary: str | None = option(
+        None, "Also judge this constant text in A's place: a judge that lets it win is not to be trusted.", JUDGE
+    )
+    compare: str | None = option(
+        None,
+        "Judgements of another policy on the same prompts: paired bootstrap of the difference.",
+        JUDGE,
+        input="file",
+    )
+    scorer: str | None = option(None, "backend scorer: the higher score wins. " + SCORER_HELP, JUDGE, input="scorer")
+    score_text: str = option(
+        "joined",
+        "Score prompt and completion joined, or the completion alone.",
+        JUDGE,
+        choices=("joined", "completion"),
+    )
+    model: str | None = option(
+        None,
+        "backend openai: the judge, for example gpt-5.2 or a served model's name (the paper's gpt-4-0314 is retired).",
+        SERVER,
+    )
+    base_url: str | None = option(None, "Address of another server than OpenAI's: http://localhost:8000/v1.", SERVER)
+    concurrency: int = option(8, "Requests under way at once.", SERVER, at_least=1, identity=False)
+    timeout: float = option(60.0, "Seconds to wait for an answer.", SERVER, above=0, identity=False)
+    retries: int = option(
+        6, "Repetitions after a passing failure, with growing pauses.", SERVER, at_least=0, identity=False
+    )
+    max_tokens: int = option(256, "Longest answer of the judge, in tokens.", SERVER, at_least=8)
+    judge_temperature: float = option(0.0, "Temperature of the judge.", SERVER, at_least=0)
+    price_in: float | None = option(None, "US dollars per million tokens asked.", SERVER, at_least=0, identity=False)
+    price_out: float | None = option(
+        None, "US dollars per million tokens answered.", SERVER, at_least=0, identity=False
+    )
+    max_cost: float | None = option(
+        None, "Stop before spending more dollars than this.", SERVER, above=0, identity=False
+    )
+    cache_dir: str | None = option(
+        None, "Where answers are kept (default: the user's cache folder).", SERVER, identity=False
+    )
+    form: str | None = option(None, "backend human: write the blinded form here.", PEOPLE, identity=False)
+    answers: tuple[str, ...] = option(
+        (), "backend human: exported answers; may be given several times, one a person.", PEOPLE, identity=False
+    )
+    against: str | None = option(
+        None, "Judgements of another judge on the same comparisons: agreement and Cohen's kappa.", JUDGE, input="file"
+    )
+
+    def problems(self) -> list[str]:
+        found = []
+        if len(self.candidates) > 2:
+            found.append(f"one or two candidates files, not {len(self.candidates)}")
+        needs = {
+            "openai": (("--model", self.model),),
+            "scorer": (("--scorer", self.scorer),),
+            "human": (("--form or --answers", self.form or self.answers),),
+        }
+        found += [f"{flag} is required with --backend {self.backend}" for flag, v in needs[self.backend] if not v]
+        given = {
+            "openai": {"--model": self.model, "--base-url": self.base_url, "--max-cost": self.max_cost},
+            "scorer": {"--scorer": self.scorer},
+            "human": {"--form": self.form, "--answers": self.answers},
+        }
+        found += [
+            f"{flag} means nothing to --backend {self.backend}"
+            for backend, flags in given.items()
+            for flag, value in flags.items()
+            if value and backend != self.backend
+        ]
+        if self.max_cost and not (self.price_in and self.price_out):
+            found.append("--max-cost needs --price-in and --price-out, dollars per million tokens")
+        if self.canary is not None and self.backend == "human":
+            found.append("--canary means nothing to --backend human")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report(Common):
     inputs: tuple[str, ...] = option(
         help="Run directories, evaluation and completions files.", argument=True, input="file"
@@ -493,5 +606,6 @@ COMMANDS = {
     "sample": Sample,
     "score": Score,
     "evaluate": Evaluate,
+    "judge": Judge,
     "report": Report,
 }

@@ -25,6 +25,7 @@ class Spec:
     input: str = ""  # "file", "model" or "scorer": the work depends on the content behind it
     argument: bool = False  # positional on the command line
     flag: str = ""  # the flag, where it is not the field's name
+    commas: bool = False  # a list given as one text with commas
 
 
 def option(default: Any = MISSING, help: str = "", panel: str = "Options", **spec: Any) -> Any:
@@ -170,10 +171,19 @@ def _check(value: Any, hint: Any, spec: Spec) -> tuple[str, Any]:
     if value is None:
         return ("", None) if NoneType in get_args(hint) else (f"expected {_kind(kind)}, got nothing", None)
     if many:
+        if spec.commas and isinstance(value, str):
+            value = [_number_or_text(item.strip()) for item in value.split(",")]
         items = list(value) if isinstance(value, (list, tuple)) else [value]
         checked = [_check_one(v, kind, spec) for v in items]
         return next((p for p, _ in checked if p), ""), tuple(v for _, v in checked)
     return _check_one(value, kind, spec)
+
+
+def _number_or_text(item: str) -> float | str:
+    try:
+        return float(item)
+    except ValueError:
+        return item
 
 
 def _kind(kind: type) -> str:

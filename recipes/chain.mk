@@ -25,10 +25,11 @@ BASELINES := $(ALPHAS:%=unlikelihood-%) $(SEEDS:%=preferred-ft-%)
 FRONTIER := $(DPO) $(RLHF) $(BASELINES)
 SHOWN ?= sft $(DPO)
 
-.PHONY: all frontier clean
+.PHONY: all frontier stability clean
 .SECONDARY:
 all: $(W)/report/manifest.json
 frontier: $(W)/frontier/manifest.json
+stability: $(W)/stability/manifest.json
 
 $(WORLD)/manifest.json: recipe.yaml
 	$(call RUN,prepare $(PREPARE)) --out $(WORLD)
@@ -89,6 +90,29 @@ $(W)/report/manifest.json: $(W)/eval.jsonl.manifest.json $(SCORED:%=%.manifest.j
 
 $(W)/frontier/manifest.json: $(call DONE,$(FRONTIER) rm) $(W)/eval.jsonl.manifest.json $(W)/curves.jsonl.manifest.json $(SCORED:%=%.manifest.json)
 	$(call RUN,report) $(FRONTIER:%=$(W)/%) $(W)/rm $(W)/prefs.jsonl $(W)/curves.jsonl $(SCORED) --title "$(TITLE): the frontier" --out $(W)/frontier
+
+# --- four training seeds against four sampling seeds, and smaller preference sets, of DPO at STABLE_BETA
+
+STABLE_BETA ?= 0.1
+STABLE_SEEDS ?= 0 1 2 3
+SIZES ?= 500 1000
+STABLE := $(STABLE_SEEDS:%=seed-%) $(SIZES:%=prompts-%)
+RESAMPLED := $(STABLE_SEEDS:%=$(W)/resampled-%.jsonl)
+
+$(W)/seed-%/manifest.json: $(W)/prefs.jsonl.manifest.json
+	$(call RUN,train-dpo) --model $(W)/sft --data $(W)/prefs.jsonl --beta $(STABLE_BETA) --seed $* $(POINTS) --out $(W)/seed-$*
+
+$(W)/prefs-%.jsonl.manifest.json: $(W)/sft/manifest.json
+	$(call RUN,make-prefs) --limit $* --model $(W)/sft --prompts $(TRAIN) --scorer $(SCORER) --out $(W)/prefs-$*.jsonl
+
+$(W)/prompts-%/manifest.json: $(W)/prefs-%.jsonl.manifest.json
+	$(call RUN,train-dpo) --model $(W)/sft --data $(W)/prefs-$*.jsonl --beta $(STABLE_BETA) $(POINTS) --out $(W)/prompts-$*
+
+$(W)/resampled-%.jsonl.manifest.json: $(W)/seed-0/manifest.json
+	$(call RUN,evaluate) --seed $* --model $(W)/seed-0 --ref $(W)/sft --prompts $(TEST) --scorer $(SCORER) --out $(W)/resampled-$*.jsonl
+
+$(W)/stability/manifest.json: $(call DONE,$(STABLE)) $(RESAMPLED:%=%.manifest.json)
+	$(call RUN,report) $(STABLE:%=$(W)/%) $(RESAMPLED) --title "$(TITLE): seeds and sizes" --out $(W)/stability
 
 clean:
 	rm -rf $(W)

@@ -50,8 +50,9 @@ def run(argv: list[str]) -> int:
         return e.exit_code
     except typer.Abort:
         return 130
-    except KeyboardInterrupt:
-        log.error("interrupted\nhint: the same command again goes on where the last saved state stands")
+    except KeyboardInterrupt as e:
+        by = f" by {e}" if str(e) else ""
+        log.error(f"interrupted{by}\nhint: the same command again goes on where the last saved state stands")
         return 75
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -43,6 +43,8 @@ def _parameters(config_class: type) -> list[inspect.Parameter]:
             parameters.append(_parameter(f.name, annotation))
             continue
         default = "required" if f.default is MISSING else "" if f.default in (None, (), False) else str(f.default)
+        if spec.commas:
+            kind, many, default = str, False, ",".join(f"{item:g}" for item in f.default)
         parameters.append(
             _option(
                 f.name,

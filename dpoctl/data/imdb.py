@@ -3,12 +3,10 @@
 import html
 import random
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 from ..errors import InputError
 from .encode import fingerprint
-from .jsonl import read_jsonl
+from .sources import source_rows, text_of
 from .tokens import encode_prompt
 
 HUB_ID = "stanfordnlp/imdb"
@@ -28,15 +26,10 @@ def load_reviews(source: str | None, limit: int | None = None, revision: str | N
     """
     found: list[dict] = []
     place = source or HUB_ID
-    for line, row in _rows(source, revision):
+    for line, row in source_rows(source, HUB_ID, revision=revision):
         if limit is not None and len(found) == limit:
             break
-        text = row.get("text")
-        if not isinstance(text, str):
-            raise InputError(
-                f"{place}:{line}: text: expected a text, got {type(text).__name__ if 'text' in row else 'no such column'}",
-                hint=f"the columns are {', '.join(map(str, row))}",
-            )
+        text = text_of(row, "text", f"{place}:{line}")
         if not clean(text):
             raise InputError(f"{place}:{line}: text: is empty", hint="remove the row")
         kept = {"id": str(row.get("id", line)), "text": clean(text)}
@@ -44,32 +37,6 @@ def load_reviews(source: str | None, limit: int | None = None, revision: str | N
     if not found:
         raise InputError(f"{place}: holds no rows", hint="reviews are rows with a `text` column")
     return found
-
-
-def _rows(source: str | None, revision: str | None) -> Iterator[tuple[int, dict]]:
-    """(1-based row or line number, row)."""
-    if source and source.endswith((".jsonl", ".jsonl.gz")):
-        yield from read_jsonl(source)
-        return
-    if source and not source.endswith((".csv", ".parquet")):
-        raise InputError(
-            f"{source}: not a kind of file that is read", hint="--source takes .jsonl, .jsonl.gz, .csv, .parquet"
-        )
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        if source is None:
-            table = datasets.load_dataset(HUB_ID, split="train", revision=revision)
-        else:
-            table = datasets.load_dataset(Path(source).suffix[1:], data_files=source, split="train")
-    except Exception as e:  # datasets and the hub client raise dozens of kinds, all the same to the user
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        if source is None:
-            hint = "is the hub in reach? --source FILE reads the same rows from disk"
-            raise InputError(f"{HUB_ID}: cannot be loaded ({reason})", hint=hint) from None
-        raise InputError(f"{source}: cannot be read ({reason})", hint="is the file whole?") from None
-    yield from enumerate(table, start=2 if source and source.endswith(".csv") else 1)
 
 
 def prefix_prompts(reviews: list[dict], tokenizer, seed: int, shortest: int = 2, longest: int = 8) -> list[dict]:

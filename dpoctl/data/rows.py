@@ -266,7 +266,7 @@ def _prompt_rows():
 
 def _completion_rows():
     prompt_of: dict[str, str | list] = {}
-    seen: dict[str, set[int]] = {}
+    seen: dict[tuple, set[int]] = {}
 
     def check(number: int, row: dict) -> dict:
         _text(row, "prompt")
@@ -275,7 +275,9 @@ def _completion_rows():
         _ids(row, "prompt_ids")
         _k(row, "k")
         _number(row, "score")
-        key, ks = row["prompt_id"], seen.setdefault(row["prompt_id"], set())
+        _number(row, "temperature")
+        key = row["prompt_id"]
+        ks = seen.setdefault((key, row.get("temperature")), set())  # several temperatures have k = 0 each
         if row.get("k") is None:
             row["k"] = len(ks)
         if row["k"] in ks:

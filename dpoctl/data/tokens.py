@@ -23,6 +23,9 @@ _CHUNK = 1000  # texts a call of the tokenizer: it keeps offsets and masks of al
 _PROBE = "b"
 
 
+REWARD_PAD = "<|pad|>"  # the padding that a reward model's tokenizer gets where the policy's pads with its EOS
+
+
 def fingerprint(tokenizer) -> str:
     """16 hex digits over what decides the ids of a text: vocabulary, merges, normalisation, BOS, EOS, chat template.
 
@@ -33,9 +36,7 @@ def fingerprint(tokenizer) -> str:
     if backend is not None:
         parts = json.loads(backend.to_str())
         content = {key: parts[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "decoder", "model")}
-        used = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
-        if tokenizer.pad_token_id not in used:
-            content["added_tokens"] = [t for t in content["added_tokens"] if t["id"] != tokenizer.pad_token_id]
+        content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] != REWARD_PAD]
     else:
         content = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     content |= {"prefix": _prefix(tokenizer), "eos": tokenizer.eos_token_id, "chat": tokenizer.chat_template}

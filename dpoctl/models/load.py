@@ -14,6 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as hf_logging
 
+from dpoctl.data.tokens import REWARD_PAD
 from dpoctl.errors import InputError
 from dpoctl.models.hub import resolve
 
@@ -104,7 +105,7 @@ def load_reward_start(
             f"{path}: its tokenizer has no end-of-sequence token", "set eos_token in tokenizer_config.json"
         )
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+        tokenizer.add_special_tokens({"pad_token": REWARD_PAD})
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         with torch.no_grad():

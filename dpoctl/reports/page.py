@@ -59,7 +59,8 @@ def _evaluation(collected: Collected) -> str:
         note += " Best-of-n is the unbiased estimate over all samples; its KL is the bound log n − (n − 1)/n."
     shown = _table(tables.evaluations(points)) + f'<p class="note">{note}</p>'
     if spread := tables.seeds(collected):
-        shown += _table(spread) + '<p class="note">Runs that differ in the seed alone.</p>'
+        note = "Training seeds: runs that differ in nothing else. Sampling seeds: one model, evaluated again."
+        shown += _table(spread) + f'<p class="note">{note}</p>'
     return shown + _flags(collected)
 
 

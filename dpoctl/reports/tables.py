@@ -75,22 +75,32 @@ def dpo_against_rlhf(collected: Collected) -> Rows | None:
 
 
 def seeds(collected: Collected) -> Rows | None:
-    """Spread of the final reward over training seeds, where runs differ in the seed alone."""
+    """Spread of the final reward over training seeds (runs that differ in nothing else), and over sampling seeds.
+
+    The latter are evaluations of one model more than once.
+    """
     groups: dict[str, list[tuple[int, dict]]] = {}
     for p in (run.points[-1] for run in collected.runs if run.points):
         options = {k: v for k, v in (p.get("options") or {}).items() if k != "seed"}
         groups.setdefault(f"{p['method']} {options}", []).append(((p.get("options") or {}).get("seed"), p))
+    resampled: dict[str, list[tuple[int, dict]]] = {}
+    for i, p in enumerate(p for p in collected.evaluations if p["method"] not in ("best-of-n", "ceiling")):
+        resampled.setdefault(p["model"], []).append((i, p))
     rows = []
-    for own in groups.values():
+    for kind, own in [*(("training", g) for g in groups.values()), *(("sampling", g) for g in resampled.values())]:
         if len({seed for seed, _ in own}) < 2:
             continue
         rewards = [p["reward"] for _, p in own]
         mean = sum(rewards) / len(rewards)
         spread = (sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1)) ** 0.5
         error = sum(p["reward_se"] for _, p in own) / len(own)
-        names = ", ".join(Path(p["model"]).name for _, p in own)
-        rows.append([names, f"{mean:.3f}", f"{spread:.3f}", f"{error:.3f}", str(len(own))])
-    return (["runs", "mean reward", "sd over seeds", "one run's standard error", "seeds"], rows) if rows else None
+        names = ", ".join(dict.fromkeys(Path(p["model"]).name for _, p in own))
+        rows.append([names, kind, f"{mean:.3f}", f"{spread:.3f}", f"{error:.3f}", str(len(own))])
+    return (
+        (["runs", "seeds of", "mean reward", "sd over seeds", "one run's standard error", "seeds"], rows)
+        if rows
+        else None
+    )
 
 
 def terminal(rows: Rows, title: str) -> Table:

@@ -15,14 +15,16 @@ def run(config: Sample, work: Work) -> None:
         scorer = load_scorer(config.scorer, device=str(sampler.device), revision=config.revision)
     writer = WaveWriter(work)
     state = writer.state or {"ended": 0}
-    total = len(sampler.ids) * sampler.n
+    total = len(sampler.ids) * sampler.n * len(config.temperature)
     with log.progress("sample", total, "completions", writer.rows[0] * (config.best_of or 1)) as meter:
-        for rows in sampler.rows(writer.waves_done, meter):
-            rows = [{"temperature": config.temperature} | row for row in rows]
-            if scorer:
-                rows = _best(rows, scorer.score(rows), config.best_of)
-            state = {"ended": state["ended"] + sum(r["finish"] == "stop" for r in rows)}
-            writer.write_wave(rows, state=state)
+        for i, temperature in enumerate(config.temperature):
+            done = writer.waves_done - i * len(sampler.waves)
+            for rows in sampler.rows(max(0, done), meter, temperature):
+                rows = [{"temperature": temperature} | row for row in rows]
+                if scorer:
+                    rows = _best(rows, scorer.score(rows), config.best_of)
+                state = {"ended": state["ended"] + sum(r["finish"] == "stop" for r in rows)}
+                writer.write_wave(rows, state=state)
     kept = writer.rows[0]
     figures = {"prompts": len(sampler.ids), "completions": kept, "sampled": total, "ended": state["ended"] / kept}
     writer.finish(figures | sampler.prompts.skipped, sampler.cost())
@@ -41,4 +43,4 @@ def _best(rows: list[dict], scores: Scores, n: int) -> list[dict]:
 
 
 def plan(config: Sample) -> dict:
-    return plan_of_sampling(config, config.best_of or config.n)
+    return plan_of_sampling(config, (config.best_of or config.n) * len(config.temperature))

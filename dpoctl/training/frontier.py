@@ -13,9 +13,9 @@ from ..models.generate import Sampling, generate, waves
 from ..models.logprobs import policy_kl, response_logps
 
 
-def sampling_of(config: Any, stop: tuple[str, ...] = ()) -> Sampling:
+def sampling_of(config: Any, stop: tuple[str, ...] = (), temperature: float | None = None) -> Sampling:
     return Sampling(
-        temperature=config.temperature,
+        temperature=config.temperature if temperature is None else temperature,
         top_p=config.top_p,
         top_k=config.top_k,
         max_new_tokens=config.max_new_tokens,

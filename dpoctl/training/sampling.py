@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from .. import log
 from ..data.rows import load_rows
+from ..errors import InputError
 from ..models.generate import generate, waves
 from ..models.load import context_length
 from . import frontier, runtime, setup
@@ -23,16 +24,17 @@ class Sampler:
         self.device, self.dtype = setup.open_device(config)
         self.prompts = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.limit)
         self.model, self.tokenizer = setup.open_model(config, config.model, self.device)
+        asked = self._after_examples(self.prompts.rows) if getattr(config, "few_shot", None) else self.prompts.rows
         self.ids = frontier.prompt_ids(
-            self.prompts.rows, self.tokenizer, context_length(self.model), self.prompts.path, self.prompts.lines
+            asked, self.tokenizer, context_length(self.model), self.prompts.path, self.prompts.lines
         )
         self.waves = waves(len(self.ids), self.n, config.wave_rows)
         self.seconds = 0.0
         self.tokens = 0
 
-    def rows(self, waves_done: int, meter: log.Progress) -> Iterator[list[dict]]:
-        """The completion rows of each wave that is still to do."""
-        sampling = frontier.sampling_of(self.config, getattr(self.config, "stop", ()))
+    def rows(self, waves_done: int, meter: log.Progress, temperature: float | None = None) -> Iterator[list[dict]]:
+        """The completion rows of each wave that is still to do; `temperature` where the config names several."""
+        sampling = frontier.sampling_of(self.config, getattr(self.config, "stop", ()), temperature)
         for wave in self.waves[waves_done:]:
             start = time.monotonic()
             rows = self.prompts.rows[wave]
@@ -50,6 +52,15 @@ class Sampler:
             self.tokens += sum(len(c.ids) + (c.finish == "stop") for cs in drawn for c in cs)
             meter.advance(len(rows) * self.n, **{"tok/s": f"{self.tokens / max(self.seconds, 1e-9):.0f}"})
             yield frontier.completion_rows(self.tokenizer, rows, self.ids[wave], drawn)
+
+    def _after_examples(self, rows: list[dict]) -> list[dict]:
+        """The prompts as they are asked, behind the examples; the rows written keep their own prompt."""
+        examples = load_rows(self.config.few_shot, "completions", skip_bad=self.config.skip_bad_rows).rows
+        for row in [*examples, *rows]:
+            if not isinstance(row["prompt"], str):
+                raise InputError(f"{self.config.few_shot}: examples stand before texts, not before messages")
+        shown = "".join(f"{e['prompt']}{e['completion'].rstrip()}\n\n" for e in examples)
+        return [{"prompt_id": row["prompt_id"], "prompt": shown + row["prompt"]} for row in rows]
 
     def cost(self) -> dict:
         weights = sum(p.numel() for p in self.model.parameters())

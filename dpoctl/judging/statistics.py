@@ -1,0 +1,82 @@
+"""Win rates with what belongs beside them: intervals, length control, paired comparison, agreement (PAPER section 8)."""
+
+import math
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+_Z = 1.959963984540054  # two-sided 95 %
+_DRAWS = 4000
+
+
+def wilson(rate: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a rate over n comparisons (a tie counts half a win)."""
+    if n == 0:
+        return 0.0, 1.0
+    middle = (rate + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z / (1 + _Z**2 / n) * math.sqrt(rate * (1 - rate) / n + _Z**2 / (4 * n**2))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def bootstrap(values: Sequence[float], clusters: Sequence[Hashable], seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean, resampling clusters (prompts): comparisons of one prompt are alike."""
+    sums, counts = _by_cluster(values, clusters)
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    picks = rng.integers(0, len(sums), size=(_DRAWS, len(sums)))
+    means = sums[picks].sum(1) / counts[picks].sum(1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def _by_cluster(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+    names = {c: i for i, c in enumerate(dict.fromkeys(clusters))}
+    place = [names[c] for c in clusters]
+    return np.bincount(place, weights=values), np.bincount(place).astype(float)
+
+
+def paired_difference(one: dict[Hashable, float], other: dict[Hashable, float], seed: int = 0) -> dict[str, float]:
+    """Difference of two mean scores over the prompts that both have, with a paired bootstrap's 95 % interval.
+
+    `p` is the two-sided bootstrap probability of a difference at least as far from 0. Raises ValueError without a
+    common prompt.
+    """
+    common = [key for key in one if key in other]
+    if not common:
+        raise ValueError("no common prompts")
+    differences = np.array([one[key] - other[key] for key in common])
+    rng = np.random.Generator(np.random.Philox(key=seed))
+    means = differences[rng.integers(0, len(common), size=(_DRAWS, len(common)))].mean(1)
+    below = min(float((means <= 0).mean()), float((means >= 0).mean()))
+    low, high = np.quantile(means, [0.025, 0.975])
+    mean = float(differences.mean())
+    return {"difference": mean, "low": float(low), "high": float(high), "p": min(1.0, 2 * below), "n": len(common)}
+
+
+def length_controlled(scores: Sequence[float], differences: Sequence[float]) -> float | None:
+    """Win rate at equal lengths: a logistic model of the score (1, 0, ties 1/2) on the length difference, read at zero.
+
+    A little ridge keeps it finite where lengths separate wins from losses. None for fewer than two comparisons.
+    """
+    y, x = np.asarray(scores, float), np.asarray(differences, float)
+    if len(y) < 2:
+        return None
+    scale = x.std() or 1.0
+    design = np.stack([np.ones_like(x), x / scale], axis=1)
+    w = np.zeros(2)
+    penalty = np.diag([1e-6, 1e-3 * len(y)])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-design @ w))
+        gradient = design.T @ (y - p) - penalty @ w
+        hessian = (design * (p * (1 - p))[:, None]).T @ design + penalty + 1e-9 * np.eye(2)
+        step = np.linalg.solve(hessian, gradient)
+        w = w + step
+        if np.abs(step).max() < 1e-10:
+            break
+    return float(1 / (1 + np.exp(-w[0])))
+
+
+def agreement(one: Sequence[str], other: Sequence[str]) -> tuple[float, float]:
+    """(raw agreement, Cohen's kappa) of two judges over the same comparisons; kappa 1 where both say one thing only."""
+    n = len(one)
+    raw = sum(a == b for a, b in zip(one, other, strict=True)) / n
+    chance = sum((one.count(v) / n) * (other.count(v) / n) for v in set(one) | set(other))
+    return raw, 1.0 if chance == 1 else (raw - chance) / (1 - chance)

@@ -1,0 +1,100 @@
+"""A chat-completions server on loopback that misbehaves on schedule, decided by each request's text."""
+
+import hashlib
+import json
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class JudgeServer:
+    """`faults` is a list of (share, kind); a request meets its fault the first time only, then the verdict.
+
+    `decide(request)` gives the answer's text. `served` counts the answers by request; `keys` the Authorization headers.
+    """
+
+    def __init__(self, decide, faults=(), hang_s: float = 1.5, status: int | None = None):
+        self.decide, self.faults, self.hang_s, self.status = decide, faults, hang_s, status
+        self.seen: set[str] = set()
+        self.served: Counter = Counter()
+        self.kinds: Counter = Counter()
+        self.keys: set[str] = set()
+        self.lock = threading.Lock()
+
+    def __enter__(self):
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args):
+                pass
+
+            def do_POST(self):
+                outer.answer(self)
+
+        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.httpd.daemon_threads = True
+        threading.Thread(target=self.httpd.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.httpd.server_address[1]}/v1"
+        return self
+
+    def __exit__(self, *exc):
+        self.httpd.shutdown()
+        self.httpd.server_close()
+
+    def fault_of(self, text: str) -> str | None:
+        with self.lock:
+            first = text not in self.seen
+            self.seen.add(text)
+        if not first:
+            return None
+        place = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) / 16**8
+        for share, kind in self.faults:
+            if place < share:
+                return kind
+            place -= share
+        return None
+
+    def answer(self, handler) -> None:
+        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        text = body["messages"][-1]["content"]
+        with self.lock:
+            self.keys.add(handler.headers.get("Authorization", ""))
+        if self.status:
+            return self.send(handler, self.status, {"error": {"message": "no", "type": "x"}})
+        kind = self.fault_of(text)
+        with self.lock:
+            self.kinds[kind] += 1
+        if kind == "429":
+            return self.send(handler, 429, {"error": {"message": "slow down"}})
+        if kind == "429-after":
+            return self.send(handler, 429, {"error": {"message": "slow down"}}, {"Retry-After": "0.2"})
+        if kind == "500":
+            return self.send(handler, 500, {"error": {"message": "oops"}})
+        if kind == "hang":
+            time.sleep(self.hang_s)
+            return self.send(handler, 200, {})
+        if kind == "broken":
+            return self.send(handler, 200, None)
+        said = self.decide(text)
+        with self.lock:
+            self.served[text] += 1
+        message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
+        usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+        self.send(handler, 200, {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
+                                 "choices": [message], "usage": usage})  # fmt: skip
+
+    def send(self, handler, status: int, data, headers=()) -> None:
+        payload = b'{"id": "1", "choices": [{"mess' if data is None else json.dumps(data).encode()
+        try:
+            handler.send_response(status)
+            handler.send_header("Content-Type", "application/json")
+            handler.send_header("Content-Length", str(len(payload)))
+            for name, value in dict(headers).items():
+                handler.send_header(name, value)
+            handler.end_headers()
+            handler.wfile.write(payload)
+        except OSError:  # the client has hung up, as it does on a time-out
+            pass
