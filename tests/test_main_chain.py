@@ -171,3 +171,22 @@ def test_bad_input_is_one_clear_message(world, args, said):
     _, err = world.run(*args, "--out", "refused", code=2)
     assert said in err and err.count("error:") == 1
     assert not (world.folder / "refused").exists()
+
+
+def test_several_temperatures_and_examples_before_the_prompt(prefs):
+    """Rows of each temperature are those of a run at it alone; examples change what is said, never what was asked."""
+    common = ["sample", "--model", "sft", "--prompts", "test.jsonl", "--max-new-tokens", "8"]
+    prefs.run(*common, "--temperature", "0,0.5,1", "--out", "several.jsonl")
+    prefs.run(*common, "--temperature", "0.5", "--out", "half.jsonl")
+    rows = prefs.rows("several.jsonl")
+    assert [r["temperature"] for r in rows] == [0.0] * 12 + [0.5] * 12 + [1.0] * 12
+    assert rows[12:24] == prefs.rows("half.jsonl")
+    examples = [{"prompt": "A film", "completion": " that I liked."}, {"prompt": "A plot", "completion": " without end. "}]
+    (prefs.folder / "examples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in examples))
+    prefs.run(*common, "--temperature", "0", "--few-shot", "examples.jsonl", "--out", "shots.jsonl")
+    shots = prefs.rows("shots.jsonl")
+    assert [r["prompt"] for r in shots] == [r["prompt"] for r in rows[:12]]
+    assert [r["completion"] for r in shots] != [r["completion"] for r in rows[:12]]
+    assert not any("prompt_ids" in r for r in shots)
+    _, err = prefs.run(*common, "--temperature", "0,x", "--out", "no.jsonl", code=2)
+    assert "expected a number, got 'x'" in err
