@@ -181,7 +181,10 @@ def test_several_temperatures_and_examples_before_the_prompt(prefs):
     rows = prefs.rows("several.jsonl")
     assert [r["temperature"] for r in rows] == [0.0] * 12 + [0.5] * 12 + [1.0] * 12
     assert rows[12:24] == prefs.rows("half.jsonl")
-    examples = [{"prompt": "A film", "completion": " that I liked."}, {"prompt": "A plot", "completion": " without end. "}]
+    examples = [
+        {"prompt": "A film", "completion": " that I liked."},
+        {"prompt": "A plot", "completion": " without end. "},
+    ]
     (prefs.folder / "examples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in examples))
     prefs.run(*common, "--temperature", "0", "--few-shot", "examples.jsonl", "--out", "shots.jsonl")
     shots = prefs.rows("shots.jsonl")

@@ -1,9 +1,12 @@
 """The figures of a report. A figure without data is left out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from . import frontier, shared
 from .collect import Collected, Run
+
+_NO_REFERENCE = ("simpo", "orpo", "unlikelihood")  # whose implicit reward is none
 
 
 def draw(collected: Collected, folder: Path) -> list[tuple[str, str, list[Path]]]:
@@ -16,7 +19,8 @@ def draw(collected: Collected, folder: Path) -> list[tuple[str, str, list[Path]]
     folder.mkdir(parents=True, exist_ok=True)
     runs = collected.runs
     dpo = [run for run in runs if any("rewards/accuracies" in row for row in run.metrics)]
-    judges = dpo + [run for run in runs if run.stage == "train-rm"]
+    implicit = [_behind_the_start(run) for run in dpo if run.options.get("loss") not in _NO_REFERENCE]
+    judges = implicit + [run for run in runs if run.stage == "train-rm"]
     drawn = [
         frontier.plane(collected),
         frontier.kl_against_beta(collected.points),
@@ -30,7 +34,7 @@ def draw(collected: Collected, folder: Path) -> list[tuple[str, str, list[Path]]
                 "Loss of each run against updates."),
         _curves(dpo, ("logps/chosen", "logps/rejected"), "logps", "summed log-prob (nats)",
                 "Log-probs of chosen and rejected completions apart. Both falling together is likelihood displacement."),
-        _curves(dpo, ("rewards/margins", "eval/rewards/margins"), "margins", "implicit-reward margin",
+        _curves(implicit, ("rewards/margins", "eval/rewards/margins"), "margins", "implicit-reward margin",
                 "Margin of the implicit rewards, beta times the difference of the log-ratios."),
         _curves(runs, ("objective/kl",), "ppo-kl", "sequence KL of the episodes (nats)", "PPO: the KL of each step's episodes.",
                 "PPO steps"),
@@ -38,6 +42,11 @@ def draw(collected: Collected, folder: Path) -> list[tuple[str, str, list[Path]]
                 "PPO: the coefficient of the KL penalty, as the controller moved it.", "PPO steps"),
     ]  # fmt: skip
     return [(name, caption, _save(figure, folder / name)) for name, caption, figure in filter(None, drawn)]
+
+
+def _behind_the_start(run: Run) -> Run:
+    """Without the first update, where policy and reference are one and the sign of a margin is rounding."""
+    return replace(run, metrics=[row for row in run.metrics if row.get("step", 0) > 1])
 
 
 def _save(figure, stem: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from ..config import TrainRM
 from ..data.encode import PairData, encode_pairs, encode_prompt
 from ..data.rows import load_rows
 from ..data.tokens import encode_completion, fingerprint
+from ..errors import InputError
 from ..models.load import load_reward_start
 from ..models.rewards import last_token_rewards, rewards_of
 from ..objectives.reward import bradley_terry, calibration
@@ -106,7 +107,7 @@ def _split(config: TrainRM, model, tokenizer) -> tuple[PairData, PairData]:
                 f"{config.eval_data}: {dropped} of {len(every.pairs)} pairs left out: their prompts are trained on"
             )
         if not held_out.pairs:
-            raise pairs.InputError(f"{config.eval_data}: every prompt in it is trained on", "leave --eval-data out")
+            raise InputError(f"{config.eval_data}: every prompt in it is trained on", "leave --eval-data out")
     log.say(f"{config.data}: {len(data.pairs)} pairs to train on, {len(held_out.pairs)} of other prompts held out")
     return data, held_out
 
@@ -114,7 +115,7 @@ def _split(config: TrainRM, model, tokenizer) -> tuple[PairData, PairData]:
 def _margins(data: PairData, rows: list[int]) -> torch.Tensor:
     missing = [data.lines[i] for i in rows if data.margins[i] is None]
     if missing:
-        raise pairs.InputError(f"line {missing[0]}: --use-margins needs a margin in every row", "or leave it out")
+        raise InputError(f"line {missing[0]}: --use-margins needs a margin in every row", "or leave it out")
     return torch.tensor([data.margins[i] for i in rows])
 
 
