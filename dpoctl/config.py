@@ -101,6 +101,14 @@ class Frontier(Generation):
         "joined", "Score prompt and completion joined, or the completion alone.", EVAL, choices=("joined", "completion")
     )
 
+    keep_samples: bool = option(
+        False, "Keep the completions of those points too, with their step (samples.jsonl): what judge can read.", EVAL
+    )
+
+    def frontier_problems(self) -> list[str]:
+        alone = self.keep_samples and not self.eval_prompts
+        return ["--keep-samples means nothing without --eval-prompts, whose completions it keeps"] if alone else []
+
     def frontier_inputs(self, inputs: list) -> list:
         """Without evaluation prompts nothing is scored, so the scorer is no input."""
         return inputs if self.eval_prompts else [i for i in inputs if i[0] != "scorer"]
@@ -158,7 +166,7 @@ class SFT(Frontier, Training, Device, Common):
     max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm.", OPT, above=0)
 
     def problems(self) -> list[str]:
-        return self.length_problems()
+        return self.length_problems() + self.frontier_problems()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +245,7 @@ class TrainDPO(Frontier, Training, Device, Common):
     max_grad_norm: float = option(10.0, "Gradients are scaled down to this norm.", OPT, above=0)
 
     def problems(self) -> list[str]:
-        return self.length_problems() + self.loss_problems()
+        return self.length_problems() + self.frontier_problems() + self.loss_problems()
 
     def loss_problems(self) -> list[str]:
         """Options that the chosen loss does not read would do nothing: refused."""
@@ -388,7 +396,7 @@ class TrainPPO(Frontier, Training, Device, Common):
         return "logit" if self.preset == "trl-2023" else "prob"
 
     def problems(self) -> list[str]:
-        found = self.length_problems()
+        found = self.length_problems() + self.frontier_problems()
         if self.temperature == 0 or self.top_p < 1 or self.top_k > 0:
             found.append(
                 "PPO learns from the distribution that it samples: --temperature above 0, --top-p 1 and --top-k 0 (a cut "

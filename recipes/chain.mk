@@ -1,7 +1,8 @@
 # The rules of the chain, shared by the recipes. A recipe sets WORLD (what prepare writes), PREPARE, MODEL, SCORER and its
 # sweeps, and includes this file. Every target is a manifest, so whatever was stopped or killed continues: make again;
 # with -j or as one batch job a target, runs that do not need each other go side by side.
-DPOCTL ?= dpoctl
+# the command: of `make install`, where that was done, else of the shell
+DPOCTL ?= $(firstword $(wildcard $(abspath ../../.venv/bin/dpoctl)) dpoctl)
 W ?= runs
 BETAS ?= 0.05 0.1 1 5
 TARGET_KLS ?= 3 6 9 12
@@ -24,6 +25,8 @@ RLHF := $(TARGET_KLS:%=ppo-%) $(GT_TARGET_KLS:%=ppo-gt-%) $(TRL_TARGET_KLS:%=ppo
 BASELINES := $(ALPHAS:%=unlikelihood-%) $(SEEDS:%=preferred-ft-%)
 FRONTIER := $(DPO) $(RLHF) $(BASELINES)
 SHOWN ?= sft $(DPO)
+# who is judged against the SFT model by the ground truth: run names, and best-of-N
+WINNERS ?= $(filter-out sft,$(SHOWN))
 
 .PHONY: all frontier stability clean
 .SECONDARY:
@@ -76,17 +79,24 @@ $(W)/ref.jsonl.manifest.json: $(W)/sft/manifest.json
 $(W)/curves.jsonl.manifest.json: $(W)/ref.jsonl.manifest.json $(W)/rm/manifest.json
 	$(call RUN,evaluate) --completions $(W)/ref.jsonl --chooser $(W)/rm --ceiling --scorer $(SCORER) --out $(W)/curves.jsonl
 
+$(W)/samples.best-of-%.jsonl.manifest.json: $(W)/sft/manifest.json $(W)/rm/manifest.json
+	$(call RUN,sample) --best-of $* --scorer $(W)/rm --model $(W)/sft --prompts $(TEST) --out $(W)/samples.best-of-$*.jsonl
+
 $(W)/samples.%.jsonl.manifest.json: $(W)/%/manifest.json
 	$(call RUN,sample) --n 1 --model $(W)/$* --prompts $(TEST) --out $(W)/samples.$*.jsonl
 
 $(W)/scored.%.jsonl.manifest.json: $(W)/samples.%.jsonl.manifest.json
 	$(call RUN,score) --data $(W)/samples.$*.jsonl --scorer $(SCORER) --out $(W)/scored.$*.jsonl
 
+$(W)/wins.%.jsonl.manifest.json: $(W)/samples.%.jsonl.manifest.json $(W)/samples.sft.jsonl.manifest.json
+	$(call RUN,judge) $(W)/samples.$*.jsonl $(W)/samples.sft.jsonl --backend scorer --scorer $(SCORER) --criterion sentiment --out $(W)/wins.$*.jsonl
+
 SCORED := $(SHOWN:%=$(W)/scored.%.jsonl)
+WINS := $(WINNERS:%=$(W)/wins.%.jsonl)
 CURVES ?= $(W)/curves.jsonl
 
-$(W)/report/manifest.json: $(W)/eval.jsonl.manifest.json $(SCORED:%=%.manifest.json) $(CURVES:%=%.manifest.json)
-	$(call RUN,report) $(SHOWN:%=$(W)/%) $(if $(CURVES),$(W)/rm) $(W)/prefs.jsonl $(W)/eval.jsonl $(CURVES) $(SCORED) --title "$(TITLE)" --out $(W)/report
+$(W)/report/manifest.json: $(W)/eval.jsonl.manifest.json $(SCORED:%=%.manifest.json) $(WINS:%=%.manifest.json) $(CURVES:%=%.manifest.json)
+	$(call RUN,report) $(SHOWN:%=$(W)/%) $(if $(CURVES),$(W)/rm) $(W)/prefs.jsonl $(W)/eval.jsonl $(CURVES) $(WINS) $(SCORED) --title "$(TITLE)" --out $(W)/report
 
 $(W)/frontier/manifest.json: $(call DONE,$(FRONTIER) rm) $(W)/eval.jsonl.manifest.json $(W)/curves.jsonl.manifest.json $(SCORED:%=%.manifest.json)
 	$(call RUN,report) $(FRONTIER:%=$(W)/%) $(W)/rm $(W)/prefs.jsonl $(W)/curves.jsonl $(SCORED) --title "$(TITLE): the frontier" --out $(W)/frontier

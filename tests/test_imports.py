@@ -16,7 +16,7 @@ ALLOWED = {  # room -> the rooms it may import; a room is a folder of dpoctl/ or
     "stages": {"config", "training", "judging", "reports"} | LIBRARY,
     "training": {"training"} | LIBRARY,
     "judging": {"judging"} | LIBRARY,
-    "reports": {"reports"} | LIBRARY,
+    "reports": {"reports", "judging"} | LIBRARY,  # a judgements file is shown by judging's own summary
     "models": LIBRARY,
     "data": LIBRARY - {"models"},
     "objectives": {"objectives"},

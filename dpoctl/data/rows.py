@@ -276,8 +276,10 @@ def _completion_rows():
         _k(row, "k")
         _number(row, "score")
         _number(row, "temperature")
+        _number(row, "step")
         key = row["prompt_id"]
-        ks = seen.setdefault((key, row.get("temperature")), set())  # several temperatures have k = 0 each
+        # several temperatures, and several training steps, have k = 0 each
+        ks = seen.setdefault((key, row.get("temperature"), row.get("step")), set())
         if row.get("k") is None:
             row["k"] = len(ks)
         if row["k"] in ks:

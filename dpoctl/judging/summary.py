@@ -5,12 +5,12 @@ from typing import Any
 
 from . import statistics
 
-Key = tuple[str, int, float | None]
+Key = tuple[str, int, float | None, int | None]
 
 
 def key_of(row: dict) -> Key:
-    """What names a comparison: prompt_id, k and the temperature of the candidates."""
-    return row["prompt_id"], row["k"], row.get("temperature")
+    """What names a comparison: prompt_id and k of the candidates, their temperature and training step."""
+    return row["prompt_id"], row["k"], row.get("temperature"), row.get("step")
 
 
 def outcomes(rows: Sequence[dict]) -> dict[Key, str]:
@@ -68,12 +68,12 @@ def summarise(rows: Sequence[dict]) -> dict[str, Any]:
     }
 
 
-def by_temperature(rows: Sequence[dict]) -> list[dict[str, Any]]:
-    """A summary for each temperature of the candidates, where there are several; by rising temperature."""
-    found = sorted({row["temperature"] for row in rows if row.get("temperature") is not None})
+def summaries_by(name: str, rows: Sequence[dict]) -> list[dict[str, Any]]:
+    """A summary for each `temperature` or `step` of the candidates, where there are several; by rising value."""
+    found = sorted({row[name] for row in rows if row.get(name) is not None})
     if len(found) < 2:
         return []
-    return [{"temperature": t} | summarise([row for row in rows if row.get("temperature") == t]) for t in found]
+    return [{name: value} | summarise([row for row in rows if row.get(name) == value]) for value in found]
 
 
 def _pairs(rows: Sequence[dict]) -> list[tuple[dict, dict]]:

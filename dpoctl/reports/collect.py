@@ -9,6 +9,7 @@ import yaml
 from ..artifacts import is_row_file, read_manifest
 from ..data.rows import load_rows, read_jsonl
 from ..errors import InputError
+from ..judging.summary import summaries_by, summarise
 
 
 @dataclass
@@ -32,10 +33,24 @@ class Samples:
 
 
 @dataclass
+class Judged:
+    """A judgements file: who was judged against whom, the summary, and one for each temperature and training step."""
+
+    name: str
+    against: str
+    criterion: str
+    judge: str
+    summary: dict[str, Any]
+    by_temperature: list[dict]
+    by_step: list[dict]
+
+
+@dataclass
 class Collected:
     runs: list[Run] = field(default_factory=list)
     evaluations: list[dict] = field(default_factory=list)
     samples: list[Samples] = field(default_factory=list)
+    judged: list[Judged] = field(default_factory=list)
     costs: list[tuple[str, dict]] = field(default_factory=list)
 
     @property
@@ -68,6 +83,11 @@ def name_of(path: str) -> str:
     return Path(path).name.removesuffix(".gz").removesuffix(".jsonl")
 
 
+def policy_of(path: str) -> str:
+    """Whose completions a file holds, by its name: what stands before it in the recipes (samples.dpo.jsonl) goes."""
+    return name_of(path).removeprefix("samples.").removeprefix("scored.")
+
+
 def _run(path: Path, manifest: dict | None) -> Run:
     options = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     rows = {name: _rows_of(path / f"{name}.jsonl") for name in ("metrics", "eval")}
@@ -80,13 +100,32 @@ def _rows_of(path: Path) -> list[dict]:
 
 def _add_rows(found: Collected, path: str, manifest: dict | None) -> None:
     first = next((row for _, row in read_jsonl(path)), {})
-    if "reward" in first:
+    if "verdict" in first:
+        found.judged.append(_judged(path, manifest))
+    elif "reward" in first:
         found.evaluations.extend(load_rows(path, "evaluations").rows)
     elif "completion" in first:
         rows = [row for row in load_rows(path, "completions").rows if row["k"] == 0]
         found.samples.append(Samples(name_of(path), {row["prompt_id"]: row for row in rows}))
     elif "chosen" not in first:
-        hint = "a report takes evaluations, completions and preferences"
-        raise InputError(f"{path}:1: neither reward, completion nor chosen", hint=hint)
+        hint = "a report takes evaluations, completions, preferences and judgements"
+        raise InputError(f"{path}:1: neither reward, completion, chosen nor verdict", hint=hint)
     elif manifest is None:
         raise InputError(f"{path}: preferences without a manifest have nothing to show", hint="leave the file out")
+
+
+def _judged(path: str, manifest: dict | None) -> Judged:
+    rows = []
+    for line, row in read_jsonl(path):
+        missing = [name for name in ("prompt_id", "k", "a", "b", "verdict", "criterion", "judge") if name not in row]
+        if missing:
+            raise InputError(f"{path}:{line}: field '{missing[0]}': expected a judgement's, got nothing")
+        if not row.get("canary"):
+            rows.append(row)
+    files = manifest["options"]["candidates"] if manifest else [path]
+    against = policy_of(files[1]) if len(files) > 1 else "reference"
+    judges = ", ".join(dict.fromkeys(row["judge"] for row in rows))
+    by = {name: summaries_by(name, rows) for name in ("temperature", "step")}
+    return Judged(
+        policy_of(files[0]), against, rows[0]["criterion"], judges, summarise(rows), by["temperature"], by["step"]
+    )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from . import frontier, shared
+from . import frontier, shared, wins
 from .collect import Collected, Run
 
 _NO_REFERENCE = ("simpo", "orpo", "unlikelihood")  # whose implicit reward is none
@@ -25,6 +25,8 @@ def draw(collected: Collected, folder: Path) -> list[tuple[str, str, list[Path]]
         frontier.plane(collected),
         frontier.kl_against_beta(collected.points),
         frontier.reward_against_pairs(collected),
+        wins.against_temperature(collected.judged),
+        wins.against_step(collected.judged),
         _over_optimisation(runs),
         _fluency(runs),
         _curves(judges, ("rewards/accuracies", "eval/rewards/accuracies", "accuracy", "eval/accuracy"), "accuracy",

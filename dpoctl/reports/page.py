@@ -31,7 +31,8 @@ pre { font-size: .82rem; overflow-x: auto; }
 
 def write(collected: Collected, figures: list[tuple[str, str, list[Path]]], title: str, out: Path) -> str:
     """The page's HTML: the tables, the figures (SVG within the page), samples side by side, options of each run."""
-    parts = [("evaluation", "Evaluation", _evaluation(collected)), ("figures", "Figures", _figures(figures)),
+    parts = [("evaluation", "Evaluation", _evaluation(collected)), ("wins", "Win rates", _wins(collected)),
+             ("figures", "Figures", _figures(figures)),
              ("samples", "Samples side by side", _samples(collected)), ("cost", "Cost", _cost(collected)),
              ("runs", "Runs", _runs(collected))]  # fmt: skip
     parts = [part for part in parts if part[2]]
@@ -62,6 +63,17 @@ def _evaluation(collected: Collected) -> str:
         note = "Training seeds: runs that differ in nothing else. Sampling seeds: one model, evaluated again."
         shown += _table(spread) + f'<p class="note">{note}</p>'
     return shown + _flags(collected)
+
+
+def _wins(collected: Collected) -> str:
+    if not collected.judged:
+        return ""
+    judges = html.escape(", ".join(dict.fromkeys(f"{j.judge} ({j.criterion})" for j in collected.judged)))
+    note = (
+        f"Judged by {judges}. A tie is half a win; flips: share of comparisons whose verdict turns with the order; words: "
+        "mean lengths of both sides; at equal length: the win rate of a logistic model on the length difference, read at 0."
+    )
+    return _table(tables.win_rates(collected.judged)) + f'<p class="note">{note}</p>'
 
 
 def _flags(collected: Collected) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from .collect import Collected
+from .collect import Collected, Judged
 
 Rows = tuple[list[str], list[list[str]]]
 
@@ -22,6 +22,32 @@ def evaluations(points: list[dict]) -> Rows:
         row = [name, _pm(p, "reward", 3), _pm(p, "kl", 2), _pm(p, "kl_exact", 2), _pm(p, "length", 1)]
         share = [f"{p['ended']:.0%}" if "ended" in p else "–", ppl, distinct or "–"]
         rows.append([*row, *share, f"{p['repetition']:.1%}" if "repetition" in p else "–", str(p["n"])])
+    return head, rows
+
+
+def win_rates(judged: list[Judged]) -> Rows:
+    """Who wins against whom, at each temperature where there are several, at the last training step."""
+    head = [
+        "policy",
+        "against",
+        "win rate",
+        "95 %",
+        "win / tie / loss",
+        "flips",
+        "invalid",
+        "words",
+        "at equal length",
+        "n",
+    ]
+    rows = []
+    for j in judged:
+        last = [s | {"label": f"{j.name}, update {s['step']}"} for s in j.by_step[-1:]]
+        each = [s | {"label": f"{j.name}, T = {s['temperature']:g}"} for s in j.by_temperature]
+        for s in last or each or [j.summary]:
+            interval = f"{s['interval'][0]:.3f} to {s['interval'][1]:.3f}" if s["interval"] else "–"
+            rows.append([s.get("label", j.name), j.against, _share(s["win_rate"]), interval,
+                         f"{s['wins']} / {s['ties']} / {s['losses']}", _share(s["flips"]), _share(s["invalid"]),
+                         f"{s['length_a']:.1f} / {s['length_b']:.1f}", _share(s["length_controlled"]), str(s["n"])])  # fmt: skip
     return head, rows
 
 
@@ -117,3 +143,7 @@ def _pm(point: dict, name: str, digits: int) -> str:
     if value is None:
         return "–"
     return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

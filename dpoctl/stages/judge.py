@@ -18,7 +18,7 @@ from ..errors import InputError, Interrupted
 from ..judging import form, statistics
 from ..judging.client import Client, CostReached, Pending
 from ..judging.prompts import CRITERIA, load_criterion, parse_verdict
-from ..judging.summary import by_temperature, key_of, outcomes, score_of, summarise
+from ..judging.summary import key_of, outcomes, score_of, summaries_by, summarise
 
 _WAVE = 64  # comparisons written together
 
@@ -34,11 +34,12 @@ class Comparison:
     b: str
     orders: tuple[str, ...]
     temperature: float | None
+    step: int | None = None  # the training step that the candidate was sampled at
     canary: bool = False
 
     @property
     def key(self) -> str:
-        return f"{self.prompt_id} {self.k} {self.temperature}" + (" canary" if self.canary else "")
+        return f"{self.prompt_id} {self.k} {self.temperature} {self.step}" + (" canary" if self.canary else "")
 
 
 def run(config: Judge, work: Work) -> None:
@@ -68,8 +69,7 @@ def run(config: Judge, work: Work) -> None:
     rows = [row for _, row in read_jsonl(_partial(work))]
     main, canary = ([r for r in rows if bool(r.get("canary")) is c] for c in (False, True))
     figures = {"summary": summarise(main)} | ({"canary": summarise(canary)} if canary else {})
-    if several := by_temperature(main):
-        figures["by_temperature"] = several
+    figures |= {f"by_{name}": found for name in ("temperature", "step") if (found := summaries_by(name, main))}
     figures |= _compared(config, main)
     cost = judge.cost()
     writer.finish(figures, cost)
@@ -108,7 +108,8 @@ def _comparisons(config: Judge) -> list[Comparison]:
                 hint="both files must be of the same prompts",
             )
         prompt, a, b = (_text(x) for x in (row["prompt"], row["completion"], text))
-        found.append(Comparison(row["prompt_id"], row["k"], prompt, a, b, _orders(config, row), row.get("temperature")))
+        when = row.get("temperature"), row.get("step")
+        found.append(Comparison(row["prompt_id"], row["k"], prompt, a, b, _orders(config, row), *when))
         if len(found) == config.limit:
             break
     if not found:
@@ -145,7 +146,7 @@ def _row(config: Judge, c: Comparison, order: str, verdict: str, judge: str, raw
         "verdict": verdict,
     }
     row |= {"criterion": config.criterion, "temperature": c.temperature, "judge": judge, "raw": raw}
-    return row | ({"canary": True} if c.canary else {})
+    return row | ({"canary": True} if c.canary else {}) | ({"step": c.step} if c.step is not None else {})
 
 
 # --- who decides
@@ -355,7 +356,7 @@ def _show(config: Judge, figures: dict) -> None:
         table.add_column(name, justify="left" if not name else "right")
     shown = {"A over B": figures["summary"]} | ({"canary over B": figures["canary"]} if "canary" in figures else {})
     shown |= figures.get("people", {})
-    shown |= {f"  temperature {s['temperature']:g}": s for s in figures.get("by_temperature", [])}
+    shown |= {f"  {n} {s[n]:g}": s for n in ("temperature", "step") for s in figures.get(f"by_{n}", [])}
     for name, s in shown.items():
         table.add_row(
             name,

@@ -23,6 +23,8 @@ def run(config: Report, work: Work) -> None:
     points = collected.evaluations or [r.points[-1] for r in collected.runs if r.points]
     if points:
         console.print(tables.terminal(tables.evaluations(points), "Evaluation (± one standard error over prompts)"))
+    if collected.judged:
+        console.print(tables.terminal(tables.win_rates(collected.judged), "Win rates"))
     console.print(tables.terminal(tables.costs(collected), "Cost"))
     if compared := tables.dpo_against_rlhf(collected):
         console.print(tables.terminal(compared, "DPO against RLHF, one run of each"))
@@ -37,4 +39,5 @@ def plan(config: Report) -> dict:
         "runs": len(collected.runs),
         "evaluations": len(collected.evaluations),
         "completions files": len(collected.samples),
+        "judgements files": len(collected.judged),
     }

@@ -31,7 +31,7 @@ class Task:
     `micro_batches(step)`: this rank's micro-batches of update `step` (0-based). `loss(micro)`: (loss, sums) where the
     micro-batches' losses of all ranks add up to the global mean and sums is name -> (total, weight) of figures to log.
     `tokens(micro)`: tokens it forwards. `where(step)`: the batch in words, for an error. `evaluate()`: held-out figures.
-    `point(step)`: a row for eval.jsonl, or None. `watch(row)`: looks at each logged row and may warn or raise.
+    `point(step)`: a row for eval.jsonl and the completions it rests on. `watch(row)`: looks at each logged row and may warn or raise.
 
     A step that is more than one update gives `update(step, run)` in place of micro_batches and loss: it calls
     `run.optimize` as often as it needs and returns the loss to show. `state` is saved and restored with checkpoints.
@@ -48,7 +48,7 @@ class Task:
     loss: Callable[[Any], tuple[torch.Tensor, dict[str, tuple[float, float]]]] | None = None
     update: Callable[[int, "Run"], float] | None = None
     evaluate: Callable[[], dict[str, float]] | None = None
-    point: Callable[[int], dict[str, Any]] | None = None
+    point: Callable[[int], tuple[dict[str, Any], list[dict]]] | None = None
     watch: Callable[[dict[str, float]], None] = lambda row: None
     wrap_up: Callable[[], dict[str, Any]] = dict
     timing: Callable[[], dict[str, float]] = dict
@@ -121,13 +121,14 @@ def train(model, tokenizer, task: Task, config, work: artifacts.Work, device: to
     artifacts.write_atomic(out / "config.yaml", yaml.safe_dump({"stage": work.stage} | work.options, sort_keys=False))
     logs = {name: Log(out / f"{name}.jsonl", state["sizes"].get(name, 0)) for name in ("metrics", "timing")}
     if task.point:
-        logs["eval"] = Log(out / "eval.jsonl", state["sizes"].get("eval", 0))
+        kept = ("eval", "samples") if config.keep_samples else ("eval",)
+        logs |= {name: Log(out / f"{name}.jsonl", state["sizes"].get(name, 0)) for name in kept}
     run = Run(model, task, config, out, device, dtype, optimizer, logs, Board(config.log_to, out, work.options))
     run.tokens, run.best = state["tokens"], state["best"]
     run.tokens_at_line, run.items_at_line = run.tokens, state["step"]
     run.meter.restore(state["meter"])
     if state["step"] == 0 and task.point:
-        logs["eval"].write(task.point(0))
+        run.measure_point(0)
     last: dict[str, float] = {}
     with stop_on_signal() as stop, log.progress(work.stage, task.steps, "updates", state["step"]) as meter:
         for step in range(state["step"], task.steps):
@@ -217,13 +218,20 @@ class Run:
             row |= {f"eval/{name}": value for name, value in figures.items()}
             self._keep_best(step, figures)
         if evaluate and task.point:
-            self.logs["eval"].write(task.point(step))
+            self.measure_point(step)
         row = rounded(row)
         self.logs["metrics"].write(row)
         self.board.write(step, row)
         self.line_time = time.monotonic()
         task.watch(row)
         return row
+
+    def measure_point(self, step: int) -> None:
+        """A point of the frontier for eval.jsonl, and its completions for samples.jsonl where they are kept."""
+        row, completions = self.task.point(step)
+        self.logs["eval"].write(row)
+        if self.config.keep_samples:
+            self.logs["samples"].write(*({"step": step} | c for c in completions))
 
     def _keep_best(self, step: int, figures: dict[str, float]) -> None:
         """Put the weights aside where the figure that decides is the highest so far."""

@@ -67,9 +67,9 @@ class Log:
             self.file.truncate(size)
             self.file.seek(size)
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, *rows: dict[str, Any]) -> None:
         if runtime.rank() == 0:
-            self.file.write((json.dumps(row) + "\n").encode())
+            self.file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
             self.file.flush()
 
     def sync(self) -> int:

@@ -40,9 +40,10 @@ def lengths(config, model) -> tuple[int, int]:
 
 def frontier_point(
     config, model, tokenizer, device, dtype, method: str, ref: str, trained_on: set[tuple[int, ...]], learned=None
-) -> Callable[[int], dict[str, Any]] | None:
+) -> Callable[[int], tuple[dict[str, Any], list[dict]]] | None:
     """The function that measures a point of the frontier at an update, where `--eval-prompts` asks for them.
 
+    It returns a row for eval.jsonl and the completions, with their scores, that it rests on.
     The reference comes into memory for each point and leaves it again. `trained_on`: prompts' ids of the training data;
     an overlap is warned about, since a reward on seen prompts says little. `learned`: the reward that is trained on, whose
     mean goes beside the ground truth's.
@@ -58,7 +59,7 @@ def frontier_point(
     names = ("beta", "loss", "alpha", "target_kl", "kl_coef", "preset")
     options = {"seed": config.seed} | {k: getattr(config, k) for k in names if getattr(config, k, None) is not None}
 
-    def point(step: int) -> dict[str, Any]:
+    def point(step: int) -> tuple[dict[str, Any], list[dict]]:
         reference, _ = open_model(config, ref, device)
         with runtime.autocast(device, dtype):
             figures, completions = frontier.evaluate_policy(
@@ -71,7 +72,7 @@ def frontier_point(
         row = head | {"temperature": config.temperature, "scorer": f"{scorer.name}@{scorer.reading}"} | figures
         kl = f", KL {row['kl']:.2f}" if row["kl"] is not None else ""
         log.say(f"update {step}: reward {row['reward']:.3f} +- {row['reward_se']:.3f}{kl}")
-        return row
+        return row, completions
 
     return point
 
