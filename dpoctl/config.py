@@ -539,7 +539,7 @@ class Judge(Common):
     )
     model: str | None = option(
         None,
-        "backend openai: the judge, for example gpt-5.2 or a served model's name (the paper's gpt-4-0314 is retired).",
+        "backend openai: the judge, for example gpt-5.2, gpt-5-mini or a served model's name (the paper's gpt-4-0314 is retired).",
         SERVER,
     )
     base_url: str | None = option(None, "Address of another server than OpenAI's: http://localhost:8000/v1.", SERVER)
@@ -548,8 +548,15 @@ class Judge(Common):
     retries: int = option(
         6, "Repetitions after a passing failure, with growing pauses.", SERVER, at_least=0, identity=False
     )
-    max_tokens: int = option(256, "Longest answer of the judge, in tokens.", SERVER, at_least=8)
-    judge_temperature: float = option(0.0, "Temperature of the judge.", SERVER, at_least=0)
+    max_tokens: int = option(
+        1024, "Longest answer of the judge, in tokens, its hidden reasoning counted.", SERVER, at_least=8
+    )
+    judge_temperature: float | None = option(
+        None,
+        "Temperature of the judge (default: 0 at --base-url; at OpenAI the model's own, since reasoning models take no other).",
+        SERVER,
+        at_least=0,
+    )
     price_in: float | None = option(None, "US dollars per million tokens asked.", SERVER, at_least=0, identity=False)
     price_out: float | None = option(
         None, "US dollars per million tokens answered.", SERVER, at_least=0, identity=False

@@ -45,12 +45,12 @@ class World:
 def dpo(out: str, *more: str) -> list[str]:
     return ["train-dpo", "--model", "sft", "--data", "prefs.jsonl", "--eval-data", "prefs.jsonl", "--batch-size", "16",
             "--lr", "1e-4", *TRAIN, "--log-every", "2", "--save-every", "3", "--eval-every", "4", "--eval-prompts", "test.jsonl",
-            "--scorer", "classifier", "--max-new-tokens", "12", "--out", out, *more]  # fmt: skip
+            "--scorer", "classifier", "--max-new-tokens", "12", "--keep-samples", "--out", out, *more]  # fmt: skip
 
 
 def same_run(world: World, one: str, other: str) -> None:
     """Weights and metrics byte for byte; evaluations too, but for the run's own name in them."""
-    kept = ("model.safetensors", "metrics.jsonl")
+    kept = ("model.safetensors", "metrics.jsonl", "samples.jsonl")
     assert world.digest(*(f"{one}/{k}" for k in kept)) == world.digest(*(f"{other}/{k}" for k in kept))
     points = [
         (world.folder / name / "eval.jsonl").read_text().replace(f'"model": "{name}"', "") for name in (one, other)

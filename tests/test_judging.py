@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from judge_server import JudgeServer
 
+from dpoctl.config import Judge
 from dpoctl.data import dialogues, summaries
 from dpoctl.errors import InputError
 from dpoctl.judging import form, statistics
+from dpoctl.judging.client import Client
 from dpoctl.judging.prompts import CRITERIA, load_criterion, parse_verdict
 from dpoctl.judging.summary import outcomes, summarise
 
@@ -89,6 +91,22 @@ def likes_good(text: str) -> str:
 
 
 # --- requests and verdicts
+
+
+@pytest.mark.parametrize(
+    ("flags", "temperature", "limit"),
+    [
+        ({"base_url": "http://localhost:1/v1"}, 0.0, "max_tokens"),
+        ({"base_url": "http://localhost:1/v1", "judge_temperature": 0.7}, 0.7, "max_tokens"),
+        ({}, None, "max_completion_tokens"),  # OpenAI's reasoning models take none, and no max_tokens either
+        ({"judge_temperature": 0.0}, 0.0, "max_completion_tokens"),
+    ],
+)
+def test_a_request_has_what_the_server_takes(flags, temperature, limit, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    config = Judge(candidates=("a",), out="o", model="m", cache_dir=str(tmp_path), **flags)
+    body = Client(config)._body("Which?")
+    assert body.get("temperature") == temperature and {"max_tokens", "max_completion_tokens"} & set(body) == {limit}
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -369,7 +387,7 @@ def test_a_win_counts_only_where_both_orders_agree():
 
     for verdicts, expected in ((("a", "a"), "a"), (("a", "b"), "tie"), (("b", "b"), "b"), (("a", "invalid"), "invalid"),
                                (("tie", "tie"), "tie")):  # fmt: skip
-        assert outcomes(rows(*verdicts)) == {("p", 0, None): expected}
+        assert outcomes(rows(*verdicts)) == {("p", 0, None, None): expected}
     found = summarise(rows("a", "b"))
     assert found["flips"] == 1.0 and found["ties"] == 1 and (found["length_a"], found["length_b"]) == (2, 1)
     assert summarise(rows("invalid"))["win_rate"] is None

@@ -76,12 +76,14 @@ class Client:
 
     def _body(self, request: str) -> dict:
         limit = "max_tokens" if self.config.base_url else "max_completion_tokens"
+        temperature = self.config.judge_temperature
+        if temperature is None and self.config.base_url:
+            temperature = 0.0
         return {
             "model": self.config.model,
             "messages": [{"role": "user", "content": request}],
-            "temperature": self.config.judge_temperature,
             limit: self.config.max_tokens,
-        }
+        } | ({} if temperature is None else {"temperature": temperature})
 
     def _path(self, body: dict) -> Path:
         key = json.dumps({"server": self.config.base_url or "openai", **body}, sort_keys=True)

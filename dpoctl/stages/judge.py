@@ -76,7 +76,8 @@ def run(config: Judge, work: Work) -> None:
     _show(config, figures)
     if "prompt_tokens" in cost:
         dollars = f", {cost['dollars']:.4f} dollars" if "dollars" in cost else ""
-        log.say(f"{cost['prompt_tokens']} tokens asked, {cost['completion_tokens']} answered{dollars}")
+        known = f"; {cost['from_cache']} answers were known from before" if cost["from_cache"] else ""
+        log.say(f"{cost['prompt_tokens']} tokens asked, {cost['completion_tokens']} answered{dollars}{known}")
 
 
 def _partial(work: Work) -> Path:
