@@ -79,8 +79,8 @@ def test_plain_transformers_reads_the_rewards_that_were_trained(rewarded):
     batch = tokenizer.pad({"input_ids": ids}, return_tensors="pt")
     with torch.no_grad():
         plain = model(**batch).logits[:, 0]
-        assert torch.allclose(plain, last_token_rewards(model, ids), atol=1e-5)
-        assert torch.allclose(plain[:1], last_token_rewards(model, ids[:1]), atol=1e-5)
+        assert torch.allclose(plain, last_token_rewards(model, [(text, 1) for text in ids]), atol=1e-5)
+        assert torch.allclose(plain[:1], last_token_rewards(model, [(ids[0], 2)]), atol=1e-5)
     rewarded.run("score", "--data", "samples.jsonl", "--scorer", "rm", "--out", "by-rm.jsonl")
     scores = [row["score"] for row in rewarded.rows("by-rm.jsonl")]
     # the preferences hold nearly all of these samples, each once
@@ -155,7 +155,7 @@ def test_the_value_function_starts_where_it_should(rewarded, kind):
             rm = AutoModelForSequenceClassification.from_pretrained(rewarded.folder / "rm").eval()
             values = make_critic(policy, kind, rm)([(ids, 4)], 1.0)[1]
             # the value before the last token is the reward of the text up to there
-            expected = (last_token_rewards(rm, [ids[:-1]]) - rm.config.reward_shift) / rm.config.reward_scale
+            expected = (last_token_rewards(rm, [(ids[:-1], 4)]) - rm.config.reward_shift) / rm.config.reward_scale
             assert values[-1].item() == pytest.approx(expected.item(), abs=1e-4)
 
 

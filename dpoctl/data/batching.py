@@ -60,14 +60,17 @@ def share(units: Sequence, cost: Callable[[object], int], rank: int, world: int)
     return sorted(units, key=cost, reverse=True)[rank::world]
 
 
-def pack(units: Sequence, rows: Callable[[object], int], width: Callable[[object], int], tokens: int) -> list[list]:
-    """Units in micro-batches of similar width, each at most `tokens` with padding; a unit is never split."""
+def pack(units: Sequence, size: Callable[[object], int], width: Callable[[object], int], tokens: int) -> list[list]:
+    """Units in micro-batches of at most `tokens` tokens, wide ones first; a unit is never split.
+
+    `size(unit)`: its tokens; `width(unit)`: its longest sequence, so that units that must be padded are alike.
+    """
     batches: list[list] = []
-    held = widest = 0
+    held = 0
     for unit in sorted(units, key=width, reverse=True):
-        if not batches or (held + rows(unit)) * widest > tokens:
+        if not batches or held + size(unit) > tokens:
             batches.append([])
-            held, widest = 0, width(unit)
+            held = 0
         batches[-1].append(unit)
-        held += rows(unit)
+        held += size(unit)
     return batches

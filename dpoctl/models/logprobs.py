@@ -1,8 +1,10 @@
 """Log-probs of responses under a causal model: float32, summed over the response, and no whole logits tensor.
 
 A sequence is `(ids, start)`: prompt and response tokens [T], of which `ids[start:]` (start >= 1) are the response. The
-hidden state at t - 1 predicts token t, so the head is applied to the rows before response tokens only, tile by tile.
-Sequences are padded on the right: under a causal mask no real token sees the padding, and positions need no shift.
+hidden state at t - 1 predicts token t, so the head is applied to the rows before response tokens only, and the last token
+of a response, which predicts nothing, is not forwarded. A micro-batch is one packed row in which the completions of a
+prompt share it (`packed`); for an architecture that cannot take that it is padded on the right, where under a causal mask
+no real token sees the padding.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,14 +13,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from .. import log
 from ..objectives.kl import kl
+from . import head, packed
 
 Sequences = Sequence[tuple[Sequence[int], int]]
 
-_TILE_BYTES = 64 << 20  # float32 logits of one tile
-_KEPT_BYTES = 1 << 30  # above this many bytes of logits the backward pass computes them again
+_TILE_BYTES = 64 << 20  # float32 logits of one tile, where whole distributions are compared
 
 
 def response_token_logps(model, sequences: Sequences, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -26,26 +28,24 @@ def response_token_logps(model, sequences: Sequences, temperature: float = 1.0) 
 
     `owner[i]` is the index of the sequence that token i belongs to. Logits are divided by `temperature`.
     """
-    layout = lay_out(model, sequences)
+    layout = lay_out([model], sequences)
     return token_logps(model, response_rows(model, layout), layout.targets, temperature)[0], layout.owner
 
 
 def token_logps(
     model, rows: Tensor, targets: Tensor, temperature: float, *, entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """(log-probs [N] of `targets`, entropies [N] without gradient or None) from rows that `response_rows` gave."""
-    size = max(16, _TILE_BYTES // (4 * _vocabulary(model)))
-    again = torch.is_grad_enabled() and rows.shape[0] * _vocabulary(model) * 4 > _KEPT_BYTES
-    tiles, entropies = [], []
-    for h, y in zip(rows.split(size), targets.split(size), strict=True):
-        args = (model, h, y, temperature)
-        if entropy:
-            logps = F.log_softmax(_logits(model, h) / temperature, dim=-1)
-            tiles.append(logps.gather(1, y[:, None])[:, 0])
-            entropies.append(-(logps.detach().exp().mul_(logps.detach())).sum(-1))
-        else:
-            tiles.append(checkpoint(_tile_logps, *args, use_reentrant=False) if again else _tile_logps(*args))
-    return torch.cat(tiles), torch.cat(entropies) if entropy else None
+    """(log-probs [N] of `targets`, entropies [N] or None) from rows that `response_rows` gave; no gradient with entropy."""
+    if not has_plain_head(model):  # the rows are logits
+        logps = F.log_softmax(rows.float() / temperature, dim=-1)
+        return logps.gather(1, targets[:, None])[:, 0], -(logps.exp() * logps).sum(-1) if entropy else None
+    output = model.get_output_embeddings()
+    rows = rows if temperature == 1.0 else rows / temperature
+    bias = getattr(output, "bias", None)
+    bias = bias if bias is None or temperature == 1.0 else bias / temperature
+    if entropy:
+        return head.logps_and_entropies(rows, output.weight, bias, targets)
+    return head.token_logps(rows, output.weight, bias, targets), None
 
 
 def summed_logps(model, sequences: Sequences, temperature: float = 1.0) -> Tensor:
@@ -56,9 +56,9 @@ def summed_logps(model, sequences: Sequences, temperature: float = 1.0) -> Tenso
 
 @torch.no_grad()
 def response_logps(model, sequences: Sequences, *, tokens_per_batch: int, temperature: float = 1.0) -> Tensor:
-    """Summed response log-probs [N] float32 on the CPU, in micro-batches of similar length."""
+    """Summed response log-probs [N] float32 on the CPU, in micro-batches that keep a prompt's completions together."""
     result = torch.empty(len(sequences))
-    for indices in micro_batches([len(ids) for ids, _ in sequences], tokens_per_batch):
+    for indices in micro_batches(sequences, tokens_per_batch):
         result[indices] = summed_logps(model, [sequences[i] for i in indices], temperature).float().cpu()
     return result
 
@@ -71,14 +71,12 @@ def policy_kl(policy, reference, sequences: Sequences, *, tokens_per_batch: int,
     form sums over time the KL of the two next-token distributions, which has the same mean and a lower variance.
     """
     log_ratio, exact, ref_logps = (torch.zeros(len(sequences)) for _ in range(3))
-    for indices in micro_batches([len(ids) for ids, _ in sequences], tokens_per_batch):
-        batch = [sequences[i] for i in indices]
-        layout = lay_out(policy, batch)
+    for indices in micro_batches(sequences, tokens_per_batch):
+        layout = lay_out([policy, reference], [sequences[i] for i in indices])
         hidden_p, hidden_r = response_rows(policy, layout), response_rows(reference, layout)
-        targets, owner = layout.targets, layout.owner
         rows = max(16, _TILE_BYTES // (4 * _vocabulary(policy)))
-        sums = torch.zeros(3, len(batch), device=hidden_p.device)
-        tiles = (t.split(rows) for t in (hidden_p, hidden_r, targets, owner))
+        sums = torch.zeros(3, len(indices), device=hidden_p.device)
+        tiles = (t.split(rows) for t in (hidden_p, hidden_r, layout.targets, layout.owner))
         for hp, hr, y, own in zip(*tiles, strict=True):
             logits_r = _logits(reference, hr)
             p = F.log_softmax(_logits(policy, hp) / temperature, dim=-1)
@@ -90,51 +88,128 @@ def policy_kl(policy, reference, sequences: Sequences, *, tokens_per_batch: int,
     return log_ratio, exact, ref_logps
 
 
-def micro_batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
-    """Indices in groups of similar length, each group at most `tokens_per_batch` tokens with its padding."""
+def micro_batches(sequences: Sequences, tokens_per_batch: int) -> Iterator[list[int]]:
+    """Indices in groups of at most `tokens_per_batch` tokens, one sequence at least; those of one prompt side by side.
+
+    Longer prompts' sequences come first, so that a padded batch holds similar lengths.
+    """
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for i, (ids, start) in enumerate(sequences):
+        by_prompt.setdefault(tuple(ids[:start]), []).append(i)
+    longest = {p: max(len(sequences[i][0]) for i in members) for p, members in by_prompt.items()}
     group: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if group and lengths[group[0]] * (len(group) + 1) > tokens_per_batch:
-            yield group
-            group = []
-        group.append(i)
+    tokens = 0
+    for prompt in sorted(by_prompt, key=lambda p: -longest[p]):
+        for i in by_prompt[prompt]:
+            size = len(sequences[i][0])
+            if group and tokens + size > tokens_per_batch:
+                yield group
+                group, tokens = [], 0
+            group.append(i)
+            tokens += size
     if group:
         yield group
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A padded micro-batch and where its response tokens stand: `owner` and `column` index ids [B, T]; targets [N]."""
+    """A micro-batch of B sequences as the model's input, and where its response tokens stand.
+
+    `ids` [rows, T]; `at` [N]: places in the flattened ids whose hidden states predict the response tokens `targets` [N] of
+    the sequences `owner` [N]; `ends` [B]: places of the last tokens; `tree` where the input is one packed row.
+    """
 
     ids: Tensor
+    at: Tensor
     owner: Tensor
-    column: Tensor
     targets: Tensor
+    ends: Tensor
+    tree: packed.Tree | None
 
 
-def lay_out(model, sequences: Sequences) -> Layout:
-    """The micro-batch on the model's device, padded on the right."""
-    device = next(model.parameters()).device
+def lay_out(models: Sequence, sequences: Sequences, *, whole: bool = False) -> Layout:
+    """The micro-batch on the models' device: packed where all `models` can take that, else padded on the right.
+
+    `whole`: the last tokens are forwarded too, whose hidden states a reward is read from.
+    """
+    device = next(models[0].parameters()).device
+    if all(can_pack(model) for model in models):
+        width = models[0].config.get_text_config().hidden_size
+        ids, tree, at, ends = packed.pack(sequences, width, device, whole=whole)
+    else:
+        ids, at, ends = _padded(sequences, models[0])
+        tree = None
+    owner = torch.repeat_interleave(torch.tensor([len(s) - start for s, start in sequences]))
+    targets = torch.tensor([t for s, start in sequences for t in s[start:]])
+    return Layout(ids.to(device), at.to(device), owner.to(device), targets.to(device), ends.to(device), tree)
+
+
+def _padded(sequences: Sequences, model) -> tuple[Tensor, Tensor, Tensor]:
+    """(ids [B, T], at [N], ends [B]), padded on the right."""
+    pad = model.config.get_text_config().pad_token_id or 0
     width = max(len(ids) for ids, _ in sequences)
-    padded = torch.tensor([list(ids) + [0] * (width - len(ids)) for ids, _ in sequences])
-    column = torch.cat([torch.arange(start, len(ids)) for ids, start in sequences])
-    owner = torch.cat([torch.full((len(ids) - start,), b) for b, (ids, start) in enumerate(sequences)])
-    targets = padded[owner, column].to(device)
-    return Layout(padded.to(device), owner.to(device), column.to(device), targets)
+    ids = torch.tensor([list(s) + [pad] * (width - len(s)) for s, _ in sequences])
+    at = torch.cat([torch.arange(start - 1, len(s) - 1) + b * width for b, (s, start) in enumerate(sequences)])
+    ends = torch.tensor([b * width + len(s) - 1 for b, (s, _) in enumerate(sequences)])
+    return ids, at, ends
 
 
-def response_rows(model, layout: Layout, hidden: Tensor | None = None) -> Tensor:
+def trunk_states(model, layout: Layout) -> Tensor:
+    """Last hidden states [places, d] of a model's trunk (of a bare trunk: its own)."""
+    return model.base_model(**_inputs(layout)).last_hidden_state.flatten(0, 1)
+
+
+def response_rows(model, layout: Layout, states: Tensor | None = None) -> Tensor:
     """Hidden rows [N, d] (or logits [N, V], see has_plain_head) that predict the response tokens.
 
-    `hidden` are the trunk's last states, where the caller has them.
+    `states` are the trunk's last states, where the caller has them.
     """
     if not has_plain_head(model):
-        rows = model(input_ids=layout.ids, use_cache=False).logits
-    elif hidden is None:
-        rows = model.base_model(input_ids=layout.ids, use_cache=False).last_hidden_state
-    else:
-        rows = hidden
-    return rows[layout.owner, layout.column - 1]
+        return model(**_inputs(layout)).logits.flatten(0, 1)[layout.at]
+    return (trunk_states(model, layout) if states is None else states)[layout.at]
+
+
+def _inputs(layout: Layout) -> dict:
+    if layout.tree is None:
+        return {"input_ids": layout.ids, "use_cache": False}
+    return {"input_ids": layout.ids, "use_cache": False} | packed.arguments(layout.tree)
+
+
+def can_pack(model) -> bool:
+    """Whether a packed row gives the model's hidden states as a padded batch does; tried once per model, said if not.
+
+    The model's attention is set to `packed.attend`, which is transformers' own where there is no tree.
+    """
+    known = getattr(model, "_dpoctl_can_pack", None)
+    if known is None:
+        known = model._dpoctl_can_pack = _try_packing(model)
+        if not known:
+            log.say(f"{type(model).__name__}: batches are padded, since packing gives other numbers with it")
+    return known
+
+
+@torch.no_grad()
+def _try_packing(model) -> bool:
+    device = next(model.parameters()).device
+    vocabulary = _vocabulary(model)
+    texts = [(0, 1, 2, 3, 4), (0, 1, 2, 5, 6, 7, 8), (9, 8, 7)]
+    sequences = [([t % vocabulary for t in text], 2) for text in texts]
+    before = model.config._attn_implementation
+    ids, at, _ = _padded(sequences, model)
+    with torch.autocast(device.type, enabled=False):
+        expected = model.base_model(input_ids=ids.to(device), use_cache=False).last_hidden_state.flatten(0, 1)[at]
+        try:
+            model.set_attn_implementation(packed.NAME)
+            row, tree, at, _ = packed.pack(sequences, 1 << 20, device, whole=False)
+            states = model.base_model(input_ids=row.to(device), use_cache=False, **packed.arguments(tree))
+            own = states.last_hidden_state.flatten(0, 1)[at]
+            same = bool((own - expected).abs().max() <= 1e-3 * expected.abs().max())
+        except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as e:
+            log.detail(f"{type(model).__name__} cannot take a packed row: {type(e).__name__}: {e}")
+            same = False
+    if not same:
+        model.set_attn_implementation(before)
+    return same
 
 
 def has_plain_head(model) -> bool:
@@ -150,13 +225,13 @@ def has_plain_head(model) -> bool:
 
 @torch.no_grad()
 def _try_plain_head(model) -> bool:
-    head = model.get_output_embeddings()
-    if head is None or model.base_model is model:
+    output = model.get_output_embeddings()
+    if output is None or model.base_model is model:
         return False
     device = next(model.parameters()).device
     ids = torch.arange(min(8, _vocabulary(model)), device=device)[None]
     logits = model(input_ids=ids, use_cache=False).logits.float()
-    own = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state).float()
+    own = output(model.base_model(input_ids=ids, use_cache=False).last_hidden_state).float()
     return own.shape == logits.shape and bool((own - logits).abs().max() <= 1e-3 * logits.abs().max() + 1e-6)
 
 
@@ -166,8 +241,3 @@ def _vocabulary(model) -> int:
 
 def _logits(model, rows: Tensor) -> Tensor:
     return (model.get_output_embeddings()(rows) if has_plain_head(model) else rows).float()
-
-
-def _tile_logps(model, rows: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    logits = _logits(model, rows)
-    return -F.cross_entropy(logits / temperature if temperature != 1.0 else logits, targets, reduction="none")

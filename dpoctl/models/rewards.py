@@ -1,34 +1,28 @@
 """Rewards and values: a scalar head on a trunk's hidden states, at the last token or before every response token."""
 
 import copy
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .logprobs import Sequences, lay_out, micro_batches, response_rows, token_logps
+from .logprobs import Sequences, lay_out, micro_batches, response_rows, token_logps, trunk_states
 
 
-def last_token_rewards(model, texts: Sequence[Sequence[int]]) -> Tensor:
-    """Rewards [B] float32 of a sequence classifier with one label at each text's last token; differentiable.
+def last_token_rewards(model, sequences: Sequences) -> Tensor:
+    """Rewards [B] float32 of a sequence classifier with one label at each sequence's last token; differentiable.
 
-    Without the shift and scale of its config: what training works on. Padded on the right, as `transformers` does it.
+    Without the shift and scale of its config: what training works on.
     """
-    device = next(model.parameters()).device
-    lengths = torch.tensor([len(ids) for ids in texts])
-    padded = torch.full((len(texts), int(lengths.max())), model.config.get_text_config().pad_token_id)
-    for row, ids in enumerate(texts):
-        padded[row, : len(ids)] = torch.tensor(ids)
-    hidden = model.base_model(input_ids=padded.to(device), use_cache=False).last_hidden_state
-    return model.score(hidden[torch.arange(len(texts)), (lengths - 1).to(device)])[:, 0].float()
+    layout = lay_out([model], sequences, whole=True)
+    return model.score(trunk_states(model, layout)[layout.ends])[:, 0].float()
 
 
 @torch.no_grad()
-def rewards_of(model, texts: Sequence[Sequence[int]], *, tokens_per_batch: int) -> Tensor:
-    """Rewards [N] float32 on the CPU, in micro-batches of similar length."""
-    result = torch.empty(len(texts))
-    for indices in micro_batches([len(ids) for ids in texts], tokens_per_batch):
-        result[indices] = last_token_rewards(model, [texts[i] for i in indices]).cpu()
+def rewards_of(model, sequences: Sequences, *, tokens_per_batch: int) -> Tensor:
+    """Rewards [N] float32 on the CPU, in micro-batches that keep a prompt's completions together."""
+    result = torch.empty(len(sequences))
+    for indices in micro_batches(sequences, tokens_per_batch):
+        result[indices] = last_token_rewards(model, [sequences[i] for i in indices]).cpu()
     return result
 
 
@@ -44,15 +38,14 @@ class ActorCritic(nn.Module):
 
         The value of a token is read where it is predicted, one position before it. Entropies carry no gradient.
         """
-        layout = lay_out(self.policy, sequences)
+        layout = lay_out([self.policy] if self.trunk is None else [self.policy, self.trunk], sequences)
         if self.trunk is None:
-            hidden = self.policy.base_model(input_ids=layout.ids, use_cache=False).last_hidden_state
-            seen = hidden[layout.owner, layout.column - 1]
-            rows = response_rows(self.policy, layout, hidden=hidden)
+            states = trunk_states(self.policy, layout)
+            rows = response_rows(self.policy, layout, states=states)
         else:
+            states = trunk_states(self.trunk, layout)
             rows = response_rows(self.policy, layout)
-            hidden = self.trunk(input_ids=layout.ids, use_cache=False).last_hidden_state
-            seen = hidden[layout.owner, layout.column - 1]
+        seen = states[layout.at]
         logps, entropies = token_logps(self.policy, rows, layout.targets, temperature, entropy=entropy)
         return logps, self.head(seen.to(self.head.weight.dtype))[:, 0].float(), entropies, layout.owner
 

@@ -75,7 +75,7 @@ def method_name(config: SFT) -> str:
 
 
 def _pack(examples: list[Example], tokens: int) -> list[list[Example]]:
-    return pack(examples, lambda e: 1, lambda e: len(e.ids), tokens)
+    return pack(examples, lambda e: len(e.ids), lambda e: len(e.ids), tokens)
 
 
 def _rows(config: SFT, path: str) -> Rows:

@@ -12,6 +12,7 @@ from ..data.rows import load_rows
 from ..data.tokens import encode_completion, fingerprint
 from ..errors import InputError
 from ..models.load import load_reward_start
+from ..models.logprobs import Sequences
 from ..models.rewards import last_token_rewards, rewards_of
 from ..objectives.reward import bradley_terry, calibration
 from ..training import loop, pairs, runtime, setup
@@ -34,7 +35,7 @@ def run(config: TrainRM, work: artifacts.Work) -> None:
     if config.eval_every is None:
         per_epoch = max(1, len(data.pairs) // (config.batch_size * _EVALUATIONS_PER_EPOCH))
         config = replace(config, eval_every=per_epoch)
-    texts, held_texts = ([ids for ids, _ in pairs.sequences(d)] for d in (data, held_out))
+    seqs, held_seqs = (pairs.sequences(d) for d in (data, held_out))
 
     def micro_batches(step: int) -> list[pairs.PairBatch]:
         return pairs.micro_batches(
@@ -42,21 +43,21 @@ def run(config: TrainRM, work: artifacts.Work) -> None:
         )
 
     def loss(batch: pairs.PairBatch) -> tuple[torch.Tensor, dict]:
-        rewards = last_token_rewards(model, [texts[i] for i in batch.completions])
+        rewards = last_token_rewards(model, [seqs[i] for i in batch.completions])
         w, l = batch.pairs.to(device).unbind(1)  # noqa: E741
         margin = _margins(data, batch.rows).to(device) if config.use_margins else 0.0
         return bradley_terry(rewards[w], rewards[l], margin).sum() / batch.n_global, _figures(rewards, w, l)
 
     def evaluate() -> dict[str, float]:
         with runtime.autocast(device, dtype):
-            figures, _ = _validate(model, held_out, held_texts, config)
+            figures, _ = _validate(model, held_out, held_seqs, config)
         return figures
 
     def wrap_up() -> dict[str, Any]:
         """Centre the rewards, then say how good the model that is kept is, by score margin and by confidence."""
         with runtime.autocast(device, dtype):
-            shift, scale = _moments(config, model, tokenizer, texts)
-            figures, details = _validate(model, held_out, held_texts, config)
+            shift, scale = _moments(config, model, tokenizer, seqs)
+            figures, details = _validate(model, held_out, held_seqs, config)
         model.config.reward_shift, model.config.reward_scale = shift, scale
         log.say(
             f"held-out accuracy {figures['accuracy']:.3f} on {len(held_out.pairs)} pairs of prompts not trained on; "
@@ -77,7 +78,7 @@ def run(config: TrainRM, work: artifacts.Work) -> None:
         epoch=stream.epoch,
         micro_batches=micro_batches,
         loss=loss,
-        tokens=lambda batch: sum(len(texts[i]) for i in batch.completions),
+        tokens=lambda batch: pairs.batch_tokens(data, batch),
         where=lambda step: "rows at lines " + ", ".join(str(data.lines[i]) for i in stream.batch(step)[:8]) + " ...",
         evaluate=evaluate,
         best="accuracy" if config.select == "best" else "",
@@ -132,10 +133,10 @@ def _figures(rewards: torch.Tensor, w: torch.Tensor, l: torch.Tensor) -> dict:  
     }
 
 
-def _validate(model, data: PairData, texts: list[list[int]], config) -> tuple[dict[str, float], dict[str, Any]]:
+def _validate(model, data: PairData, seqs: Sequences, config) -> tuple[dict[str, float], dict[str, Any]]:
     """(figures of the log, accuracy by score margin and by confidence) on held-out pairs."""
     used = sorted({i for pair in data.pairs for i in pair})
-    values = rewards_of(model, [texts[i] for i in used], tokens_per_batch=config.tokens_per_batch)
+    values = rewards_of(model, [seqs[i] for i in used], tokens_per_batch=config.tokens_per_batch)
     rewards = dict(zip(used, values.tolist(), strict=True))
     chosen, rejected = (torch.tensor([rewards[pair[side]] for pair in data.pairs]) for side in (0, 1))
     margin = chosen - rejected
@@ -158,30 +159,31 @@ def _validate(model, data: PairData, texts: list[list[int]], config) -> tuple[di
     return figures, {"accuracy_by_margin": by_margin, "calibration": [list(b) for b in bins]}
 
 
-def _moments(config: TrainRM, model, tokenizer, texts: list[list[int]]) -> tuple[float, float]:
+def _moments(config: TrainRM, model, tokenizer, seqs: Sequences) -> tuple[float, float]:
     """(shift, scale) that let the rewards of the reference's completions average 0 (and deviate by 1)."""
     if config.normalize == "none":
         return 0.0, 1.0
     if config.reference_completions:
-        texts = _completion_texts(config, model, tokenizer)
-    rewards = rewards_of(model, texts, tokens_per_batch=config.tokens_per_batch).double()
+        seqs = _completion_sequences(config, model, tokenizer)
+    rewards = rewards_of(model, seqs, tokens_per_batch=config.tokens_per_batch).double()
     scale = rewards.std(correction=0).item() if config.normalize == "shift-scale" else 1.0
     return rewards.mean().item(), scale or 1.0
 
 
-def _completion_texts(config: TrainRM, model, tokenizer) -> list[list[int]]:
+def _completion_sequences(config: TrainRM, model, tokenizer) -> list[tuple[list[int], int]]:
     rows = load_rows(config.reference_completions, "completions", skip_bad=config.skip_bad_rows).rows
-    own, texts = fingerprint(tokenizer), []
+    own, found = fingerprint(tokenizer), []
     max_length, _ = setup.lengths(config, model)
     for row in rows:
         finished = row.get("finish") != "length"
         if row.get("tokenizer") == own:
-            ids = row["prompt_ids"] + row["completion_ids"] + ([tokenizer.eos_token_id] if finished else [])
+            prompt = row["prompt_ids"]
+            ids = prompt + row["completion_ids"] + ([tokenizer.eos_token_id] if finished else [])
         else:
             prompt = encode_prompt(tokenizer, row["prompt"])
             ids = prompt + encode_completion(tokenizer, row["prompt"], row["completion"], prompt, finished=finished)
-        texts.append(ids[:max_length])
-    return texts
+        found.append((ids[:max_length], min(len(prompt), max_length - 1)))
+    return found
 
 
 def plan(config: TrainRM) -> dict:

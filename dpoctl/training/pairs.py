@@ -80,15 +80,14 @@ def micro_batches(data: PairData, pairs: list[int], tokens: int, rank: int = 0, 
     units: dict[int, list[int]] = {}
     for pair in pairs:
         units.setdefault(data.prompt_of[data.pairs[pair][0]], []).append(pair)
-    rows = {p: len({i for pair in unit for i in data.pairs[pair]}) for p, unit in units.items()}
-    width = {
-        p: len(data.prompts[p]) + max(len(data.completions[i]) for pair in unit for i in data.pairs[pair])
-        for p, unit in units.items()
-    }
-    own = share(list(units), lambda p: rows[p] * width[p], rank, world)
+    held = {p: sorted({i for pair in unit for i in data.pairs[pair]}) for p, unit in units.items()}
+    lengths = {p: [len(data.completions[i]) for i in completions] for p, completions in held.items()}
+    size = {p: len(data.prompts[p]) + sum(lengths[p]) for p in units}
+    width = {p: len(data.prompts[p]) + max(lengths[p]) for p in units}
+    own = share(list(units), size.__getitem__, rank, world)
     return [
         _batch(data, [pair for p in group for pair in units[p]], len(pairs))
-        for group in pack(own, rows.__getitem__, width.__getitem__, tokens)
+        for group in pack(own, size.__getitem__, width.__getitem__, tokens)
     ]
 
 
@@ -100,7 +99,9 @@ def _batch(data: PairData, pairs: list[int], n_global: int) -> PairBatch:
 
 
 def batch_tokens(data: PairData, batch: PairBatch) -> int:
-    return sum(len(data.prompts[data.prompt_of[i]]) + len(data.completions[i]) for i in batch.completions)
+    """Tokens of a micro-batch, each prompt counted once."""
+    prompts = {data.prompt_of[i] for i in batch.completions}
+    return sum(len(data.prompts[p]) for p in prompts) + sum(len(data.completions[i]) for i in batch.completions)
 
 
 def batch_logps(model, seqs: list[tuple[list[int], int]], batch: PairBatch) -> Tensor:

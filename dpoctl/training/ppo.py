@@ -121,7 +121,7 @@ class Trainer:
         config, coefficient = self.config, self.state["kl_coef"]
         mask = _mask(episodes.lengths)
         logps, values, ref_logps, entropies = (torch.zeros(mask.shape) for _ in range(4))
-        for indices in micro_batches([len(ids) for ids, _ in episodes.sequences], config.tokens_per_batch):
+        for indices in micro_batches(episodes.sequences, config.tokens_per_batch):
             batch = [episodes.sequences[i] for i in indices]
             with runtime.autocast(self.device, self.dtype):
                 own, value, entropy, _ = self.critic(batch, config.temperature, entropy=True)
@@ -160,18 +160,14 @@ class Trainer:
     def learn(self, episodes: Episodes, experience: Experience, step: int, run: Run) -> float:
         """The passes over the step's episodes, mini-batch by mini-batch; returns the mean loss."""
         config, size, losses = self.config, self.config.minibatch_size, []
-        lengths = episodes.lengths
+        lengths, whole = episodes.lengths, [len(ids) for ids, _ in episodes.sequences]
         for epoch in range(config.ppo_epochs):
             order = permutation(config.seed, step * config.ppo_epochs + epoch, len(lengths)).tolist()
             for start in range(0, len(order), size):
                 members = order[start : start + size]
                 tokens = sum(lengths[i] for i in members)
-                micros = [
-                    (group, tokens, sum(len(episodes.sequences[i][0]) for i in group))
-                    for group in pack(
-                        members, lambda i: 1, lambda i: len(episodes.sequences[i][0]), config.tokens_per_batch
-                    )
-                ]
+                groups = pack(members, whole.__getitem__, whole.__getitem__, config.tokens_per_batch)
+                micros = [(group, tokens, sum(whole[i] for i in group)) for group in groups]
                 losses.append(
                     run.optimize(
                         micros,

@@ -19,9 +19,23 @@ def train(command: str, model: Path, data: Path, pairs: int, steps: int, dtype: 
                   "--log-every", "1", "--warmup-steps", "0", "--lr", "1e-6", "--optimizer", "adamw", "--dtype", dtype,
                   "--max-length", "512", "--max-prompt-length", "360", "--keep-checkpoints", "0", "-q", "--out", str(out)]  # fmt: skip
         if command == "train-dpo":
-            own = ["--model", str(model / "policy"), "--ref", str(model / "reference"), "--cache-dir", f"{folder}/cache"]
+            own = [
+                "--model",
+                str(model / "policy"),
+                "--ref",
+                str(model / "reference"),
+                "--cache-dir",
+                f"{folder}/cache",
+            ]
         else:
-            own = ["--model", str(model / "reward"), "--eval-data", str(data.with_name("held-out.jsonl")), "--select", "last"]
+            own = [
+                "--model",
+                str(model / "reward"),
+                "--eval-data",
+                str(data.with_name("held-out.jsonl")),
+                "--select",
+                "last",
+            ]
         sys.argv = ["dpoctl", command, *own, *common]
         try:
             main()

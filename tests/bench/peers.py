@@ -56,7 +56,11 @@ def train(command: str, model: str, data: str, pairs: int, steps: int, tuned: bo
                                         processing_class=tokenizer, callbacks=[Clock()])  # fmt: skip
         trainer.train()
     first = next(row for row in logs if "grad_norm" in row)
-    return {"rate": pairs / statistics.median(times[1:]), "loss": float(first["loss"]), "grad_norm": float(first["grad_norm"])}
+    return {
+        "rate": pairs / statistics.median(times[1:]),
+        "loss": float(first["loss"]),
+        "grad_norm": float(first["grad_norm"]),
+    }
 
 
 def sample(model: str, rows: int, tokens: int, dtype: str) -> dict:

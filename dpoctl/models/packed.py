@@ -1,0 +1,178 @@
+"""A micro-batch of sequences as one row without padding, in which completions of one prompt share it: a forest of trees.
+
+    sequences   p0 p1 a0 a1 | p0 p1 b0 | q0 c0 c1           (two completions of p, one of q)
+    packed      p0 p1 a0 a1 b0 q0 c0 c1
+    position     0  1  2  3  2  0  1  2
+    branch       0  0  1  1  2  0  0  0                     (0: trunk, seen by all branches of its group)
+
+A token sees the tokens of its group that are not behind it and lie on the trunk or on its own branch. `transformers` takes
+our attention function for every architecture (`AttentionInterface`), positions go in as `position_ids`, and the tree comes
+along as a keyword: no model code of ours. Where there is no tree, the function is transformers' own SDPA attention.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+NAME = "dpoctl_tree"
+_FLEX_BLOCK = 128  # FlexAttention's blocks: rows are filled up to whole ones
+# What attention functions of some architectures are given that changes the numbers, and that the tree's do not know.
+_UNKNOWN = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+@dataclass
+class Tree:
+    """Which token sees which in a packed row: group, branch and position of each of its N tokens, groups side by side."""
+
+    group: Tensor
+    branch: Tensor
+    position: Tensor
+    sizes: list[int]  # tokens of each group
+    linear: list[bool]  # whether a group has no branches, so that plain causal attention is right
+    longest: int
+    cache: dict[Any, Any] = field(default_factory=dict)  # masks, built at first use, shared by all layers
+
+    def visible(self, q: Tensor, k: Tensor, window: int | None) -> Tensor:
+        """Whether the tokens at `q` see those at `k`: index tensors of shapes that broadcast against each other."""
+        seen = (self.group[q] == self.group[k]) & (self.position[k] <= self.position[q])
+        seen = seen & ((self.branch[k] == 0) | (self.branch[k] == self.branch[q]))
+        return seen if window is None else seen & (self.position[q] - self.position[k] < window)
+
+    def masks(self, window: int | None) -> list[Tensor | None]:
+        """A mask [n, n] for each group, None where plain causal attention does."""
+        if window is not None and window >= self.longest:
+            window = None
+        if window not in self.cache:
+            masks: list[Tensor | None] = []
+            start = 0
+            for size, linear in zip(self.sizes, self.linear, strict=True):
+                at = torch.arange(start, start + size, device=self.group.device)
+                masks.append(None if linear and window is None else self.visible(at[:, None], at[None], window))
+                start += size
+            self.cache[window] = masks
+        return self.cache[window]
+
+    def block_mask(self, window: int | None):
+        """The same as FlexAttention takes it."""
+        key = ("flex", window)
+        if key not in self.cache:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            n = len(self.group)
+            self.cache[key] = create_block_mask(
+                lambda b, h, q, k: self.visible(q, k, window), None, None, n, n, self.group.device
+            )
+        return self.cache[key]
+
+
+def pack(
+    sequences: Sequence[tuple[Sequence[int], int]], width: int, device: torch.device, *, whole: bool
+) -> tuple[Tensor, Tree, Tensor, Tensor]:
+    """(ids [1, T], its tree, at [N], ends [B]) of sequences `(ids, start)`; see `logprobs.Layout` for at and ends.
+
+    Without `whole` the last token of each sequence, which predicts nothing, is left out, and `ends` is one before it.
+    """
+    ids: list[int] = []
+    group: list[int] = []
+    branch: list[int] = []
+    position: list[int] = []
+    sizes: list[int] = []
+    at: list[list[int]] = [[] for _ in sequences]
+    ends = [0] * len(sequences)
+    groups = grow(sequences, width)
+    for g, members in enumerate(groups):
+        base, start = len(ids), sequences[members[0]][1]
+        ids.extend(sequences[members[0]][0][:start])
+        branch.extend([0] * start)
+        position.extend(range(start))
+        for b, i in enumerate(members, start=len(members) > 1):
+            first, text = len(ids), sequences[i][0]
+            tail = text[start:] if whole else text[start:-1]
+            ids.extend(tail)
+            branch.extend([b] * len(tail))
+            position.extend(range(start, start + len(tail)))
+            at[i] = [base + start - 1, *range(first, first + len(text) - start - 1)]
+            ends[i] = len(ids) - 1 if tail else base + start - 1
+        sizes.append(len(ids) - base)
+        group.extend([g] * sizes[-1])
+    if device.type == "cuda" and (room := -len(ids) % _FLEX_BLOCK):
+        for each, filler in ((ids, 0), (branch, 0), (group, len(groups))):
+            each.extend([filler] * room)
+        position.extend(range(room))
+        sizes.append(room)
+    place = (torch.tensor(x, device=device) for x in (group, branch, position))
+    linear = [len(members) == 1 for members in groups] + [True] * (len(sizes) - len(groups))
+    tree = Tree(*place, sizes, linear, max(position) + 1)
+    return torch.tensor([ids]), tree, torch.tensor([row for rows in at for row in rows]), torch.tensor(ends)
+
+
+def arguments(tree: Tree) -> dict[str, Any]:
+    """What a model's forward is given beside the packed ids."""
+    # A mask of four dimensions is taken as it is: without one, transformers would build [T, T] from the positions.
+    mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=tree.position.device)
+    return {"position_ids": tree.position[None], "attention_mask": mask, "tree": tree}
+
+
+def grow(sequences: Sequence[tuple[Sequence[int], int]], width: int) -> list[list[int]]:
+    """Indices of sequences in groups that share their prompt, where sharing saves more than the wider masks cost.
+
+    Sharing saves (k - 1) prompts of about 24 `width`^2 operations a token and layer, and costs attention between
+    branches, 4 `width` a pair of tokens; `width` is the model's hidden size.
+    """
+    same: dict[tuple[int, ...], list[int]] = {}
+    for i, (ids, start) in enumerate(sequences):
+        same.setdefault(tuple(ids[:start]), []).append(i)
+    groups = []
+    for prompt, members in same.items():
+        tails = [len(sequences[i][0]) - len(prompt) for i in members]
+        together = (len(prompt) + sum(tails)) ** 2
+        apart = sum((len(prompt) + tail) ** 2 for tail in tails)
+        if (len(members) - 1) * len(prompt) * 6 * width >= together - apart:
+            groups.append(members)
+        else:
+            groups.extend([i] for i in members)
+    return groups
+
+
+def attend(module, query: Tensor, key: Tensor, value: Tensor, attention_mask, *, tree: Tree | None = None,
+           scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None, **kwargs):  # fmt: skip
+    """transformers' attention interface: [1, heads, N, d] each in, ([1, N, heads, d], None) out."""
+    if tree is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, sliding_window=sliding_window,
+            **kwargs,
+        )  # fmt: skip
+    if unknown := [name for name in _UNKNOWN if kwargs.get(name) is not None]:
+        raise ValueError(f"attention with {unknown[0]}")
+    repeats = query.shape[1] // key.shape[1]
+    if query.is_cuda:
+        flex = _compiled_flex_attention()
+        out = flex(query, key, value, block_mask=tree.block_mask(sliding_window), scale=scaling, enable_gqa=repeats > 1)
+        return out.transpose(1, 2).contiguous(), None
+    if repeats > 1:
+        key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
+    parts = zip(*(x.split(tree.sizes, dim=2) for x in (query, key, value)), tree.masks(sliding_window), strict=True)
+    outs = [
+        F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling).transpose(1, 2)
+        for q, k, v, mask in parts
+    ]
+    return torch.cat(outs, dim=1), None
+
+
+@lru_cache(maxsize=1)
+def _compiled_flex_attention():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True)
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,170 @@
+"""One packed row with shared prompts gives what padded separate sequences give, for every decoder architecture."""
+
+import pytest
+import torch
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from dpoctl.models import head, logprobs, packed
+
+COMMON = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+              max_position_embeddings=64, initializer_range=0.2)  # fmt: skip
+GROUPED = COMMON | dict(num_key_value_heads=2, head_dim=8)
+MODELS = {
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=64, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0,
+                                               embd_pdrop=0, attn_pdrop=0, initializer_range=0.2)),
+    "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**COMMON)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**GROUPED)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**COMMON, num_key_value_heads=2)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**GROUPED)),
+    "mistral, window 6": lambda: MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=6)),
+}  # fmt: skip
+REFUSING = {
+    "bloom": lambda: BloomForCausalLM(BloomConfig(vocab_size=61, hidden_size=32, n_layer=2, n_head=4)),
+    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**GROUPED, query_pre_attn_scalar=8)),
+}
+
+
+def build(name: str, double: bool = False):
+    torch.manual_seed(0)
+    model = (MODELS | REFUSING)[name]().eval()
+    return model.double() if double else model
+
+
+def some_sequences() -> list[tuple[list[int], int]]:
+    """Three prompts of 2, 9 and 1 tokens with 3, 2 and 1 completions, one of a single token, not in order of prompts."""
+    draw = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(2, 61, (n,), generator=draw).tolist() for n in (2, 9, 1)]
+    lengths = [(0, 5), (1, 7), (0, 1), (2, 4), (1, 3), (0, 11)]
+    return [(prompts[p] + torch.randint(0, 61, (n,), generator=draw).tolist(), len(prompts[p])) for p, n in lengths]
+
+
+def weighted(model, sequences, summed) -> tuple[torch.Tensor, dict]:
+    """Summed log-probs, and the gradients of their weighted sum."""
+    logps = summed(model, sequences)
+    (logps * torch.linspace(-1, 2, len(sequences), dtype=logps.dtype)).sum().backward()
+    return logps.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def one_by_one(model, sequences) -> torch.Tensor:
+    """Each sequence alone, with the model's own attention and logits."""
+    sums = []
+    for ids, start in sequences:
+        logps = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        sums.append(logps[range(start - 1, len(ids) - 1), ids[start:]].sum())
+    return torch.stack(sums)
+
+
+def padded(model, sequences) -> torch.Tensor:
+    """One padded batch with the model's own attention and logits."""
+    ids, at, _ = logprobs._padded(sequences, model)
+    logps = model(ids).logits.flatten(0, 1)[at].float().log_softmax(-1)
+    owner = torch.repeat_interleave(torch.tensor([len(s) - start for s, start in sequences]))
+    targets = torch.tensor([t for s, start in sequences for t in s[start:]])
+    return torch.zeros(len(sequences)).index_add(0, owner, logps.gather(1, targets[:, None])[:, 0])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_packed_is_as_near_to_float64_as_padded(name):
+    """Log-probs and every gradient: error against float64 at most twice the padded way's, and one float32 rounding."""
+    sequences = some_sequences()
+    exact, exact_grads = weighted(build(name, double=True), sequences, one_by_one)
+    model = build(name)
+    assert logprobs.can_pack(model)
+    own, grads = weighted(model, sequences, logprobs.summed_logps)
+    theirs, padded_grads = weighted(build(name), sequences, padded)
+    assert own.dtype == torch.float32
+    assert (own - exact).abs().max() <= 2 * (theirs - exact).abs().max() + 2e-7 * exact.abs().max()
+    assert grads.keys() == exact_grads.keys()
+    for key, gradient in exact_grads.items():
+        error, padded_error = ((g[key].double() - gradient).norm() for g in (grads, padded_grads))
+        assert error <= 2 * padded_error + 1e-6 * gradient.norm(), key
+
+
+@pytest.mark.parametrize("name", REFUSING)
+def test_an_architecture_that_cannot_be_packed_is_padded_and_said(name, capsys):
+    model, sequences = build(name), some_sequences()
+    own, _ = weighted(model, sequences, logprobs.summed_logps)
+    assert not logprobs.can_pack(model) and logprobs.lay_out([model], sequences).tree is None
+    assert "batches are padded" in capsys.readouterr().err
+    exact = one_by_one(build(name, double=True), sequences)
+    assert torch.allclose(own.double(), exact, rtol=2e-5, atol=1e-5)
+
+
+def test_prompts_are_shared_where_it_pays():
+    sequences = some_sequences()
+    layout = logprobs.lay_out([build("gpt2")], sequences)
+    prompts, responses = 2 + 9 + 1, sum(len(s) - start for s, start in sequences)
+    assert layout.ids.shape == (1, prompts + responses - len(sequences))  # the last tokens predict nothing
+    texts = [([7] + [i] * 30, 1) for i in range(40)]  # one token in common: 40 branches would see each other's masks
+    assert len(packed.grow(texts, 32)) == 40
+    assert len(packed.grow([([7] * 200 + [i] * 9, 200) for i in range(8)], 32)) == 1
+
+
+def test_flex_attention_sees_what_the_masks_show():
+    """What a GPU runs: FlexAttention with the tree's block mask against the masks of a CPU, window included."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    _, tree, _, _ = packed.pack(some_sequences(), 1 << 20, torch.device("cpu"), whole=True)
+    n = len(tree.group)
+    q, k, v = torch.randn(3, 1, 4, n, 8, generator=torch.Generator().manual_seed(0))
+    for window in (None, 4):
+        masked, _ = packed.attend(None, q, k, v, None, tree=tree, scaling=0.5, sliding_window=window)
+        flex = flex_attention(q, k, v, block_mask=tree.block_mask(window), scale=0.5).transpose(1, 2)
+        assert torch.allclose(masked, flex, atol=1e-6)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kept", [1 << 30, 0])
+def test_the_head_in_tiles(monkeypatch, bias, kept):
+    """Against float64 over whole logits, where the softmax tiles are kept and where they are computed again."""
+    monkeypatch.setattr(head, "_COLUMNS", {"cpu": 16})
+    monkeypatch.setattr(head, "_KEPT_BYTES", kept)
+    draw = torch.Generator().manual_seed(0)
+    rows, weight = 3 * torch.randn(9, 12, generator=draw), torch.randn(61, 12, generator=draw)
+    offset = torch.randn(61, generator=draw) if bias else None
+    targets = torch.tensor([0, 60, 15, 16, 31, 32, 48, 7, 60])
+    inputs = [t.requires_grad_() for t in (rows, weight, offset) if t is not None]
+    doubles = [t.detach().double().requires_grad_() for t in inputs]
+    weights = torch.linspace(-1, 3, 9)
+
+    logps = head.token_logps(rows, weight, offset, targets)
+    (logps * weights).sum().backward()
+    logits = doubles[0] @ doubles[1].t() + (doubles[2] if bias else 0.0)
+    exact = logits.log_softmax(-1)
+    (exact.gather(1, targets[:, None])[:, 0] * weights).sum().backward()
+
+    assert torch.allclose(logps.double(), exact.gather(1, targets[:, None])[:, 0], rtol=1e-6, atol=1e-6)
+    for own, double in zip(inputs, doubles, strict=True):
+        assert (own.grad - double.grad).norm() <= 1e-6 * double.grad.norm()
+    again, entropies = head.logps_and_entropies(rows, weight, offset, targets)
+    assert torch.allclose(again, logps, rtol=1e-6, atol=1e-6)
+    # a difference of numbers of the logits' size, here up to 60, each with float32's 6e-8 of it
+    assert torch.allclose(entropies.double(), -(exact.exp() * exact).sum(-1), rtol=1e-5, atol=2e-5)
+
+
+def test_the_head_under_far_apart_logits():
+    """A tile whose own softmax is nothing beside another's, and logits of hundreds, overflow and underflow nowhere."""
+    rows = torch.tensor([[1.0], [-1.0]]).requires_grad_()
+    weight = torch.linspace(-400, 400, 3000)[:, None].requires_grad_()
+    logps = head.token_logps(rows, weight, None, torch.tensor([2999, 2999]))
+    exact = (rows @ weight.t()).double().log_softmax(-1)[:, 2999]
+    assert torch.allclose(logps.double(), exact, rtol=1e-6)
+    logps.sum().backward()
+    assert weight.grad.isfinite().all() and rows.grad.isfinite().all()
