@@ -21,7 +21,8 @@ from transformers import (
 from dpoctl.errors import InputError, NumericalError
 from dpoctl.models import generate as generate_module
 from dpoctl.models.generate import Sampling, generate, waves
-from dpoctl.models.pick import pick, uniforms
+from dpoctl.models.logprobs import has_plain_head
+from dpoctl.models.pick import pick, pick_from_states, uniforms
 
 ARCHITECTURES = ["gpt2", "neox", "llama", "qwen2", "mistral"]
 PROMPTS = [[5, 6], [7, 8, 9, 10, 11, 12, 13], [14], [5, 6, 7, 8], [20, 21, 22]]
@@ -113,6 +114,19 @@ def test_pick_gives_each_token_its_share_of_the_unit_interval(vocab, options):
     assert np.abs(allotted(logits, n, **options) - n * exact(logits, **options)).max() <= 1 + 1e-2
 
 
+@pytest.mark.parametrize("vocab", [5, 1024, 2500])  # less than a tile of the head, one tile, tiles and a rest
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_head_and_pick_in_one_give_the_same_shares(vocab, temperature):
+    draw = np.random.default_rng(1)
+    state, weight = (torch.from_numpy(draw.normal(0, 1, shape)).float() for shape in ((1, 6), (vocab, 6)))
+    n = 4000
+    u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    counts = np.bincount(pick_from_states(state.expand(n, -1), weight, u, temperature).numpy(), minlength=vocab)
+    assert np.abs(counts - n * exact((weight @ state[0]), temperature)).max() <= 1 + 1e-2
+    with pytest.raises(NumericalError, match="not finite"):
+        pick_from_states(state * torch.nan, weight, u[:1], temperature)
+
+
 def test_pick_never_draws_what_has_no_probability_even_at_the_ends():
     logits = torch.full((600,), -torch.inf)
     logits[[300, 599]] = 0.0
@@ -201,8 +215,9 @@ def test_rows_that_leave_the_batch_change_nothing(monkeypatch, kind):
     model, tokenizer = make_model(kind, vocab=12, std=0.1), make_tokenizer(12)
     prompts = [[1 + i % 11] * (1 + i % 4) for i in range(12)]
     sampling = Sampling(max_new_tokens=30)
+    assert has_plain_head(model)  # tried once, here
     sizes = []
-    model.register_forward_pre_hook(lambda m, a, kw: sizes.append(len(kw["input_ids"])), with_kwargs=True)
+    model.base_model.register_forward_pre_hook(lambda m, a, kw: sizes.append(len(kw["input_ids"])), with_kwargs=True)
     compacted = generate(model, tokenizer, prompts, keys(prompts), [0, 1], sampling, 0)
     assert min(sizes) < 24 / 2 and max(sizes) == 24
     monkeypatch.setattr(generate_module, "_COMPACT_AT", 2.0)
@@ -213,8 +228,11 @@ def test_rows_that_leave_the_batch_change_nothing(monkeypatch, kind):
 
 def test_a_prompt_is_run_once_for_all_its_completions():
     model, tokenizer = make_model(), make_tokenizer()
+    assert has_plain_head(model)  # tried once, here
     shapes = []
-    model.register_forward_pre_hook(lambda m, a, kw: shapes.append(tuple(kw["input_ids"].shape)), with_kwargs=True)
+    model.base_model.register_forward_pre_hook(
+        lambda m, a, kw: shapes.append(tuple(kw["input_ids"].shape)), with_kwargs=True
+    )
     prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
     result = generate(model, tokenizer, prompts, ["a", "b", "c"], [0, 1, 2], Sampling(max_new_tokens=3), 0)
     assert shapes[0] == (2, 7) and shapes[1] == (9, 1)  # two different prompts; then nine rows, a token each

@@ -15,7 +15,8 @@ from transformers.cache_utils import DynamicLayer
 
 from dpoctl.errors import InputError
 from dpoctl.models.load import context_length
-from dpoctl.models.pick import pick, uniforms
+from dpoctl.models.logprobs import has_plain_head
+from dpoctl.models.pick import pick, pick_from_states, uniforms
 
 _COMPACT_AT = 0.25  # share of ended rows in the batch from which they are taken out of it
 
@@ -73,11 +74,10 @@ def generate(
     finish = ["length"] * len(rows)
 
     wave = _Wave(model, prompts, [i for i, _ in rows], steps)
-    logits = wave.prefill()
+    states = wave.prefill()
     active = set(range(len(rows)))
     for step in range(steps):
-        u = torch.from_numpy(numbers[wave.rows, step]).to(logits.device)
-        picked = pick(logits, u, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p).tolist()
+        picked = _next_tokens(model, states, torch.from_numpy(numbers[wave.rows, step]), sampling).tolist()
         for row, token in zip(wave.rows, picked, strict=True):
             if row not in active:
                 continue
@@ -92,11 +92,23 @@ def generate(
                 active.remove(row)
         if not active:
             break
-        logits = wave.step(picked, active)
+        states = wave.step(picked, active)
 
     texts = iter([_completion(tokenizer, prompts[i], ids, end, sampling.stop)
                   for (i, _), ids, end in zip(rows, tokens, finish, strict=True)])  # fmt: skip
     return [[next(texts) for _ in ks] for _ in prompts]
+
+
+def _next_tokens(model, states: torch.Tensor, u: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """[rows] tokens drawn from the last hidden states [rows, d] (or logits, see logprobs.has_plain_head)."""
+    plain = has_plain_head(model)
+    output = model.get_output_embeddings()
+    whole = sampling.temperature > 0 and sampling.top_k == 0 and sampling.top_p == 1.0
+    if plain and whole and states.device.type == "cpu" and output.bias is None and states.dtype == output.weight.dtype:
+        return pick_from_states(states, output.weight, u, sampling.temperature)
+    logits = output(states) if plain else states
+    cut = {"top_k": sampling.top_k, "top_p": sampling.top_p}
+    return pick(logits, u.to(logits.device), temperature=sampling.temperature, **cut)
 
 
 class _Wave:
@@ -118,24 +130,26 @@ class _Wave:
             _RoomyLayer(self.width + steps) if swap else layer
             for swap, layer in zip(plain, self.cache.layers, strict=True)
         ]
-        accepted = inspect.signature(model.forward).parameters
+        self.trunk = model.base_model if has_plain_head(model) else model
+        accepted = inspect.signature(self.trunk.forward).parameters
         self.takes_positions = "position_ids" in accepted  # models with ALiBi take none
+        self.cache_name = "cache" if "cache" in accepted else "past_key_values"  # its name of transformers up to 5.2x
         self.extra = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
     def prefill(self) -> torch.Tensor:
-        """[rows, vocabulary] logits after the prompts."""
+        """[rows, d] last hidden states of the prompts (or logits, see _next_tokens)."""
         ids = torch.zeros(len(self.unique), self.width, dtype=torch.long)
         for line, prompt in enumerate(self.unique):
             ids[line, self.width - len(prompt) :] = torch.tensor(prompt)
             self.mask[line, : self.width - len(prompt)] = 0
         positions = (self.mask[:, : self.width].cumsum(-1) - 1).clamp(min=0)
-        logits = self._forward(ids.to(self.device), positions)[self.source]
+        states = self._forward(ids.to(self.device), positions)[self.source]
         self.positions = positions[self.source, -1:]
         self._select(self.source)
-        return logits
+        return states
 
     def step(self, tokens: list[int], active: set[int]) -> torch.Tensor:
-        """[rows, vocabulary] logits after one more token in each row; rows not active may leave the batch first."""
+        """[rows, d] states (or logits) of one more token in each row; rows not active may leave the batch first."""
         if len(active) <= (1 - _COMPACT_AT) * len(self.rows):
             keep = [n for n, row in enumerate(self.rows) if row in active]
             tokens, self.rows = [tokens[n] for n in keep], [self.rows[n] for n in keep]
@@ -154,15 +168,15 @@ class _Wave:
     def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         length = self.cache.get_seq_length() + ids.shape[1]
         where = {"position_ids": positions} if self.takes_positions else {}
-        output = self.model(
+        output = self.trunk(
             input_ids=ids,
             attention_mask=self.mask[:, :length],
-            past_key_values=self.cache,
             use_cache=True,
+            **{self.cache_name: self.cache},
             **where,
             **self.extra,
         )
-        return output.logits[:, -1]
+        return (output.logits if self.trunk is self.model else output.last_hidden_state)[:, -1]
 
 
 class _RoomyLayer(DynamicLayer):

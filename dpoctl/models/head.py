@@ -75,7 +75,11 @@ class _TokenLogps(torch.autograd.Function):
             if need_rows:
                 d_rows.addcmul_((softmax @ w).to(d_rows.dtype), factor)
             if need_weight:
-                d_weight[start : start + len(w)] = softmax.t() @ (factor * rows).to(rows.dtype)
+                part, scaled = d_weight[start : start + len(w)], (factor * rows).to(rows.dtype)
+                if part.dtype == rows.dtype:
+                    torch.mm(softmax.t(), scaled, out=part)
+                else:
+                    part.copy_(softmax.t() @ scaled)
             if need_bias:
                 d_bias[start : start + len(w)] = (softmax.t() @ factor.to(rows.dtype))[:, 0]
         if need_rows:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.utils import logging as hf_logging
 
 from dpoctl.data.tokens import REWARD_PAD
@@ -175,6 +176,7 @@ def _load_model(
             hint="the directory holds a model of another kind, or was saved incompletely",
         )
     _without_dropout(model)
+    _with_fused_gelu(model)
     return model.eval()
 
 
@@ -200,6 +202,14 @@ def _without_dropout(model) -> None:
             _zero_dropouts(module)
     _zero_dropouts(model.config)
     _zero_dropouts(model.config.get_text_config())
+
+
+def _with_fused_gelu(model) -> None:
+    """GPT-2's tanh form of GELU by torch's one kernel in place of eight: equal but for rounding, and lighter to keep."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, ACT2FN["gelu_pytorch_tanh"])
 
 
 def _zero_dropouts(thing) -> None:

@@ -13,6 +13,8 @@ import torch
 from dpoctl.errors import NumericalError
 
 _TILE = 256  # tokens a tile of the two-level search; sqrt(50,000) or so is best
+_HEAD_TILE = 1024  # tokens a tile of the head's product: its logits stay in a core's cache
+_NOT_FINITE = "the model's logits are not finite: its weights or its dtype do not hold"
 _FIRST_NUCLEUS = 128  # most likely tokens looked at first when top-p is on; more where they hold too little
 
 
@@ -37,7 +39,7 @@ def pick(logits: torch.Tensor, u: torch.Tensor | None, *, temperature: float, to
     """
     highest = logits.amax(-1, keepdim=True)
     if not highest.isfinite().all():  # a NaN is the highest of its row
-        raise NumericalError("the model's logits are not finite: its weights or its dtype do not hold")
+        raise NumericalError(_NOT_FINITE)
     if temperature == 0:
         return logits.argmax(-1)
     weights = logits.float().sub_(highest).div_(temperature).exp_()  # unnormalised, the likeliest is 1
@@ -51,6 +53,33 @@ def pick(logits: torch.Tensor, u: torch.Tensor | None, *, temperature: float, to
     ids = tile[:, None] * _TILE + torch.arange(_TILE, device=tile.device)
     inside = weights.gather(-1, ids.clamp(max=width - 1)).masked_fill_(ids >= width, 0.0)
     return tile * _TILE + _search(inside, share)[0]
+
+
+def pick_from_states(states: torch.Tensor, weight: torch.Tensor, u: torch.Tensor, temperature: float) -> torch.Tensor:
+    """[rows] token ids drawn from softmax(states @ weight.T / temperature), on a CPU: the head and `pick` in one.
+
+    `states` [rows, d], `weight` [vocabulary, d], `u` [rows] float64 in [0, 1). Tile by tile the logits are turned into
+    weights while they are in the cache, and `weight @ states.T` is the shape that runs near the peak for few rows.
+    Raises NumericalError as `pick` does.
+    """
+    rows, width = len(states), len(weight)
+    tiles = -(-width // _HEAD_TILE)
+    weights = torch.empty(tiles * _HEAD_TILE, rows)
+    weights[width:] = 0.0
+    highest, sums = torch.empty(2, tiles, rows)
+    columns = (states / temperature).t().contiguous()
+    for tile in range(tiles):
+        start, end = tile * _HEAD_TILE, min((tile + 1) * _HEAD_TILE, width)
+        part = torch.mm(weight[start:end], columns, out=weights[start:end])
+        torch.amax(part, 0, out=highest[tile])
+        torch.sum(part.sub_(highest[tile]).exp_(), 0, out=sums[tile])
+    top = highest.amax(0)
+    if not top.isfinite().all():
+        raise NumericalError(_NOT_FINITE)
+    tile, share = _search((sums * (highest - top).exp()).t(), u)
+    ids = tile[:, None] * _HEAD_TILE + torch.arange(_HEAD_TILE)
+    inside = weights[ids, torch.arange(rows)[:, None]]
+    return tile * _HEAD_TILE + _search(inside, share)[0]
 
 
 def _search(weights: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
