@@ -31,8 +31,17 @@ lint: install
 	$(BIN)/ruff check dpoctl tests
 	$(BIN)/ruff format --check dpoctl tests
 
-bench:
-	@echo "nothing to compare yet"
+# dpoctl beside its peers, as ratios: make bench, make bench ONLY=train-dpo MODEL=tiny ROUNDS=5
+BENCH := work/bench
+bench: install $(BENCH)/trl-1.16.0/.installed $(BENCH)/trl-1.12.0/.installed
+	$(BIN)/python tests/bench/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(MODEL),--model $(MODEL)) $(if $(ROUNDS),--rounds $(ROUNDS))
+
+# a peer has an environment of its own, with the same torch
+$(BENCH)/trl-%/.installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install -q "$(TORCH)"
+	$(@D)/bin/python -m pip install -q trl==$*
+	touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache recipes/*/runs

@@ -19,11 +19,19 @@ SHAPES = {  # layers, width, heads, vocabulary
 LONGEST = 512
 
 
+FOLDER = Path(__file__).parents[2] / "work" / "bench" / "inputs"
+PAIRS = {"i": 32, "ii": 16}  # of an update
+
+
 def make(folder: Path) -> None:
-    """policy/, reference/ (a little off the policy, so that losses differ from log 2), reward/, i.jsonl, ii.jsonl."""
+    """policy/, reference/ (a little off the policy, so that losses differ from log 2), reward/ and the rows, by model.
+
+    i.jsonl and ii.jsonl are the data; batch.i.jsonl and batch.ii.jsonl the first update's worth of it, on which all sides
+    are timed, so that they have the same pairs in each update; prompts.jsonl is for PPO, held-out.jsonl for train-rm.
+    """
     for name, (layers, width, heads, vocabulary) in SHAPES.items():
         out = folder / name
-        if (out / "ii.jsonl").exists():
+        if (out / "prompts.jsonl").exists():
             continue
         tokenizer = _tokenizer(vocabulary)
         torch.manual_seed(0)
@@ -39,8 +47,12 @@ def make(folder: Path) -> None:
         config.num_labels = 1
         _save(GPT2ForSequenceClassification(config), tokenizer, out / "reward")
         draw = random.Random(0)
-        _write(out / "i.jsonl", _grouped(draw, vocabulary))
-        _write(out / "ii.jsonl", _dialogues(draw, vocabulary))
+        for data, rows in (("i", _grouped(draw, vocabulary)), ("ii", _dialogues(draw, vocabulary))):
+            _write(out / f"{data}.jsonl", rows)
+            _write(out / f"batch.{data}.jsonl", rows[: PAIRS[data]])
+        _write(out / "held-out.jsonl", rows[-2:])
+        prompts = [{"prompt_id": str(i), "prompt": _words(draw, vocabulary, 2 + i % 7)} for i in range(64)]
+        _write(out / "prompts.jsonl", prompts)
 
 
 def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:

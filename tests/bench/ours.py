@@ -11,40 +11,65 @@ from pathlib import Path
 
 def train(command: str, model: Path, data: Path, pairs: int, steps: int, dtype: str) -> dict:
     """Pairs per second of the updates after the first, the first one's loss and gradient norm."""
+    own = {
+        "train-dpo": ["--model", model / "policy", "--ref", model / "reference"],
+        "train-rm": ["--model", model / "reward", "--eval-data", model / "held-out.jsonl", "--select", "last",
+                     "--eval-every", 1000],
+    }[command]  # fmt: skip
+    timing, first = _run(command, [*own, "--data", data, "--batch-size", pairs, "--epochs", 1000, "--max-length", 512,
+                                   "--max-prompt-length", 360], steps, dtype)  # fmt: skip
+    rate = statistics.median(row["pairs_per_s"] for row in timing[1:])
+    return {"rate": rate, "loss": first["loss"], "grad_norm": first["grad_norm"], "flops": flops(model, data, pairs)}
+
+
+def ppo(model: Path, episodes: int, tokens: int, dtype: str) -> dict:
+    """Updates per second: one update of `episodes` rollouts, 4 passes, a value model of its own."""
+    options = ["--model", model / "policy", "--ref", model / "reference", "--reward", model / "reward", "--prompts",
+               model / "prompts.jsonl", "--batch-size", episodes, "--minibatch-size", episodes, "--max-new-tokens", tokens,
+               "--epochs", 1000]  # fmt: skip
+    timing, _ = _run("train-ppo", options, 1, dtype)
+    return {"rate": 1 / timing[0]["seconds"], "parts": {k: v for k, v in timing[0].items() if k.startswith("seconds/")}}
+
+
+def _run(command: str, options: list, steps: int, dtype: str) -> tuple[list[dict], dict]:
+    """(rows of timing.jsonl, first row of metrics.jsonl) of a training command."""
     from dpoctl.__main__ import main
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        common = ["--data", str(data), "--batch-size", str(pairs), "--epochs", "1000", "--max-steps", str(steps),
-                  "--log-every", "1", "--warmup-steps", "0", "--lr", "1e-6", "--optimizer", "adamw", "--dtype", dtype,
-                  "--max-length", "512", "--max-prompt-length", "360", "--keep-checkpoints", "0", "-q", "--out", str(out)]  # fmt: skip
+        common = ["--max-steps", steps, "--log-every", 1, "--warmup-steps", 0, "--lr", 1e-6, "--optimizer", "adamw", "--dtype",
+                  dtype, "--keep-checkpoints", 0, "-q", "--out", out]  # fmt: skip
         if command == "train-dpo":
-            own = [
-                "--model",
-                str(model / "policy"),
-                "--ref",
-                str(model / "reference"),
-                "--cache-dir",
-                f"{folder}/cache",
-            ]
-        else:
-            own = [
-                "--model",
-                str(model / "reward"),
-                "--eval-data",
-                str(data.with_name("held-out.jsonl")),
-                "--select",
-                "last",
-            ]
-        sys.argv = ["dpoctl", command, *own, *common]
+            common += ["--cache-dir", f"{folder}/cache"]
+        sys.argv = ["dpoctl", command, *map(str, [*options, *common])]
         try:
             main()
         except SystemExit as e:
             assert not e.code, e
-        timing = [json.loads(line) for line in (out / "timing.jsonl").read_text().splitlines()]
-        first = json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
-    return {"rate": statistics.median(row["pairs_per_s"] for row in timing[1:]), "loss": first["loss"],
-            "grad_norm": first["grad_norm"]}  # fmt: skip
+        rows = {
+            name: [json.loads(line) for line in (out / name).read_text().splitlines()]
+            for name in ("timing.jsonl", "metrics.jsonl")
+        }
+    return rows["timing.jsonl"], rows["metrics.jsonl"][0]
+
+
+def flops(model: Path, data: Path, pairs: int) -> float:
+    """Operations that an update of DPO needs at least: 6 a weight of the trunk and token, 6 a weight of the head and row.
+
+    A token of a prompt counts once for all completions; rows are the response tokens.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model / "policy")
+    prompts, completions = set(), set()
+    for line in data.read_text().splitlines()[:pairs]:
+        row = json.loads(line)
+        prompts.add(row["prompt"])
+        completions |= {(row["prompt"], row[side]) for side in ("chosen", "rejected")}
+    responses = sum(len(text.split()) + 1 for _, text in completions)  # and an EOS, which is predicted but not forwarded
+    tokens = sum(len(p.split()) for p in prompts) + responses - len(completions)
+    trunk = 12 * config.n_layer * config.n_embd**2
+    return 6.0 * (trunk * tokens + config.n_embd * config.vocab_size * responses)
 
 
 def sample(model: Path, rows: int, tokens: int, dtype: str) -> dict:
@@ -74,9 +99,10 @@ def sample_prompts(rows: int) -> list[list[int]]:
 
 if __name__ == "__main__":
     what, arguments = sys.argv[1], json.loads(sys.argv[2])
-    for name in ("model", "data"):
-        if name in arguments:
-            arguments[name] = Path(arguments[name])
-    result = sample(**arguments) if what == "sample" else train(what, **arguments)
+    paths = {name: Path(arguments.pop(name)) for name in ("model", "data") if name in arguments}
+    if what in ("sample", "train-ppo"):
+        result = {"sample": sample, "train-ppo": ppo}[what](**paths, **arguments)
+    else:
+        result = train(what, **paths, **arguments)
     result["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print("RESULT " + json.dumps(result))

@@ -8,11 +8,11 @@ import tempfile
 import time
 
 
-def train(command: str, model: str, data: str, pairs: int, steps: int, tuned: bool) -> dict:
+def train(command: str, model: str, data: str, pairs: int, steps: int, tuned: bool, dtype: str) -> dict:
     """Pairs per second of the updates after the first, the first one's loss and gradient norm.
 
     Default: TRL's own settings. Tuned: no gradient checkpointing and, for DPO, reference log-probs computed beforehand;
-    the caller sets the allocator's environment.
+    the caller sets the allocator's environment. `dtype` is what TRL computes in: bfloat16 is its default.
     """
     import datasets
     import transformers
@@ -25,7 +25,8 @@ def train(command: str, model: str, data: str, pairs: int, steps: int, tuned: bo
     each = min(8, pairs)
     common = {"per_device_train_batch_size": each, "gradient_accumulation_steps": pairs // each, "max_steps": steps,
               "learning_rate": 1e-6, "lr_scheduler_type": "constant", "logging_steps": 1, "save_strategy": "no",
-              "report_to": [], "max_length": 512, "use_cpu": True, "disable_tqdm": True}  # fmt: skip
+              "report_to": [], "max_length": 512, "use_cpu": True, "disable_tqdm": True,
+              "bf16": dtype == "bfloat16"}  # fmt: skip
     times: list[float] = []
     logs: list[dict] = []
 
@@ -63,6 +64,34 @@ def train(command: str, model: str, data: str, pairs: int, steps: int, tuned: bo
     }
 
 
+def ppo(model: str, episodes: int, tokens: int, tuned: bool, dtype: str) -> dict:
+    """Updates per second of TRL's last PPO: one update of `episodes` rollouts, 4 passes of 4 micro-batches each."""
+    import datasets
+    import transformers
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(f"{model}/policy", padding_side="left")
+    rows = [json.loads(line)["prompt"] for line in open(f"{model}/prompts.jsonl")]
+    table = datasets.Dataset.from_list([{"input_ids": tokenizer(prompt)["input_ids"]} for prompt in rows])
+    policy, reference = (
+        transformers.AutoModelForCausalLM.from_pretrained(f"{model}/{name}") for name in ("policy", "reference")
+    )
+    reward, value = (
+        transformers.AutoModelForSequenceClassification.from_pretrained(f"{model}/reward", num_labels=1) for _ in range(2)
+    )
+    with tempfile.TemporaryDirectory() as out:
+        args = PPOConfig(out, per_device_train_batch_size=episodes // 4, gradient_accumulation_steps=4, num_ppo_epochs=4,
+                         num_mini_batches=1, total_episodes=episodes, response_length=tokens, learning_rate=1e-6,
+                         num_sample_generations=0, local_rollout_forward_batch_size=episodes, report_to=[], use_cpu=True,
+                         save_strategy="no", bf16=dtype == "bfloat16", gradient_checkpointing=not tuned)  # fmt: skip
+        trainer = PPOTrainer(args=args, processing_class=tokenizer, model=policy, ref_model=reference, reward_model=reward,
+                             value_model=value, train_dataset=table, eval_dataset=table)  # fmt: skip
+        start = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - start
+    return {"rate": 1 / seconds}
+
+
 def sample(model: str, rows: int, tokens: int, dtype: str) -> dict:
     """Tokens per second of model.generate on the same prompts."""
     import torch
@@ -84,6 +113,9 @@ def sample(model: str, rows: int, tokens: int, dtype: str) -> dict:
 
 if __name__ == "__main__":
     what, arguments = sys.argv[1], json.loads(sys.argv[2])
-    result = sample(**arguments) if what == "sample" else train(what, **arguments)
+    if what in ("sample", "train-ppo"):
+        result = {"sample": sample, "train-ppo": ppo}[what](**arguments)
+    else:
+        result = train(what, **arguments)
     result["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print("RESULT " + json.dumps(result))

@@ -1,0 +1,183 @@
+"""dpoctl beside its peers on one machine: in alternation, in processes of their own, as ratios (`make bench`).
+
+A round runs every side of every cell once; the table has medians over the rounds, and ratios of dpoctl to each peer, taken
+within a round, with their lowest and highest. Peers are float32 too where the processor has no bfloat16 of its own, where
+TRL's default would be some ten times slower than its float32.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import inputs
+
+HERE = Path(__file__).parent
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}  # what glibc needs to keep freed memory
+PARTS = ("train-dpo", "train-rm", "train-ppo", "sample")
+
+
+def native_bfloat16() -> bool:
+    try:
+        return any(flag in Path("/proc/cpuinfo").read_text() for flag in ("avx512_bf16", "amx_bf16"))
+    except OSError:
+        return False
+
+
+def cells(only: list[str], models: list[str]) -> list[dict]:
+    """What is compared: a name, dpoctl's arguments, the peers' arguments by their name, and the unit of the rates."""
+    found = []
+    dtypes = ("bfloat16", "float32") if native_bfloat16() else ("float32",)
+    for part in only:
+        for model in models:
+            for data in ("i", "ii") if part in ("train-dpo", "train-rm") else ("",):
+                found += [_cell(part, model, data, dtype) for dtype in dtypes]
+    return [c for c in found if c["model"] == "small" or c["part"] in ("train-dpo", "sample")]
+
+
+def _cell(part: str, model: str, data: str, dtype: str) -> dict:
+    folder = inputs.FOLDER / model
+    cell = {"part": part, "model": model, "data": data, "dtype": dtype, "trl": "1.12.0" if part == "train-ppo" else "1.16.0"}
+    if part == "sample":
+        shared = {"model": str(folder), "rows": 64, "tokens": 48}
+        return cell | {"unit": "tokens/s", "ours": shared | {"dtype": dtype},
+                       "peers": {f"generate {d}": shared | {"dtype": d} for d in {dtype, "float32"}}}  # fmt: skip
+    if part == "train-ppo":
+        shared = {"model": str(folder), "episodes": 64, "tokens": 48, "dtype": dtype}
+        unit = "updates/s"
+    else:
+        shared = {"model": str(folder), "data": str(folder / f"batch.{data}.jsonl"), "pairs": inputs.PAIRS[data],
+                  "steps": 2, "dtype": dtype}  # fmt: skip
+        unit = "pairs/s"
+    peers = {f"TRL {cell['trl']} {name}": shared | {"tuned": name == "tuned"} for name in ("default", "tuned")}
+    return cell | {"unit": unit, "peers": peers, "ours": shared | ({} if part == "train-ppo" else {"steps": 5})}
+
+
+def run_side(script: str, python: str, part: str, arguments: dict, tuned: bool) -> dict:
+    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"} | (ALLOCATOR if tuned else {})
+    done = subprocess.run([python, str(HERE / script), part, json.dumps(arguments)], env=environment, text=True,
+                          capture_output=True, cwd=HERE)  # fmt: skip
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if done.returncode or not lines:
+        raise SystemExit(f"{script} {part} {arguments}: exit {done.returncode}\n{done.stderr[-3000:]}")
+    return json.loads(lines[0].removeprefix("RESULT "))
+
+
+def matrix_peak() -> float:
+    """Operations per second of the best of some float32 products, as far as this machine goes now."""
+    import torch
+
+    best = 0.0
+    for m, k, n in ((2048, 2048, 2048), (1024, 1024, 1024), (1024, 384, 1536), (1024, 1536, 384)):
+        a, b = torch.randn(m, k), torch.randn(k, n)
+        for _ in range(8):
+            start = time.perf_counter()
+            a @ b
+            best = max(best, 2 * m * k * n / (time.perf_counter() - start))
+    return best
+
+
+def compare(cell: dict, rounds: int) -> dict:
+    """The cell with its runs by side."""
+    python = {"ours": sys.executable, "peer": str(inputs.FOLDER.parent / f"trl-{cell['trl']}" / "bin" / "python")}
+    runs: dict[str, list[dict]] = {"dpoctl": []} | {name: [] for name in cell["peers"]}
+    for _ in range(rounds):
+        runs["dpoctl"].append(run_side("ours.py", python["ours"], cell["part"], cell["ours"], False))
+        for name, arguments in cell["peers"].items():
+            tuned = bool(arguments.get("tuned"))
+            runs[name].append(run_side("peers.py", python["peer"], cell["part"], arguments, tuned))
+    return cell | {"runs": runs}
+
+
+def rows_of(cell: dict, peak: float) -> list[list[str]]:
+    """The cell's lines of the table."""
+    runs = cell["runs"]
+    own = runs["dpoctl"]
+    name = " ".join(filter(None, (cell["part"], cell["model"], cell["data"], cell["dtype"])))
+    rate, memory = (statistics.median(run[key] for run in own) for key in ("rate", "peak_gb"))
+    share = f"{own[0]['flops'] / inputs.PAIRS[cell['data']] * rate / peak:.0%} of peak" if "flops" in own[0] else ""
+    lines = [[name, "dpoctl", f"{rate:.3g} {cell['unit']}", "", f"{memory:.2f} GB", "", share]]
+    for peer, found in runs.items():
+        if peer == "dpoctl":
+            continue
+        ratios = [a["rate"] / b["rate"] for a, b in zip(own, found, strict=True)]
+        spread = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
+        theirs = statistics.median(run["peak_gb"] for run in found)
+        same = ""
+        if "loss" in own[0]:
+            loss, norm = (abs(own[0][k] - found[0][k]) / abs(found[0][k]) for k in ("loss", "grad_norm"))
+            same = f"loss {loss:.0e}, gradient {norm:.0e} apart"
+        lines.append(["", peer, f"{statistics.median(run['rate'] for run in found):.3g}", spread, f"{theirs:.2f} GB",
+                      f"{memory / theirs:.2f}", same])  # fmt: skip
+    return lines
+
+
+def show(results: list[dict], peak: float, rounds: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"medians of {rounds} alternations; float32 matrix peak {peak / 1e9:.0f} GFLOP/s")
+    for heading in ("", "", "rate", "dpoctl / peer (spread)", "peak memory", "of peer's", ""):
+        table.add_column(heading)
+    for cell in results:
+        for line in rows_of(cell, peak):
+            table.add_row(*line)
+        table.add_section()
+    Console(width=150).print(table)
+
+
+def draw(results: list[dict], path: Path) -> None:
+    """Bars: how many times faster dpoctl is than each peer, on a log scale, with the spread over the rounds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    bars = []
+    for cell in results:
+        for peer, found in cell["runs"].items():
+            if peer != "dpoctl":
+                ratios = [a["rate"] / b["rate"] for a, b in zip(cell["runs"]["dpoctl"], found, strict=True)]
+                what = " ".join(filter(None, (cell["part"], cell["model"], cell["data"])))
+                bars.append((f"{what} ({cell['dtype']})\nagainst {peer}", statistics.median(ratios), min(ratios), max(ratios)))
+    bars.reverse()
+    figure, axes = plt.subplots(figsize=(8, 0.5 * len(bars) + 1.2), layout="constrained")
+    middle = [b[1] for b in bars]
+    errors = [[b[1] - b[2] for b in bars], [b[3] - b[1] for b in bars]]
+    axes.barh([b[0] for b in bars], middle, xerr=errors, color="#4878a8", ecolor="#333333", capsize=2)
+    for i, b in enumerate(bars):
+        axes.text(b[3] * 1.03, i, f"{b[1]:.1f}x", va="center", fontsize=8)
+    axes.axvline(1, color="#333333", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xlabel("dpoctl's rate over the peer's")
+    axes.tick_params(axis="y", labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", choices=PARTS, help="parts to run (default: all)")
+    parser.add_argument("--model", nargs="*", choices=list(inputs.SHAPES), help="models to run (default: both)")
+    parser.add_argument("--rounds", type=int, default=3, help="alternations of all sides")
+    args = parser.parse_args()
+    inputs.make(inputs.FOLDER)
+    peak = matrix_peak()
+    out = inputs.FOLDER.parent
+    results = []
+    for cell in cells(args.only or list(PARTS), args.model or list(inputs.SHAPES)):
+        print(f"{time.strftime('%H:%M:%S')} {cell['part']} {cell['model']} {cell['data']} {cell['dtype']}", file=sys.stderr)
+        results.append(compare(cell, args.rounds))
+        peak = max(peak, matrix_peak())
+        (out / "bench.json").write_text(json.dumps({"peak_flops": peak, "rounds": args.rounds, "cells": results}, indent=2))
+    show(results, peak, args.rounds)
+    draw(results, out / "bench.png")
+    print(f"{out / 'bench.json'}, {out / 'bench.png'}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
