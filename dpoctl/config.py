@@ -1,12 +1,12 @@
 """One frozen dataclass per command: the single place where an option, its default, its help and its check live."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from .options import option
+from .options import NAME_OR_FILE, flag_of, option, spec_of
 
 RUN, DATA, OPT, GEN, EVAL, LOSS = "Run", "Data", "Optimisation", "Generation", "Evaluation on the way", "Objective"
-PPO, JUDGE, SERVER, PEOPLE = "PPO", "Judging", "Server", "People"
+PPO, JUDGE, SERVER, SCORING, PEOPLE = "PPO", "Judging", "Server", "Scoring", "People"
 SIEBERT = "siebert/sentiment-roberta-large-english"
 SCORER_HELP = (
     "SCORER: a sequence classifier or reward model (hub id or directory; @prob, @logit or @log-odds picks "
@@ -431,6 +431,9 @@ class Sample(Generation, Device, Common):
     )
     scorer: str | None = option(None, "What --best-of chooses by. " + SCORER_HELP, GEN, input="scorer")
     stop: tuple[str, ...] = option((), "A text that ends a completion; may be given several times.", GEN)
+    max_prompt_length: int | None = option(
+        None, "Longest prompt, in tokens, examples counted; longer ones keep their end.", DATA, at_least=1
+    )
     limit: int | None = option(None, "Use the first so many prompts.", DATA, at_least=1)
     skip_bad_rows: bool = option(False, "Count and skip rows that are not as they should be.", DATA)
 
@@ -497,7 +500,7 @@ class Evaluate(Generation, Device, Common):
 @dataclass(frozen=True, kw_only=True)
 class Judge(Common):
     candidates: tuple[str, ...] = option(
-        help="A.jsonl, and B.jsonl or nothing: then A is judged against the rows' `reference`.",
+        help="A.jsonl, and B.jsonl or nothing: then A is judged against its rows' `reference`.",
         argument=True,
         input="file",
     )
@@ -509,8 +512,10 @@ class Judge(Common):
     )
     criterion: str = option(
         "helpful",
-        "summary-s, summary-c (concise: the paper's main one), helpful, sentiment, or a template file with {prompt}, {a}, {b}.",
+        "summary-s, summary-c (concise: the paper's main one), helpful, sentiment, or a text file of your own: a request with "
+        "{prompt}, {a}, {b} and, on lines around these, {fence}, which ends in 'Preferred: A' or 'Preferred: B'.",
         JUDGE,
+        input=NAME_OR_FILE,
     )
     thing: str | None = option(None, "What the prompt is, in the question: 'news article' for cnn-dm.", JUDGE)
     order: str = option(
@@ -530,46 +535,63 @@ class Judge(Common):
         JUDGE,
         input="file",
     )
-    scorer: str | None = option(None, "backend scorer: the higher score wins. " + SCORER_HELP, JUDGE, input="scorer")
+    scorer: str | None = option(None, "backend scorer: the higher score wins. " + SCORER_HELP, SCORING, input="scorer")
     score_text: str = option(
         "joined",
-        "Score prompt and completion joined, or the completion alone.",
-        JUDGE,
+        "backend scorer: score prompt and completion joined, or the completion alone.",
+        SCORING,
         choices=("joined", "completion"),
     )
     model: str | None = option(
         None,
-        "backend openai: the judge, for example gpt-5.2, gpt-5-mini or a served model's name (the paper's gpt-4-0314 is retired).",
+        "backend openai, and required there: the judge, for example gpt-5.2, gpt-5-mini or a served model's name (the paper's "
+        "gpt-4-0314 is long retired).",
         SERVER,
     )
-    base_url: str | None = option(None, "Address of another server than OpenAI's: http://localhost:8000/v1.", SERVER)
-    concurrency: int = option(8, "Requests under way at once.", SERVER, at_least=1, identity=False)
-    timeout: float = option(60.0, "Seconds to wait for an answer.", SERVER, above=0, identity=False)
+    base_url: str | None = option(
+        None, "backend openai: address of another server than OpenAI's, such as http://localhost:8000/v1.", SERVER
+    )
+    concurrency: int = option(8, "backend openai: requests under way at once.", SERVER, at_least=1, identity=False)
+    timeout: float = option(60.0, "backend openai: seconds to wait for an answer.", SERVER, above=0, identity=False)
     retries: int = option(
-        6, "Repetitions after a passing failure, with growing pauses.", SERVER, at_least=0, identity=False
+        6,
+        "backend openai: repetitions after a passing failure, with growing pauses or those that the server asks for.",
+        SERVER,
+        at_least=0,
+        identity=False,
     )
     max_tokens: int = option(
-        1024, "Longest answer of the judge, in tokens, its hidden reasoning counted.", SERVER, at_least=8
+        1024,
+        "backend openai: longest answer of the judge, in tokens, its hidden reasoning counted.",
+        SERVER,
+        at_least=8,
     )
     judge_temperature: float | None = option(
         None,
-        "Temperature of the judge (default: 0 at --base-url; at OpenAI the model's own, since reasoning models take no other).",
+        "backend openai: temperature of the judge (default: 0 at --base-url; at OpenAI the model's own, since reasoning "
+        "models take no other).",
         SERVER,
         at_least=0,
     )
-    price_in: float | None = option(None, "US dollars per million tokens asked.", SERVER, at_least=0, identity=False)
+    price_in: float | None = option(
+        None, "backend openai: US dollars per million tokens asked.", SERVER, at_least=0, identity=False
+    )
     price_out: float | None = option(
-        None, "US dollars per million tokens answered.", SERVER, at_least=0, identity=False
+        None, "backend openai: US dollars per million tokens answered.", SERVER, at_least=0, identity=False
     )
     max_cost: float | None = option(
-        None, "Stop before spending more dollars than this.", SERVER, above=0, identity=False
+        None,
+        "backend openai: stop before the answers cost more dollars than this, earlier calls of the command counted.",
+        SERVER,
+        above=0,
+        identity=False,
     )
     cache_dir: str | None = option(
-        None, "Where answers are kept (default: the user's cache folder).", SERVER, identity=False
+        None, "backend openai: where answers are kept (default: the user's cache folder).", SERVER, identity=False
     )
     form: str | None = option(None, "backend human: write the blinded form here.", PEOPLE, identity=False)
     answers: tuple[str, ...] = option(
-        (), "backend human: exported answers; may be given several times, one a person.", PEOPLE, identity=False
+        (), "backend human: exported answers; may be given several times, one a person.", PEOPLE, input="file"
     )
     against: str | None = option(
         None, "Judgements of another judge on the same comparisons: agreement and Cohen's kappa.", JUDGE, input="file"
@@ -585,19 +607,17 @@ class Judge(Common):
             "human": (("--form or --answers", self.form or self.answers),),
         }
         found += [f"{flag} is required with --backend {self.backend}" for flag, v in needs[self.backend] if not v]
-        given = {
-            "openai": {"--model": self.model, "--base-url": self.base_url, "--max-cost": self.max_cost},
-            "scorer": {"--scorer": self.scorer},
-            "human": {"--form": self.form, "--answers": self.answers},
-        }
-        found += [
-            f"{flag} means nothing to --backend {self.backend}"
-            for backend, flags in given.items()
-            for flag, value in flags.items()
-            if value and backend != self.backend
-        ]
-        if self.max_cost and not (self.price_in and self.price_out):
+        belongs = {SERVER: "openai", SCORING: "scorer", PEOPLE: "human"}
+        for f in fields(self):
+            backend = belongs.get(spec_of(f).panel, self.backend)
+            if backend != self.backend and getattr(self, f.name) != f.default:
+                found.append(f"{flag_of(f)} means nothing to --backend {self.backend}")
+        if (self.price_in is None) != (self.price_out is None):
+            found.append("--price-in and --price-out go together")
+        if self.max_cost and self.price_in is None:
             found.append("--max-cost needs --price-in and --price-out, dollars per million tokens")
+        if self.form and self.answers:
+            found.append("--form writes the form and --answers reads what people said: one at a time")
         if self.canary is not None and self.backend == "human":
             found.append("--canary means nothing to --backend human")
         return found

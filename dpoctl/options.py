@@ -4,11 +4,14 @@ An option lives in one place, a field of a dataclass in `config.py`; this module
 value, and reports every problem at once, each with file, line and field. Standard library and yaml only.
 """
 
+import os
 from dataclasses import MISSING, dataclass, field, fields
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from .errors import InputError, closest
+
+NAME_OR_FILE = "name or file"  # an option that is one of some names, or a file of the user's own
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Spec:
     above: float | None = None
     at_most: float | None = None
     identity: bool = True  # part of what the work is: may not change when a run is continued
-    input: str = ""  # "file", "model" or "scorer": the work depends on the content behind it
+    input: str = ""  # "file", "model", "scorer" or "name or file": the work depends on the content behind it
     argument: bool = False  # positional on the command line
     flag: str = ""  # the flag, where it is not the field's name
     commas: bool = False  # a list given as one text with commas
@@ -232,7 +235,7 @@ def identity(config: Any) -> dict[str, Any]:
         if spec.input == "scorer" and isinstance(value, str):
             head, _, reading = value.rpartition("@")
             value = f"@{reading}" if head else value.rsplit(":", 1)[-1] if value.startswith("python:") else ""
-        elif spec.input:
+        elif spec.input and spec.input != NAME_OR_FILE:
             value = None if value is None else len(value) if isinstance(value, list) else 1
         result[key_of(f)] = value
     return result
@@ -243,7 +246,7 @@ def inputs(config: Any) -> list[tuple[str, str, str]]:
     found = []
     for f in fields(config):
         spec, value = spec_of(f), getattr(config, f.name)
-        if not spec.input or value in (None, ()):
+        if not spec.input or value in (None, ()) or (spec.input == NAME_OR_FILE and not os.path.isfile(value)):
             continue
         for item in value if isinstance(value, tuple) else (value,):
             paths = scorer_paths(item) if spec.input == "scorer" else [item]

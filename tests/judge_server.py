@@ -11,7 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class JudgeServer:
     """`faults` is a list of (share, kind); a request meets its fault the first time only, then the verdict.
 
-    `decide(request)` gives the answer's text. `served` counts the answers by request; `keys` the Authorization headers.
+    `decide(request)` gives the answer's text, or None. `served` counts the answers by request, `requests` all of them;
+    `keys` holds the Authorization headers.
     """
 
     def __init__(self, decide, faults=(), hang_s: float = 1.5, status: int | None = None):
@@ -19,6 +20,7 @@ class JudgeServer:
         self.seen: set[str] = set()
         self.served: Counter = Counter()
         self.kinds: Counter = Counter()
+        self.requests = 0
         self.keys: set[str] = set()
         self.lock = threading.Lock()
 
@@ -61,9 +63,11 @@ class JudgeServer:
         body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
         text = body["messages"][-1]["content"]
         with self.lock:
+            self.requests += 1
             self.keys.add(handler.headers.get("Authorization", ""))
         if self.status:
-            return self.send(handler, self.status, {"error": {"message": "no", "type": "x"}})
+            sent = handler.headers.get("Authorization", "")  # a careless server repeats what it was sent
+            return self.send(handler, self.status, {"error": {"message": f"no: {sent}", "type": "x"}})
         kind = self.fault_of(text)
         with self.lock:
             self.kinds[kind] += 1

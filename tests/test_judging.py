@@ -18,9 +18,10 @@ from dpoctl.config import Judge
 from dpoctl.data import dialogues, summaries
 from dpoctl.errors import InputError
 from dpoctl.judging import form, statistics
-from dpoctl.judging.client import Client
+from dpoctl.judging.client import Client, _retry_after
 from dpoctl.judging.prompts import CRITERIA, load_criterion, parse_verdict
 from dpoctl.judging.summary import outcomes, summarise
+from dpoctl.reports.collect import collect
 
 ROOT = Path(__file__).parents[1]
 KEY = "sk-canary-0123456789abcdef"
@@ -205,7 +206,9 @@ def test_what_no_repetition_mends_fails_at_once(tmp_path, status):
     with JudgeServer(likes_good, status=status) as server:
         start = time.monotonic()
         _, err = run(tmp_path, a, b, "--model", "m", "--base-url", server.url, "--out", "j.jsonl", code=2)
-        assert time.monotonic() - start < 20 and f"{status}" in err and err.count("error:") == 1
+        assert (
+            time.monotonic() - start < 20 and server.requests <= 8 and f"{status}" in err and err.count("error:") == 1
+        )
     assert not (tmp_path / "j.jsonl").exists()
 
 
@@ -251,16 +254,77 @@ def test_what_fails_for_a_passing_reason_stays_pending(tmp_path):
     assert len(rows_of(tmp_path / "j.jsonl")) == 12
 
 
-def test_the_cost_is_a_limit(tmp_path):
-    a, b = candidates(tmp_path, 30)
+def test_the_cost_is_a_limit_over_all_calls_of_the_command(tmp_path):
+    """0.011 dollars an answer: 0.72 are enough for 65, which lies behind the first wave of rows that are written."""
+    a, b = candidates(tmp_path, 70)
     with JudgeServer(likes_good) as server:
-        args = [a, b, "--model", "m", "--base-url", server.url, "--price-in", "100", "--price-out", "100", "--concurrency", "2",
+        args = [a, b, "--model", "m", "--base-url", server.url, "--price-in", "100", "--price-out", "100", "--order", "random",
                 "--out", "j.jsonl"]  # fmt: skip
-        _, err = run(tmp_path, *args, "--max-cost", "0.11", code=2)
-        assert "--max-cost 0.11 is reached" in err and "left" in err
-        assert sum(server.served.values()) <= 10 + 2  # 0.011 dollars each, two under way
+        for _ in range(2):  # the second call spends nothing more
+            _, err = run(tmp_path, *args, "--max-cost", "0.72", code=2)
+            assert "--max-cost 0.72 is reached: 0.7150 dollars for 65 answers, 5 are left" in err
+            assert sum(server.served.values()) == 65
         run(tmp_path, *args, "--max-cost", "10")
-        assert sum(server.served.values()) == 60
+        assert sum(server.served.values()) == 70
+    cost = json.loads((tmp_path / "j.jsonl.manifest.json").read_text())["cost"]
+    assert cost["dollars"] == pytest.approx(70 * 0.011) and cost["asked"] + cost["from_cache"] == 70
+
+
+def test_an_answer_without_text_is_invalid_and_not_asked_again(tmp_path):
+    """A refusal, or a judge whose reasoning filled the whole answer."""
+    a, b = candidates(tmp_path, 3)
+    with JudgeServer(lambda text: None) as server:
+        run(tmp_path, a, b, "--model", "m", "--base-url", server.url, "--out", "j.jsonl")
+        assert server.requests == 6
+    assert {row["verdict"] for row in rows_of(tmp_path / "j.jsonl")} == {"invalid"}
+
+
+def test_a_server_that_is_down_is_not_asked_everything(tmp_path):
+    a, b = candidates(tmp_path, 200)
+    with JudgeServer(likes_good, status=503) as server:
+        args = ["--model", "m", "--base-url", server.url, "--retries", "0", "--concurrency", "16", "--out", "j.jsonl"]
+        _, err = run(tmp_path, a, b, *args, code=75)
+        assert server.requests == 128 and "400 judgements are pending: status 503" in err
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds"),
+    [
+        (None, 0),
+        ("2.5", 2.5),
+        ("900", 60),
+        ("-1", 0),
+        ("soon", 0),
+        ("Fri, 31 Dec 2100 23:59:59 GMT", 60),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0),
+    ],
+)
+def test_the_wait_that_a_server_asks_for(asked, seconds):
+    assert _retry_after({"retry-after": asked}) == seconds
+
+
+def test_a_traceback_does_not_hold_the_key(tmp_path):
+    """A fault of our own, in the thick of it: exit 1 and a traceback, without the key."""
+    a, b = candidates(tmp_path, 2)
+    fault = "import sys, dpoctl.judging.judges as j; j.parse_verdict = lambda text: 1 / 0; from dpoctl.__main__ import main; main()"
+    with JudgeServer(likes_good) as server:
+        args = ["judge", a, b, "--model", "m", "--base-url", server.url, "--out", "j.jsonl"]
+        env = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), "OPENAI_API_KEY": KEY}
+        done = subprocess.run(
+            [sys.executable, "-c", fault, *args], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr and KEY not in done.stdout + done.stderr
+
+
+def test_a_template_is_an_input(tmp_path):
+    a, b = candidates(tmp_path, 2)
+    (tmp_path / "mine.txt").write_text("{prompt}\n{a}\n{b}\nPreferred: A or B?")
+    with JudgeServer(lambda text: "Preferred: A") as server:
+        args = [a, b, "--model", "m", "--base-url", server.url, "--criterion", "mine.txt", "--out", "j.jsonl"]
+        run(tmp_path, *args)
+        (tmp_path / "mine.txt").write_text("{prompt}\n{a}\n{b}\nPreferred: B or A?")
+        _, err = run(tmp_path, *args, code=2)
+    assert "was begun with another --criterion" in err
 
 
 def test_a_judge_that_always_says_a(tmp_path):
@@ -327,6 +391,10 @@ def test_a_scorer_judges_offline_and_two_policies_are_compared(tmp_path):
         (["a.jsonl", "b.jsonl", "--model", "m", "--max-cost", "1"], "--price-in"),
         (["a.jsonl", "b.jsonl", "--backend", "scorer", "--model", "m"], "--scorer is required"),
         (["a.jsonl", "b.jsonl", "a.jsonl", "--model", "m"], "one or two"),
+        (["a.jsonl", "b.jsonl", "--model", "m", "--price-in", "1"], "go together"),
+        (["a.jsonl", "b.jsonl", "--model", "m", "--score-text", "completion"], "--score-text means nothing"),
+        (["a.jsonl", "b.jsonl", "--model", "m", "--criterion", "helpfull"], "summary-c"),
+        (["a.jsonl", "b.jsonl", "--model", "m", "--cache-dir", "c.jsonl"], "a file is in the way"),
     ],
 )
 def test_mistakes_are_one_clear_message(tmp_path, args, said):
@@ -389,6 +457,11 @@ def test_a_win_counts_only_where_both_orders_agree():
                                (("tie", "tie"), "tie")):  # fmt: skip
         assert outcomes(rows(*verdicts)) == {("p", 0, None, None): expected}
     found = summarise(rows("a", "b"))
+    two = rows("a", "b") + [r | {"judge": "human:2"} for r in rows("a")]
+    assert outcomes(two) == {("p", 0, None, None): "a"}  # a tie and a vote for a
+    people = [r | {"judge": f"human:{i}"} for i, r in enumerate(rows("a", "b", "b", "invalid"))]
+    assert outcomes(people) == {("p", 0, None, None): "b"} and summarise(people[:2])["ties"] == 1
+    assert summarise(people)["flips"] is None  # two people who disagree are no two orders
     assert found["flips"] == 1.0 and found["ties"] == 1 and (found["length_a"], found["length_b"]) == (2, 1)
     assert summarise(rows("invalid"))["win_rate"] is None
 
@@ -402,6 +475,7 @@ def test_the_form_is_blind_and_reads_its_answers_back(tmp_path):
     run(tmp_path, *common, "--form", "form.html")
     page = (tmp_path / "form.html").read_text()
     assert "a.jsonl" not in page and page.count("</script>") == 2
+    assert not list(tmp_path.glob("j.jsonl*.json"))  # nothing is begun before there are answers
     data = json.loads(re.search(r'type="application/json">(.*?)</script>', page, re.DOTALL).group(1))
     orders = {"good" in item["A"] for item in data["items"]}
     assert orders == {True, False}  # which side is A is drawn
@@ -416,6 +490,16 @@ def test_the_form_is_blind_and_reads_its_answers_back(tmp_path):
     share = sum("good" in item["A"] for item in data["items"]) / 6
     assert figures["people"]["human:Ben"]["win_rate"] == pytest.approx(share)
     assert figures["agreement"]["human:Ann and human:Ben"]["raw"] == pytest.approx(share)
+    collected = collect((str(tmp_path / "j.jsonl"),)).judged[0]
+    assert collected.summary == figures["summary"] and collected.summary["flips"] is None
+    _, err = run(tmp_path, *common, "--answers", "Ann.json", code=2)  # not what is in j.jsonl
+    assert "--answers" in err
+    (tmp_path / "again.json").write_text((tmp_path / "Ann.json").read_text())
+    more = [*common[:-1], "k.jsonl", "--against", "j.jsonl"]
+    _, err = run(tmp_path, *more, "--answers", "Ann.json", "--answers", "again.json", code=2)
+    assert "again.json: by 'Ann', as Ann.json is" in err
+    _, err = run(tmp_path, *more, "--answers", "Ann.json")
+    assert "agreement of human:Ann and j.jsonl" in err
     with pytest.raises(InputError, match="another form"):
         form.read_answers(str(tmp_path / "Ann.json"), data["items"][:3])
 
@@ -434,8 +518,11 @@ def test_dialogues_split_before_the_last_answer():
         assert dialogues.split_dialogue(bad) is None
     rows = [(1, {"chosen": text, "rejected": text[:-3] + "no."}), (2, {"chosen": text, "rejected": "broken"}),
             (3, {"chosen": text, "rejected": "\n\nHuman: other\n\nAssistant: x"}), (4, {"chosen": text, "rejected": text})]  # fmt: skip
-    kept, counts = dialogues.preferences(rows, "t-")
-    assert [r["prompt_id"] for r in kept] == ["t-1"] and counts == {"malformed": 1, "different_prompts": 1, "equal": 1}
+    rows.append((5, {"chosen": text, "rejected": None}))
+    kept, counts = dialogues.preferences(rows, "t-", "f")
+    assert [r["prompt_id"] for r in kept] == ["t-1"] and counts == {"malformed": 2, "different_prompts": 1, "equal": 1}
+    with pytest.raises(InputError, match="f:6: rejected: expected a text, got no such column"):
+        dialogues.preferences([(6, {"chosen": text})], "t-", "f")
 
 
 def test_summaries_follow_one_cue_after_one_space():

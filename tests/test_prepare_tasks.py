@@ -97,6 +97,7 @@ def test_cnn_dm_keeps_ids_and_joins_the_highlights(tmp_path):
     ("task", "row", "said"),
     [
         ("hh", {"chosen": "Human?", "rejected": "No"}, "0 usable preferences"),
+        ("hh", {"chosen": "Human?"}, "rows.jsonl:1: rejected: expected a text, got no such column"),
         ("tldr", {"prompt": "x", "chosen": 3, "rejected": "b"}, "rows.jsonl:1: chosen: expected a text, got int"),
         ("cnn-dm", {"text": "x"}, "rows.jsonl:1: article: expected a text, got no such column"),
     ],

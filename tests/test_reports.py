@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dpoctl.errors import InputError
-from dpoctl.reports import figures, page
+from dpoctl.reports import figures, page, tables, wins
 from dpoctl.reports.collect import collect
 
 POINT = {"model": "runs/<b>dpo</b>", "method": "dpo", "options": {"beta": 0.1}, "step": 5, "temperature": 1.0, "reward": 0.8125,
@@ -51,3 +51,32 @@ def test_what_cannot_be_shown_is_named(tmp_path, text, said):
 def test_a_directory_of_something_else_is_named(tmp_path):
     with pytest.raises(InputError, match=r"config\.yaml"):
         collect((str(tmp_path),))
+
+
+def test_win_rates_against_temperature_and_along_training(tmp_path):
+    """A line for each policy in each figure; in the table a row for each temperature, and the last update's."""
+    base = {"k": 0, "prompt": "p", "a": "two words", "b": "one", "criterion": "summary-c", "judge": "m", "raw": ""}
+    paths = []
+    for policy, won in (("dpo", 3), ("ppo", 1)):
+        rows = [
+            base | {"prompt_id": f"p{i}", "order": order, "temperature": t, "verdict": "a" if i < won + t else "b"}
+            for t in (0.0, 1.0)
+            for i in range(4)
+            for order in ("AB", "BA")
+        ]
+        paths.append(write(tmp_path / f"wins.{policy}.jsonl", rows))
+    along = [base | {"prompt_id": "p", "order": "AB", "temperature": 1.0, "step": step, "verdict": verdict}
+             for step, verdict in ((0, "b"), (50, "a"))]  # fmt: skip
+    paths.append(write(tmp_path / "along.dpo.jsonl", along))
+    found = collect(tuple(paths))
+    head, table = tables.win_rates(found.judged)
+    shown = {row[0]: dict(zip(head, row, strict=True)) for row in table}
+    rates = {name: row["win rate"] for name, row in shown.items()}
+    assert rates == {"wins.dpo, T = 0": "0.750", "wins.dpo, T = 1": "1.000", "wins.ppo, T = 0": "0.250",
+                     "wins.ppo, T = 1": "0.500", "along.dpo, update 50": "1.000"}  # fmt: skip
+    assert shown["wins.ppo, T = 1"]["win / tie / loss"] == "2 / 0 / 2" and shown["wins.ppo, T = 1"]["n"] == "4"
+    drawn = {name: caption for name, caption, _ in figures.draw(found, tmp_path / "figures")}
+    assert set(drawn) == {"wins-by-temperature", "wins-by-step"} and "n = 4 comparisons" in drawn["wins-by-temperature"]
+    axes = wins.against_temperature(found.judged)[2].axes[0]
+    lines = {c.get_label(): [round(y, 3) for y in c.lines[0].get_ydata()] for c in axes.containers}
+    assert lines == {"wins.dpo": [0.75, 1.0], "wins.ppo": [0.25, 0.5]}

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from .sources import text_of
+
 TURN, ASKED = "\n\nAssistant:", "\n\nHuman:"
 HUB_ID = "Anthropic/hh-rlhf"
 
@@ -17,11 +19,14 @@ def split_dialogue(text: str) -> tuple[str, str] | None:
     return prompt + turn, answer
 
 
-def preferences(rows: Iterable[tuple[int, dict]], prefix: str) -> tuple[list[dict], dict[str, int]]:
-    """Preference rows of dialogue rows with `chosen` and `rejected`, and how many were left out for which reason."""
+def preferences(rows: Iterable[tuple[int, dict]], prefix: str, place: str) -> tuple[list[dict], dict[str, int]]:
+    """Preference rows of dialogue rows with `chosen` and `rejected`, and how many were left out for which reason.
+
+    Raises InputError for a row without these columns, naming its place and line.
+    """
     kept, counts = [], {"malformed": 0, "different_prompts": 0, "equal": 0}
     for line, row in rows:
-        chosen, rejected = (split_dialogue(row.get(side) or "") for side in ("chosen", "rejected"))
+        chosen, rejected = (_split(row, side, f"{place}:{line}") for side in ("chosen", "rejected"))
         if chosen is None or rejected is None:
             counts["malformed"] += 1
         elif chosen[0] != rejected[0]:
@@ -33,3 +38,10 @@ def preferences(rows: Iterable[tuple[int, dict]], prefix: str) -> tuple[list[dic
                 {"prompt_id": f"{prefix}{line}", "prompt": chosen[0], "chosen": chosen[1], "rejected": rejected[1]}
             )
     return kept, counts
+
+
+def _split(row: dict, side: str, place: str) -> tuple[str, str] | None:
+    empty = side in row and not isinstance(
+        row[side], str
+    )  # one bad row among 161,000 is counted, a missing column is not
+    return None if empty else split_dialogue(text_of(row, side, place))

@@ -5,13 +5,16 @@ import json
 import os
 import random
 import threading
+import time
+from contextlib import contextmanager
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from ..artifacts import write_atomic
 from ..errors import InputError
 
-_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
+_FIRST_WAIT_S, _LONGEST_WAIT_S, _LONGEST_ASKED_S = 0.5, 30.0, 60.0
 _PASSING = (408, 409, 425, 429)  # and everything from 500 on
 
 
@@ -20,7 +23,7 @@ class Pending(Exception):
 
 
 class CostReached(Exception):
-    """The next request would go past --max-cost."""
+    """The next request might go past --max-cost."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,13 @@ class Answer:
 
 
 class Client:
-    """`ask(request)` from any number of threads. The key comes from OPENAI_API_KEY and goes nowhere else."""
+    """`ask(request)` from any number of threads. The key comes from OPENAI_API_KEY and goes nowhere else.
 
-    def __init__(self, config):
+    `counts`: answers asked anew and from the cache, retries, tokens; they begin where `state` (of an earlier call of the
+    command) ended, so that `dollars` is what all answers of the work cost, each once.
+    """
+
+    def __init__(self, config, state: dict | None = None):
         try:
             import openai
         except ImportError:
@@ -45,33 +52,56 @@ class Client:
         key = os.environ.get("OPENAI_API_KEY")
         if not key and not config.base_url:
             raise InputError("no key: OPENAI_API_KEY is not set", hint="or --base-url of a server that needs none")
-        self.config, self.openai = config, openai
+        self.config, self.openai, self.key = config, openai, key
         self.client = openai.OpenAI(
             api_key=key or "none", base_url=config.base_url, timeout=config.timeout, max_retries=0
         )
         self.folder = Path(config.cache_dir)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise InputError(f"--cache-dir {self.folder}: a file is in the way", "name a directory") from None
         self.lock = threading.Lock()
-        self.spent = 0.0
-        self.tokens = {"prompt": 0, "completion": 0}
-        self.asked = self.from_cache = self.retries = 0
+        names = ("asked", "from_cache", "retries", "prompt_tokens", "completion_tokens")
+        self.counts = dict.fromkeys(names, 0) | (state or {})
+        self.priced = config.price_in is not None
+        self.under_way, self.dearest = 0, self.dollars / max(1, self.answers)
         self.stopped = threading.Event()
 
-    def ask(self, request: str) -> Answer:
-        """The answer to one request, from the cache where it was answered before.
+    @property
+    def dollars(self) -> float:
+        return self._price(self.counts["prompt_tokens"], self.counts["completion_tokens"])
 
-        Raises Pending, CostReached, and InputError for what no repetition mends (key, model, request).
+    @property
+    def answers(self) -> int:
+        return self.counts["asked"] + self.counts["from_cache"]
+
+    def known(self, request: str) -> Answer | None:
+        """The answer to a request that was made before."""
+        answer = _read(self._path(self._body(request)))
+        if answer is not None:
+            self._count(answer, "from_cache")
+        return answer
+
+    def ask(self, request: str) -> Answer:
+        """The server's answer to one request, kept for the next time.
+
+        Raises Pending, CostReached, and InputError for what no repetition mends (key, model, request): after that and
+        CostReached no further request goes out.
         """
+        if self.stopped.is_set():
+            raise Pending("stopped")
         body = self._body(request)
         path = self._path(body)
-        answer = _read(path)
-        if answer is not None:
-            self._count(answer, cached=True)
-            return answer
-        answer = self._fetch(body)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(vars(answer)))
-        self._count(answer, cached=False)
+        try:
+            with self._within_cost():
+                answer = self._fetch(body)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, json.dumps(vars(answer)))
+                self._count(answer, "asked")
+        except (InputError, CostReached):
+            self.stopped.set()
+            raise
         return answer
 
     def _body(self, request: str) -> dict:
@@ -93,49 +123,71 @@ class Client:
     def _fetch(self, body: dict) -> Answer:
         openai, reason = self.openai, ""
         for attempt in range(self.config.retries + 1):
-            if self.stopped.is_set():
-                raise Pending("stopped")
-            with self.lock:
-                if self.config.max_cost is not None and self.spent >= self.config.max_cost:
-                    raise CostReached
+            if attempt and self.stopped.is_set():
+                break
             try:
-                return _answer(self.client.chat.completions.create(**body))
+                return self._answer(self.client.chat.completions.create(**body))
             except openai.APIStatusError as e:
                 if e.status_code not in _PASSING and e.status_code < 500:
                     raise InputError(
-                        f"the judge's server refuses: {e.status_code} ({_short(e)})",
+                        f"the judge's server refuses: {e.status_code} ({self._short(e)})",
                         hint="401: OPENAI_API_KEY; 404 and 400: --model, --base-url",
                     ) from None
-                reason, wait = f"status {e.status_code}", _retry_after(e)
+                reason, wait = f"status {e.status_code} ({self._short(e)})", _retry_after(e.response.headers)
             except (openai.APITimeoutError, openai.APIConnectionError) as e:
-                reason, wait = type(e).__name__, None
+                reason, wait = type(e).__name__, 0.0
             except (openai.APIError, ValueError, TypeError, AttributeError, KeyError, IndexError) as e:
-                reason, wait = f"a broken response ({type(e).__name__})", None  # not JSON, or none of its fields
+                reason, wait = f"a broken response ({type(e).__name__})", 0.0  # not JSON, or none of its fields
             if attempt < self.config.retries:
                 with self.lock:
-                    self.retries += 1
+                    self.counts["retries"] += 1
                 backoff = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt) * (0.5 + random.random() / 2)
-                self.stopped.wait(max(wait or 0.0, 0.0 if wait is not None else backoff))
+                self.stopped.wait(max(wait, backoff))
         raise Pending(reason)
 
-    def _count(self, answer: Answer, *, cached: bool) -> None:
+    def _answer(self, response) -> Answer:
+        """Raises TypeError and its like for what is no answer. One without text (a refusal, all of it reasoning) is."""
+        message, usage = response.choices[0].message, response.usage
+        text = message.content or getattr(message, "refusal", None) or ""
+        if not isinstance(text, str):
+            raise TypeError("no text")
+        counted = [getattr(usage, name, 0) or 0 for name in ("prompt_tokens", "completion_tokens")]
+        if self.config.max_cost is not None and not any(counted):
+            raise InputError("--max-cost: the judge's server counts no tokens", hint="leave --max-cost out")
+        return Answer(self._without_key(text), *counted)
+
+    @contextmanager
+    def _within_cost(self):
+        """Room for one more request under --max-cost; those under way may cost what the dearest answer did."""
         with self.lock:
-            self.tokens["prompt"] += answer.prompt_tokens
-            self.tokens["completion"] += answer.completion_tokens
-            cost = answer.prompt_tokens * (self.config.price_in or 0) + answer.completion_tokens * (
-                self.config.price_out or 0
-            )
-            self.spent += cost / 1e6
-            self.asked += not cached
-            self.from_cache += cached
+            limit, at_most = self.config.max_cost, self.dollars + (self.under_way + 1) * self.dearest
+            if limit is not None and (at_most > limit * (1 + 1e-9) or self.dollars >= limit):
+                raise CostReached
+            self.under_way += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.under_way -= 1
 
+    def _count(self, answer: Answer, source: str) -> None:
+        with self.lock:
+            self.counts[source] += 1
+            self.counts["prompt_tokens"] += answer.prompt_tokens
+            self.counts["completion_tokens"] += answer.completion_tokens
+            self.dearest = max(self.dearest, self._price(answer.prompt_tokens, answer.completion_tokens))
 
-def _answer(response) -> Answer:
-    text = response.choices[0].message.content
-    if not isinstance(text, str):
-        raise TypeError("no text")
-    usage = response.usage
-    return Answer(text, getattr(usage, "prompt_tokens", 0) or 0, getattr(usage, "completion_tokens", 0) or 0)
+    def _price(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """US dollars."""
+        return (prompt_tokens * (self.config.price_in or 0) + completion_tokens * (self.config.price_out or 0)) / 1e6
+
+    def _short(self, error) -> str:
+        lines = str(error.message).strip().splitlines()
+        return self._without_key(lines[0])[:160] if lines else type(error).__name__
+
+    def _without_key(self, text: str) -> str:
+        """A server may repeat what it was sent; a stand-in such as EMPTY, which local ones are given, is no secret."""
+        return text.replace(self.key, "[the key]") if self.key and len(self.key) >= 8 else text
 
 
 def _read(path: Path) -> Answer | None:
@@ -145,15 +197,14 @@ def _read(path: Path) -> Answer | None:
         return None
 
 
-def _retry_after(error) -> float | None:
-    """Seconds that the server asks to wait, at most a minute."""
-    value = error.response.headers.get("retry-after")
+def _retry_after(headers) -> float:
+    """Seconds that the server asks to wait, given as such or as a date; at most a minute, 0 where it asks nothing."""
+    value = headers.get("retry-after")
     try:
-        return min(60.0, max(0.0, float(value)))
+        seconds = float(value)
     except (TypeError, ValueError):
-        return None
-
-
-def _short(error) -> str:
-    lines = str(error.message).strip().splitlines()
-    return lines[0][:160] if lines else type(error).__name__
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except (TypeError, ValueError):
+            return 0.0
+    return min(_LONGEST_ASKED_S, seconds) if seconds > 0 else 0.0

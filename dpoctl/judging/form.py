@@ -9,7 +9,7 @@ from ..errors import InputError
 
 _PAGE = """<!doctype html><html lang=en><head><meta charset=utf-8><meta name=viewport content="width=device-width">
 <title>Which is better?</title><style>
-:root { --ink: #1c2128; --soft: #5c6670; --page: #f6f6f4; --card: #fff; --line: #d9dde2; --pick: #0072b2; }
+:root { color-scheme: light dark; --ink: #1c2128; --soft: #5c6670; --page: #f6f6f4; --card: #fff; --line: #d9dde2; --pick: #0072b2; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e8ec; --soft: #9aa5b1; --page: #15181c; --card: #1d2228;
   --line: #343b44; --pick: #56b4e9; } }
 * { box-sizing: border-box; } body { font: 17px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--page);
@@ -20,19 +20,23 @@ progress { width: 100%; height: .5rem; margin: .8rem 0 1.2rem; accent-color: var
   overflow-wrap: anywhere; }
 .two { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; margin-top: 1rem; } @media (max-width: 46rem) { .two {
   grid-template-columns: 1fr; } }
-.two .card { border-width: 2px; } .two .card.picked { border-color: var(--pick); } h2 { font-size: .85rem; color: var(--soft);
+.two .card { border-width: 2px; } .picked, .card.picked { border-color: var(--pick); box-shadow: 0 0 0 1px var(--pick); }
+#prompt { max-height: 45vh; overflow-y: auto; } h2 { font-size: .85rem; color: var(--soft);
   margin: 0 0 .4rem; text-transform: uppercase; letter-spacing: .05em; }
-nav { display: flex; gap: .6rem; margin-top: 1.2rem; flex-wrap: wrap; } button { font: inherit; padding: .5rem 1rem;
+footer { position: sticky; bottom: 0; background: var(--page); padding: .8rem 0 .3rem; margin-top: .4rem; }
+nav { display: flex; gap: .6rem; flex-wrap: wrap; } button { font: inherit; padding: .5rem 1rem;
   border: 1px solid var(--line); border-radius: 6px; background: var(--card); color: var(--ink); cursor: pointer; }
 button:focus-visible { outline: 2px solid var(--pick); } kbd { color: var(--soft); font-size: .85em; margin-left: .3rem; }
-p.note { color: var(--soft); font-size: .9rem; } input { font: inherit; padding: .3rem .5rem; width: 12rem; }
+button.done { background: var(--pick); border-color: var(--pick); color: var(--page); }
+p.note { color: var(--soft); font-size: .9rem; margin: .5rem 0; } input { font: inherit; padding: .3rem .5rem; width: 12rem;
+  color: var(--ink); background: var(--card); border: 1px solid var(--line); border-radius: 6px; }
 </style></head><body><header><h1 id=question></h1><label>Your name <input id=person autocomplete=off></label></header>
 <progress id=bar value=0 max=1></progress><section class=card><h2 id=thing></h2><div id=prompt></div></section>
 <div class=two><section class=card id=cardA><h2>A</h2><div id=a></div></section>
 <section class=card id=cardB><h2>B</h2><div id=b></div></section></div>
-<nav><button id=pickA>A is better<kbd>A</kbd></button><button id=pickB>B is better<kbd>B</kbd></button>
+<footer><nav><button id=pickA>A is better<kbd>A</kbd></button><button id=pickB>B is better<kbd>B</kbd></button>
 <button id=pickT>Equal<kbd>E</kbd></button><button id=back>Back<kbd>←</kbd></button><button id=next>Next<kbd>→</kbd></button>
-<button id=export>Export answers</button></nav><p class=note id=status></p>
+<button id=export>Export answers</button></nav><p class=note id=status></p></footer>
 <script id=data type="application/json">DATA</script><script>
 "use strict";
 const form = JSON.parse(document.getElementById("data").textContent), byId = (id) => document.getElementById(id);
@@ -44,16 +48,20 @@ const done = () => Object.keys(state.answers).length;
 function show() {
   const item = form.items[state.at], picked = state.answers[item.id];
   byId("question").textContent = form.question; byId("thing").textContent = form.thing;
-  byId("prompt").textContent = item.prompt; byId("a").textContent = item.A; byId("b").textContent = item.B;
-  byId("cardA").classList.toggle("picked", picked === "A"); byId("cardB").classList.toggle("picked", picked === "B");
+  byId("prompt").textContent = item.prompt.trim(); byId("a").textContent = item.A.trim(); byId("b").textContent = item.B.trim();
+  for (const [id, choice] of [["cardA", "A"], ["cardB", "B"], ["pickA", "A"], ["pickB", "B"], ["pickT", "tie"]])
+    byId(id).classList.toggle("picked", picked === choice);
+  byId("export").classList.toggle("done", done() === form.items.length);
   byId("bar").value = done() / form.items.length; byId("person").value = state.person;
   const said = picked ? ", answered " + (picked === "tie" ? "equal" : picked) : "";
   byId("status").textContent = "Comparison " + (state.at + 1) + " of " + form.items.length + said + ". " + done() +
     " answered; progress is kept in this browser." + (done() === form.items.length ? " All done: export your answers." : "");
   save();
 }
-function pick(choice) { state.answers[form.items[state.at].id] = choice; if (state.at < form.items.length - 1) state.at += 1; show(); }
-function go(step) { state.at = Math.min(form.items.length - 1, Math.max(0, state.at + step)); show(); }
+function go(step) {
+  state.at = Math.min(form.items.length - 1, Math.max(0, state.at + step)); show(); byId("prompt").scrollTop = 0; scrollTo(0, 0);
+}
+function pick(choice) { state.answers[form.items[state.at].id] = choice; go(1); }
 function answers() { return JSON.stringify({ form: form.form, person: state.person || "anonymous", answers: state.answers }); }
 byId("pickA").onclick = () => pick("A"); byId("pickB").onclick = () => pick("B"); byId("pickT").onclick = () => pick("tie");
 byId("back").onclick = () => go(-1); byId("next").onclick = () => go(1);

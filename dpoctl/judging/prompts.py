@@ -62,10 +62,11 @@ _LABEL = re.compile(r"^[\s>*_#-]*preferred[\s*_]*:[\s*_\"'`(\[]*([AB])[\s*_\"'`)
 
 @dataclass(frozen=True)
 class Criterion:
-    """A named criterion or a template of the user's own, ready to be filled."""
+    """A named criterion or a template of the user's own, ready to be filled; `question` and `thing` are for people."""
 
-    name: str
     template: str  # with {prompt}, {a}, {b} and {fence}
+    question: str = ""
+    thing: str = ""
 
     def request(self, prompt: str, a: str, b: str, key: str) -> str:
         """The whole request for one comparison in one order; `key` decides the fence."""
@@ -81,13 +82,15 @@ class Criterion:
 def load_criterion(name: str, thing: str | None = None) -> Criterion:
     """A criterion by name, its `thing` ("news article") replaced where given; or a template file of the user's own.
 
-    Raises InputError for an unknown name and a template without {prompt}, {a} or {b}.
+    Raises InputError for an unknown name, and for a template without {prompt}, {a} or {b}, or given a `thing`.
     """
     if name in CRITERIA:
         default, kind, question = CRITERIA[name]
         thing = thing or default
-        filled = _REQUEST.replace("{question}", question.replace("{thing}", thing)).replace("{kind}", kind)
-        return Criterion(name, filled.replace("{thing_title}", thing[0].upper() + thing[1:]).replace("{thing}", thing))
+        question = question.replace("{thing}", thing)
+        filled = _REQUEST.replace("{question}", question).replace("{kind}", kind)
+        filled = filled.replace("{thing_title}", thing[0].upper() + thing[1:]).replace("{thing}", thing)
+        return Criterion(filled, question, thing)
     path = Path(name)
     if not path.is_file():
         raise InputError(
@@ -98,7 +101,9 @@ def load_criterion(name: str, thing: str | None = None) -> Criterion:
     missing = [slot for slot in _SLOTS if "{" + slot + "}" not in template]
     if missing:
         raise InputError(f"{name}: the template has no {{{missing[0]}}}", hint="it needs {prompt}, {a} and {b}")
-    return Criterion(path.name, template)
+    if thing:
+        raise InputError(f"--thing means nothing to {name}: a template of your own says itself what the prompt is")
+    return Criterion(template)
 
 
 def parse_verdict(answer: str) -> str | None:

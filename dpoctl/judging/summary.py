@@ -1,6 +1,7 @@
 """From judgements to a summary: wins, ties, flips with the order, what could not be parsed, lengths."""
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 from . import statistics
@@ -17,14 +18,28 @@ def outcomes(rows: Sequence[dict]) -> dict[Key, str]:
     """One outcome a comparison: `a`, `b`, `tie`, `invalid`.
 
     Judged in both orders, a win counts where both agree, else it is a tie; one order that could not be parsed makes the
-    comparison invalid.
+    comparison invalid. Several judges (people) have a vote each: what most say, a tie where they are even.
     """
-    verdicts: dict[Key, list[str]] = {}
+    votes: dict[Key, list[str]] = {}
+    for (key, _), own in _by_judge(rows).items():
+        verdicts = {row["verdict"] for row in own}
+        outcome = "invalid" if "invalid" in verdicts else verdicts.pop() if len(verdicts) == 1 else "tie"
+        votes.setdefault(key, []).append(outcome)
+    return {key: _elected(own) for key, own in votes.items()}
+
+
+def _elected(votes: list[str]) -> str:
+    valid = [score_of(vote) - 0.5 for vote in votes if vote != "invalid"]
+    balance = sum(valid)
+    return "invalid" if not valid else "a" if balance > 0 else "b" if balance < 0 else "tie"
+
+
+def _by_judge(rows: Sequence[dict]) -> dict[tuple[Key, str | None], list[dict]]:
+    """A judge's rows of a comparison: one, or its two orders."""
+    found: dict[tuple[Key, str | None], list[dict]] = {}
     for row in rows:
-        verdicts.setdefault(key_of(row), []).append(row["verdict"])
-    return {
-        key: "invalid" if "invalid" in own else own[0] if len(set(own)) == 1 else "tie" for key, own in verdicts.items()
-    }
+        found.setdefault((key_of(row), row.get("judge")), []).append(row)
+    return found
 
 
 def score_of(outcome: str) -> float:
@@ -44,10 +59,11 @@ def summarise(rows: Sequence[dict]) -> dict[str, Any]:
     n = len(valid)
     texts = {key_of(row): (row["a"], row["b"]) for row in rows}
     lengths = {key: tuple(len(text.split()) for text in pair) for key, pair in texts.items()}
-    both = [(r, s) for r, s in _pairs(rows) if "invalid" not in (r["verdict"], s["verdict"])]
+    both = [[r["verdict"] for r in own] for own in _by_judge(rows).values() if len(own) == 2]
+    both = [pair for pair in both if "invalid" not in pair]
     rate = sum(scores.values()) / n if n else None
     interval: tuple[float, float] | None = None
-    if n:
+    if rate is not None:
         prompts = [prompt for prompt, *_ in scores]
         once = len(set(prompts)) == len(prompts)
         interval = statistics.wilson(rate, n) if once else statistics.bootstrap(list(scores.values()), prompts)
@@ -58,7 +74,7 @@ def summarise(rows: Sequence[dict]) -> dict[str, Any]:
         "losses": sum(o == "b" for o in valid.values()),
         "win_rate": rate,
         "interval": list(interval) if interval else None,
-        "flips": sum(r["verdict"] != s["verdict"] for r, s in both) / len(both) if both else None,
+        "flips": sum(first != second for first, second in both) / len(both) if both else None,
         "invalid": sum(row["verdict"] == "invalid" for row in rows) / len(rows),
         "length_a": sum(a for a, _ in lengths.values()) / len(lengths),
         "length_b": sum(b for _, b in lengths.values()) / len(lengths),
@@ -76,9 +92,36 @@ def summaries_by(name: str, rows: Sequence[dict]) -> list[dict[str, Any]]:
     return [{name: value} | summarise([row for row in rows if row.get(name) == value]) for value in found]
 
 
-def _pairs(rows: Sequence[dict]) -> list[tuple[dict, dict]]:
-    """The two orders of each comparison that has both."""
-    by_key: dict[Key, list[dict]] = {}
-    for row in rows:
-        by_key.setdefault(key_of(row), []).append(row)
-    return [(own[0], own[1]) for own in by_key.values() if len(own) == 2]
+def figures_of(rows: Sequence[dict]) -> dict[str, Any]:
+    """What a judgements file comes to: the summary, the canary's, those by temperature and step, those of people."""
+    main, canary = ([row for row in rows if bool(row.get("canary")) is is_canary] for is_canary in (False, True))
+    figures: dict[str, Any] = {"summary": summarise(main)} | ({"canary": summarise(canary)} if canary else {})
+    figures |= {f"by_{name}": found for name in ("temperature", "step") if (found := summaries_by(name, main))}
+    people: dict[str, list[dict]] = {}
+    for row in main:
+        if row["judge"].startswith("human:"):
+            people.setdefault(row["judge"], []).append(row)
+    if not people:
+        return figures
+    figures["people"] = {name: summarise(own) for name, own in people.items()}
+    pairs = {f"{one} and {other}": agreement(people[one], people[other]) for one, other in combinations(people, 2)}
+    return figures | ({"agreement": pairs} if pairs else {})
+
+
+def agreement(one: Sequence[dict], other: Sequence[dict]) -> dict | None:
+    """Raw agreement and Cohen's kappa over the comparisons that both judged; None where there is none."""
+    first, second = outcomes(one), outcomes(other)
+    common = [key for key in first if key in second and "invalid" not in (first[key], second[key])]
+    if not common:
+        return None
+    raw, kappa = statistics.agreement([first[key] for key in common], [second[key] for key in common])
+    return {"raw": raw, "kappa": kappa, "n": len(common)}
+
+
+def by_prompt(rows: Sequence[dict]) -> dict[str, float]:
+    """Mean score of a by prompt, invalid comparisons left out."""
+    scores: dict[str, list[float]] = {}
+    for (prompt, *_), outcome in outcomes(rows).items():
+        if outcome != "invalid":
+            scores.setdefault(prompt, []).append(score_of(outcome))
+    return {prompt: sum(own) / len(own) for prompt, own in scores.items()}

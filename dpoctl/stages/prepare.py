@@ -26,7 +26,8 @@ def _hh(config: Prepare, work: Work, out: Path) -> None:
 
     def read(split: str) -> list[dict]:
         rows = source_rows(config.source, dialogues.HUB_ID, split=split, revision=config.revision)
-        found, left_out = dialogues.preferences(itertools.islice(rows, config.limit), f"{split}-")
+        wanted = itertools.islice(rows, config.limit)
+        found, left_out = dialogues.preferences(wanted, f"{split}-", config.source or dialogues.HUB_ID)
         for name, n in left_out.items():
             counts[name] = counts.get(name, 0) + n
         return found
