@@ -8,6 +8,10 @@ import time
 import pytest
 from chain import dpo, same_run
 
+from dpoctl.data.encode import fingerprint
+from dpoctl.data.tokens import encode_prompt
+from dpoctl.models.load import load_tokenizer
+
 
 def test_sft_learns_and_says_so(prefs):
     rows = prefs.rows("sft/metrics.jsonl")
@@ -191,5 +195,15 @@ def test_several_temperatures_and_examples_before_the_prompt(prefs):
     assert [r["prompt"] for r in shots] == [r["prompt"] for r in rows[:12]]
     assert [r["completion"] for r in shots] != [r["completion"] for r in rows[:12]]
     assert not any("prompt_ids" in r for r in shots)
+    long = {"prompt_id": "p", "prompt": "A film " * 200}
+    tokenizer = load_tokenizer(str(prefs.folder / "sft"))
+    end = {"prompt_ids": encode_prompt(tokenizer, long["prompt"])[-6:], "tokenizer": fingerprint(tokenizer)}
+    for name, row in (("long", long), ("end", long | end)):
+        (prefs.folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    _, err = prefs.run(*common, "--prompts", "long.jsonl", "--out", "no.jsonl", code=2)
+    assert "long.jsonl:1: prompt" in err and "--max-prompt-length" in err
+    prefs.run(*common, "--prompts", "long.jsonl", "--max-prompt-length", "6", "--out", "of-long.jsonl")
+    prefs.run(*common, "--prompts", "end.jsonl", "--out", "of-end.jsonl")
+    assert prefs.rows("of-long.jsonl")[0]["completion"] == prefs.rows("of-end.jsonl")[0]["completion"]
     _, err = prefs.run(*common, "--temperature", "0,x", "--out", "no.jsonl", code=2)
     assert "expected a number, got 'x'" in err

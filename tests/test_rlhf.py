@@ -235,6 +235,8 @@ def test_best_of_keeps_the_best_and_the_curves_are_those_of_the_samples(rewarded
     rewarded.run("score", "--data", "ref8.jsonl", "--scorer", "rm", "--out", "ref8-rm.jsonl")
     best = {row["prompt_id"]: row for row in rewarded.rows("best8.jsonl")}
     assert len(best) == 12
+    # one completion a prompt: it pairs with the first of any other policy
+    assert {row["k"] for row in best.values()} == {0} and len({row["best_k"] for row in best.values()}) > 1
     groups: dict[str, list[dict]] = {}
     for row in rewarded.rows("ref8-rm.jsonl"):
         groups.setdefault(row["prompt_id"], []).append(row)

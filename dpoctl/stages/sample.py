@@ -34,11 +34,14 @@ def run(config: Sample, work: Work) -> None:
 
 
 def _best(rows: list[dict], scores: Scores, n: int) -> list[dict]:
-    """Of each prompt's n rows the one with the highest key, with its score; the first where they tie."""
+    """Of each prompt's n rows the one with the highest key, with its score; the first where they tie.
+
+    It is the file's only completion of the prompt, so its k is 0: files of one completion a prompt pair by prompt_id, k.
+    """
     best = []
     for start in range(0, len(rows), n):
         i = max(range(start, start + n), key=lambda i: scores.keys[i])
-        best.append(rows[i] | {"score": scores.values[i], "best_of": n})
+        best.append(rows[i] | {"k": 0, "score": scores.values[i], "best_of": n, "best_k": rows[i]["k"]})
     return best
 
 

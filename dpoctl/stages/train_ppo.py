@@ -3,9 +3,8 @@
 from .. import artifacts, log
 from ..config import TrainPPO
 from ..data.batching import Stream, shuffled
-from ..data.encode import fingerprint, truncate
+from ..data.encode import fingerprint
 from ..data.rows import load_rows
-from ..data.tokens import bos_length
 from ..errors import InputError
 from ..models.load import context_length, load_classifier
 from ..models.rewards import make_critic
@@ -64,9 +63,7 @@ def _stream(config: TrainPPO, prompts: int) -> Stream:
 
 def _prompt_ids(config: TrainPPO, prompts, tokenizer) -> list[list[int]]:
     """Prompts' ids, at most --max-prompt-length of them: BOS and end are kept."""
-    ids = frontier.prompt_ids(prompts.rows, tokenizer, None, prompts.path, prompts.lines)
-    bos = bos_length(tokenizer)
-    return [truncate(i, [], None, config.max_prompt_length, bos)[0] for i in ids]
+    return frontier.prompt_ids(prompts.rows, tokenizer, None, prompts.path, prompts.lines, config.max_prompt_length)
 
 
 def _reward_model(config: TrainPPO, reward: Scorer, tokenizer):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..data.encode import fingerprint
+from ..data.encode import fingerprint, truncate
 from ..errors import InputError
 from ..models.fluency import distinct_n, mean_se, repetition_loop
 from ..models.generate import Sampling, generate, waves
@@ -24,14 +24,14 @@ def sampling_of(config: Any, stop: tuple[str, ...] = (), temperature: float | No
 
 
 def prompt_ids(
-    rows: Sequence[dict], tokenizer, context: int | None, path: str, lines: Sequence[int]
+    rows: Sequence[dict], tokenizer, context: int | None, path: str, lines: Sequence[int], longest: int | None = None
 ) -> list[list[int]]:
     """Token ids of prompt rows, each with room for an answer within the model's context.
 
-    Ids in a row are taken where they are this tokenizer's. Raises InputError with file and line for a prompt that
-    leaves no room.
+    Ids in a row are taken where they are this tokenizer's. Prompts over `longest` keep BOS and end. Raises InputError
+    with file and line for a prompt that leaves no room.
     """
-    from ..data.tokens import encode_prompts
+    from ..data.tokens import bos_length, encode_prompts
 
     own = fingerprint(tokenizer)
     fits = [row.get("prompt_ids") if row.get("tokenizer") == own else None for row in rows]
@@ -39,11 +39,12 @@ def prompt_ids(
     encoded = encode_prompts(tokenizer, [rows[i]["prompt"] for i in missing], lambda j: f"{path}:{lines[missing[j]]}")
     for i, ids in zip(missing, encoded, strict=True):
         fits[i] = ids
+    fits = [truncate(ids, [], None, longest, bos_length(tokenizer))[0] for ids in fits]
     for ids, line in zip(fits, lines, strict=True):
         if context is not None and len(ids) >= context:
             raise InputError(
                 f"{path}:{line}: prompt: {len(ids)} tokens leave no room in the model's context of {context}",
-                hint="shorten the prompt, or take a model with a longer context",
+                hint="sample and the training commands keep the end of prompts longer than --max-prompt-length",
             )
     return fits
 

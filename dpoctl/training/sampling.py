@@ -26,7 +26,12 @@ class Sampler:
         self.model, self.tokenizer = setup.open_model(config, config.model, self.device)
         asked = self._after_examples(self.prompts.rows) if getattr(config, "few_shot", None) else self.prompts.rows
         self.ids = frontier.prompt_ids(
-            asked, self.tokenizer, context_length(self.model), self.prompts.path, self.prompts.lines
+            asked,
+            self.tokenizer,
+            context_length(self.model),
+            self.prompts.path,
+            self.prompts.lines,
+            getattr(config, "max_prompt_length", None),
         )
         self.waves = waves(len(self.ids), self.n, config.wave_rows)
         self.seconds = 0.0

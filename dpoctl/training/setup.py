@@ -51,7 +51,9 @@ def frontier_point(
     if not config.eval_prompts:
         return None
     rows = load_rows(config.eval_prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.eval_limit)
-    ids = frontier.prompt_ids(rows.rows, tokenizer, context_length(model), rows.path, rows.lines)
+    ids = frontier.prompt_ids(
+        rows.rows, tokenizer, context_length(model), rows.path, rows.lines, config.max_prompt_length
+    )
     seen = sum(tuple(i) in trained_on for i in ids)
     if seen:
         log.warn(f"{seen} of {len(ids)} prompts of {config.eval_prompts} are in the training data too")
