@@ -17,6 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
+    pretty_exceptions_show_locals=False,  # older typers show them, and one holds the judge's key
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Direct Preference Optimization as its paper ran it: every stage a command, stages chained by files.",
 )
