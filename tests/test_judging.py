@@ -270,13 +270,15 @@ def test_the_cost_is_a_limit_over_all_calls_of_the_command(tmp_path):
     assert cost["dollars"] == pytest.approx(70 * 0.011) and cost["asked"] + cost["from_cache"] == 70
 
 
-def test_an_answer_without_text_is_invalid_and_not_asked_again(tmp_path):
-    """A refusal, or a judge whose reasoning filled the whole answer."""
+@pytest.mark.parametrize(("answer", "verdicts"), [(None, {"invalid"}), ("\ud800\nPreferred: A", {"a", "b"})])
+def test_an_odd_answer_is_an_answer_and_not_asked_again(tmp_path, answer, verdicts):
+    """No text at all (a refusal, or reasoning that filled the answer); half a character."""
     a, b = candidates(tmp_path, 3)
-    with JudgeServer(lambda text: None) as server:
-        run(tmp_path, a, b, "--model", "m", "--base-url", server.url, "--out", "j.jsonl")
+    with JudgeServer(lambda text: answer) as server:
+        _, err = run(tmp_path, a, b, "--model", "m", "--base-url", server.url, "--out", "j.jsonl")
         assert server.requests == 6
-    assert {row["verdict"] for row in rows_of(tmp_path / "j.jsonl")} == {"invalid"}
+    assert {row["verdict"] for row in rows_of(tmp_path / "j.jsonl")} == verdicts
+    assert ("100% of the answers hold no verdict" in err) == (answer is None)
 
 
 def test_a_server_that_is_down_is_not_asked_everything(tmp_path):

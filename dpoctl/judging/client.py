@@ -154,6 +154,7 @@ class Client:
         counted = [getattr(usage, name, 0) or 0 for name in ("prompt_tokens", "completion_tokens")]
         if self.config.max_cost is not None and not any(counted):
             raise InputError("--max-cost: the judge's server counts no tokens", hint="leave --max-cost out")
+        text = text.encode("utf-8", "replace").decode()  # half a character, escaped, is no text that a file can hold
         return Answer(self._without_key(text), *counted)
 
     @contextmanager

@@ -18,6 +18,7 @@ from ..judging.prompts import CRITERIA, Criterion, load_criterion
 from ..judging.summary import agreement, by_prompt, figures_of
 
 _WAVE = 64  # comparisons written together
+_MANY_INVALID = 0.1
 
 
 def run(config: Judge, work: Work) -> None:
@@ -168,6 +169,8 @@ def _show(config: Judge, figures: dict) -> None:
         )
     console = Console()
     (console if console.is_terminal else Console(width=140)).print(table)
+    if figures["summary"]["invalid"] > _MANY_INVALID:
+        log.warn(f"{figures['summary']['invalid']:.0%} of the answers hold no verdict: see `raw` in {config.out}")
     if "compare" in figures:
         c = figures["compare"]
         log.say(
