@@ -306,15 +306,12 @@ def test_the_wait_that_a_server_asks_for(asked, seconds):
 
 
 def test_a_traceback_does_not_hold_the_key(tmp_path):
-    """A fault of our own, in the thick of it: exit 1 and a traceback, without the key."""
-    a, b = candidates(tmp_path, 2)
-    fault = "import sys, dpoctl.judging.judges as j; j.parse_verdict = lambda text: 1 / 0; from dpoctl.__main__ import main; main()"
-    with JudgeServer(likes_good) as server:
-        args = ["judge", a, b, "--model", "m", "--base-url", server.url, "--out", "j.jsonl"]
-        env = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), "OPENAI_API_KEY": KEY}
-        done = subprocess.run(
-            [sys.executable, "-c", fault, *args], cwd=tmp_path, env=env, capture_output=True, text=True
-        )
+    """A fault of our own where the key is at hand: exit 1 and a traceback, without the key."""
+    candidates(tmp_path, 2)
+    fault = "import openai; openai.OpenAI = lambda **given: 1 / 0; from dpoctl.__main__ import main; main()"
+    env = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), "OPENAI_API_KEY": KEY}
+    args = [sys.executable, "-c", fault, "judge", "a.jsonl", "b.jsonl", "--model", "m", "--out", "j.jsonl"]
+    done = subprocess.run(args, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr and KEY not in done.stdout + done.stderr
 
 
