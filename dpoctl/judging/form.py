@@ -23,7 +23,8 @@ progress { width: 100%; height: .5rem; margin: .8rem 0 1.2rem; accent-color: var
 .two .card { border-width: 2px; } .picked, .card.picked { border-color: var(--pick); box-shadow: 0 0 0 1px var(--pick); }
 #prompt { max-height: 45vh; overflow-y: auto; } h2 { font-size: .85rem; color: var(--soft);
   margin: 0 0 .4rem; text-transform: uppercase; letter-spacing: .05em; }
-footer { position: sticky; bottom: 0; background: var(--page); padding: .8rem 0 .3rem; margin-top: .4rem; }
+footer { position: sticky; bottom: 0; background: var(--page); border-top: 1px solid var(--line); padding: .8rem 3px .3rem;
+  margin: 1rem -3px 0; }
 nav { display: flex; gap: .6rem; flex-wrap: wrap; } button { font: inherit; padding: .5rem 1rem;
   border: 1px solid var(--line); border-radius: 6px; background: var(--card); color: var(--ink); cursor: pointer; }
 button:focus-visible { outline: 2px solid var(--pick); } kbd { color: var(--soft); font-size: .85em; margin-left: .3rem; }
