@@ -3,13 +3,16 @@
 import ctypes
 import os
 import platform
+import re
 import resource
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from .. import log
 from ..errors import InputError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -33,7 +36,18 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def native_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 itself, by its flags; elsewhere it is done in pieces, and slowly."""
+    try:
+        flags = re.findall(r"^(?:flags|Features)\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return False
+    return bool(flags) and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags[0].split())
+
+
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "bfloat16" and device.type == "cpu" and not native_bfloat16():
+        log.warn("--dtype bfloat16: this processor has no bfloat16 of its own, so float32 is the faster one here")
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
     return _DTYPES[name]

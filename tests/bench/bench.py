@@ -21,15 +21,10 @@ ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}  #
 PARTS = ("train-dpo", "train-rm", "train-ppo", "sample")
 
 
-def native_bfloat16() -> bool:
-    try:
-        return any(flag in Path("/proc/cpuinfo").read_text() for flag in ("avx512_bf16", "amx_bf16"))
-    except OSError:
-        return False
-
-
 def cells(only: list[str], models: list[str]) -> list[dict]:
     """What is compared: a name, dpoctl's arguments, the peers' arguments by their name, and the unit of the rates."""
+    from dpoctl.training.runtime import native_bfloat16
+
     found = []
     dtypes = ("bfloat16", "float32") if native_bfloat16() else ("float32",)
     for part in only:
@@ -41,7 +36,13 @@ def cells(only: list[str], models: list[str]) -> list[dict]:
 
 def _cell(part: str, model: str, data: str, dtype: str) -> dict:
     folder = inputs.FOLDER / model
-    cell = {"part": part, "model": model, "data": data, "dtype": dtype, "trl": "1.12.0" if part == "train-ppo" else "1.16.0"}
+    cell = {
+        "part": part,
+        "model": model,
+        "data": data,
+        "dtype": dtype,
+        "trl": "1.12.0" if part == "train-ppo" else "1.16.0",
+    }
     if part == "sample":
         shared = {"model": str(folder), "rows": 64, "tokens": 48}
         return cell | {"unit": "tokens/s", "ours": shared | {"dtype": dtype},
@@ -143,7 +144,9 @@ def draw(results: list[dict], path: Path) -> None:
             if peer != "dpoctl":
                 ratios = [a["rate"] / b["rate"] for a, b in zip(cell["runs"]["dpoctl"], found, strict=True)]
                 what = " ".join(filter(None, (cell["part"], cell["model"], cell["data"])))
-                bars.append((f"{what} ({cell['dtype']})\nagainst {peer}", statistics.median(ratios), min(ratios), max(ratios)))
+                bars.append(
+                    (f"{what} ({cell['dtype']})\nagainst {peer}", statistics.median(ratios), min(ratios), max(ratios))
+                )
     bars.reverse()
     figure, axes = plt.subplots(figsize=(8, 0.5 * len(bars) + 1.2), layout="constrained")
     middle = [b[1] for b in bars]
@@ -170,10 +173,15 @@ def main() -> None:
     out = inputs.FOLDER.parent
     results = []
     for cell in cells(args.only or list(PARTS), args.model or list(inputs.SHAPES)):
-        print(f"{time.strftime('%H:%M:%S')} {cell['part']} {cell['model']} {cell['data']} {cell['dtype']}", file=sys.stderr)
+        print(
+            f"{time.strftime('%H:%M:%S')} {cell['part']} {cell['model']} {cell['data']} {cell['dtype']}",
+            file=sys.stderr,
+        )
         results.append(compare(cell, args.rounds))
         peak = max(peak, matrix_peak())
-        (out / "bench.json").write_text(json.dumps({"peak_flops": peak, "rounds": args.rounds, "cells": results}, indent=2))
+        (out / "bench.json").write_text(
+            json.dumps({"peak_flops": peak, "rounds": args.rounds, "cells": results}, indent=2)
+        )
     show(results, peak, args.rounds)
     draw(results, out / "bench.png")
     print(f"{out / 'bench.json'}, {out / 'bench.png'}", file=sys.stderr)

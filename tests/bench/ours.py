@@ -66,7 +66,9 @@ def flops(model: Path, data: Path, pairs: int) -> float:
         row = json.loads(line)
         prompts.add(row["prompt"])
         completions |= {(row["prompt"], row[side]) for side in ("chosen", "rejected")}
-    responses = sum(len(text.split()) + 1 for _, text in completions)  # and an EOS, which is predicted but not forwarded
+    responses = sum(
+        len(text.split()) + 1 for _, text in completions
+    )  # and an EOS, which is predicted but not forwarded
     tokens = sum(len(p.split()) for p in prompts) + responses - len(completions)
     trunk = 12 * config.n_layer * config.n_embd**2
     return 6.0 * (trunk * tokens + config.n_embd * config.vocab_size * responses)

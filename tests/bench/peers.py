@@ -77,7 +77,8 @@ def ppo(model: str, episodes: int, tokens: int, tuned: bool, dtype: str) -> dict
         transformers.AutoModelForCausalLM.from_pretrained(f"{model}/{name}") for name in ("policy", "reference")
     )
     reward, value = (
-        transformers.AutoModelForSequenceClassification.from_pretrained(f"{model}/reward", num_labels=1) for _ in range(2)
+        transformers.AutoModelForSequenceClassification.from_pretrained(f"{model}/reward", num_labels=1)
+        for _ in range(2)
     )
     with tempfile.TemporaryDirectory() as out:
         args = PPOConfig(out, per_device_train_batch_size=episodes // 4, gradient_accumulation_steps=4, num_ppo_epochs=4,
