@@ -31,10 +31,10 @@ lint: install
 	$(BIN)/ruff check dpoctl tests
 	$(BIN)/ruff format --check dpoctl tests
 
-# dpoctl beside its peers, as ratios: make bench, make bench ONLY=train-dpo MODEL=tiny ROUNDS=5
+# dpoctl beside its peers, as ratios: make bench, make bench ONLY=train-dpo MODEL=tiny DATA=i ROUNDS=5
 BENCH := work/bench
 bench: install $(BENCH)/trl-1.16.0/.installed $(BENCH)/trl-1.12.0/.installed
-	$(BIN)/python tests/bench/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(MODEL),--model $(MODEL)) $(if $(ROUNDS),--rounds $(ROUNDS))
+	$(BIN)/python tests/bench/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 # a peer has an environment of its own, with the same torch
 $(BENCH)/trl-%/.installed:

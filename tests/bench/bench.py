@@ -21,7 +21,7 @@ ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}  #
 PARTS = ("train-dpo", "train-rm", "train-ppo", "sample")
 
 
-def cells(only: list[str], models: list[str]) -> list[dict]:
+def cells(only: list[str], models: list[str], data: list[str]) -> list[dict]:
     """What is compared: a name, dpoctl's arguments, the peers' arguments by their name, and the unit of the rates."""
     from dpoctl.training.runtime import native_bfloat16
 
@@ -29,8 +29,8 @@ def cells(only: list[str], models: list[str]) -> list[dict]:
     dtypes = ("bfloat16", "float32") if native_bfloat16() else ("float32",)
     for part in only:
         for model in models:
-            for data in ("i", "ii") if part in ("train-dpo", "train-rm") else ("",):
-                found += [_cell(part, model, data, dtype) for dtype in dtypes]
+            for rows in data if part in ("train-dpo", "train-rm") else ("",):
+                found += [_cell(part, model, rows, dtype) for dtype in dtypes]
     return [c for c in found if c["model"] == "small" or c["part"] in ("train-dpo", "sample")]
 
 
@@ -56,6 +56,10 @@ def _cell(part: str, model: str, data: str, dtype: str) -> dict:
         unit = "pairs/s"
     peers = {f"TRL {cell['trl']} {name}": shared | {"tuned": name == "tuned"} for name in ("default", "tuned")}
     return cell | {"unit": unit, "peers": peers, "ours": shared | ({} if part == "train-ppo" else {"steps": 5})}
+
+
+def name_of(cell: dict) -> str:
+    return " ".join(filter(None, (cell["part"], cell["model"], cell["data"], cell["dtype"])))
 
 
 def run_side(script: str, python: str, part: str, arguments: dict, tuned: bool) -> dict:
@@ -98,10 +102,9 @@ def rows_of(cell: dict, peak: float) -> list[list[str]]:
     """The cell's lines of the table."""
     runs = cell["runs"]
     own = runs["dpoctl"]
-    name = " ".join(filter(None, (cell["part"], cell["model"], cell["data"], cell["dtype"])))
     rate, memory = (statistics.median(run[key] for run in own) for key in ("rate", "peak_gb"))
     share = f"{own[0]['flops'] / inputs.PAIRS[cell['data']] * rate / peak:.0%} of peak" if "flops" in own[0] else ""
-    lines = [[name, "dpoctl", f"{rate:.3g} {cell['unit']}", "", f"{memory:.2f} GB", "", share]]
+    lines = [[name_of(cell), "dpoctl", f"{rate:.3g} {cell['unit']}", "", f"{memory:.2f} GB", "", share]]
     for peer, found in runs.items():
         if peer == "dpoctl":
             continue
@@ -117,11 +120,11 @@ def rows_of(cell: dict, peak: float) -> list[list[str]]:
     return lines
 
 
-def show(results: list[dict], peak: float, rounds: int) -> None:
+def show(results: list[dict], peak: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"medians of {rounds} alternations; float32 matrix peak {peak / 1e9:.0f} GFLOP/s")
+    table = Table(title=f"medians; float32 matrix peak {peak / 1e9:.0f} GFLOP/s")
     for heading in ("", "", "rate", "dpoctl / peer (spread)", "peak memory", "of peer's", ""):
         table.add_column(heading)
     for cell in results:
@@ -166,13 +169,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", choices=PARTS, help="parts to run (default: all)")
     parser.add_argument("--model", nargs="*", choices=list(inputs.SHAPES), help="models to run (default: both)")
+    parser.add_argument(
+        "--data", nargs="*", choices=list(inputs.PAIRS), help="data of the training parts (default: both)"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="alternations of all sides")
     args = parser.parse_args()
     inputs.make(inputs.FOLDER)
     peak = matrix_peak()
     out = inputs.FOLDER.parent
     results = []
-    for cell in cells(args.only or list(PARTS), args.model or list(inputs.SHAPES)):
+    for cell in cells(args.only or list(PARTS), args.model or list(inputs.SHAPES), args.data or list(inputs.PAIRS)):
         print(
             f"{time.strftime('%H:%M:%S')} {cell['part']} {cell['model']} {cell['data']} {cell['dtype']}",
             file=sys.stderr,
