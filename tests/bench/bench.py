@@ -177,18 +177,16 @@ def main() -> None:
     inputs.make(inputs.FOLDER)
     peak = matrix_peak()
     out = inputs.FOLDER.parent
-    results = []
+    results = {}
+    if (out / "bench.json").exists() and (args.only or args.model or args.data):  # a part is added to what is known
+        results = {name_of(cell): cell for cell in json.loads((out / "bench.json").read_text())["cells"]}
     for cell in cells(args.only or list(PARTS), args.model or list(inputs.SHAPES), args.data or list(inputs.PAIRS)):
-        print(
-            f"{time.strftime('%H:%M:%S')} {cell['part']} {cell['model']} {cell['data']} {cell['dtype']}",
-            file=sys.stderr,
-        )
-        results.append(compare(cell, args.rounds))
+        print(f"{time.strftime('%H:%M:%S')} {name_of(cell)}", file=sys.stderr)
+        results[name_of(cell)] = compare(cell, args.rounds)
         peak = max(peak, matrix_peak())
-        (out / "bench.json").write_text(
-            json.dumps({"peak_flops": peak, "rounds": args.rounds, "cells": results}, indent=2)
-        )
-    show(results, peak, args.rounds)
+        (out / "bench.json").write_text(json.dumps({"peak_flops": peak, "cells": list(results.values())}, indent=2))
+    results = list(results.values())
+    show(results, peak)
     draw(results, out / "bench.png")
     print(f"{out / 'bench.json'}, {out / 'bench.png'}", file=sys.stderr)
 
