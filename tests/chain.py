@@ -42,6 +42,20 @@ class World:
         return [hashlib.sha256((self.folder / name).read_bytes()).hexdigest() for name in names]
 
 
+def make_world(folder: Path) -> None:
+    """A small language model, a classifier, and rows: reviews to train on and held out, prompts to train and to test."""
+    from dpoctl.data import imdb, toy, toy_models
+    from dpoctl.models.load import load_tokenizer
+
+    reviews = [{"id": f"r{i}"} | r for i, r in enumerate(toy.reviews(400, 0))]
+    toy_models.build_base_lm([r["text"] for r in reviews], folder / "lm", 0, steps=40, batch=16)
+    toy_models.build_classifier(reviews, folder / "classifier", 0, steps=20, batch=16)
+    prompts = imdb.prefix_prompts(reviews, load_tokenizer(str(folder / "lm")), 0)
+    sft, train, test = imdb.split_prompts(reviews, prompts, 24, 12, 0)
+    for name, rows in (("sft", sft[:96]), ("held", sft[96:120]), ("train", train), ("test", test)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
 def dpo(out: str, *more: str) -> list[str]:
     return ["train-dpo", "--model", "sft", "--data", "prefs.jsonl", "--eval-data", "prefs.jsonl", "--batch-size", "16",
             "--lr", "1e-4", *TRAIN, "--log-every", "2", "--save-every", "3", "--eval-every", "4", "--eval-prompts", "test.jsonl",

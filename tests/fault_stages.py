@@ -1,0 +1,62 @@
+"""The stages that faults are injected into, each a command of a second or two in the miniature world.
+
+A command runs two folders below the world, where its inputs are; its outputs are beside it.
+"""
+
+from pathlib import Path
+
+UP = "../.."
+LENGTHS = ["--max-length", "64", "--max-prompt-length", "16", "--warmup-steps", "2"]
+TRAINING = ["--batch-size", "4", "--lr", "1e-3", "--save-every", "2", "--log-every", "2", *LENGTHS]
+POINTS = ["--eval-prompts", f"{UP}/few.jsonl", "--scorer", f"{UP}/classifier", "--max-new-tokens", "6", "--eval-every", "3"]
+SAMPLING = ["--prompts", f"{UP}/few.jsonl", "--max-new-tokens", "6", "--wave-rows", "4"]
+
+STAGES: dict[str, list[str]] = {
+    "prepare": ["prepare", "imdb", "--source", f"{UP}/reviews.jsonl", "--tokenizer", f"{UP}/lm", "--train-prompts", "20",
+                "--test-prompts", "8", "--out", "data"],
+    "sft": ["sft", "--model", f"{UP}/lm", "--data", f"{UP}/some.jsonl", "--eval-data", f"{UP}/some.jsonl", *TRAINING, *POINTS,
+            "--max-steps", "5", "--out", "sft"],
+    "make-prefs": ["make-prefs", "--model", f"{UP}/sft", *SAMPLING, "--scorer", f"{UP}/classifier", "--completions", "3",
+                   "--completions-out", "samples.jsonl", "--out", "prefs.jsonl"],
+    "train-dpo": ["train-dpo", "--model", f"{UP}/sft", "--data", f"{UP}/prefs.jsonl", *TRAINING, *POINTS, "--keep-samples",
+                  "--max-steps", "5", "--out", "dpo"],
+    "train-rm": ["train-rm", "--model", f"{UP}/sft", "--data", f"{UP}/prefs.jsonl", *TRAINING, "--eval-every", "1", "--max-steps",
+                 "5", "--validation", "0.3", "--out", "rm"],
+    "train-ppo": ["train-ppo", "--model", f"{UP}/sft", "--prompts", f"{UP}/few.jsonl", "--reward", f"{UP}/rm", *TRAINING, *POINTS,
+                  "--minibatch-size", "2", "--ppo-epochs", "2", "--max-steps", "4", "--epochs", "4", "--target-kl", "1",
+                  "--kl-horizon", "60", "--normalize-rewards", "--out", "ppo"],
+    "sample": ["sample", "--model", f"{UP}/sft", *SAMPLING, "--n", "2", "--temperature", "0.7,1", "--out", "samples.jsonl"],
+    "score": ["score", "--data", f"{UP}/samples.jsonl", "--scorer", f"{UP}/rm", "--out", "scored.jsonl"],
+    "judge": ["judge", f"{UP}/samples.jsonl", f"{UP}/other.jsonl", "--backend", "scorer", "--scorer", f"{UP}/classifier",
+              "--out", "judged.jsonl"],
+    "evaluate": ["evaluate", "--model", f"{UP}/sft", "--model", f"{UP}/dpo", "--ref", f"{UP}/sft", *SAMPLING, "--scorer",
+                 f"{UP}/classifier", "--out", "evaluations.jsonl"],
+    "report": ["report", f"{UP}/dpo", f"{UP}/evaluations.jsonl", f"{UP}/samples.jsonl", f"{UP}/judged.jsonl", "--out", "report"],
+}  # fmt: skip
+
+
+def small_waves() -> None:
+    """Waves of a few rows also where a stage fixes their size, so that there is something to lose."""
+    from dpoctl.stages import judge, score
+
+    judge._WAVE = score._WAVE = 3
+
+
+def build(lab, tiny_world: Path) -> None:
+    """The inputs of every stage, from a folder that holds lm, classifier and rows, by undisturbed runs of the chain."""
+    world = lab.world
+    for name in ("lm", "classifier"):
+        (world / name).symlink_to(tiny_world / name)
+    for name, source, count in (("reviews", "sft", 60), ("some", "held", 10), ("few", "test", 6)):
+        lines = (tiny_world / f"{source}.jsonl").read_text().splitlines()[:count]
+        (world / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    other = ["--seed", "1", *STAGES["sample"][1:-1], "other.jsonl"]
+    chain = ["sft", "make-prefs", "train-dpo", "train-rm", "sample", ["sample", *other], "judge", "evaluate"]
+    for stage in chain:
+        argv = STAGES[stage] if isinstance(stage, str) else stage
+        folder = lab.folder()
+        outcome = lab.run(folder, argv, None, small_waves)
+        assert outcome.code == 0, outcome.said
+        for made in folder.iterdir():
+            if made.name not in ("said", "cache"):
+                made.rename(world / made.name)

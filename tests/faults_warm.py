@@ -1,0 +1,34 @@
+"""What the process that forks a fault's victims has imported: each victim then starts in milliseconds.
+
+One thread, so that a fork has no pool of threads to miss, and every run computes the same bytes.
+"""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import matplotlib.backends.backend_agg  # noqa: F401
+import matplotlib.backends.backend_svg  # noqa: F401
+import matplotlib.pyplot  # noqa: F401
+import torch
+import transformers.models.gpt2.modeling_gpt2  # noqa: F401
+import transformers.models.roberta.modeling_roberta  # noqa: F401
+
+import dpoctl.cli.app  # noqa: F401
+from dpoctl.data import toy_models  # noqa: F401
+from dpoctl.stages import (  # noqa: F401
+    evaluate,
+    judge,
+    make_prefs,
+    prepare,
+    report,
+    sample,
+    score,
+    sft,
+    train_dpo,
+    train_ppo,
+    train_rm,
+)
+
+torch.set_num_threads(1)
