@@ -1,20 +1,14 @@
 """`dpoctl`, `python -m dpoctl`, `torchrun -m dpoctl`."""
 
-import signal
 import sys
 
 
 def main() -> None:
     from .cli.app import run
+    from .stopping import listen
 
-    # Row outputs are whole at any instant, so they stop where they are; training puts its own handlers in place.
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _stop)
+    listen()
     sys.exit(run(sys.argv[1:]))
-
-
-def _stop(number: int, frame) -> None:
-    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 if __name__ == "__main__":

@@ -6,183 +6,63 @@ work is complete.
 """
 
 import fcntl
-import hashlib
-import json
 import os
-import platform
-import re
-import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from . import __version__
-from .errors import InputError, closest
-
-_MODEL_FILES = re.compile(
-    r"(config|generation_config|tokenizer\w*|special_tokens_map|added_tokens|vocab|adapter_config|.*\.index)\.json"
-    r"|.*\.(safetensors|bin|model|jinja|py)|merges\.txt|vocab\.txt"
+from . import tidy
+from .errors import InputError, StorageError
+from .files import (
+    cache_home,
+    dump,
+    model_files,
+    move_into,
+    seal,
+    sha256_file,
+    sha256_path,
+    sync_directory,
+    sync_file,
+    write_atomic,
+    writing,
 )
-_OWN = ("config.yaml", "metrics.jsonl", "timing.jsonl", "eval.jsonl", "checkpoints", ".plan.json")
+from .manifests import (
+    check_inputs,
+    describe_input,
+    is_row_file,
+    manifest_path,
+    plan_path,
+    read_manifest,
+    read_sealed,
+    relative,
+    versions,
+)
+
+__all__ = [  # of files and manifests too: what the stages need of outputs is in one place
+    "Work",
+    "cache_home",
+    "check_inputs",
+    "claim",
+    "describe_input",
+    "dump",
+    "is_row_file",
+    "manifest_path",
+    "model_files",
+    "move_into",
+    "read_manifest",
+    "sha256_file",
+    "sha256_path",
+    "sync_directory",
+    "sync_file",
+    "write_atomic",
+    "writing",
+]
+
+_OWN = ("config.yaml", "metrics.jsonl", "timing.jsonl", "eval.jsonl", "samples.jsonl", "checkpoints", ".saving")
+_OF_ROWS = (".partial", ".progress")  # what stands beside a row output that is not complete
 ROW_STAGES = ("make-prefs", "sample", "score", "evaluate", "judge")
-_HASH_CACHE_FROM = 1 << 20  # smaller files are hashed again sooner than looked up
-
-
-# --- bytes and files -------------------------------------------------------------------------------------------------
-
-
-def write_atomic(path: Path | str, data: bytes | str) -> None:
-    """Write a file so that a reader sees the old content or the new, whole and on disk."""
-    path = Path(path)
-    tmp = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(tmp, "wb") as f:
-            f.write(data.encode() if isinstance(data, str) else data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(tmp, path)
-    except OSError:
-        with suppress(OSError):
-            tmp.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path | str) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def dump(data: Any) -> str:
-    return json.dumps(data, indent=2, ensure_ascii=False, sort_keys=False) + "\n"
-
-
-def cache_home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dpoctl"
-
-
-def sha256_file(path: Path | str) -> str:
-    """SHA-256 of a file; of a large one remembered by path, size, mtime and inode."""
-    path = Path(path).resolve()
-    info = path.stat()
-    known = {"size": info.st_size, "mtime_ns": info.st_mtime_ns, "inode": info.st_ino}
-    entry = cache_home() / "sha256" / hashlib.sha256(str(path).encode()).hexdigest()
-    if info.st_size >= _HASH_CACHE_FROM:
-        with suppress(OSError, ValueError, KeyError):
-            cached = json.loads(entry.read_text())
-            if {k: cached[k] for k in known} == known:
-                return cached["sha256"]
-    with open(path, "rb") as f:
-        digest = hashlib.file_digest(f, "sha256") if sys.version_info >= (3, 11) else _digest(f)
-    if info.st_size >= _HASH_CACHE_FROM:
-        with suppress(OSError):  # a cache that cannot be written only costs time
-            entry.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(entry, json.dumps(known | {"sha256": digest.hexdigest()}))
-    return digest.hexdigest()
-
-
-def _digest(f):
-    digest = hashlib.sha256()
-    while block := f.read(1 << 20):
-        digest.update(block)
-    return digest
-
-
-def model_files(path: Path | str) -> list[Path]:
-    """The files of a model directory that say what the model is."""
-    return sorted(p for p in Path(path).iterdir() if p.is_file() and _MODEL_FILES.fullmatch(p.name))
-
-
-def sha256_path(path: Path | str) -> str:
-    """SHA-256 of a file, or of a model directory's own files (names and contents)."""
-    path = Path(path)
-    if path.is_file():
-        return sha256_file(path)
-    digest = hashlib.sha256()
-    for file in model_files(path):
-        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
-    return digest.hexdigest()
-
-
-# --- inputs and manifests --------------------------------------------------------------------------------------------
-
-
-def check_inputs(inputs: list[tuple[str, str, str]]) -> None:
-    """Raise InputError for a local file that is not there. A model's path may be a hub id: the loader tells."""
-    for name, kind, path in inputs:
-        if kind == "file" and not os.path.exists(path):
-            folder = Path(path).parent
-            if not folder.is_dir():
-                raise InputError(f"{path}: not found (--{name})", hint=f"the folder {folder} does not exist")
-            near = closest(Path(path).name, [p.name for p in folder.iterdir()])
-            raise InputError(
-                f"{path}: not found (--{name})",
-                hint=f"did you mean {folder / near}?" if near else f"see what is in {folder}",
-            )
-
-
-def describe_input(name: str, path: str, revision: str | None, base: Path) -> dict[str, Any]:
-    """An input as the manifest holds it: what it is, and who made it."""
-    if not os.path.exists(path):  # a hub id: its commit is its content
-        return {"name": name, "path": path, "sha256": _hub_commit(path, revision or "main"), "manifest": None}
-    manifest = read_manifest(path)
-    size = os.path.getsize(path) if os.path.isfile(path) else sum(p.stat().st_size for p in model_files(path))
-    return {
-        "name": name,
-        "path": _relative(path, base),
-        "size": size,
-        "sha256": sha256_path(path),
-        "manifest": manifest and manifest.get("id"),
-    }
-
-
-def _hub_commit(repo: str, revision: str) -> str | None:
-    home = os.environ.get("HF_HOME") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface"
-    )
-    cache = Path(os.environ.get("HF_HUB_CACHE") or os.path.join(home, "hub"))
-    if re.fullmatch(r"[0-9a-f]{40}", revision):
-        return revision
-    with suppress(OSError):
-        return (cache / f"models--{repo.replace('/', '--')}" / "refs" / revision).read_text().strip()
-    return None
-
-
-def _relative(path: str | Path, base: Path) -> str:
-    with suppress(ValueError):
-        return os.path.relpath(Path(path).resolve(), base.resolve())
-    return str(path)
-
-
-def manifest_path(out: Path | str) -> Path:
-    out = Path(out)
-    return out.with_name(out.name + ".manifest.json") if is_row_file(out) else out / "manifest.json"
-
-
-def read_manifest(out: Path | str) -> dict[str, Any] | None:
-    with suppress(OSError, ValueError):
-        manifest = json.loads(manifest_path(out).read_text(encoding="utf-8"))
-        return manifest if isinstance(manifest, dict) and "stage" in manifest else None
-    return None
-
-
-def is_row_file(path: Path | str) -> bool:
-    return str(path).endswith((".jsonl", ".jsonl.gz"))
-
-
-def versions() -> dict[str, str]:
-    found = {"dpoctl": __version__, "python": platform.python_version()}
-    for package in ("torch", "transformers"):
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
 
 
 # --- works -----------------------------------------------------------------------------------------------------------
@@ -195,6 +75,7 @@ class Work:
         self.out, self.stage, self.options, self.identity, self.inputs = out, stage, options, identity, inputs
         self.is_rows = is_row_file(out)
         self.finished = self.resuming = False
+        self.described: list[dict[str, Any]] = []  # the inputs as they were when the output was claimed
         self.started = time.time()
 
     @property
@@ -203,7 +84,7 @@ class Work:
 
     @property
     def plan_path(self) -> Path:
-        return self.out.with_name(self.out.name + ".plan.json") if self.is_rows else self.out / ".plan.json"
+        return plan_path(self.out)
 
     def describe_inputs(self) -> list[dict[str, Any]]:
         return [describe_input(name, path, self.options.get("revision"), self.folder) for name, _, path in self.inputs]
@@ -212,24 +93,26 @@ class Work:
         """Write the manifest, last of all. `outputs` are (path, rows or None); further row files get a copy beside them."""
         listed = []
         for path, rows in outputs:
-            entry = {"path": _relative(path, self.folder), "size": path.stat().st_size, "sha256": sha256_file(path)}
+            sync_file(path)
+            entry = {"path": relative(path, self.folder), "size": path.stat().st_size, "sha256": sha256_file(path)}
             listed.append(entry | ({} if rows is None else {"rows": rows}))
         content = {
             "stage": self.stage,
             "versions": versions(),
             "options": self.options,
             "identity": self.identity,
-            "inputs": self.describe_inputs(),
+            "inputs": self.described,
             "outputs": listed,
             "figures": figures,
         }
-        identity = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+        for folder in {path.parent for path, _ in outputs}:
+            sync_directory(folder)
         stamp = {
             "started": _clock(self.started),
             "finished": _clock(time.time()),
             "wall_seconds": round(time.time() - self.started, 3),
         }
-        text = dump({"id": identity, **content, "cost": stamp | cost})
+        text = dump(seal(content) | {"cost": stamp | cost})
         for path, _ in outputs:
             if is_row_file(path) and self.is_rows and path != self.out:
                 write_atomic(manifest_path(path), text)
@@ -268,7 +151,7 @@ def claim(out: str, stage: str, options: dict, identity: dict, inputs: list, *, 
             except InputError:
                 _forget_unbegun(work)
                 raise
-    except InputError:
+    except (InputError, StorageError):
         if created:
             with suppress(OSError):  # what has been begun stays
                 work.folder.rmdir()
@@ -278,7 +161,7 @@ def claim(out: str, stage: str, options: dict, identity: dict, inputs: list, *, 
 def _forget_unbegun(work: Work) -> None:
     """Leave nothing of a work whose input was refused before it wrote anything."""
     if work.is_rows:
-        beside = [work.out.with_name(work.out.name + end) for end in (".partial", ".progress")]
+        beside = _beside(work.out)
         if any(path.exists() and path.stat().st_size for path in beside):
             return
         for path in (*beside, work.plan_path):
@@ -300,28 +183,61 @@ def _make_folder(folder: Path) -> bool:
 
 def _open(work: Work, overwrite: bool) -> None:
     """Start, continue or find complete; or refuse."""
-    manifest, plan = read_manifest(work.out), _read_json(work.plan_path)
+    plan = _read_plan(work, overwrite)
+    manifest = None if plan and "removing" in plan else read_manifest(work.out)
     if manifest is None and plan is None:
         _refuse_foreign(work)
-    if overwrite and (manifest or plan):
-        _remove_own(work, manifest)
+    if (overwrite and (manifest is not None or plan is not None)) or (plan and "removing" in plan):
+        _remove_own(work, manifest, plan)
         manifest = plan = None
-    now = {"stage": work.stage, "identity": work.identity, "inputs": work.describe_inputs()}
+    work.described = work.describe_inputs()
+    now = {"stage": work.stage, "identity": work.identity, "inputs": work.described}
     if manifest is not None:
         _refuse_changes(work, manifest, now)
-        missing = [o["path"] for o in manifest["outputs"] if not (work.folder / o["path"]).exists()]
-        if missing:
-            raise InputError(
-                f"{work.out}: complete by its manifest, but {missing[0]} is gone", hint="--overwrite makes it again"
-            )
+        _check_outputs(work, manifest)
+        _tidy_finished(work, manifest)
         os.utime(manifest_path(work.out))  # newer than its inputs, so make is content
         work.finished = True
         return
+    if not work.is_rows:
+        tidy.sweep(work.out)
     if plan is not None:
         _refuse_changes(work, plan, now)
         work.resuming = True
         return
-    write_atomic(work.plan_path, dump(now))
+    write_atomic(work.plan_path, dump(seal(now)))
+
+
+def _read_plan(work: Work, overwrite: bool) -> dict | None:
+    try:
+        return read_sealed(work.plan_path)
+    except InputError as e:
+        if overwrite:
+            return {}
+        raise InputError(e.message, hint="--overwrite starts anew") from None
+
+
+def _check_outputs(work: Work, manifest: dict) -> None:
+    for entry in manifest["outputs"]:
+        path = work.folder / entry["path"]
+        wrong = "is gone" if not path.exists() else "" if sha256_file(path) == entry["sha256"] else "was changed since"
+        if wrong:
+            raise InputError(
+                f"{work.out}: complete by its manifest, but {entry['path']} {wrong}", hint="--overwrite makes it again"
+            )
+
+
+def _tidy_finished(work: Work, manifest: dict) -> None:
+    """Remove what was needed until the manifest stood, where a kill came between."""
+    if work.is_rows:
+        for path in (work.out, *(work.folder / o["path"] for o in manifest["outputs"])):
+            for leftover in _beside(path):
+                tidy.remove(leftover)
+    elif (keep := work.options.get("keep-checkpoints")) is not None:
+        tidy.prune(work.out, keep, best=False)
+    else:
+        tidy.sweep(work.out)
+    tidy.remove(work.plan_path)
 
 
 def _refuse_foreign(work: Work) -> None:
@@ -331,7 +247,8 @@ def _refuse_foreign(work: Work) -> None:
                 f"{work.out}: exists, but dpoctl has no manifest of it", hint="choose another --out, or remove it"
             )
         return
-    held = [p.name for p in work.out.iterdir() if p.name != _lock_path(work).name]
+    ours = {_lock_path(work).name, f".{work.plan_path.name}.tmp"}  # the latter of a kill before anything else
+    held = [p.name for p in work.out.iterdir() if p.name not in ours]
     if held:
         raise InputError(
             f"{work.out}: holds something that dpoctl did not begin ({sorted(held)[0]})",
@@ -358,28 +275,26 @@ def _refuse_changes(work: Work, before: dict, now: dict) -> None:
         raise InputError(f"{work.out}: was begun {'with' if name in old else 'without'} --{name}", hint=hint)
 
 
-def _remove_own(work: Work, manifest: dict | None) -> None:
-    """Remove what dpoctl wrote at an output, and nothing else."""
-    manifest_path(work.out).unlink(missing_ok=True)  # first: nothing half-removed is ever taken for whole
-    written = [work.folder / o["path"] for o in (manifest or {}).get("outputs", [])]
-    if work.is_rows:
-        written += [work.out.with_name(work.out.name + end) for end in (".partial", ".progress")]
-    else:
-        written += [work.out / name for name in _OWN]
-    for path in written:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def _beside(path: Path) -> list[Path]:
+    return [path.with_name(path.name + end) for end in _OF_ROWS]
+
+
+def _remove_own(work: Work, manifest: dict | None, plan: dict | None) -> None:
+    """Remove what dpoctl wrote at an output, and nothing else.
+
+    What is being removed is noted first, so that a kill on the way leaves neither an old work that looks whole nor a
+    directory that looks like somebody else's.
+    """
+    written = (plan or {}).get("removing") or [o["path"] for o in (manifest or {}).get("outputs", [])]
+    write_atomic(work.plan_path, dump(seal({"stage": work.stage, "removing": written})))
+    tidy.remove(manifest_path(work.out))
+    paths = [work.folder / path for path in written]
+    paths += _beside(work.out) if work.is_rows else [work.out / name for name in _OWN]
+    for path in paths:
+        tidy.remove(path)
         if is_row_file(path):
-            manifest_path(path).unlink(missing_ok=True)
-    work.plan_path.unlink(missing_ok=True)
-
-
-def _read_json(path: Path) -> dict | None:
-    with suppress(OSError, ValueError):
-        return json.loads(path.read_text(encoding="utf-8"))
-    return None
+            tidy.remove(manifest_path(path))
+    tidy.remove(work.plan_path)
 
 
 def _lock_path(work: Work) -> Path:
@@ -391,7 +306,11 @@ def _locked(out: Path, work: Work) -> Iterator[None]:
     """Hold the output's lock; the kernel frees it when the process dies, however it dies."""
     path = _lock_path(work)
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # another, refused, took the folder that it had made away
+            work.folder.mkdir(parents=True, exist_ok=True)
+            continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

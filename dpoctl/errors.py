@@ -26,6 +26,12 @@ class InputError(DpoctlError):
     exit_code = 2
 
 
+class StorageError(DpoctlError):
+    """An output cannot be written: no room, or no permission. What stood before, stands."""
+
+    exit_code = 2
+
+
 class NumericalError(DpoctlError):
     """The numbers went wrong (a non-finite loss, a runaway KL). The last good checkpoint is kept."""
 

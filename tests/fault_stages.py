@@ -8,7 +8,16 @@ from pathlib import Path
 UP = "../.."
 LENGTHS = ["--max-length", "64", "--max-prompt-length", "16", "--warmup-steps", "2"]
 TRAINING = ["--batch-size", "4", "--lr", "1e-3", "--save-every", "2", "--log-every", "2", *LENGTHS]
-POINTS = ["--eval-prompts", f"{UP}/few.jsonl", "--scorer", f"{UP}/classifier", "--max-new-tokens", "6", "--eval-every", "3"]
+POINTS = [
+    "--eval-prompts",
+    f"{UP}/few.jsonl",
+    "--scorer",
+    f"{UP}/classifier",
+    "--max-new-tokens",
+    "6",
+    "--eval-every",
+    "3",
+]
 SAMPLING = ["--prompts", f"{UP}/few.jsonl", "--max-new-tokens", "6", "--wave-rows", "4"]
 
 STAGES: dict[str, list[str]] = {

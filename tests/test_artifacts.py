@@ -11,7 +11,7 @@ import pytest
 from dpoctl import artifacts
 from dpoctl.cli.app import run
 from dpoctl.config import COMMANDS, TrainDPO
-from dpoctl.errors import InputError
+from dpoctl.errors import InputError, StorageError
 from dpoctl.options import resolve, spec_of
 
 
@@ -38,7 +38,7 @@ def test_an_atomic_write_that_fails_leaves_the_old_content(tmp_path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageError, match="No space"):
         artifacts.write_atomic(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dpoctl"
 
-BASE = {"artifacts", "errors", "log", "__init__"}
+BASE = {"artifacts", "files", "manifests", "tidy", "stopping", "errors", "log", "__init__"}
 LIBRARY = {"models", "data", "objectives"} | BASE
 ALLOWED = {  # room -> the rooms it may import; a room is a folder of dpoctl/ or a module of its own
-    "__main__": {"cli"},
+    "__main__": {"cli", "stopping"},
     "cli": {"cli", "config", "options", "stages"} | BASE,
     "config": {"options"} | BASE,
     "options": {"config", "errors"},  # how options are declared and resolved: the other half of config
@@ -20,12 +20,17 @@ ALLOWED = {  # room -> the rooms it may import; a room is a folder of dpoctl/ or
     "models": LIBRARY,
     "data": LIBRARY - {"models"},
     "objectives": {"objectives"},
-    "artifacts": {"errors", "log", "__init__"},
+    "artifacts": {"files", "manifests", "tidy", "errors", "log", "__init__"},
+    "files": {"errors"},  # whole or absent, and by their sums: what artifacts and the rest write with
+    "manifests": {"files", "errors", "__init__"},
+    "tidy": set(),
+    "stopping": {"errors"},
     "log": set(),
     "errors": set(),
     "__init__": set(),
 }
-OUTSIDE = {"objectives": {"torch"}, "artifacts": set(), "errors": set()}  # what these may import beside the stdlib
+STANDARD = ("artifacts", "files", "manifests", "tidy", "stopping", "errors")  # rooms of the standard library alone
+OUTSIDE = {"objectives": {"torch"}} | {room: set() for room in STANDARD}  # what these may import beside the stdlib
 LIGHT = {
     "__main__",
     "__init__",
@@ -33,6 +38,10 @@ LIGHT = {
     "config",
     "options",
     "artifacts",
+    "files",
+    "manifests",
+    "tidy",
+    "stopping",
     "errors",
     "log",
 }  # help and mistakes need these

@@ -1,5 +1,6 @@
 """The main chain as a user runs it: trained, resumed, repeated, refused."""
 
+import hashlib
 import json
 import math
 import signal
@@ -10,6 +11,7 @@ from chain import dpo, same_run
 
 from dpoctl.data.encode import fingerprint
 from dpoctl.data.tokens import encode_prompt
+from dpoctl.files import seal
 from dpoctl.models.load import load_tokenizer
 
 
@@ -116,12 +118,12 @@ def test_sampling_continues_behind_the_last_whole_wave(prefs):
     (prefs.folder / "cut.jsonl.plan.json").write_text(json.dumps(plan))
     sizes = [sum(map(len, lines[: 6 * w])) for w in (1, 2, 3)]
     (prefs.folder / "cut.jsonl.partial").write_bytes(text[: sizes[1] + 40])
-    (prefs.folder / "cut.jsonl.progress").write_text(
-        "".join(
-            json.dumps({"waves": w + 1, "sizes": [sizes[w]], "rows": [6 * (w + 1)], "state": {"ended": 0}}) + "\n"
-            for w in range(3)
-        )
-    )
+    sums = [hashlib.sha256(text[:size]).hexdigest() for size in sizes]
+    waves = [
+        {"waves": w + 1, "sizes": [sizes[w]], "rows": [6 * (w + 1)], "state": {"ended": 0}, "sha256": [sums[w]]}
+        for w in range(3)
+    ]
+    (prefs.folder / "cut.jsonl.progress").write_text("".join(json.dumps(seal(wave)) + "\n" for wave in waves))
     _, err = prefs.run(*args, "--out", "cut.jsonl")
     assert "continues behind 12 rows" in err
     assert (prefs.folder / "cut.jsonl").read_bytes() == text

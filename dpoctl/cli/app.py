@@ -1,6 +1,5 @@
 """The `dpoctl` application: its commands, and how every outcome becomes an exit code. No torch at import time."""
 
-import errno
 import os
 
 import typer
@@ -8,6 +7,7 @@ import typer
 from .. import __version__, log
 from ..config import COMMANDS
 from ..errors import DpoctlError, closest
+from ..files import storage_error
 from .command import add_command
 
 UsageError = typer.BadParameter.__bases__[0]  # typer's own copy of click, or click: whichever is installed
@@ -61,20 +61,17 @@ def run(argv: list[str]) -> int:
     except MemoryError:
         log.error(f"out of memory\nhint: {_MEMORY_HINT}")
         return 2
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
-            raise
-        where = f"{e.filename}: " if e.filename else ""
-        log.error(
-            f"{where}cannot be written ({e.strerror})\nhint: make room or choose another --out; then the same command "
-            "again continues"
-        )
-        return 2
     except RuntimeError as e:  # torch's OutOfMemoryError is one; torch is not imported here to ask
         if "out of memory" not in str(e) and "can't allocate memory" not in str(e):
             raise
         log.error(f"out of memory ({str(e).splitlines()[0]})\nhint: {_MEMORY_HINT}")
         return 2
+    except Exception as e:  # no room, or not allowed to write: an OSError, or a kind of a library's own
+        refused = storage_error(e, getattr(e, "filename2", None) or getattr(e, "filename", None))
+        if refused is None:
+            raise
+        log.error(str(refused))
+        return refused.exit_code
 
 
 _MEMORY_HINT = "a smaller --tokens-per-batch (training) or --wave-rows (generation), or --dtype bfloat16"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dpoctl.data.rows import Rows, shape_of
 from dpoctl.data.tokens import (
@@ -40,10 +40,11 @@ _LOST = ("dropped", "too_short", "equal_dropped", "empty_dropped")
 
 @dataclass
 class Example:
-    """A sequence of token ids; those from `start` (1 or more) on are trained on."""
+    """A sequence of token ids; those from `start` (1 or more) on are trained on. `line`: the row's in its file."""
 
     ids: list[int]
     start: int
+    line: int = field(default=0, compare=False)
 
 
 @dataclass
@@ -141,7 +142,7 @@ def encode_examples(
 
     parts = [[rows.rows[i]["text"]] for i in texts] + [[answer.prompt, answer.completion] for answer in answers]
     _count_special(rows, tokenizer, parts, counts)
-    flat = [example for row in examples for example in row]
+    flat = [replace(example, line=line) for line, row in zip(rows.lines, examples, strict=True) for example in row]
     counts["examples"] = len(flat)
     _refuse_none(rows, counts, "examples")
     return flat, counts

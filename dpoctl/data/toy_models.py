@@ -4,6 +4,7 @@ They are saved as ordinary Hugging Face directories, so later stages run the ver
 """
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from .. import log
+from .. import log, stopping
+from ..artifacts import move_into, writing
 
 CONTEXT = 160
 CLASSIFIER_TOKENS = 126
@@ -176,13 +178,18 @@ def _fit(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             schedule.step()
+            stopping.at_boundary(f"the start of the {what}, which begins anew")
             last = [*last[-19:], value.item()]
             meter.advance(1, loss=f"{last[-1]:.3f}")
     return sum(last) / len(last)
 
 
 def _save(model, tokenizer, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+    """Save model and tokenizer as an ordinary Hugging Face directory, each file whole or absent."""
+    tmp = out / ".saving"
+    shutil.rmtree(tmp, ignore_errors=True)
     model.eval()
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with writing(out, sum(p.numel() * p.element_size() for p in model.parameters())):
+        model.save_pretrained(tmp)
+        tokenizer.save_pretrained(tmp)
+        move_into(tmp, out)

@@ -6,13 +6,14 @@ import os
 import random
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from ..artifacts import write_atomic
 from ..errors import InputError
+from ..files import is_whole, seal
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _LONGEST_ASKED_S = 0.5, 30.0, 60.0
 _PASSING = (408, 409, 425, 429)  # and everything from 500 on
@@ -97,7 +98,8 @@ class Client:
             with self._within_cost():
                 answer = self._fetch(body)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(path, json.dumps(vars(answer)))
+                with suppress(FileNotFoundError):  # the same request was answered elsewhere, and kept, at this instant
+                    write_atomic(path, json.dumps(seal(vars(answer))))
                 self._count(answer, "asked")
         except (InputError, CostReached):
             self.stopped.set()
@@ -193,8 +195,9 @@ class Client:
 
 def _read(path: Path) -> Answer | None:
     try:
-        return Answer(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return Answer(**{k: v for k, v in known.items() if k != "id"}) if is_whole(known) else None
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 

@@ -1,13 +1,16 @@
 """Who decides without people: a SCORER, or a language model behind a server; each turns comparisons into judgements."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import replace
 
+from .. import stopping
 from ..artifacts import cache_home
 from .client import Client, Pending
 from .comparisons import Comparison
 from .prompts import load_criterion, parse_verdict
+
+_LOOK_EVERY_S = 0.2  # for a signal, while answers are waited for
 
 
 class ScorerJudge:
@@ -60,11 +63,15 @@ class ModelJudge:
         with ThreadPoolExecutor(self.config.concurrency) as pool:
             futures = {pool.submit(self.client.ask, r): i for i, r in enumerate(requests) if answers[i] is None}
             try:
-                for future in as_completed(futures):
-                    try:
-                        answers[futures[future]] = future.result()
-                    except Pending as e:
-                        self.last_failure = str(e)
+                left = set(futures)
+                while left:
+                    stopping.at_boundary("the answers that came so far, which are kept")
+                    done, left = wait(left, timeout=_LOOK_EVERY_S, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        try:
+                            answers[futures[future]] = future.result()
+                        except Pending as e:
+                            self.last_failure = str(e)
             except BaseException:
                 self.client.stopped.set()  # those under way end their waiting; what they are answered is kept
                 pool.shutdown(cancel_futures=True)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from ..artifacts import writing
 from . import frontier, shared, wins
 from .collect import Collected, Run
 
@@ -55,8 +56,9 @@ def _save(figure, stem: Path) -> list[Path]:
     import matplotlib.pyplot as plt
 
     paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
-    figure.savefig(paths[0], dpi=150, metadata={"Software": None})
-    figure.savefig(paths[1], metadata={"Date": None})
+    with writing(stem):
+        figure.savefig(paths[0], dpi=150, metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"Date": None})
     plt.close(figure)
     return paths
 

@@ -62,7 +62,7 @@ def run(config: SFT, work: artifacts.Work) -> None:
         micro_batches=micro_batches,
         loss=loss,
         tokens=lambda micro: sum(len(e.ids) for e in micro[0]),
-        where=lambda step: f"{len(stream.batch(step))} rows",
+        where=lambda step: "rows at lines " + loop.listed(examples[i].line for i in stream.batch(step)),
         evaluate=evaluate if held_out else None,
         point=point,
         notes=notes,

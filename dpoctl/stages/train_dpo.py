@@ -73,7 +73,7 @@ def run(config: TrainDPO, work: artifacts.Work) -> None:
         point=point,
         micro_batches=micro_batches,
         tokens=lambda micro: pairs.batch_tokens(data, micro[0]),
-        where=lambda step: "rows at lines " + ", ".join(str(data.lines[i]) for i in stream.batch(step)[:8]) + " ...",
+        where=lambda step: "rows at lines " + loop.listed(data.lines[i] for i in stream.batch(step)),
         evaluate=evaluate if held_out else None,
         watch=Watch(config, objective.bounded_below),
         notes=dict(data.counts),

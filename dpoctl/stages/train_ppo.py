@@ -38,7 +38,7 @@ def run(config: TrainPPO, work: artifacts.Work) -> None:
         epoch=stream.epoch,
         update=trainer.step,
         tokens=lambda micro: micro[2],
-        where=lambda step: f"PPO step {step + 1}",
+        where=lambda step: "prompt_id " + loop.listed(prompts.rows[i]["prompt_id"] for i in stream.batch(step)),
         point=setup.frontier_point(
             config, policy, tokenizer, device, dtype, method, ref, {tuple(i) for i in ids}, learned=reward
         ),

@@ -79,7 +79,7 @@ def run(config: TrainRM, work: artifacts.Work) -> None:
         micro_batches=micro_batches,
         loss=loss,
         tokens=lambda batch: pairs.batch_tokens(data, batch),
-        where=lambda step: "rows at lines " + ", ".join(str(data.lines[i]) for i in stream.batch(step)[:8]) + " ...",
+        where=lambda step: "rows at lines " + loop.listed(data.lines[i] for i in stream.batch(step)),
         evaluate=evaluate,
         best="accuracy" if config.select == "best" else "",
         wrap_up=wrap_up,

@@ -5,10 +5,8 @@ micro-batch is its share of the global mean, so that micro-batches and ranks add
 """
 
 import math
-import signal
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,10 @@ from typing import Any
 import torch
 import yaml
 
-from .. import artifacts, log
+from .. import artifacts, log, stopping, tidy
 from ..errors import Interrupted, NumericalError
 from . import checkpoints, runtime
 from .metrics import Board, Log, Meter, rounded
-
-BEST = Path("checkpoints") / "best.safetensors"
 
 
 @dataclass
@@ -59,29 +55,10 @@ class Task:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
-class Stop:
-    """Set by SIGTERM, SIGINT or SIGUSR1 and read at the step's end; a second signal ends at once."""
-
-    def __init__(self) -> None:
-        self.signal = ""
-
-    def __call__(self, number: int, frame: Any) -> None:
-        if self.signal:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        self.signal = signal.Signals(number).name
-
-
-@contextmanager
-def stop_on_signal():
-    stop = Stop()
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def listed(rows: Iterable, most: int = 32) -> str:
+    """The rows of a batch, by their lines or ids, as an error names them."""
+    rows = list(rows)
+    return ", ".join(map(str, rows[:most])) + (f" and {len(rows) - most} more" if len(rows) > most else "")
 
 
 def make_optimizer(config, model) -> torch.optim.Optimizer:
@@ -142,7 +119,9 @@ def train(model, tokenizer, task: Task, config, work: artifacts.Work, device: to
     if state["step"] == 0 and task.point:
         run.measure_point(0)
     last: dict[str, float] = {}
-    with stop_on_signal() as stop, log.progress(work.stage, task.steps, "updates", state["step"]) as meter:
+    stop = stopping.stop
+    with log.progress(work.stage, task.steps, "updates", state["step"]) as meter:
+        stopping.at_boundary(f"update {state['step']} of {task.steps}")
         for step in range(state["step"], task.steps):
             last = run.update(step, meter) or last
             run.saved = step + 1 < task.steps and (step + 1) % config.save_every == 0
@@ -250,7 +229,7 @@ class Run:
             return
         self.best = {"step": step, "value": figures[self.task.best]}
         if runtime.rank() == 0:
-            checkpoints.save_weights(self.out / BEST, self.model)
+            self.best["sha256"] = checkpoints.save_best(self.out, self.model)
 
     def _rate(self) -> float:
         return (self.tokens - self.tokens_at_line) / max(time.monotonic() - self.line_time, 1e-9)
@@ -280,6 +259,8 @@ class Run:
         state = {"sizes": sizes, "tokens": self.tokens, "meter": self.meter.state, "best": self.best}
         state["task"] = self.task.state
         if runtime.rank() == 0:
+            where = f"update {step} ({self.task.where(step - 1)})"
+            checkpoints.check_finite(self.model, self.optimizer, where, self.last_good())
             checkpoints.save(self.out, step, self.model, self.optimizer, state)
 
     def last_good(self) -> str:
@@ -295,16 +276,16 @@ def _finish(run: Run, model, tokenizer, last: dict[str, float], work: artifacts.
     for each in run.logs.values():
         each.sync()
     run.board.close()
+    where = f"update {run.task.steps} ({run.task.where(run.task.steps - 1)})"
+    checkpoints.check_finite(model, None, where, run.last_good())
     figures = dict(last)
     if run.best:
-        checkpoints.load_weights(run.out / BEST, model)
+        checkpoints.load_best(run.out, model, run.best["sha256"])
         figures["best_step"], figures[f"best/{run.task.best}"] = run.best["step"], run.best["value"]
         log.say(f"{run.out}: keeps update {run.best['step']}, {run.task.best} {run.best['value']:.4f}")
     figures |= run.task.wrap_up()
     model, trained = run.task.saved or model, model
     saved = save_model(model, tokenizer, run.out, runtime.torch_dtype(run.config.save_dtype))
-    checkpoints.prune(run.out, run.config.keep_checkpoints)
-    (run.out / BEST).unlink(missing_ok=True)
     weights = sum(p.numel() for p in trained.parameters())
     cost = {
         "tokens": run.tokens,
@@ -314,12 +295,12 @@ def _finish(run: Run, model, tokenizer, last: dict[str, float], work: artifacts.
     } | {f"seconds_{name}": round(value, 3) for name, value in run.seconds.items()}
     rows = [(run.out / f"{name}.jsonl", None) for name in run.logs if name != "timing"]
     work.finish([*((p, None) for p in saved), (run.out / "config.yaml", None), *rows], run.task.notes | figures, cost)
+    tidy.prune(run.out, run.config.keep_checkpoints, best=False)  # last: until the manifest stands they are needed
     log.say(f"{run.out}: {run.task.steps} updates, loss {last.get('loss', float('nan')):.4f}")
 
 
 def save_model(model, tokenizer, out: Path, dtype: torch.dtype) -> list[Path]:
     """Save model and tokenizer as an ordinary Hugging Face directory, each file whole or absent."""
-    import os
     import shutil
 
     tmp = out / ".saving"
@@ -327,14 +308,7 @@ def save_model(model, tokenizer, out: Path, dtype: torch.dtype) -> list[Path]:
     if dtype != torch.float32:
         model = model.to(dtype)
     model.config.dtype = dtype
-    model.save_pretrained(tmp)
-    tokenizer.save_pretrained(tmp)
-    saved = []
-    for file in sorted(tmp.iterdir()):
-        with open(file, "rb+") as f:
-            os.fsync(f.fileno())
-        os.replace(file, out / file.name)
-        saved.append(out / file.name)
-    tmp.rmdir()
-    artifacts.sync_directory(out)
-    return saved
+    with artifacts.writing(tmp, sum(p.numel() * p.element_size() for p in model.parameters())):
+        model.save_pretrained(tmp)
+        tokenizer.save_pretrained(tmp)
+        return artifacts.move_into(tmp, out)

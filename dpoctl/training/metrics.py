@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..artifacts import writing
 from ..errors import InputError
 from . import runtime
 
@@ -63,21 +64,25 @@ class Log:
     def __init__(self, path: Path, size: int = 0):
         self.path = path
         if runtime.rank() == 0:
-            self.file = open(path, "r+b" if path.exists() else "w+b")
-            self.file.truncate(size)
-            self.file.seek(size)
+            with writing(path):
+                self.file = open(path, "r+b" if path.exists() else "w+b")
+                self.file.truncate(size)
+                self.file.seek(size)
 
     def write(self, *rows: dict[str, Any]) -> None:
         if runtime.rank() == 0:
-            self.file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
-            self.file.flush()
+            data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            with writing(self.path, len(data)):
+                self.file.write(data)
+                self.file.flush()
 
     def sync(self) -> int:
         """The size on disk, after making sure it is on disk."""
         if runtime.rank() != 0:
             return 0
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with writing(self.path):
+            self.file.flush()
+            os.fsync(self.file.fileno())
         return self.file.tell()
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from .. import artifacts, log
 from ..data.batching import Stream, pack, permutation, share, shuffled, shuffled_groups
 from ..data.encode import PairData
-from ..errors import InputError
+from ..errors import InputError, StorageError
 from ..models.logprobs import response_logps, summed_logps
 from . import runtime
 
@@ -123,20 +124,32 @@ def reference_logps(
     folder = Path(config.cache_dir) if config.cache_dir else artifacts.cache_home() / "reference"
     path = folder / f"{digest.hexdigest()[:40]}.safetensors"
     if path.exists():
-        try:
-            cached = load_file(path)["logps"]
-            if cached.shape == (len(seqs),) and bool(cached.isfinite().all()):
-                log.say(f"reference log-probs of {len(seqs)} completions: from the cache")
-                return cached
-        except Exception as e:  # safetensors raises its own kinds; a damaged cache only costs the time to fill it again
-            log.warn(f"{path}: cannot be read ({type(e).__name__}); computed again")
+        if (cached := _cached(path)) is not None and cached.shape == (len(seqs),):
+            log.say(f"reference log-probs of {len(seqs)} completions: from the cache")
+            return cached
+        log.warn(f"{path}: damaged; computed again")
     reference = load()
     with runtime.autocast(device, dtype):
         logps = response_logps(reference, seqs, tokens_per_batch=config.tokens_per_batch)
     log.say(f"reference log-probs of {len(seqs)} completions: computed")
     if runtime.rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        tmp = path.with_name(f".{path.name}.{artifacts.os.getpid()}.tmp")
-        save_file({"logps": logps}, tmp)
-        tmp.replace(path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            artifacts.write_atomic(path, save({"logps": logps}, {"sha256": _sum(logps)}))
+        except (OSError, StorageError) as e:  # a cache that cannot be written only costs time
+            log.warn(f"the reference's log-probs are not kept for the next run ({str(e).splitlines()[0]})")
     return logps
+
+
+def _cached(path: Path) -> Tensor | None:
+    """The log-probs of a cache file; None where they are not what was written."""
+    try:
+        with safe_open(path, "pt") as f:
+            logps, known = f.get_tensor("logps"), (f.metadata() or {}).get("sha256")
+    except Exception:  # safetensors raises its own kinds
+        return None
+    return logps if known == _sum(logps) else None
+
+
+def _sum(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()

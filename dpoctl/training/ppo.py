@@ -23,7 +23,7 @@ from ..models.rewards import ActorCritic
 from ..models.scorers import Scorer
 from ..objectives import ppo
 from . import frontier, runtime
-from .loop import Run
+from .loop import Run, listed
 
 
 @dataclass
@@ -172,7 +172,8 @@ class Trainer:
                     run.optimize(
                         micros,
                         lambda micro: self._loss(episodes, experience, micro[0], micro[1]),
-                        f"PPO step {step + 1}, pass {epoch + 1}, episodes {start} to {start + len(members) - 1}",
+                        f"PPO step {step + 1}, pass {epoch + 1} (prompt_id "
+                        f"{listed(episodes.rows[i]['prompt_id'] for i in members)})",
                     )
                 )
         return sum(losses) / len(losses)
