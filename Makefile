@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow lint bench clean
+.PHONY: install demo test test-slow torture lint bench clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -26,6 +26,10 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
+
+# every fault in every stage: kills, deaths, full disks, damage; an hour of two cores. A share of it is in `make test`
+torture: install
+	PYTHONPATH="$(CURDIR)" $(BIN)/python tests/torture.py $(TORTURE)
 
 lint: install
 	$(BIN)/ruff check dpoctl tests

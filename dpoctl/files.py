@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import resource
@@ -125,7 +126,20 @@ def _bytes(n: int) -> str:
 
 
 def dump(data: Any) -> str:
-    return json.dumps(data, indent=2, ensure_ascii=False, sort_keys=False) + "\n"
+    return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """A row as a line of JSON, which knows no NaN and no infinity: such a figure is null."""
+    return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, dict):
+        return {k: _finite(v) for k, v in data.items()}
+    return [_finite(v) for v in data] if isinstance(data, (list, tuple)) else data
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:
@@ -139,7 +153,7 @@ def is_whole(content: dict[str, Any]) -> bool:
 
 
 def _digest_of(content: dict[str, Any]) -> str:
-    plain = json.loads(json.dumps({k: v for k, v in content.items() if k not in ("id", "cost")}))  # keys as they return
+    plain = json.loads(dump({k: v for k, v in content.items() if k not in ("id", "cost")}))  # as it is read again
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -2,6 +2,8 @@
 
 import pytest
 from chain import TRAIN, World, dpo, make_world
+from fault_stages import build
+from faults import Lab
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +38,11 @@ def prefs(world) -> World:
 def trained(prefs) -> World:
     prefs.run(*dpo("dpo"))
     return prefs
+
+
+@pytest.fixture(scope="session")
+def lab(world, tmp_path_factory) -> Lab:
+    """Where faults are injected: forked children, each stage's inputs made by undisturbed runs."""
+    made = Lab(tmp_path_factory.mktemp("lab"))
+    build(made, world.folder)
+    return made

@@ -111,7 +111,7 @@ def encode_examples(
     Raises InputError for a row without the fields, an over-long answer under "split", and where no example is left.
     """
     counts = dict.fromkeys(("rows", "examples", "truncated", "dropped", "split", "too_short", "special_text"), 0)
-    counts |= {"from_ids": 0, "rows": len(rows.rows)}
+    counts |= {"from_ids": 0, "rows": len(rows.rows)} | rows.skipped
     is_text = [field is None and shape_of(row) == "text" for row in rows.rows]
     examples: list[list[Example]] = [[] for _ in rows.rows]
 
@@ -157,7 +157,7 @@ def encode_pairs(rows: Rows, tokenizer, *, max_length: int | None, max_prompt_le
     """
     data = PairData()
     counts = dict.fromkeys(("rows", "pairs", "truncated", "equal_dropped", "empty_dropped", "special_text"), 0)
-    counts |= {"from_ids": 0, "rows": len(rows.rows)}
+    counts |= {"from_ids": 0, "rows": len(rows.rows)} | rows.skipped
     answers = [_answer(rows, i, name) for i in range(len(rows.rows)) for name in ("chosen", "rejected")]
     prompt_ids, ids = _encode_answers(rows, tokenizer, answers)
     bos = bos_length(tokenizer)

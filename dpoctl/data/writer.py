@@ -16,7 +16,7 @@ from typing import Any
 from .. import log, stopping
 from ..artifacts import Work, sync_directory, writing
 from ..errors import InputError
-from ..files import is_whole, seal
+from ..files import is_whole, json_line, seal
 
 _NOTHING: dict[str, Any] = {"waves": 0, "state": {}}
 
@@ -93,7 +93,7 @@ class WaveWriter:
     def write_wave(self, *row_lists: Iterable[dict[str, Any]], state: dict[str, Any]) -> None:
         """Append a wave's rows to each file and record that the wave is whole; then stop, where a signal has come."""
         for i, (f, rows) in enumerate(zip(self._files, row_lists, strict=True)):
-            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+            lines = [json_line(row) for row in rows]
             data = "".join(lines).encode()
             with writing(self._partial(self.paths[i]), len(data)):
                 f.write(data)
@@ -104,7 +104,7 @@ class WaveWriter:
         self.waves_done += 1
         self.state = state
         entry = {"waves": self.waves_done, "sizes": [f.tell() for f in self._files], "rows": self.rows, "state": state}
-        line = json.dumps(seal(entry | {"sha256": [s.hexdigest() for s in self._sums]})) + "\n"
+        line = json_line(seal(entry | {"sha256": [s.hexdigest() for s in self._sums]}))
         with writing(self.progress_path, len(line)):
             self._progress.write(line.encode())
             self._progress.flush()

@@ -40,13 +40,13 @@ class Comparison:
         return row | ({"canary": True} if self.canary else {}) | ({} if self.step is None else {"step": self.step})
 
 
-def load(config) -> list[Comparison]:
-    """The comparisons of `judge`'s candidates in A's order, then those of the canary; what has no counterpart is said.
+def load(config) -> tuple[list[Comparison], dict[str, int]]:
+    """(comparisons of `judge`'s candidates in A's order, then those of the canary; how many of A's rows are and are not).
 
     Raises InputError where nothing pairs, or a pair's prompts differ.
     """
     first = load_rows(config.candidates[0], "completions", skip_bad=config.skip_bad_rows)
-    found, without = [], 0
+    found, counts = [], {"compared": 0, "without_counterpart": 0}
     others = _counterparts(config) if len(config.candidates) == 2 else None
     for line, row in zip(first.lines, first.rows, strict=True):
         if others is None:
@@ -60,7 +60,7 @@ def load(config) -> list[Comparison]:
                     hint="both files must be of the same prompts",
                 )
         if text is None:
-            without += 1
+            counts["without_counterpart"] += 1
             continue
         prompt, a, b = (_text(x) for x in (row["prompt"], row["completion"], text))
         when = row.get("temperature"), row.get("step")
@@ -71,12 +71,13 @@ def load(config) -> list[Comparison]:
         against = "a `reference`" if others is None else config.candidates[1]
         hint = "give a second completions file" if others is None else "rows pair by prompt_id, k and temperature"
         raise InputError(f"{first.path}: none of its rows has a counterpart in {against}", hint)
-    if without:
+    counts["compared"] = len(found)
+    if without := counts["without_counterpart"]:
         log.warn(f"{first.path}: {without} of {len(first.rows)} rows have no counterpart and are left out")
     if config.canary is not None:
         once = {c.prompt_id: c for c in reversed(found)}
         found += [replace(c, a=config.canary, canary=True) for c in reversed(once.values())]
-    return found
+    return found, counts | first.skipped
 
 
 def _counterparts(config) -> dict[tuple, dict]:

@@ -1,5 +1,6 @@
 """Read run directories, evaluation, completions and preference files into one collection, told apart by content."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,14 @@ def policy_of(path: str) -> str:
 def _run(path: Path, manifest: dict | None) -> Run:
     options = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     rows = {name: _rows_of(path / f"{name}.jsonl") for name in ("metrics", "eval")}
-    return Run(path.name, options.pop("stage", "run"), options, rows["metrics"], rows["eval"], manifest)
+    points = [_with_errors(row) for row in rows["eval"]]
+    return Run(path.name, options.pop("stage", "run"), options, rows["metrics"], points, manifest)
+
+
+def _with_errors(point: dict) -> dict:
+    """A point whose reward or KL has no standard error (one prompt alone) with nan for it, which plots as none."""
+    alone = [n for n in ("reward", "kl") if point.get(n) is not None and point.get(f"{n}_se") is None]
+    return point | {f"{n}_se": math.nan for n in alone}
 
 
 def _rows_of(path: Path) -> list[dict]:
@@ -103,7 +111,7 @@ def _add_rows(found: Collected, path: str, manifest: dict | None) -> None:
     if "verdict" in first:
         found.judged.append(_judged(path, manifest))
     elif "reward" in first:
-        found.evaluations.extend(load_rows(path, "evaluations").rows)
+        found.evaluations.extend(map(_with_errors, load_rows(path, "evaluations").rows))
     elif "completion" in first:
         rows = [row for row in load_rows(path, "completions").rows if row["k"] == 0]
         found.samples.append(Samples(name_of(path), {row["prompt_id"]: row for row in rows}))

@@ -1,5 +1,6 @@
 """Tables of a report, as plain rows that both the page and the terminal show."""
 
+import math
 from pathlib import Path
 
 from rich.table import Table
@@ -142,7 +143,7 @@ def _pm(point: dict, name: str, digits: int) -> str:
     value, error = point.get(name), point.get(f"{name}_se")
     if value is None:
         return "–"
-    return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if error is not None else "")
+    return f"{value:.{digits}f}" + ("" if error is None or math.isnan(error) else f" ± {error:.{digits}f}")
 
 
 def _share(value: float | None) -> str:

@@ -1,6 +1,7 @@
 """Reward, sequence KL to the reference, lengths and fluency of models, or of completions files, on unseen prompts."""
 
 import json
+import math
 from pathlib import Path
 
 from rich.console import Console
@@ -40,7 +41,7 @@ def run(config: Evaluate, work: Work) -> None:
         rows = [*rows, *wave]
         writer.write_wave(wave, state={"rows": rows})
     cost = {"peak_memory_bytes": runtime.peak_memory_bytes(device), "device": runtime.device_name(device)}
-    writer.finish({"rows": len(rows)}, cost)
+    writer.finish({"rows": len(rows)} | (prompts.skipped if prompts else {}), cost)
     console = Console()
     (console if console.is_terminal else Console(width=140)).print(table(rows))
 
@@ -76,7 +77,8 @@ def _model_figures(config, path, prompts, scorer: Scorer, reference, lm, device)
 
 def _completions_figures(config, path, scorer: Scorer, chooser, reference, lm) -> tuple[dict, list[dict]]:
     """(figures of a completions file, rows of its curves); its policy is not at hand: no KL."""
-    rows = load_rows(path, "completions", skip_bad=config.skip_bad_rows).rows
+    read = load_rows(path, "completions", skip_bad=config.skip_bad_rows)
+    rows = read.rows
     scores = scorer.score(rows).values
     lengths = [len(r.get("completion_ids") or r["completion"].split()) + (r.get("finish") == "stop") for r in rows]
     figures = frontier.statistics(rows, lengths, scores) | {
@@ -100,7 +102,8 @@ def _completions_figures(config, path, scorer: Scorer, chooser, reference, lm) -
         _check_plain(path, temperature)
         curves += [{"method": "ceiling"} | r for r in curve.ceiling(curve.by_prompt(rows, scores, path))]
     curves = [{"model": path, "step": None, "temperature": temperature} | row for row in curves]
-    return figures | {"temperature": temperature}, curves
+    skipped = {"skipped": read.skipped} if read.skipped else {}
+    return figures | {"temperature": temperature} | skipped, curves
 
 
 def _check_plain(path: str, temperature: float | None) -> None:
@@ -155,7 +158,9 @@ def table(rows: list[dict]) -> Table:
 
 
 def _pm(value: float | None, error: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f} ± {error:.{digits}f}"
+    if value is None:
+        return "-"
+    return f"{value:.{digits}f}" + ("" if error is None or math.isnan(error) else f" ± {error:.{digits}f}")
 
 
 def plan(config: Evaluate) -> dict:

@@ -23,13 +23,13 @@ _MANY_INVALID = 0.1
 
 def run(config: Judge, work: Work) -> None:
     criterion = load_criterion(config.criterion, config.thing)  # refused before anything is loaded or paid
-    asked = comparisons.load(config)
+    asked, counts = comparisons.load(config)
     if config.form:
         _write_form(config, work, people.items(config, asked), criterion)
         return
     writer, cost = (_by_people if config.backend == "human" else _by_judge)(config, work, asked)
     rows = [row for _, row in read_jsonl(work.out.with_name(work.out.name + ".partial"))]
-    figures = _compared(config, figures_of(rows), [row for row in rows if not row.get("canary")])
+    figures = counts | _compared(config, figures_of(rows), [row for row in rows if not row.get("canary")])
     writer.finish(figures, cost)
     _show(config, figures)
     if cost:
@@ -190,7 +190,7 @@ def _rate(value: float | None) -> str:
 
 def plan(config: Judge) -> dict:
     criterion = load_criterion(config.criterion, config.thing)
-    asked = comparisons.load(config)
+    asked, _ = comparisons.load(config)
     shown: dict = {"comparisons": len(asked), "judgements": _judgements(asked)}
     if config.backend == "openai":
         words = sum(len(criterion.request(c.prompt, c.a, c.b, c.key).split()) * len(c.orders) for c in asked)

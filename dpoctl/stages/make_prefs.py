@@ -25,6 +25,7 @@ def run(config: MakePrefs, work: Work) -> None:
         "ties": 0,
         "below_margin": 0,
         "duplicates": 0,
+        "not_picked": 0,
         "score_sum": 0.0,
         "tokens": 0,
         "ended": 0,
@@ -62,10 +63,12 @@ def _pairs(config: MakePrefs, rows: list[dict], keys: list[float], counts: dict)
             counts["below_margin"] += 1
         else:
             kept.append((i, j) if keys[i] > keys[j] else (j, i))
+    before = len(kept)
     if config.pairs == "best-worst" and kept:
         kept = [max(kept, key=lambda pair: keys[pair[0]] - keys[pair[1]])]
     elif config.pairs == "random" and kept:
         kept = [random.Random(f"{config.seed} {rows[0]['prompt_id']}").choice(kept)]
+    counts["not_picked"] += before - len(kept)
     return [_pair(rows[w], rows[l]) for w, l in kept]  # noqa: E741
 
 
@@ -104,7 +107,7 @@ def _count_samples(counts: dict, rows: list[dict]) -> dict:
 
 
 def _figures(counts: dict) -> dict:
-    names = ("prompts", "samples", "pairs", "ties", "below_margin", "duplicates")
+    names = ("prompts", "samples", "pairs", "ties", "below_margin", "duplicates", "not_picked")
     samples = max(1, counts["samples"])
     return {name: counts[name] for name in names} | {
         "mean_score": counts["score_sum"] / samples,

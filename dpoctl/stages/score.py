@@ -3,8 +3,10 @@
 from .. import log
 from ..artifacts import Work
 from ..config import Score
-from ..data.rows import Rows, load_rows, read_jsonl
+from ..data.jsonl import objects
+from ..data.rows import Rows, load_rows
 from ..data.writer import WaveWriter
+from ..errors import InputError
 from ..models.scorers import load_scorer
 from ..training import runtime, setup
 
@@ -32,7 +34,12 @@ def run(config: Score, work: Work) -> None:
 
 def _rows(config: Score) -> Rows:
     """Completion rows where the first row is one, else text rows."""
-    first = next((row for _, row in read_jsonl(config.data)), {})
+
+    def refuse(error: InputError) -> None:
+        if not config.skip_bad_rows:
+            raise error
+
+    first = next((row for _, row in objects(config.data, refuse) if row is not None), {})
     kind = "completions" if "completion" in first and "prompt" in first else "text"
     return load_rows(config.data, kind, skip_bad=config.skip_bad_rows)
 

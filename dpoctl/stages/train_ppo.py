@@ -45,7 +45,7 @@ def run(config: TrainPPO, work: artifacts.Work) -> None:
         saved=policy,
         state=trainer.state,
         timing=trainer.take_seconds,
-        notes={"method": method} | prompts.skipped,
+        notes={"method": method, "prompts": len(ids)} | prompts.skipped,
     )
     log.say(f"{config.prompts}: {len(ids)} prompts; {stream.steps} steps of {config.batch_size} episodes")
     loop.train(critic, tokenizer, task, config, work, device, dtype)

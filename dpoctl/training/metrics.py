@@ -1,6 +1,5 @@
 """metrics.jsonl, timing.jsonl and eval.jsonl of a run: means over everything since the last line, on all ranks."""
 
-import json
 import math
 import os
 from collections.abc import Callable
@@ -11,6 +10,7 @@ import torch
 
 from ..artifacts import writing
 from ..errors import InputError
+from ..files import json_line
 from . import runtime
 
 
@@ -71,7 +71,7 @@ class Log:
 
     def write(self, *rows: dict[str, Any]) -> None:
         if runtime.rank() == 0:
-            data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            data = "".join(map(json_line, rows)).encode()
             with writing(self.path, len(data)):
                 self.file.write(data)
                 self.file.flush()
