@@ -16,6 +16,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from chain import make_world
@@ -54,6 +55,7 @@ class Stage:
         return f"again: differs in {', '.join(wrong[:6])}" if wrong else ""
 
 
+@cache
 def measure(lab: Lab, name: str) -> Stage:
     folder, calls, seconds = lab.calls(STAGES[name], small_waves)
     return Stage(lab, name, calls, seconds, contents(folder), folder, STAGES[name])
