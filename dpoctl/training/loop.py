@@ -229,6 +229,8 @@ class Run:
             return
         self.best = {"step": step, "value": figures[self.task.best]}
         if runtime.rank() == 0:
+            where = f"update {step} ({self.task.where(step - 1)})"
+            checkpoints.check_finite(self.model, None, where, self.last_good())
             self.best["sha256"] = checkpoints.save_best(self.out, self.model)
 
     def _rate(self) -> float:
