@@ -71,8 +71,11 @@ ROW_STAGES = ("make-prefs", "sample", "score", "evaluate", "judge")
 class Work:
     """A claimed output. `finished` and `resuming` say what the claim found."""
 
-    def __init__(self, out: Path, stage: str, options: dict, identity: dict, inputs: list):
+    def __init__(
+        self, out: Path, stage: str, options: dict, identity: dict, inputs: list, recorded: list | None = None
+    ):
         self.out, self.stage, self.options, self.identity, self.inputs = out, stage, options, identity, inputs
+        self.recorded = recorded
         self.is_rows = is_row_file(out)
         self.finished = self.resuming = False
         self.described: list[dict[str, Any]] = []  # the inputs as they were when the output was claimed
@@ -87,10 +90,21 @@ class Work:
         return plan_path(self.out)
 
     def describe_inputs(self) -> list[dict[str, Any]]:
+        if self.recorded is not None:
+            return self.recorded
         return [describe_input(name, path, self.options.get("revision"), self.folder) for name, _, path in self.inputs]
 
-    def finish(self, outputs: list[tuple[Path, int | None]], figures: dict[str, Any], cost: dict[str, Any]) -> None:
-        """Write the manifest, last of all. `outputs` are (path, rows or None); further row files get a copy beside them."""
+    def finish(
+        self,
+        outputs: list[tuple[Path, int | None]],
+        figures: dict[str, Any],
+        cost: dict[str, Any],
+        shard: dict[str, Any] | None = None,
+    ) -> None:
+        """Write the manifest, last of all. `outputs` are (path, rows or None); further row files get a copy beside them.
+
+        `shard`: where the work is a part of a larger one, which part.
+        """
         listed = []
         for path, rows in outputs:
             sync_file(path)
@@ -104,7 +118,7 @@ class Work:
             "inputs": self.described,
             "outputs": listed,
             "figures": figures,
-        }
+        } | ({"shard": shard} if shard else {})
         for folder in {path.parent for path, _ in outputs}:
             sync_directory(folder)
         stamp = {
@@ -125,13 +139,24 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def claim(out: str, stage: str, options: dict, identity: dict, inputs: list, *, overwrite: bool) -> Iterator[Work]:
+def claim(
+    out: str,
+    stage: str,
+    options: dict,
+    identity: dict,
+    inputs: list,
+    *,
+    overwrite: bool,
+    recorded: list[dict] | None = None,
+) -> Iterator[Work]:
     """Claim an output for this process.
 
+    `inputs` are (name, kind, path); `recorded` is what a manifest already says of them, where they need not be at hand.
     Raises InputError where another process holds it, where something else lies there, or where its options or inputs
     are not those it was begun with.
     """
-    check_inputs(inputs)
+    if recorded is None:
+        check_inputs(inputs)
     path = Path(out)
     if is_row_file(path) and path.is_dir():
         raise InputError(f"{out}: is a directory", hint="a row output is a .jsonl file")
@@ -141,7 +166,7 @@ def claim(out: str, stage: str, options: dict, identity: dict, inputs: list, *, 
         raise InputError(f"{out}: {stage} writes a directory", hint=f"--out {path.name.split('.')[0]}")
     if any(Path(p).resolve() == path.resolve() for _, _, p in inputs):
         raise InputError(f"{out}: is an input of this command too", hint="choose another --out")
-    work = Work(path, stage, options, identity, inputs)
+    work = Work(path, stage, options, identity, inputs, recorded)
     created = _make_folder(work.folder)
     try:
         with _locked(path, work):

@@ -1,8 +1,10 @@
 """One frozen dataclass per command: the single place where an option, its default, its help and its check live."""
 
+import re
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+from .artifacts import is_row_file
 from .options import NAME_OR_FILE, flag_of, option, spec_of
 
 RUN, DATA, OPT, GEN, EVAL, LOSS = "Run", "Data", "Optimisation", "Generation", "Evaluation on the way", "Objective"
@@ -48,6 +50,25 @@ class Generation:
     wave_rows: int = option(
         256, "Completions generated side by side. Rounding, so the bytes, depend on it.", GEN, at_least=1
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sharded:
+    """A row work that jobs of their own, or the ranks of torchrun, can share; `dpoctl merge` joins what they write."""
+
+    shard: str | None = option(
+        None, "Do only part i of n of the work, as i/n with i from 1 to n; dpoctl merge joins the parts.", RUN
+    )
+    rank_timeout: float = option(
+        60.0, "Under torchrun: minutes without progress of another rank's shard after which waiting for it ends.", RUN,
+        above=0, identity=False,
+    )  # fmt: skip
+
+    def shard_problems(self) -> list[str]:
+        found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", "1/1" if self.shard is None else self.shard)
+        if found and int(found[1]) <= int(found[2]):
+            return []
+        return [f"--shard {self.shard}: expected i/n with i from 1 to n, such as 1/4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +191,7 @@ class SFT(Frontier, Training, Device, Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakePrefs(Generation, Device, Common):
+class MakePrefs(Sharded, Generation, Device, Common):
     model: str = option(help="The SFT model that is sampled.", input="model")
     prompts: str = option(help="Prompt rows.", input="file")
     scorer: str = option(SIEBERT, SCORER_HELP, input="scorer")
@@ -187,7 +208,9 @@ class MakePrefs(Generation, Device, Common):
     skip_bad_rows: bool = option(False, "Count and skip rows that are not as they should be.", DATA)
 
     def problems(self) -> list[str]:
-        found = ["--temperature 0 makes the samples of a prompt equal: no pairs"] if self.temperature == 0 else []
+        found = self.shard_problems()
+        if self.temperature == 0:
+            found.append("--temperature 0 makes the samples of a prompt equal: no pairs")
         if self.completions_out and self.completions_out == self.out:
             found.append("--completions-out and --out name the same file")
         return found
@@ -416,7 +439,7 @@ class TrainPPO(Frontier, Training, Device, Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Generation, Device, Common):
+class Sample(Sharded, Generation, Device, Common):
     model: str = option(help="Model to sample from.", input="model")
     prompts: str = option(help="Prompt rows.", input="file")
     temperature: tuple[float, ...] = option(
@@ -438,7 +461,7 @@ class Sample(Generation, Device, Common):
     skip_bad_rows: bool = option(False, "Count and skip rows that are not as they should be.", DATA)
 
     def problems(self) -> list[str]:
-        found = []
+        found = self.shard_problems()
         if (self.best_of is None) != (self.scorer is None):
             found.append("--best-of and --scorer go together: how many are sampled, and what chooses")
         if self.best_of and self.n != 1:
@@ -451,7 +474,7 @@ class Sample(Generation, Device, Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score(Device, Common):
+class Score(Sharded, Device, Common):
     data: str = option(help="Rows with text: completions, texts.", input="file")
     scorer: str = option(help=SCORER_HELP, input="scorer")
     score_text: str = option(
@@ -459,9 +482,12 @@ class Score(Device, Common):
     )
     skip_bad_rows: bool = option(False, "Count and skip rows that are not as they should be.", DATA)
 
+    def problems(self) -> list[str]:
+        return self.shard_problems()
+
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Generation, Device, Common):
+class Evaluate(Sharded, Generation, Device, Common):
     model: tuple[str, ...] = option((), "Model to evaluate; may be given several times.", input="model")
     completions: tuple[str, ...] = option(
         (), "A completions file to evaluate instead (no KL); may be repeated.", input="file"
@@ -487,7 +513,7 @@ class Evaluate(Generation, Device, Common):
     skip_bad_rows: bool = option(False, "Count and skip rows that are not as they should be.", DATA)
 
     def problems(self) -> list[str]:
-        found = []
+        found = self.shard_problems()
         if not self.model and not self.completions:
             found.append("--model or --completions is required: what is to be evaluated")
         if self.model and not (self.prompts and self.ref):
@@ -498,7 +524,7 @@ class Evaluate(Generation, Device, Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge(Common):
+class Judge(Sharded, Common):
     candidates: tuple[str, ...] = option(
         help="A.jsonl, and B.jsonl or nothing: then A is judged against its rows' `reference`.",
         argument=True,
@@ -598,7 +624,7 @@ class Judge(Common):
     )
 
     def problems(self) -> list[str]:
-        found = []
+        found = self.shard_problems()
         if len(self.candidates) > 2:
             found.append(f"one or two candidates files, not {len(self.candidates)}")
         needs = {
@@ -620,7 +646,37 @@ class Judge(Common):
             found.append("--form writes the form and --answers reads what people said: one at a time")
         if self.canary is not None and self.backend == "human":
             found.append("--canary means nothing to --backend human")
+        if self.shard and self.backend == "human":
+            found.append("--shard means nothing to --backend human: people share a form by its items")
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge(Common):
+    inputs: tuple[str, ...] = option(
+        help="The shards of a row output, every one; or one adapter's directory.", argument=True, input="file"
+    )
+    base: str | None = option(
+        None, "Model that the adapter was trained on (default: the one that it names).", input="model"
+    )
+    revision: str | None = option(None, "Branch, tag or commit of the base, where it is a hub id.", RUN)
+    trust_remote_code: bool = option(False, "Run the code that a hub model brings along.", RUN)
+    save_dtype: str = option(
+        "float32", "Precision of the merged model's weights.", RUN, choices=("float32", "bfloat16", "float16")
+    )
+
+    @property
+    def is_rows(self) -> bool:
+        return all(map(is_row_file, self.inputs))
+
+    def problems(self) -> list[str]:
+        if self.is_rows:
+            given = {"--base": self.base, "--revision": self.revision, "--trust-remote-code": self.trust_remote_code}
+            given["--save-dtype"] = self.save_dtype != "float32"
+            return [f"{flag} means nothing to shards of rows" for flag, value in given.items() if value]
+        if len(self.inputs) > 1:
+            return ["either shards, which are .jsonl files, or one adapter's directory"]
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -642,5 +698,6 @@ COMMANDS = {
     "score": Score,
     "evaluate": Evaluate,
     "judge": Judge,
+    "merge": Merge,
     "report": Report,
 }

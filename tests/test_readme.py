@@ -22,7 +22,14 @@ FLAGS = {flag_of(f) for config in COMMANDS.values() for f in fields(config) if n
 @pytest.mark.parametrize("path", TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_flag_named_exists(path):
     named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", path.read_text()))
-    assert named <= FLAGS | {"--config", "--help", "--version", "--no-print-directory", "--nproc-per-node"}
+    assert named <= FLAGS | {
+        "--config",
+        "--help",
+        "--version",
+        "--no-print-directory",
+        "--nproc-per-node",
+        "--shutdown-timeout",
+    }
 
 
 def test_every_command_and_loss_is_told_of():

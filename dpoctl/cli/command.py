@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional, get_type_hints
 import typer
 
 from .. import artifacts, log, options
-from ..config import COMMANDS, Frontier
+from ..config import COMMANDS, Frontier, Merge, Sharded
 
 
 def add_command(app: typer.Typer, name: str) -> None:
@@ -76,19 +76,48 @@ def _parameter(name: str, annotation: Any) -> inspect.Parameter:
 
 def run_stage(name: str, config: Any) -> int:
     """Claim the output, then run the stage; a finished work answers without loading anything."""
-    inputs = options.inputs(config)
-    if isinstance(config, Frontier):
-        inputs = config.frontier_inputs(inputs)
     if config.dry_run:
-        artifacts.check_inputs(inputs)
-        plan = importlib.import_module(f"dpoctl.stages.{name.replace('-', '_')}").plan(config)
+        artifacts.check_inputs(_inputs(config))
+        plan = _stage(name).plan(config)
         print("\n".join(f"{key:<22} {value}" for key, value in plan.items()))
         return 0
-    with artifacts.claim(
-        config.out, name, options.as_options(config), options.identity(config), inputs, overwrite=config.overwrite
-    ) as work:
+    if isinstance(config, Sharded):
+        from . import ranks
+
+        if ranks.world_size() > 1:
+            return ranks.run(name, config)
+    if isinstance(config, Merge):
+        if config.is_rows:  # claims its output as the work that the shards are of
+            _stage(name).join_shards(config)
+            return 0
+        artifacts.check_inputs(_inputs(config))
+        config = _stage(name).with_base(config)
+    with claim(name, config) as work:
         if work.finished:
             log.say(f"{config.out}: complete already, nothing to do")
             return 0
-        importlib.import_module(f"dpoctl.stages.{name.replace('-', '_')}").run(config, work)
+        _stage(name).run(config, work)
     return 0
+
+
+def claim(name: str, config: Any):
+    """The claim of the command's output: a context that gives the Work."""
+    return artifacts.claim(
+        config.out,
+        name,
+        options.as_options(config),
+        options.identity(config),
+        _inputs(config),
+        overwrite=config.overwrite,
+    )
+
+
+def _inputs(config: Any) -> list[tuple[str, str, str]]:
+    if isinstance(config, Merge) and config.is_rows:
+        return []  # of shards that are missing, or not complete, merge knows more to say
+    inputs = options.inputs(config)
+    return config.frontier_inputs(inputs) if isinstance(config, Frontier) else inputs
+
+
+def _stage(name: str):
+    return importlib.import_module(f"dpoctl.stages.{name.replace('-', '_')}")

@@ -111,14 +111,14 @@ class WaveWriter:
             os.fsync(self._progress.fileno())
         stopping.at_boundary(f"{self.rows[0]} rows, which are kept")
 
-    def finish(self, figures: dict[str, Any], cost: dict[str, Any]) -> None:
-        """Rename the files into place, then write the manifest."""
+    def finish(self, figures: dict[str, Any], cost: dict[str, Any], shard: dict[str, Any] | None = None) -> None:
+        """Rename the files into place, then write the manifest; `shard` says which part of a larger work they are."""
         for f, path in zip(self._files, self.paths, strict=True):
             os.replace(self._partial(path), path)
             f.close()
             sync_directory(path.parent)
         self._progress.close()
-        self.work.finish([(p, n) for p, n in zip(self.paths, self.rows, strict=True)], figures, cost)
+        self.work.finish([(p, n) for p, n in zip(self.paths, self.rows, strict=True)], figures, cost, shard)
         self.progress_path.unlink(missing_ok=True)
 
 

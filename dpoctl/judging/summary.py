@@ -95,7 +95,8 @@ def summaries_by(name: str, rows: Sequence[dict]) -> list[dict[str, Any]]:
 def figures_of(rows: Sequence[dict]) -> dict[str, Any]:
     """What a judgements file comes to: the summary, the canary's, those by temperature and step, those of people."""
     main, canary = ([row for row in rows if bool(row.get("canary")) is is_canary] for is_canary in (False, True))
-    figures: dict[str, Any] = {"summary": summarise(main)} | ({"canary": summarise(canary)} if canary else {})
+    named = {"summary": main, "canary": canary}  # a shard may hold none of either
+    figures: dict[str, Any] = {name: summarise(own) for name, own in named.items() if own}
     figures |= {f"by_{name}": found for name in ("temperature", "step") if (found := summaries_by(name, main))}
     people: dict[str, list[dict]] = {}
     for row in main:

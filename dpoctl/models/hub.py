@@ -4,6 +4,7 @@ Standard library only at import time: a mistyped path is answered without waitin
 """
 
 import difflib
+import json
 import re
 from pathlib import Path
 
@@ -37,6 +38,21 @@ def check_path(path: str) -> None:
     if not looks_like_hub_id(path):
         near = _nearest(here)
         raise InputError(f"{path}: no such model directory", hint=f"did you mean {near}?" if near else "check the path")
+
+
+def base_of(adapter: str) -> str:
+    """The model that an adapter's directory names as its base. Raises InputError where it is none, or names none."""
+    file = Path(adapter).expanduser() / "adapter_config.json"
+    try:
+        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        raise InputError(
+            f"{adapter}: not an adapter's directory: no adapter_config.json that can be read",
+            hint="give what peft's save_pretrained wrote",
+        ) from None
+    if not base:
+        raise InputError(f"{file}: names no base model", hint="--base says which model the adapter was trained on")
+    return base
 
 
 def resolve(path: str, revision: str | None = None, *, with_code: bool = False) -> str:

@@ -10,7 +10,9 @@ from rich.table import Table
 from .. import log
 from ..artifacts import Work, read_manifest
 from ..config import Evaluate
+from ..data.counts import of_evaluate
 from ..data.rows import Rows, load_rows
+from ..data.shards import cut, share_of
 from ..data.writer import WaveWriter
 from ..errors import InputError
 from ..models.load import context_length
@@ -26,10 +28,11 @@ def run(config: Evaluate, work: Work) -> None:
     reference = setup.open_model(config, config.ref, device) if config.ref else None
     lm = (*setup.open_model(config, config.lm, device), config.lm) if config.lm else None
     writer = WaveWriter(work)
-    subjects = [(path, False) for path in config.model] + [(path, True) for path in config.completions]
+    subjects = _subjects(config)
+    share = share_of(config.shard, cut(len(subjects), 1))
     rows = writer.state.get("rows", [])
     chooser = load_scorer(config.chooser, device=str(device), revision=config.revision) if config.chooser else None
-    for path, is_file in subjects[writer.waves_done :]:
+    for path, is_file in subjects[share.waves][writer.waves_done :]:
         further: list[dict] = []
         with runtime.autocast(device, dtype):
             if is_file:
@@ -41,9 +44,16 @@ def run(config: Evaluate, work: Work) -> None:
         rows = [*rows, *wave]
         writer.write_wave(wave, state={"rows": rows})
     cost = {"peak_memory_bytes": runtime.peak_memory_bytes(device), "device": runtime.device_name(device)}
-    writer.finish({"rows": len(rows)} | (prompts.skipped if prompts else {}), cost)
-    console = Console()
-    (console if console.is_terminal else Console(width=140)).print(table(rows))
+    counts = {"rows": len(rows)}
+    writer.finish(of_evaluate(counts) | (prompts.skipped if prompts else {}), cost, share.record(counts))
+    if rows:  # a shard may have none
+        console = Console()
+        (console if console.is_terminal else Console(width=140)).print(table(rows))
+
+
+def _subjects(config: Evaluate) -> list[tuple[str, bool]]:
+    """(path, is it a completions file) of everything that is evaluated, models first."""
+    return [(path, False) for path in config.model] + [(path, True) for path in config.completions]
 
 
 def _prompts(config: Evaluate) -> Rows | None:
@@ -165,5 +175,8 @@ def _pm(value: float | None, error: float | None, digits: int) -> str:
 
 def plan(config: Evaluate) -> dict:
     prompts = _prompts(config)
-    shown = {"models": json.dumps(config.model), "files": json.dumps(config.completions)}
-    return shown | ({"completions": len(prompts.rows) * config.n * len(config.model)} if prompts else {})
+    subjects = _subjects(config)
+    mine = subjects[share_of(config.shard, cut(len(subjects), 1)).waves]
+    models, files = ([path for path, is_file in mine if is_file is kind] for kind in (False, True))
+    shown = {"models": json.dumps(models), "files": json.dumps(files)}
+    return shown | ({"completions": len(prompts.rows) * config.n * len(models)} if prompts else {})

@@ -7,15 +7,16 @@ import time
 from .. import log
 from ..artifacts import Work
 from ..config import MakePrefs
+from ..data.counts import BINS, of_make_prefs
+from ..data.shards import share_of
 from ..data.writer import WaveWriter
 from ..models.scorers import load_scorer
 from ..training.sampling import Sampler, plan_of_sampling
 
-_BINS = 10
-
 
 def run(config: MakePrefs, work: Work) -> None:
     sampler = Sampler(config, config.completions)
+    share = share_of(config.shard, sampler.waves)
     scorer = load_scorer(config.scorer, device=str(sampler.device), revision=config.revision, text=config.score_text)
     writer = WaveWriter(work, config.completions_out)
     counts = writer.state or {
@@ -32,10 +33,10 @@ def run(config: MakePrefs, work: Work) -> None:
         "histogram": {},
     }
     started = time.monotonic()
-    total = len(sampler.ids) * config.completions
     before = counts["samples"]
-    with log.progress("make-prefs", total, "samples", before) as meter:
-        for rows in sampler.rows(writer.waves_done, meter):
+    with log.progress("make-prefs", share.count * config.completions, "samples", before) as meter:
+        for wave in sampler.waves[share.waves][writer.waves_done :]:
+            rows = sampler.rows(wave, meter)
             scores = scorer.score(rows)
             rows = [row | {"score": value} for row, value in zip(rows, scores.values, strict=True)]
             counts = _count_samples(counts, rows)
@@ -46,8 +47,8 @@ def run(config: MakePrefs, work: Work) -> None:
             counts["pairs"] += len(pairs)
             writer.write_wave(pairs, *([rows] if config.completions_out else []), state=counts)
     seconds = time.monotonic() - started
-    figures = _figures(counts)
-    writer.finish(figures | sampler.prompts.skipped, sampler.cost())
+    figures = of_make_prefs(counts)
+    writer.finish(figures | sampler.prompts.skipped, sampler.cost(), share.record(counts))
     _say(config, figures, (counts["samples"] - before) / max(seconds, 1e-9), scorer.reading)
 
 
@@ -101,20 +102,9 @@ def _count_samples(counts: dict, rows: list[dict]) -> dict:
     for row in rows:
         counts["score_sum"] += row["score"]
         counts["tokens"] += len(row.get("completion_ids") or row["completion"].split()) + (row["finish"] == "stop")
-        low = str(min(_BINS - 1, max(0, int(row["score"] * _BINS))))
+        low = str(min(BINS - 1, max(0, int(row["score"] * BINS))))
         counts["histogram"][low] = counts["histogram"].get(low, 0) + 1
     return counts
-
-
-def _figures(counts: dict) -> dict:
-    names = ("prompts", "samples", "pairs", "ties", "below_margin", "duplicates", "not_picked")
-    samples = max(1, counts["samples"])
-    return {name: counts[name] for name in names} | {
-        "mean_score": counts["score_sum"] / samples,
-        "mean_length": counts["tokens"] / samples,
-        "ended": counts["ended"] / samples,
-        "score_histogram": [counts["histogram"].get(str(i), 0) for i in range(_BINS)],
-    }
 
 
 def _say(config: MakePrefs, figures: dict, rate: float, reading: str) -> None:
@@ -133,11 +123,11 @@ def _say(config: MakePrefs, figures: dict, rate: float, reading: str) -> None:
     if reading == "prob":
         top = max(1, *figures["score_histogram"])
         for i, n in enumerate(figures["score_histogram"]):
-            log.say(f"  {i / _BINS:.1f}-{(i + 1) / _BINS:.1f} {'#' * round(40 * n / top):<40} {n}")
+            log.say(f"  {i / BINS:.1f}-{(i + 1) / BINS:.1f} {'#' * round(40 * n / top):<40} {n}")
 
 
 def plan(config: MakePrefs) -> dict:
     k = config.completions
     pairs = k * (k - 1) // 2 if config.pairs == "all" else 1
     shown = plan_of_sampling(config, k)
-    return shown | {"pairs at most": shown["prompts"] * pairs}
+    return shown | {"pairs at most": shown["completions"] // k * pairs}

@@ -3,6 +3,8 @@
 from .. import log
 from ..artifacts import Work
 from ..config import Sample
+from ..data import counts
+from ..data.shards import share_of
 from ..data.writer import WaveWriter
 from ..models.scorers import Scores, load_scorer
 from ..training.sampling import Sampler, plan_of_sampling
@@ -10,26 +12,27 @@ from ..training.sampling import Sampler, plan_of_sampling
 
 def run(config: Sample, work: Work) -> None:
     sampler = Sampler(config, config.best_of or config.n)
+    waves = [(temperature, wave) for temperature in config.temperature for wave in sampler.waves]
+    share = share_of(config.shard, [wave for _, wave in waves])
     scorer = None
     if config.scorer:
         scorer = load_scorer(config.scorer, device=str(sampler.device), revision=config.revision)
     writer = WaveWriter(work)
     state = writer.state or {"ended": 0}
-    total = len(sampler.ids) * sampler.n * len(config.temperature)
+    total = share.count * sampler.n
     with log.progress("sample", total, "completions", writer.rows[0] * (config.best_of or 1)) as meter:
-        for i, temperature in enumerate(config.temperature):
-            done = writer.waves_done - i * len(sampler.waves)
-            for rows in sampler.rows(max(0, done), meter, temperature):
-                rows = [{"temperature": temperature} | row for row in rows]
-                if scorer:
-                    rows = _best(rows, scorer.score(rows), config.best_of)
-                state = {"ended": state["ended"] + sum(r["finish"] == "stop" for r in rows)}
-                writer.write_wave(rows, state=state)
-    kept = writer.rows[0]
-    figures = {"prompts": len(sampler.ids), "completions": kept, "sampled": total, "ended": state["ended"] / kept}
-    writer.finish(figures | sampler.prompts.skipped, sampler.cost())
+        for temperature, wave in waves[share.waves][writer.waves_done :]:
+            rows = [{"temperature": temperature} | row for row in sampler.rows(wave, meter, temperature)]
+            if scorer:
+                rows = _best(rows, scorer.score(rows), config.best_of)
+            state = {"ended": state["ended"] + sum(r["finish"] == "stop" for r in rows)}
+            writer.write_wave(rows, state=state)
+    own = {"completions": writer.rows[0], "sampled": total, "ended": state["ended"]}
+    figures = {"prompts": len(sampler.ids)} | counts.of_sample(own)
+    writer.finish(figures | sampler.prompts.skipped, sampler.cost(), share.record(own))
     log.say(
-        f"{config.out}: {kept} completions of {len(sampler.ids)} prompts, {figures['ended']:.0%} ended by themselves"
+        f"{config.out}: {writer.rows[0]} completions of {len(sampler.ids)} prompts, {figures['ended']:.0%} ended by "
+        "themselves"
     )
 
 
@@ -46,4 +49,4 @@ def _best(rows: list[dict], scores: Scores, n: int) -> list[dict]:
 
 
 def plan(config: Sample) -> dict:
-    return plan_of_sampling(config, (config.best_of or config.n) * len(config.temperature))
+    return plan_of_sampling(config, config.best_of or config.n, len(config.temperature))

@@ -3,8 +3,10 @@
 from .. import log
 from ..artifacts import Work
 from ..config import Score
+from ..data import counts
 from ..data.jsonl import objects
 from ..data.rows import Rows, load_rows
+from ..data.shards import Share, cut, share_of
 from ..data.writer import WaveWriter
 from ..errors import InputError
 from ..models.scorers import load_scorer
@@ -14,26 +16,27 @@ _WAVE = 1024
 
 
 def run(config: Score, work: Work) -> None:
-    rows = _rows(config)
+    rows, waves, share = _rows(config)
     device, _ = setup.open_device(config)
     scorer = load_scorer(config.scorer, device=str(device), revision=config.revision, text=config.score_text)
     writer = WaveWriter(work)
     state = writer.state or {"sum": 0.0}
-    with log.progress("score", len(rows.rows), "rows", writer.rows[0]) as meter:
-        for start in range(writer.waves_done * _WAVE, len(rows.rows), _WAVE):
-            wave = rows.rows[start : start + _WAVE]
+    with log.progress("score", share.count, "rows", writer.rows[0]) as meter:
+        for place in waves[writer.waves_done :]:
+            wave = rows.rows[place]
             values = scorer.score(wave).values
             state = {"sum": state["sum"] + sum(values)}
             writer.write_wave([row | {"score": v} for row, v in zip(wave, values, strict=True)], state=state)
             meter.advance(len(wave))
-    mean = state["sum"] / len(rows.rows)
+    own = {"rows": share.count, "sum": state["sum"]}
+    figures = counts.of_score(own)
     cost = {"peak_memory_bytes": runtime.peak_memory_bytes(device), "device": runtime.device_name(device)}
-    writer.finish({"rows": len(rows.rows), "mean_score": mean, "reading": scorer.reading} | rows.skipped, cost)
-    log.say(f"{config.out}: {len(rows.rows)} rows, mean score {mean:.3f} ({scorer.reading})")
+    writer.finish(figures | {"reading": scorer.reading} | rows.skipped, cost, share.record(own))
+    log.say(f"{config.out}: {share.count} rows, mean score {figures['mean_score']:.3f} ({scorer.reading})")
 
 
-def _rows(config: Score) -> Rows:
-    """Completion rows where the first row is one, else text rows."""
+def _rows(config: Score) -> tuple[Rows, list[slice], Share]:
+    """All rows (completion rows where the first row is one, else text rows), the waves of them to do, the share."""
 
     def refuse(error: InputError) -> None:
         if not config.skip_bad_rows:
@@ -41,8 +44,11 @@ def _rows(config: Score) -> Rows:
 
     first = next((row for _, row in objects(config.data, refuse) if row is not None), {})
     kind = "completions" if "completion" in first and "prompt" in first else "text"
-    return load_rows(config.data, kind, skip_bad=config.skip_bad_rows)
+    rows = load_rows(config.data, kind, skip_bad=config.skip_bad_rows)
+    waves = cut(len(rows.rows), _WAVE)
+    share = share_of(config.shard, waves)
+    return rows, waves[share.waves], share
 
 
 def plan(config: Score) -> dict:
-    return {"rows": len(_rows(config).rows)}
+    return {"rows": _rows(config)[2].count}

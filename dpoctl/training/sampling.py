@@ -1,11 +1,11 @@
 """What sample and make-prefs share: prompts in, waves of completion rows out, seconds and tokens counted."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .. import log
 from ..data.rows import load_rows
+from ..data.shards import share_of
 from ..errors import InputError
 from ..models.generate import generate, waves
 from ..models.load import context_length
@@ -37,26 +37,25 @@ class Sampler:
         self.seconds = 0.0
         self.tokens = 0
 
-    def rows(self, waves_done: int, meter: log.Progress, temperature: float | None = None) -> Iterator[list[dict]]:
-        """The completion rows of each wave that is still to do; `temperature` where the config names several."""
+    def rows(self, wave: slice, meter: log.Progress, temperature: float | None = None) -> list[dict]:
+        """The completion rows of a wave of prompts; `temperature` where the config names several."""
         sampling = frontier.sampling_of(self.config, getattr(self.config, "stop", ()), temperature)
-        for wave in self.waves[waves_done:]:
-            start = time.monotonic()
-            rows = self.prompts.rows[wave]
-            with runtime.autocast(self.device, self.dtype):
-                drawn = generate(
-                    self.model,
-                    self.tokenizer,
-                    self.ids[wave],
-                    [r["prompt_id"] for r in rows],
-                    list(range(self.n)),
-                    sampling,
-                    self.config.seed,
-                )
-            self.seconds += time.monotonic() - start
-            self.tokens += sum(len(c.ids) + (c.finish == "stop") for cs in drawn for c in cs)
-            meter.advance(len(rows) * self.n, **{"tok/s": f"{self.tokens / max(self.seconds, 1e-9):.0f}"})
-            yield frontier.completion_rows(self.tokenizer, rows, self.ids[wave], drawn)
+        start = time.monotonic()
+        rows = self.prompts.rows[wave]
+        with runtime.autocast(self.device, self.dtype):
+            drawn = generate(
+                self.model,
+                self.tokenizer,
+                self.ids[wave],
+                [r["prompt_id"] for r in rows],
+                list(range(self.n)),
+                sampling,
+                self.config.seed,
+            )
+        self.seconds += time.monotonic() - start
+        self.tokens += sum(len(c.ids) + (c.finish == "stop") for cs in drawn for c in cs)
+        meter.advance(len(rows) * self.n, **{"tok/s": f"{self.tokens / max(self.seconds, 1e-9):.0f}"})
+        return frontier.completion_rows(self.tokenizer, rows, self.ids[wave], drawn)
 
     def _after_examples(self, rows: list[dict]) -> list[dict]:
         """The prompts as they are asked, behind the examples; the rows written keep their own prompt."""
@@ -77,14 +76,15 @@ class Sampler:
         }
 
 
-def plan_of_sampling(config, n: int) -> dict:
-    """What --dry-run shows of a sampling stage."""
+def plan_of_sampling(config, n: int, temperatures: int = 1) -> dict:
+    """What --dry-run shows of a sampling stage, or of a shard of it: `n` completions of a prompt at each temperature."""
     rows = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.limit)
-    tokens = len(rows.rows) * n * config.max_new_tokens
+    share = share_of(config.shard, waves(len(rows.rows), n, config.wave_rows) * temperatures)
+    tokens = share.count * n * config.max_new_tokens
     weights = setup.count_weights(config)
     return {
         "prompts": len(rows.rows),
-        "completions": len(rows.rows) * n,
+        "completions": share.count * n,
         "tokens at most": tokens,
         "parameters": weights,
         "FLOPs at most": f"{2 * weights * tokens:.2e}",

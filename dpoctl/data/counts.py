@@ -1,0 +1,51 @@
+"""Counts of a row work, which add up over waves and over shards, and the figures that its manifest makes of them."""
+
+from collections.abc import Callable
+from typing import Any
+
+BINS = 10  # of make-prefs' histogram of scores, from 0 to 1
+
+
+def add(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The sum of two counts, name by name; a nested one is added likewise."""
+    names = one | other
+    return {
+        name: add(one.get(name, {}), other.get(name, {}))
+        if isinstance(names[name], dict)
+        else one.get(name, 0) + other.get(name, 0)
+        for name in names
+    }
+
+
+def of_sample(counts: dict[str, Any]) -> dict[str, Any]:
+    """Completions kept and sampled, and the share of those kept that ended by themselves."""
+    return {name: counts[name] for name in ("completions", "sampled")} | {
+        "ended": counts["ended"] / max(1, counts["completions"])
+    }
+
+
+def of_score(counts: dict[str, Any]) -> dict[str, Any]:
+    return {"rows": counts["rows"], "mean_score": counts["sum"] / max(1, counts["rows"])}
+
+
+def of_make_prefs(counts: dict[str, Any]) -> dict[str, Any]:
+    names = ("prompts", "samples", "pairs", "ties", "below_margin", "duplicates", "not_picked")
+    samples = max(1, counts["samples"])
+    return {name: counts[name] for name in names} | {
+        "mean_score": counts["score_sum"] / samples,
+        "mean_length": counts["tokens"] / samples,
+        "ended": counts["ended"] / samples,
+        "score_histogram": [counts["histogram"].get(str(i), 0) for i in range(BINS)],
+    }
+
+
+def of_evaluate(counts: dict[str, Any]) -> dict[str, Any]:
+    return {"rows": counts["rows"]}
+
+
+FIGURES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {  # judge's summary needs the rows themselves
+    "sample": of_sample,
+    "score": of_score,
+    "make-prefs": of_make_prefs,
+    "evaluate": of_evaluate,
+}

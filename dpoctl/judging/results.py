@@ -1,0 +1,51 @@
+"""How a judgements file stands to another policy's, and to another judge's."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import log
+from ..data.jsonl import read_jsonl
+from ..errors import InputError
+from . import statistics
+from .summary import agreement, by_prompt
+
+
+def compared(figures: dict[str, Any], rows: Sequence[dict], options: dict[str, Any]) -> dict[str, Any]:
+    """The figures with those against another policy's judgements (compare) and another judge's (against).
+
+    `options` are judge's, by their names in recipes. Raises InputError for a broken file, and one that judges none of these
+    prompts or comparisons.
+    """
+    rows, compare, against = [row for row in rows if not row.get("canary")], options["compare"], options["against"]
+    if compare:
+        other = _read(compare)
+        if names := {row.get("criterion", options["criterion"]) for row in other} - {options["criterion"]}:
+            log.warn(f"{compare}: judged by {', '.join(sorted(names))}, not by {options['criterion']}")
+        try:
+            figures["compare"] = statistics.paired_difference(by_prompt(rows), by_prompt(other), options["seed"])
+        except ValueError:
+            raise InputError(f"{compare}: judges none of these prompts", "both must judge the same prompts") from None
+    if against:
+        other, name = _read(against), Path(against).name
+        figures["against"] = agreement(rows, other)
+        if figures["against"] is None:
+            raise InputError(f"{against}: judges none of these comparisons", "they match by prompt_id and k")
+        for person in figures.get("people", ()):
+            own = agreement([row for row in rows if row["judge"] == person], other)
+            figures.setdefault("agreement", {})[f"{person} and {name}"] = own
+    return figures
+
+
+def _read(path: str) -> list[dict]:
+    """The judgements of another file, its canary's left out."""
+    rows = []
+    for line, row in read_jsonl(path):
+        for name in ("prompt_id", "k", "verdict"):
+            if name not in row:
+                raise InputError(f"{path}:{line}: field '{name}': expected a judgement's, got nothing")
+        if row["verdict"] not in ("a", "b", "tie", "invalid"):
+            raise InputError(f"{path}:{line}: field 'verdict': expected a, b, tie or invalid, got {row['verdict']!r}")
+        if not row.get("canary"):
+            rows.append(row)
+    return rows

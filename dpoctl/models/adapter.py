@@ -1,0 +1,59 @@
+"""A peft adapter merged into its base: one ordinary model, whose directory needs no peft to be loaded."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from dpoctl.errors import InputError
+from dpoctl.models.load import load_policy, load_tokenizer
+
+_WEIGHTS = "adapter_model.safetensors"
+
+
+def load_merged(adapter: str, base: str, revision: str | None = None, trust_remote_code: bool = False):
+    """(model, tokenizer) of the language model `base` with the weights of `adapter` added, in float32 on the CPU.
+
+    The adapter's own tokenizer is taken where it has one. Raises InputError: peft is not installed; no adapter, one of
+    another kind of model, or one that does not fit the base; whatever `load_policy` raises of the base.
+    """
+    try:
+        from peft import PeftConfig
+    except ImportError:
+        raise InputError("merging an adapter needs peft", hint="pip install 'dpoctl[lora]'") from None
+    folder = Path(adapter).expanduser()
+    if not (folder / _WEIGHTS).is_file():
+        raise InputError(f"{adapter}: no adapter, it has no {_WEIGHTS}", hint="give what peft's save_pretrained wrote")
+    try:
+        config, weights = PeftConfig.from_pretrained(str(folder)), load_file(folder / _WEIGHTS)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
+        raise InputError(
+            f"{adapter}: cannot be read as an adapter: {_first_line(e)}", hint="is the copy complete?"
+        ) from e
+    if config.task_type not in (None, "CAUSAL_LM"):
+        raise InputError(f"{adapter}: an adapter of task {config.task_type}, where a language model's is expected")
+    model, tokenizer = load_policy(base, revision=revision, trust_remote_code=trust_remote_code)
+    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        tokenizer = load_tokenizer(adapter, folder=str(folder))
+    return _merged(model, config, weights, adapter, base), tokenizer
+
+
+def _merged(model, config, weights: dict, adapter: str, base: str):
+    """The model with the adapter's weights added; every weight of the adapter has its place, and every place a weight."""
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    try:
+        adapted = get_peft_model(model, config)
+        expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+        strange = expected - set(weights) or set_peft_model_state_dict(adapted, weights).unexpected_keys
+        if strange:
+            raise ValueError(f"{sorted(strange)[0]} is in one of them alone")
+        return adapted.merge_and_unload(safe_merge=True)
+    except (RuntimeError, ValueError, KeyError) as e:
+        hint = f"was the adapter trained on {base}?"
+        raise InputError(f"{adapter}: does not fit {base}: {_first_line(e)}", hint=hint) from e
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1 if str(error).startswith("Error(s) in loading") else 0][:200] if lines else type(error).__name__

@@ -1,0 +1,170 @@
+"""Join the shards of a row work into the file of the whole, or an adapter and its base into one model.
+
+A joined file is the whole work's own: its stage, options and inputs are those of the command without --shard, which takes
+it for complete, as every later command does. Shards are joined byte by byte, without torch.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from .. import log
+from ..artifacts import Work, claim, read_manifest, sha256_path, sync_directory
+from ..config import Merge
+from ..data import counts
+from ..data.jsonl import read_jsonl
+from ..data.shards import Part, different_work, read_parts
+from ..errors import InputError
+from ..models.hub import base_of
+
+
+def run(config: Merge, work: Work) -> None:
+    """An adapter and its base: one ordinary model directory."""
+    from ..models.adapter import load_merged
+    from ..training.loop import save_model
+    from ..training.runtime import torch_dtype
+
+    model, tokenizer = load_merged(config.inputs[0], config.base, config.revision, config.trust_remote_code)
+    weights = sum(p.numel() for p in model.parameters())
+    saved = save_model(model, tokenizer, work.out, torch_dtype(config.save_dtype))
+    work.finish([(path, None) for path in saved], {"parameters": weights}, {})
+    log.say(f"{work.out}: {config.inputs[0]} merged into {config.base}, {weights:,} parameters")
+
+
+def with_base(config: Merge) -> Merge:
+    """The config with the base that the adapter names, where --base is not given. Raises InputError where none is."""
+    return config if config.base else replace(config, base=base_of(config.inputs[0]))
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def join_shards(config: Merge) -> None:
+    """`dpoctl merge SHARD.jsonl...`: check the shards, claim the whole's file, join. Raises InputError as read_parts does."""
+    parts = read_parts(config.inputs)
+    if any(part.path.resolve() == Path(config.out).resolve() for part in parts):
+        raise InputError(f"{config.out}: is an input of this command too", hint="choose another --out")
+    first = parts[0].manifest
+    options = first["options"] | {"out": config.out, "shard": None}
+    whole = claim(
+        config.out,
+        first["stage"],
+        options,
+        first["identity"] | {"shard": None},
+        [(i["name"], "recorded", str(_input_path(parts[0], i))) for i in first["inputs"]],
+        overwrite=config.overwrite,
+        recorded=[_seen_from(Path(config.out).parent, parts[0], i) for i in first["inputs"]],
+    )
+    with whole as work:
+        if work.finished:
+            log.say(f"{config.out}: complete already, nothing to do")
+        else:
+            _join(parts, work)
+
+
+def join_ranks(paths: Sequence[str], work: Work) -> None:
+    """The shards that torchrun's ranks wrote, into the claimed output of them all."""
+    _join(read_parts(paths), work)
+
+
+def unfinished(paths: Sequence[str], own: str) -> list[str]:
+    """Which shards are not complete yet as parts of the work that the shard `own` is of.
+
+    A shard that an earlier run of another work left there does not count; one of the same work has the same bytes.
+    """
+    mine, found = read_manifest(own), [(path, read_manifest(path)) for path in paths]
+    return [path for path, manifest in found if "shard" not in (manifest or {}) or different_work(mine, manifest)]
+
+
+def _input_path(part: Part, described: dict[str, Any]) -> Path:
+    return part.path.parent / described["path"]
+
+
+def _seen_from(folder: Path, part: Part, described: dict[str, Any]) -> dict[str, Any]:
+    """An input as the whole's manifest describes it: paths are relative to the manifest; a hub id, without size, stays."""
+    if "size" not in described:
+        return described
+    return described | {"path": os.path.relpath(_input_path(part, described).resolve(), folder.resolve())}
+
+
+def _join(parts: list[Part], work: Work) -> None:
+    figures = _judge_figures(parts, work) if work.stage == "judge" else _figures(parts)
+    partial = work.out.with_name(work.out.name + ".partial")
+    with open(partial, "wb") as whole:
+        for part in parts:
+            with open(part.path, "rb") as rows:
+                shutil.copyfileobj(rows, whole)
+        whole.flush()
+        os.fsync(whole.fileno())
+    os.replace(partial, work.out)
+    sync_directory(work.folder)
+    rows = sum(part.manifest["outputs"][part.output]["rows"] for part in parts)
+    work.finish([(work.out, rows)], figures, _cost(parts))
+    work.out.with_name(work.out.name + ".progress").unlink(missing_ok=True)  # of a run without shards, once begun here
+    log.say(f"{work.out}: {rows} rows of {len(parts)} shards")
+    _show(work, figures)
+
+
+def _figures(parts: list[Part]) -> dict[str, Any]:
+    """The figures of the whole, from counts that add up; what no count gives is every shard's alike (rows skipped)."""
+    first = parts[0].manifest
+    figures = counts.FIGURES[first["stage"]](reduce(counts.add, (part.shard["counts"] for part in parts)))
+    return {name: figures.get(name, value) for name, value in first["figures"].items()}
+
+
+def _judge_figures(parts: list[Part], work: Work) -> dict[str, Any]:
+    """The summary over all rows, and what --compare and --against say of the whole."""
+    from ..judging.results import compared
+    from ..judging.summary import figures_of
+
+    rows = [row for part in parts for _, row in read_jsonl(part.path)]
+    beside = {}
+    for described in parts[0].manifest["inputs"]:
+        if described["name"] in ("compare", "against"):
+            path = beside[described["name"]] = str(_input_path(parts[0], described))
+            if os.path.exists(path) and sha256_path(path) != described["sha256"]:
+                raise InputError(f"{path}: not what --{described['name']} was when the shards were judged")
+    counts_of_all = {k: v for k, v in parts[0].manifest["figures"].items() if isinstance(v, int)}
+    return counts_of_all | compared(figures_of(rows), rows, work.options | beside)
+
+
+def _cost(parts: list[Part]) -> dict[str, Any]:
+    """What all shards cost together: seconds, tokens, FLOPs and dollars add up, the peak memory is the largest."""
+    every = [part.manifest["cost"] for part in parts]
+    total: dict[str, Any] = {"started": min(c["started"] for c in every), "finished": max(c["finished"] for c in every)}
+    for name in dict.fromkeys(name for cost in every for name in cost if name not in total):
+        values = [cost[name] for cost in every if name in cost]
+        if isinstance(values[0], str):
+            total[name] = ", ".join(dict.fromkeys(values))
+        else:
+            total[name] = max(values) if name == "peak_memory_bytes" else round(sum(values), 6)
+    return total
+
+
+def _show(work: Work, figures: dict[str, Any]) -> None:
+    """The table that the whole's own stage ends with."""
+    if work.stage == "judge":
+        from ..judging.table import show
+
+        show(work.options, str(work.out), figures)
+    elif work.stage == "evaluate":
+        from ..reports import tables
+
+        rows = tables.evaluations([row for _, row in read_jsonl(work.out)])
+        console = Console()
+        console = console if console.is_terminal else Console(width=150)
+        console.print(tables.terminal(rows, "Evaluation (± one standard error over prompts)"))
+
+
+def plan(config: Merge) -> dict[str, Any]:
+    if not config.is_rows:
+        return {"adapter": config.inputs[0], "base": with_base(config).base}
+    parts = read_parts(config.inputs)
+    rows = sum(part.manifest["outputs"][part.output]["rows"] for part in parts)
+    return {"shards": len(parts), "stage": parts[0].manifest["stage"], "rows": rows}

@@ -1,0 +1,275 @@
+"""Shards of a row work: the same bytes in whatever shard, joined by merge, refused where they do not make a whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from chain import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpoctl.cli.app import run as command_line
+from dpoctl.data.shards import cut, share_of
+from dpoctl.stages import judge, score
+
+SHARDS = 3
+LENGTHS = "python:lengths.py:f"
+WORKS = {
+    "sample": ["--model", "lm", "--prompts", "test.jsonl", "--n", "2", "--temperature", "0.5,1", "--wave-rows", "6",
+               "--max-new-tokens", "8"],
+    "make-prefs": ["--model", "lm", "--prompts", "train.jsonl", "--scorer", "classifier", "--completions", "3", "--wave-rows", "15",
+                   "--max-new-tokens", "8"],
+    "score": ["--data", "sample.jsonl", "--scorer", "classifier"],
+    "judge": ["sample.jsonl", "other.jsonl", "--backend", "scorer", "--scorer", LENGTHS, "--canary", "so", "--compare", "base.jsonl"],
+    "evaluate": ["--model", "lm", "--ref", "lm", "--prompts", "test.jsonl", "--completions", "sample.jsonl", "--scorer", "classifier",
+                 "--max-new-tokens", "4"],
+}  # fmt: skip
+
+
+@pytest.fixture
+def here(world, monkeypatch):
+    """The miniature world as the working directory, and waves small enough for its few rows."""
+    monkeypatch.chdir(world.folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", world.env["XDG_CACHE_HOME"])
+    monkeypatch.setattr(score, "_WAVE", 9)
+    monkeypatch.setattr(judge, "_WAVE", 5)
+    return world
+
+
+@pytest.fixture
+def run(here, capsys):
+    """The command line in this process; gives what it said on stderr."""
+
+    def call(*args: str, code: int = 0) -> str:
+        capsys.readouterr()
+        got = command_line([str(a) for a in args])
+        said = capsys.readouterr().err
+        assert got == code and "Traceback" not in said, said
+        return " ".join(said.split())
+
+    return call
+
+
+def manifest(world, name: str) -> dict:
+    return json.loads((world.folder / f"{name}.manifest.json").read_text())
+
+
+@pytest.fixture
+def inputs(run, here):
+    """What later stages read, written once: samples, other samples, judgements to compare with."""
+    (here.folder / "lengths.py").write_text("def f(rows):\n    return [len(r['completion']) for r in rows]\n")
+    run("sample", *WORKS["sample"], "--out", "sample.jsonl")
+    run("sample", *WORKS["sample"], "--seed", "1", "--out", "other.jsonl")
+    run("judge", "other.jsonl", "sample.jsonl", "--backend", "scorer", "--scorer", LENGTHS, "--out", "base.jsonl")
+
+
+@pytest.mark.parametrize("stage", WORKS)
+def test_shards_joined_are_the_bytes_of_the_whole(stage, inputs, run, here):
+    further = (lambda name: ["--completions-out", f"of.{name}"]) if stage == "make-prefs" else lambda name: []
+    whole, joined = f"{stage}.whole.jsonl", f"{stage}.joined.jsonl"
+    run(stage, *WORKS[stage], "--out", whole, *further(whole))
+    shards = [f"{stage}.{i}.jsonl" for i in range(1, SHARDS + 1)]
+    for i, name in enumerate(shards, 1):
+        run(stage, *WORKS[stage], "--shard", f"{i}/{SHARDS}", "--out", name, *further(name))
+    run("merge", *reversed(shards), "--out", joined)
+    assert here.digest(joined) == here.digest(whole)
+    if stage == "make-prefs":
+        run("merge", *(f"of.{name}" for name in shards), "--out", "of.joined.jsonl")
+        assert here.digest("of.joined.jsonl") == here.digest(f"of.{whole}")
+
+    made, one = manifest(here, joined), manifest(here, whole)
+    assert "shard" not in made and made["identity"] == one["identity"] and made["inputs"] == one["inputs"]
+    assert json.loads(json.dumps(made["figures"]), parse_float=lambda x: pytest.approx(float(x))) == one["figures"]
+    assert made["outputs"][0] == one["outputs"][0] | {"path": joined}
+    assert "nothing to do" in run(
+        stage, *WORKS[stage], "--out", joined
+    )  # the whole's own command takes it for complete
+    assert "nothing to do" in run("merge", *shards, "--out", joined)
+
+    places = [manifest(here, name)["shard"] for name in shards]
+    assert [p["first"] for p in places] == [sum(p["count"] for p in places[:i]) for i in range(SHARDS)]
+    assert sum(p["count"] for p in places) == places[0]["total"]
+    if stage == "evaluate":  # two subjects among three shards
+        assert sorted((here.folder / name).stat().st_size > 0 for name in shards) == [False, True, True]
+    else:
+        assert all(p["count"] for p in places)
+
+
+@given(st.lists(st.integers(1, 9), max_size=40), st.integers(1, 12))
+def test_every_item_is_in_one_shard_and_shards_are_even(sizes, of):
+    waves, end = [], 0
+    for size in sizes:
+        waves.append(slice(end, end := end + size))
+    shares = [share_of(f"{i}/{of}", waves) for i in range(1, of + 1)]
+    assert [wave for share in shares for wave in waves[share.waves]] == waves
+    for share in shares:
+        own = waves[share.waves]
+        assert share.count == sum(w.stop - w.start for w in own) and share.total == end
+        assert not own or share.first == own[0].start
+    counts = [len(waves[share.waves]) for share in shares]
+    assert max(counts) - min(counts) <= 1
+    assert share_of(None, waves).count == end and share_of(None, waves).record({}) is None
+
+
+def test_waves_are_cut_with_the_rest_at_the_end():
+    assert cut(5, 2) == [slice(0, 2), slice(2, 4), slice(4, 5)] and cut(0, 2) == []
+
+
+# --- what merge refuses ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shards(run, here):
+    """Three shards of a cheap work, s1.jsonl to s3.jsonl, and its command."""
+    (here.folder / "lengths.py").write_text("def f(rows):\n    return [len(r['completion']) for r in rows]\n")
+    rows = [{"prompt_id": f"p{i}", "prompt": "I", "completion": "x" * i, "k": 0} for i in range(1, 31)]
+    (here.folder / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    command = ["score", "--data", "in.jsonl", "--scorer", LENGTHS]
+    for i in range(1, 4):
+        run(*command, "--shard", f"{i}/3", "--out", f"s{i}.jsonl", "--overwrite")
+    return command
+
+
+def test_gaps_duplicates_and_foreign_shards_are_refused(shards, run, here):
+    run(*shards, "--out", "w.jsonl")
+    run(*shards, "--shard", "2/4", "--out", "of4.jsonl")
+    (here.folder / "more.py").write_text("def f(rows):\n    return [2 * len(r['completion']) for r in rows]\n")
+    run(*shards, "--shard", "2/3", "--seed", "7", "--out", "option.jsonl")
+    (here.folder / "in2.jsonl").write_text((here.folder / "in.jsonl").read_text() + "\n")
+    run("score", "--data", "in2.jsonl", "--scorer", LENGTHS, "--shard", "2/3", "--out", "input.jsonl")
+    run("sample", *WORKS["sample"], "--shard", "2/3", "--out", "stage.jsonl")
+    run(*shards[:-1], "python:more.py:f", "--shard", "2/3", "--out", "scorer.jsonl")
+    (here.folder / "begun.jsonl.plan.json").write_text("{}")
+    (here.folder / "plain.jsonl").write_text("{}\n")
+    for given_, said in (
+        (["s1", "s3"], "shard 2 is missing of 3"),
+        (["s2"], "shards 1, 3 are missing of 3"),
+        (["s1", "s2", "s2", "s3"], "shard 2 of 3 is given twice: s2.jsonl and s2.jsonl"),
+        (["s1", "of4", "s3"], "of4.jsonl and s1.jsonl: of 4 shards and of 3"),
+        (["s1", "option", "s3"], "option.jsonl and s1.jsonl: --seed 7 and 0"),
+        (["s1", "input", "s3"], "input.jsonl and s1.jsonl: made of another --data"),
+        (["s1", "scorer", "s3"], "scorer.jsonl and s1.jsonl: made of another --scorer"),
+        (["s1", "stage", "s3"], "shards of sample and of score"),
+        (["s1", "begun", "s3"], "begun.jsonl: not complete yet"),
+        (["s1", "plain", "s3"], "plain.jsonl: not a shard: it has no manifest"),
+        (["s1", "nowhere", "s3"], "nowhere.jsonl: no such file"),
+        (["s1", "w", "s3"], "w.jsonl: not a shard, by w.jsonl.manifest.json"),
+    ):
+        error = run("merge", *(f"{name}.jsonl" for name in given_), "--out", "no.jsonl", code=2)
+        assert said in error and error.count("error:") == 1 and "hint:" in error
+    assert not list(here.folder.glob("no.jsonl*"))
+    assert "is an input of this command too" in run(
+        "merge", "s1.jsonl", "s2.jsonl", "s3.jsonl", "--out", "s2.jsonl", code=2
+    )
+    assert "means nothing to shards" in run("merge", "s1.jsonl", "--base", "lm", "--out", "no.jsonl", code=2)
+    assert "one adapter's directory" in run("merge", "s1.jsonl", "lm", "--out", "no.jsonl", code=2)
+
+
+def test_a_damaged_shard_is_refused_and_a_merge_does_not_overwrite(shards, run, here):
+    names = [f"s{i}.jsonl" for i in (1, 2, 3)]
+    run("merge", *names, "--out", "kept.jsonl", "--dry-run")
+    assert not (here.folder / "kept.jsonl").exists()
+    run(*shards, "--seed", "7", "--out", "kept.jsonl")
+    assert "was begun with --seed 7" in run("merge", *names, "--out", "kept.jsonl", code=2)
+    run("merge", *names, "--out", "kept.jsonl", "--overwrite")
+    damaged = bytearray((here.folder / "s2.jsonl").read_bytes())
+    damaged[20] ^= 1
+    (here.folder / "s2.jsonl").write_bytes(damaged)
+    assert "s2.jsonl: not what its manifest says" in run("merge", *names, "--out", "new.jsonl", code=2)
+
+
+@pytest.mark.parametrize("shard", ["0/4", "5/4", "x", "1/0", "-1/4", "1", "1/4/2", "1.5/4", ""])
+def test_a_shard_is_one_to_n(shard, run):
+    """An empty text would silently be the whole work."""
+    error = run("score", "--data", "train.jsonl", "--scorer", LENGTHS, "--shard", shard, "--out", "no.jsonl", code=2)
+    assert f"--shard {shard}: expected i/n with i from 1 to n" in error and error.count("error:") == 1
+
+
+def test_a_killed_shard_continues_to_the_same_bytes(inputs, run, here):
+    args = ["make-prefs", *WORKS["make-prefs"], "--wave-rows", "3", "--shard", "2/2"]
+    run(*args, "--out", "calm.jsonl")
+    process = here.popen(*args, "--out", "shot.jsonl")
+    progress = here.folder / "shot.jsonl.progress"
+    while not progress.exists() or progress.read_text().count("\n") < 2:
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (here.folder / "shot.jsonl").exists()
+    assert "was begun with --shard 2/2, now it is 1/2" in run(*args[:-1], "1/2", "--out", "shot.jsonl", code=2)
+    assert "continues behind" in run(*args, "--out", "shot.jsonl")
+    assert here.digest("shot.jsonl") == here.digest("calm.jsonl")
+    assert manifest(here, "shot.jsonl")["shard"] == manifest(here, "calm.jsonl")["shard"]
+
+
+# --- the ranks of torchrun -------------------------------------------------------------------------------------------
+
+
+def rank(world, number: int, of: int, *args: str) -> subprocess.Popen:
+    env = world.env | {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(of)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "dpoctl", *args], cwd=world.folder, env=env, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_two_ranks_split_the_work_and_rank_0_joins_it(inputs, run, here):
+    args = ["make-prefs", *WORKS["make-prefs"]]
+    ranked = [*args, "--out", "ranks.jsonl", "--completions-out", "ranks.samples.jsonl"]
+    run(*args, "--out", "alone.jsonl", "--completions-out", "alone.samples.jsonl")
+    # what an earlier run of other options left under rank 1's name is not taken for its shard
+    run(*args, "--seed", "5", "--shard", "2/2", "--out", "ranks.shard-0002-of-0002.jsonl")
+    processes = [rank(here, i, 2, *ranked, "--overwrite") for i in (0, 1)]
+    for process in processes:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    for name in (".jsonl", ".samples.jsonl"):
+        assert here.digest(f"ranks{name}") == here.digest(f"alone{name}")
+    assert manifest(here, "ranks.shard-0002-of-0002.jsonl")["shard"]["number"] == 2
+    assert (here.folder / "ranks.samples.shard-0001-of-0002.jsonl").exists()
+    assert "nothing to do" in run(*ranked)  # and one process without torchrun agrees
+
+
+def test_under_torchrun_in_this_process(shards, run, here, monkeypatch):
+    """Rank 0 says that all is done, refuses --shard, and waits no longer for a rank that never came than it was told."""
+
+    def as_rank(number: int, *args: str, code: int = 0) -> str:
+        monkeypatch.setenv("RANK", str(number))
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        try:
+            return run(*args, code=code)
+        finally:
+            monkeypatch.delenv("RANK", raising=False)
+            monkeypatch.delenv("WORLD_SIZE", raising=False)
+
+    said = as_rank(0, *shards, "--out", "r.jsonl", "--rank-timeout", "0.01", code=75)
+    assert "r.shard-0002-of-0002.jsonl: no progress for 0.01 minutes" in said and "hint:" in said
+    assert not (here.folder / "r.jsonl").exists()
+    run(*shards, "--out", "r.shard-0002-of-0002.jsonl")  # in the way: a whole work, no shard
+    as_rank(0, *shards, "--out", "r.jsonl", "--rank-timeout", "0.01", code=75)
+    assert "now it is 2/2" in as_rank(1, *shards, "--out", "r.jsonl", code=2)
+    as_rank(1, *shards, "--out", "r.jsonl", "--overwrite")
+    as_rank(0, *shards, "--out", "r.jsonl")
+    run(*shards, "--out", "all.jsonl")
+    assert here.digest("r.jsonl") == here.digest("all.jsonl")
+    assert "nothing to do" in as_rank(0, *shards, "--out", "r.jsonl")
+    assert as_rank(1, *shards, "--out", "r.jsonl") == ""
+    assert "was begun with" in as_rank(0, *shards, "--seed", "7", "--out", "r.jsonl", code=2)
+    assert "ranks split the work themselves" in as_rank(0, *shards, "--shard", "1/2", "--out", "x.jsonl", code=2)
+    assert "means nothing to --backend human" in as_rank(1, "judge", "in.jsonl", "in.jsonl", "--backend", "human", "--form", "f.html",
+                                                         "--out", "x.jsonl", code=2)  # fmt: skip
+
+
+def test_merging_shards_imports_no_torch(shards, here):
+    """Joining is a matter of seconds on a log-in node."""
+    code = (
+        "import sys; from dpoctl.cli.app import run; code = run(sys.argv[1:]); "
+        "assert not {'torch', 'numpy'} & set(sys.modules); sys.exit(code)"
+    )
+    args = ["merge", "s1.jsonl", "s2.jsonl", "s3.jsonl", "--out", "light.jsonl"]
+    done = subprocess.run([sys.executable, "-c", code, *args], cwd=here.folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
