@@ -7,13 +7,14 @@ import difflib
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dpoctl.data.jsonl import SKIP_HINT, named, objects, read_jsonl
 from dpoctl.errors import InputError
 from dpoctl.log import warn
 
-__all__ = ["ROLES", "Rows", "load_rows", "read_jsonl", "shape_of"]
+__all__ = ["ROLES", "Rows", "load_rows", "read_jsonl", "shape_of", "stream_rows", "warn_of_skipped"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _TURN = "\n\nAssistant:"  # opens the answer in dialogues of the Anthropic HH format
@@ -56,8 +57,22 @@ def load_rows(path, kind: str, *, skip_bad: bool = False, limit: int | None = No
     Raises InputError for an unreadable or empty file and for a bad row, naming file, line and field; with `skip_bad`
     bad rows and broken lines are left out, counted by reason and warned of once.
     """
+    skipped: Counter = Counter()
+    pairs = list(stream_rows(path, kind, skip_bad=skip_bad, limit=limit, skipped=skipped))
+    warn_of_skipped(path, len(pairs), skipped)
+    return Rows(str(path), [row for _, row in pairs], [line for line, _ in pairs], dict(skipped))
+
+
+def stream_rows(
+    path, kind: str, *, skip_bad: bool = False, limit: int | None = None, skipped: Counter | None = None
+) -> Iterator[tuple[int, dict]]:
+    """(1-based line, row) one after the other, as `load_rows` has them; text rows are held one at a time.
+
+    `skipped` is counted up as bad rows are passed over.
+    """
     check = _CHECKS[kind]()
-    rows, lines, skipped = [], [], Counter()
+    skipped = Counter() if skipped is None else skipped
+    good, number = 0, -1
 
     def refuse(problem: str, error: InputError) -> None:
         if not skip_bad:
@@ -67,25 +82,28 @@ def load_rows(path, kind: str, *, skip_bad: bool = False, limit: int | None = No
     def unreadable(error: InputError) -> None:
         refuse("unreadable line", error)
 
-    number = -1
     for number, (line, row) in enumerate(objects(path, unreadable)):  # noqa: B007
         if row is None:
             continue
         try:
-            rows.append(check(number, row))
+            row = check(number, row)
         except _BadRow as bad:
             hint = bad.hint or SKIP_HINT
             refuse(re.sub(r"\[\d+\]", "[]", bad.problem), InputError(f"{path}:{line}: {bad}", hint))
             continue
-        lines.append(line)
-        if len(rows) == limit:
+        good += 1
+        yield line, row
+        if good == limit:
             break
-    if not rows:
+    if not good:
         what = "none of its rows can be used" if number >= 0 else "the file holds no rows"
         raise InputError(f"{path}: {what}{_listing(skipped)}", f"expected {kind} rows: JSON objects, one a line")
+
+
+def warn_of_skipped(path, kept: int, skipped: dict[str, int]) -> None:
     if skipped:
-        warn(f"{path}: {sum(skipped.values())} of {number + 1} rows skipped{_listing(skipped)}")
-    return Rows(str(path), rows, lines, dict(skipped))
+        bad = sum(skipped.values())
+        warn(f"{path}: {bad} of {kept + bad} rows skipped{_listing(skipped)}")
 
 
 def shape_of(row: dict) -> str | None:
