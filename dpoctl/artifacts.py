@@ -158,14 +158,7 @@ def claim(
     if recorded is None:
         check_inputs(inputs)
     path = Path(out)
-    if is_row_file(path) and path.is_dir():
-        raise InputError(f"{out}: is a directory", hint="a row output is a .jsonl file")
-    if stage in ROW_STAGES and not is_row_file(path):
-        raise InputError(f"{out}: {stage} writes rows", hint=f"name it {path.name}.jsonl")
-    if stage not in ROW_STAGES and is_row_file(path):
-        raise InputError(f"{out}: {stage} writes a directory", hint=f"--out {path.name.split('.')[0]}")
-    if any(Path(p).resolve() == path.resolve() for _, _, p in inputs):
-        raise InputError(f"{out}: is an input of this command too", hint="choose another --out")
+    _check_place(path, stage, inputs)
     work = Work(path, stage, options, identity, inputs, recorded)
     created = _make_folder(work.folder)
     try:
@@ -181,6 +174,34 @@ def claim(
             with suppress(OSError):  # what has been begun stays
                 work.folder.rmdir()
         raise
+
+
+def follow(out: str, stage: str, options: dict, identity: dict, inputs: list, *, overwrite: bool) -> Work:
+    """The work as a process sees it that another one claims it for: nothing is locked or written.
+
+    `finished` is what the claim finds, and options or inputs that are not those it was begun with are refused alike.
+    """
+    check_inputs(inputs)
+    path = Path(out)
+    _check_place(path, stage, inputs)
+    work = Work(path, stage, options, identity, inputs)
+    manifest = None if overwrite else read_manifest(path)
+    known = manifest if manifest or overwrite else _read_plan(work, overwrite)
+    if known:
+        _refuse_changes(work, known, {"stage": stage, "identity": identity, "inputs": work.describe_inputs()})
+    work.finished = manifest is not None
+    return work
+
+
+def _check_place(path: Path, stage: str, inputs: list) -> None:
+    if is_row_file(path) and path.is_dir():
+        raise InputError(f"{path}: is a directory", hint="a row output is a .jsonl file")
+    if stage in ROW_STAGES and not is_row_file(path):
+        raise InputError(f"{path}: {stage} writes rows", hint=f"name it {path.name}.jsonl")
+    if stage not in ROW_STAGES and is_row_file(path):
+        raise InputError(f"{path}: {stage} writes a directory", hint=f"--out {path.name.split('.')[0]}")
+    if any(Path(p).resolve() == path.resolve() for _, _, p in inputs):
+        raise InputError(f"{path}: is an input of this command too", hint="choose another --out")
 
 
 def _forget_unbegun(work: Work) -> None:

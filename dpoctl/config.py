@@ -9,6 +9,7 @@ from .options import NAME_OR_FILE, flag_of, option, spec_of
 
 RUN, DATA, OPT, GEN, EVAL, LOSS = "Run", "Data", "Optimisation", "Generation", "Evaluation on the way", "Objective"
 PPO, JUDGE, SERVER, SCORING, PEOPLE = "PPO", "Judging", "Server", "Scoring", "People"
+DEVICES = "Many devices, and memory"
 SIEBERT = "siebert/sentiment-roberta-large-english"
 SCORER_HELP = (
     "SCORER: a sequence classifier or reward model (hub id or directory; @prob, @logit or @log-odds picks "
@@ -102,6 +103,22 @@ class Training:
         choices=("tensorboard", "wandb"),
         identity=False,
     )
+
+    parallel: str = option(
+        "ddp",
+        "Under torchrun: ddp holds the whole model on every device, fsdp shards weights, gradients and optimizer.",
+        DEVICES,
+        choices=("ddp", "fsdp"),
+        identity=False,
+    )
+    rank_timeout: float = option(
+        10.0, "Under torchrun: minutes without an answer of another rank after which the run stops.", DEVICES,
+        above=0, identity=False,
+    )  # fmt: skip
+    activation_checkpointing: bool = option(
+        False, "Keep only the blocks' inputs and compute the rest again going back: less memory, a third more time.",
+        DEVICES, identity=False,
+    )  # fmt: skip
 
     def length_problems(self) -> list[str]:
         if self.max_prompt_length < self.max_length:
@@ -420,6 +437,8 @@ class TrainPPO(Frontier, Training, Device, Common):
 
     def problems(self) -> list[str]:
         found = self.length_problems() + self.frontier_problems()
+        if self.parallel != "ddp":
+            found.append("PPO generates with the whole policy on every device: --parallel ddp")
         if self.temperature == 0 or self.top_p < 1 or self.top_k > 0:
             found.append(
                 "PPO learns from the distribution that it samples: --temperature above 0, --top-p 1 and --top-k 0 (a cut "

@@ -44,6 +44,10 @@ class Interrupted(DpoctlError):
     exit_code = 75
 
 
+class RankLost(Interrupted):
+    """Another process of the run died or hangs: the same command again continues."""
+
+
 def closest(name: str, names) -> str:
     """The known name nearest to what was given, for a hint; empty where none is near."""
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)

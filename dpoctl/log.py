@@ -12,13 +12,18 @@ from rich.console import Console
 from rich.markup import escape
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
-_verbosity = 0  # -1 quiet, 0 normal, 1 verbose
+_verbosity = 0  # -2 errors only, -1 quiet, 0 normal, 1 verbose
 _PLAIN_EVERY_S = 15.0
 
 
 def set_verbosity(level: int) -> None:
     global _verbosity
     _verbosity = level
+
+
+def only_errors() -> None:
+    """For a process whose news another one tells: not even warnings."""
+    set_verbosity(-2)
 
 
 def say(text: str) -> None:
@@ -35,7 +40,8 @@ def detail(text: str) -> None:
 
 def warn(text: str) -> None:
     """A line that `-q` shows too."""
-    console.print(f"[yellow]warning:[/yellow] {escape(text)}")
+    if _verbosity >= -1:
+        console.print(f"[yellow]warning:[/yellow] {escape(text)}")
 
 
 def error(text: str) -> None:

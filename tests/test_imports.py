@@ -6,7 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dpoctl"
 
-BASE = {"artifacts", "files", "manifests", "tidy", "stopping", "errors", "log", "__init__"}
+BASE = {"artifacts", "files", "manifests", "tidy", "stopping", "errors", "launch", "log", "__init__"}
 LIBRARY = {"models", "data", "objectives"} | BASE
 ALLOWED = {  # room -> the rooms it may import; a room is a folder of dpoctl/ or a module of its own
     "__main__": {"cli", "stopping"},
@@ -25,6 +25,7 @@ ALLOWED = {  # room -> the rooms it may import; a room is a folder of dpoctl/ or
     "manifests": {"files", "errors", "__init__"},
     "tidy": set(),
     "stopping": {"errors"},
+    "launch": {"errors"},
     "log": set(),
     "errors": set(),
     "__init__": set(),
@@ -43,6 +44,7 @@ LIGHT = {
     "tidy",
     "stopping",
     "errors",
+    "launch",
     "log",
 }  # help and mistakes need these
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "numpy", "tokenizers", "safetensors"}

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Optional, get_type_hints
 
 import typer
 
-from .. import artifacts, log, options
-from ..config import COMMANDS, Frontier, Merge, Sharded
+from .. import artifacts, launch, log, options
+from ..config import COMMANDS, Frontier, Merge, Sharded, Training
 
 
 def add_command(app: typer.Typer, name: str) -> None:
@@ -77,47 +77,39 @@ def _parameter(name: str, annotation: Any) -> inspect.Parameter:
 def run_stage(name: str, config: Any) -> int:
     """Claim the output, then run the stage; a finished work answers without loading anything."""
     if config.dry_run:
-        artifacts.check_inputs(_inputs(config))
-        plan = _stage(name).plan(config)
-        print("\n".join(f"{key:<22} {value}" for key, value in plan.items()))
+        artifacts.check_inputs(inputs_of(config))
+        print("\n".join(f"{key:<22} {value}" for key, value in stage(name).plan(config).items()))
         return 0
-    if isinstance(config, Sharded):
-        from . import ranks
+    if launch.world_size() > 1 and isinstance(config, (Training, Sharded)):
+        from . import ranks, together
 
-        if ranks.world_size() > 1:
-            return ranks.run(name, config)
+        return (together if isinstance(config, Training) else ranks).run(name, config)
     if isinstance(config, Merge):
         if config.is_rows:  # claims its output as the work that the shards are of
-            _stage(name).join_shards(config)
+            stage(name).join_shards(config)
             return 0
-        artifacts.check_inputs(_inputs(config))
-        config = _stage(name).with_base(config)
+        artifacts.check_inputs(inputs_of(config))
+        config = stage(name).with_base(config)
     with claim(name, config) as work:
         if work.finished:
             log.say(f"{config.out}: complete already, nothing to do")
             return 0
-        _stage(name).run(config, work)
+        stage(name).run(config, work)
     return 0
 
 
-def claim(name: str, config: Any):
+def claim(name: str, config: Any, by=artifacts.claim):
     """The claim of the command's output: a context that gives the Work."""
-    return artifacts.claim(
-        config.out,
-        name,
-        options.as_options(config),
-        options.identity(config),
-        _inputs(config),
-        overwrite=config.overwrite,
-    )
+    identity = options.identity(config)
+    return by(config.out, name, options.as_options(config), identity, inputs_of(config), overwrite=config.overwrite)
 
 
-def _inputs(config: Any) -> list[tuple[str, str, str]]:
+def inputs_of(config: Any) -> list[tuple[str, str, str]]:
     if isinstance(config, Merge) and config.is_rows:
         return []  # of shards that are missing, or not complete, merge knows more to say
     inputs = options.inputs(config)
     return config.frontier_inputs(inputs) if isinstance(config, Frontier) else inputs
 
 
-def _stage(name: str):
+def stage(name: str):
     return importlib.import_module(f"dpoctl.stages.{name.replace('-', '_')}")

@@ -18,10 +18,6 @@ from .command import claim, run_stage
 _EVERY_S = 0.5
 
 
-def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
 def run(name: str, config: Sharded) -> int:
     """This rank's part of the command.
 

@@ -13,7 +13,7 @@ from ..training.metrics import Meter
 
 
 def run(config: SFT, work: artifacts.Work) -> None:
-    device, dtype = setup.open_device(config)
+    device, dtype = setup.open_device(config, work)
     model, tokenizer = setup.open_model(config, config.model, device)
     examples, counts = _encode(config, config.data, model, tokenizer)
     held_out = _encode(config, config.eval_data, model, tokenizer)[0] if config.eval_data else []

@@ -13,7 +13,7 @@ from ..training import loop, pairs, runtime, setup
 
 
 def run(config: TrainDPO, work: artifacts.Work) -> None:
-    device, dtype = setup.open_device(config)
+    device, dtype = setup.open_device(config, work)
     policy, tokenizer = setup.open_model(config, config.model, device)
     data = _encode(config, config.data, policy, tokenizer)
     held_out = _encode(config, config.eval_data, policy, tokenizer) if config.eval_data else None

@@ -5,18 +5,15 @@ from ..config import TrainPPO
 from ..data.batching import Stream, shuffled
 from ..data.encode import fingerprint
 from ..data.rows import load_rows
-from ..errors import InputError
 from ..models.load import context_length, load_classifier
 from ..models.rewards import make_critic
 from ..models.scorer_spec import parse_scorer
 from ..models.scorers import Scorer, load_scorer
-from ..training import frontier, loop, ppo, runtime, setup
+from ..training import frontier, loop, ppo, setup
 
 
 def run(config: TrainPPO, work: artifacts.Work) -> None:
-    if runtime.world_size() > 1:
-        raise InputError("train-ppo runs in one process", hint="start it without torchrun")
-    device, dtype = setup.open_device(config)
+    device, dtype = setup.open_device(config, work)
     policy, tokenizer = setup.open_model(config, config.model, device)
     ref = config.ref or config.model
     reference, other = setup.open_model(config, ref, device)

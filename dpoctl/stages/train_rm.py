@@ -22,7 +22,7 @@ _EVALUATIONS_PER_EPOCH = 4
 
 
 def run(config: TrainRM, work: artifacts.Work) -> None:
-    device, dtype = setup.open_device(config)
+    device, dtype = setup.open_device(config, work)
     model, tokenizer = load_reward_start(
         config.model,
         device=str(device),

@@ -16,7 +16,8 @@ import yaml
 
 from .. import artifacts, log, stopping, tidy
 from ..errors import Interrupted, NumericalError
-from . import checkpoints, runtime
+from ..models.blocks import recompute_activations
+from . import checkpoints, parallel, runtime
 from .metrics import Board, Log, Meter, rounded
 
 
@@ -62,7 +63,7 @@ def listed(rows: Iterable, most: int = 32) -> str:
 
 
 def make_optimizer(config, model) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    parameters = parallel.trainable(model)
     if config.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, lr=config.lr, weight_decay=config.weight_decay)
     eps = getattr(config, "adam_eps", 1e-8)
@@ -101,13 +102,18 @@ def train(model, tokenizer, task: Task, config, work: artifacts.Work, device: to
             f"the warm-up of {config.warmup_steps} updates is longer than the run of {task.steps}: "
             f"the learning rate ends at {learning_rate(config, task.steps - 1, task.steps):.3g} of {config.lr:.3g}"
         )
+    if config.activation_checkpointing:
+        recompute_activations(model)
+    parallel.make_equal(model)
     optimizer = make_optimizer(config, model)
     state = checkpoints.load_latest(out, model, optimizer) if work.resuming else None
     state = state or {"step": 0, "sizes": {}, "tokens": 0, "meter": {}, "best": None, "task": {}}
     task.state.update(state["task"])
     if state["step"]:
         log.say(f"{out}: continues behind update {state['step']}")
-    artifacts.write_atomic(out / "config.yaml", yaml.safe_dump({"stage": work.stage} | work.options, sort_keys=False))
+    if runtime.rank() == 0:
+        options = yaml.safe_dump({"stage": work.stage} | work.options, sort_keys=False)
+        artifacts.write_atomic(out / "config.yaml", options)
     logs = {name: Log(out / f"{name}.jsonl", state["sizes"].get(name, 0)) for name in ("metrics", "timing")}
     if task.point:
         kept = ("eval", "samples") if config.keep_samples else ("eval",)
@@ -115,7 +121,8 @@ def train(model, tokenizer, task: Task, config, work: artifacts.Work, device: to
     run = Run(model, task, config, out, device, dtype, optimizer, logs, Board(config.log_to, out, work.options))
     run.tokens, run.best = state["tokens"], state["best"]
     run.tokens_at_line, run.items_at_line = run.tokens, state["step"]
-    run.meter.restore(state["meter"])
+    if runtime.rank() == 0:
+        run.meter.restore(state["meter"])
     if state["step"] == 0 and task.point:
         run.measure_point(0)
     last: dict[str, float] = {}
@@ -124,15 +131,17 @@ def train(model, tokenizer, task: Task, config, work: artifacts.Work, device: to
         stopping.at_boundary(f"update {state['step']} of {task.steps}")
         for step in range(state["step"], task.steps):
             last = run.update(step, meter) or last
-            run.saved = step + 1 < task.steps and (step + 1) % config.save_every == 0
-            if run.saved or stop.signal:
+            due = step + 1 < task.steps and (step + 1) % config.save_every == 0
+            stopped = runtime.any_rank(bool(stop.signal))
+            if due or stopped:
                 run.save(step + 1)
-            if stop.signal and step + 1 < task.steps:
+            if stopped and step + 1 < task.steps:
                 raise Interrupted(
-                    f"stopped by {stop.signal} behind update {step + 1} of {task.steps}; the state is saved",
+                    f"stopped by {stop.signal or 'a signal to another rank'} behind update {step + 1} of {task.steps}; the state is saved",
                     hint="the same command again continues",
                 )
     _finish(run, model, tokenizer, last, work)
+    runtime.leave_ranks()
 
 
 class Run:
@@ -167,17 +176,19 @@ class Run:
 
         Raises NumericalError, before the weights are touched, where loss or gradient norm is not finite.
         """
-        total = torch.zeros((), dtype=torch.float64)
+        totals = torch.zeros(2, dtype=torch.float64)  # loss, tokens
         for micro in micros:
             with runtime.autocast(self.device, self.dtype):
                 loss, sums = loss_of(micro)
             loss.backward()
-            total += loss.detach().double().cpu()
+            totals[0] += loss.detach().double().cpu()
+            totals[1] += self.task.tokens(micro)
             self.meter.add_all(sums)
-            self.tokens += self.task.tokens(micro)
-        self._sum_gradients()
+        # Before the gradients: a rank that is lost is noticed here, where it can be said.
+        loss, tokens = runtime.sum_over_ranks(totals).tolist()
+        parallel.sum_gradients(self.model)
         norm = clip_gradients(self.model, self.config.max_grad_norm)
-        loss = runtime.sum_over_ranks(total).item()
+        self.tokens += int(tokens)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NumericalError(f"{where}: the loss is {loss}, the gradient norm {norm}", hint=self.last_good())
         self.optimizer.step()
@@ -185,13 +196,6 @@ class Run:
         first = runtime.rank() == 0
         self.meter.add("grad_norm", norm if first else 0.0, float(first))
         return loss
-
-    def _sum_gradients(self) -> None:
-        for p in self.model.parameters():
-            if runtime.world_size() > 1:
-                if p.grad is None:
-                    p.grad = torch.zeros_like(p)
-                runtime.sum_over_ranks(p.grad)
 
     def _after(self, step: int, lr: float) -> dict[str, float] | None:
         config, task = self.config, self.task
@@ -249,7 +253,7 @@ class Run:
                     "seconds": seconds,
                     f"{self.task.count}_per_s": items / max(seconds, 1e-9),
                     "tokens_per_s": self._rate(),
-                    "peak_memory_gb": runtime.peak_memory_bytes(self.device) / 1e9,
+                    "peak_memory_gb": runtime.highest_memory_bytes(self.device) / 1e9,
                 }
                 | {f"seconds/{name}": value for name, value in parts.items()}
             )
@@ -257,6 +261,7 @@ class Run:
         self.tokens_at_line, self.items_at_line = self.tokens, step
 
     def save(self, step: int) -> None:
+        self.meter.merge()
         sizes = {name: each.sync() for name, each in self.logs.items()}
         state = {"sizes": sizes, "tokens": self.tokens, "meter": self.meter.state, "best": self.best}
         state["task"] = self.task.state
@@ -273,6 +278,7 @@ class Run:
 
 def _finish(run: Run, model, tokenizer, last: dict[str, float], work: artifacts.Work) -> None:
     """Save the run directory as a Hugging Face model and write its manifest."""
+    peak = runtime.highest_memory_bytes(run.device)
     if runtime.rank() != 0:
         return
     for each in run.logs.values():
@@ -292,8 +298,9 @@ def _finish(run: Run, model, tokenizer, last: dict[str, float], work: artifacts.
     cost = {
         "tokens": run.tokens,
         "flops": 6 * weights * run.tokens + run.task.state.get("flops", 0),
-        "peak_memory_bytes": runtime.peak_memory_bytes(run.device),
+        "peak_memory_bytes": peak,
         "device": runtime.device_name(run.device),
+        "world_size": runtime.world_size(),
     } | {f"seconds_{name}": round(value, 3) for name, value in run.seconds.items()}
     rows = [(run.out / f"{name}.jsonl", None) for name in run.logs if name != "timing"]
     work.finish([*((p, None) for p in saved), (run.out / "config.yaml", None), *rows], run.task.notes | figures, cost)

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..artifacts import writing
 from ..errors import InputError
 from ..files import json_line
@@ -22,6 +20,17 @@ class Meter:
         self.weights: dict[str, float] = {}
         self.lowest: dict[str, float] = {}
         self.highest: dict[str, float] = {}
+
+    def merge(self) -> None:
+        """Bring what all ranks counted to rank 0; the others start anew. What a checkpoint holds is the whole."""
+        states = runtime.gather(self.state)
+        self.restore({})
+        if runtime.rank() == 0:
+            for state in states:
+                for name, total in state["sums"].items():
+                    self.add(name, total, state["weights"][name])
+                for kept, kind in (("lowest", min), ("highest", max)):
+                    self.add_all({name: (value, kind) for name, value in state[kept].items()})
 
     @property
     def state(self) -> dict[str, dict[str, float]]:
@@ -46,14 +55,9 @@ class Meter:
                 self.add(name, value, kind)
 
     def take(self) -> dict[str, float]:
-        names = sorted(self.sums)
-        both = torch.tensor([[self.sums[n] for n in names], [self.weights[n] for n in names]], dtype=torch.float64)
-        runtime.sum_over_ranks(both)
-        taken = {n: both[0, i].item() / both[1, i].item() for i, n in enumerate(names) if both[1, i] > 0}
-        for kept, kind in ((self.lowest, "min"), (self.highest, "max")):
-            for name in sorted(kept):
-                value = torch.tensor(kept[name], dtype=torch.float64)
-                taken[name] = runtime.reduce_over_ranks(value, kind).item()
+        self.merge()
+        means = {n: self.sums[n] / self.weights[n] for n in sorted(self.sums) if self.weights[n] > 0}
+        taken = runtime.from_rank_0(means | dict(sorted(self.lowest.items())) | dict(sorted(self.highest.items())))
         self.restore({})
         return taken
 

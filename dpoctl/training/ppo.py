@@ -8,14 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import log
-from ..data.batching import Stream, pack, permutation
+from ..data.batching import Stream, pack, permutation, share
 from ..errors import InputError, NumericalError
 from ..models.generate import generate, waves
 from ..models.logprobs import micro_batches, response_token_logps
@@ -86,30 +86,32 @@ class Trainer:
     # --- the parts of a step, in order
 
     def roll_out(self, step: int) -> Episodes:
-        """Sample a response to each prompt of the step; k of the random numbers is the pass over the prompts."""
+        """Sample a response to each prompt of the step; k of the random numbers is the pass over the prompts.
+
+        The waves are dealt over the ranks, and every rank gets all episodes, in the prompts' order.
+        """
         first = step * self.config.batch_size
-        drawn: list[dict] = []
-        sequences: list[tuple[list[int], int]] = []
         places = list(enumerate(self.stream.batch(step), start=first))
-        for epoch, group in groupby(places, key=lambda place: place[0] // self.stream.n):
-            members = [i for _, i in group]
-            for wave in waves(len(members), 1, self.config.wave_rows):
-                rows, ids = [self.prompts[i] for i in members[wave]], [self.ids[i] for i in members[wave]]
-                keys = [row["prompt_id"] for row in rows]
-                sampling = frontier.sampling_of(self.config)
-                with runtime.autocast(self.device, self.dtype):
-                    responses = generate(
-                        self.critic.policy, self.tokenizer, ids, keys, [epoch], sampling, self.config.seed
-                    )
-                drawn.extend(frontier.completion_rows(self.tokenizer, rows, ids, responses))
-                eos = [self.tokenizer.eos_token_id]
-                for prompt, [c] in zip(ids, responses, strict=True):
-                    sequences.append((prompt + c.ids + (eos if c.finish == "stop" else []), len(prompt)))
-        return Episodes(drawn, sequences)
+        groups = [(e, [i for _, i in g]) for e, g in groupby(places, key=lambda place: place[0] // self.stream.n)]
+        dealt = [(e, m[w]) for e, m in groups for w in waves(len(m), 1, self.config.wave_rows)]
+        own = [self._roll_out_wave(epoch, members) for epoch, members in dealt[runtime.rank() :: runtime.world_size()]]
+        every = _in_order(runtime.gather(own))
+        return Episodes([row for wave in every for row in wave.rows], [s for wave in every for s in wave.sequences])
+
+    def _roll_out_wave(self, epoch: int, members: list[int]) -> Episodes:
+        rows, ids = [self.prompts[i] for i in members], [self.ids[i] for i in members]
+        keys, sampling = [row["prompt_id"] for row in rows], frontier.sampling_of(self.config)
+        with runtime.autocast(self.device, self.dtype):
+            responses = generate(self.critic.policy, self.tokenizer, ids, keys, [epoch], sampling, self.config.seed)
+        ends = {"stop": [self.tokenizer.eos_token_id], "length": []}
+        sequences = [(p + c.ids + ends[c.finish], len(p)) for p, [c] in zip(ids, responses, strict=True)]
+        return Episodes(frontier.completion_rows(self.tokenizer, rows, ids, responses), sequences)
 
     def score(self, episodes: Episodes) -> Tensor:
         """Rewards [B] of the texts, a response that never ended getting the penalty where there is one."""
-        scores = torch.tensor(self.reward.score(episodes.rows).values, dtype=torch.float64)
+        own = episodes.rows[runtime.rank() :: runtime.world_size()]
+        values = _in_order(runtime.gather(self.reward.score(own).values if own else []))
+        scores = torch.tensor(values, dtype=torch.float64)
         if self.config.missing_eos_penalty is not None:
             unfinished = torch.tensor([row["finish"] == "length" for row in episodes.rows])
             scores[unfinished] = self.config.missing_eos_penalty
@@ -117,17 +119,23 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, episodes: Episodes, scores: Tensor, step: int, run: Run) -> tuple[Experience, dict]:
-        """Old log-probs with values in one forward, the reference's in one pass; rewards, advantages, figures."""
+        """Old log-probs with values in one forward, the reference's in one pass; rewards, advantages, figures.
+
+        Ranks share the forwards; what follows every rank computes alike, over the whole batch.
+        """
         config, coefficient = self.config, self.state["kl_coef"]
         mask = _mask(episodes.lengths)
         logps, values, ref_logps, entropies = (torch.zeros(mask.shape) for _ in range(4))
-        for indices in micro_batches(episodes.sequences, config.tokens_per_batch):
+        groups = list(micro_batches(episodes.sequences, config.tokens_per_batch))
+        for indices in groups[runtime.rank() :: runtime.world_size()]:
             batch = [episodes.sequences[i] for i in indices]
             with runtime.autocast(self.device, self.dtype):
                 own, value, entropy, _ = self.critic(batch, config.temperature, entropy=True)
                 other, _ = response_token_logps(self.reference, batch, config.temperature)
             for target, flat in ((logps, own), (values, value), (entropies, entropy), (ref_logps, other)):
                 _scatter(target, indices, mask, flat)
+        for each in (logps, values, ref_logps, entropies):
+            runtime.sum_over_ranks(each)  # every row is one rank's, and 0 on the others
         log_ratios = (logps - ref_logps).double().sum(1)
         kl = log_ratios.mean().item()
         if not kl <= config.max_kl:
@@ -166,7 +174,8 @@ class Trainer:
             for start in range(0, len(order), size):
                 members = order[start : start + size]
                 tokens = sum(lengths[i] for i in members)
-                groups = pack(members, whole.__getitem__, whole.__getitem__, config.tokens_per_batch)
+                own = share(members, whole.__getitem__, runtime.rank(), runtime.world_size())
+                groups = pack(own, whole.__getitem__, whole.__getitem__, config.tokens_per_batch)
                 micros = [(group, tokens, sum(whole[i] for i in group)) for group in groups]
                 losses.append(
                     run.optimize(
@@ -231,6 +240,11 @@ class Trainer:
         """Seconds by part since the last call."""
         taken, self.seconds = self.seconds, {}
         return taken
+
+
+def _in_order(dealt: list[list]) -> list:
+    """Items that were dealt out one by one, back in their order: [[a, c], [b]] is [a, b, c]."""
+    return [item for one_of_each in zip_longest(*dealt, fillvalue=None) for item in one_of_each if item is not None]
 
 
 def _mask(lengths: list[int]) -> Tensor:

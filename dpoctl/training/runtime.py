@@ -7,12 +7,14 @@ import re
 import resource
 import sys
 from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from .. import log
+from .. import launch, log
 from ..errors import InputError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -26,6 +28,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         if device.type == "cuda" and os.environ.get("LOCAL_RANK"):
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:
         raise InputError(
@@ -70,18 +73,23 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap's top is not given back
 
 
-def rank() -> int:
-    return int(os.environ.get("RANK", 0))
+rank, world_size = launch.rank, launch.world_size
 
 
-def world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
+def join_ranks(device: torch.device, minutes: float) -> None:
+    """Join the process group of torchrun's ranks; a collective that waits longer than `minutes` fails."""
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",  # figures are summed on the CPU
+        store=dist.PrefixStore("dpoctl/group", launch.store(minutes)),
+        rank=rank(),
+        world_size=world_size(),
+        timeout=timedelta(minutes=minutes),
+    )
 
 
-def join_ranks(device: torch.device) -> None:
-    """Join the process group that torchrun announced; nothing to do for one process."""
-    if world_size() > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+def leave_ranks() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
@@ -96,12 +104,39 @@ def reduce_over_ranks(tensor: torch.Tensor, kind: str) -> torch.Tensor:
     return tensor
 
 
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on any rank."""
+    return bool(reduce_over_ranks(torch.tensor(int(flag)), "max").item())
+
+
+def gather(item: Any) -> list[Any]:
+    """The items of all ranks, in their order, on every rank."""
+    if world_size() == 1:
+        return [item]
+    items = [None] * world_size()
+    dist.all_gather_object(items, item)
+    return items
+
+
+def from_rank_0(item: Any) -> Any:
+    """Rank 0's item, on every rank."""
+    items = [item]
+    if world_size() > 1:
+        dist.broadcast_object_list(items, src=0)
+    return items[0]
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Peak memory of the device: allocated by torch on a GPU, resident in this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def highest_memory_bytes(device: torch.device) -> int:
+    """The peak memory of the rank that has the highest."""
+    return max(gather(peak_memory_bytes(device)))
 
 
 def device_name(device: torch.device) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers.utils import logging as hf_logging
 
-from .. import log
+from .. import artifacts, launch, log
 from ..data.encode import fingerprint
 from ..data.rows import load_rows
 from ..errors import InputError
@@ -15,11 +15,16 @@ from ..models.scorers import load_scorer
 from . import frontier, runtime
 
 
-def open_device(config) -> tuple[torch.device, torch.dtype]:
+def open_device(config, work: artifacts.Work | None = None) -> tuple[torch.device, torch.dtype]:
+    """The device and precision of a command; a training run's ranks meet here, and hear what rank 0 found of `work`."""
+    together = work is not None and runtime.world_size() > 1
+    if together:
+        work.resuming = launch.meet(work.resuming, config.rank_timeout)
     hf_logging.set_verbosity_error()  # its advice is for its own trainers
     hf_logging.disable_progress_bar()
     device = runtime.pick_device(getattr(config, "device", "cpu"))
-    runtime.join_ranks(device)
+    if together:
+        runtime.join_ranks(device, config.rank_timeout)
     return device, runtime.pick_dtype(getattr(config, "dtype", "float32"), device)
 
 
