@@ -120,6 +120,17 @@ class Training:
         DEVICES, identity=False,
     )  # fmt: skip
 
+    plan_world_size: int | None = option(
+        None, "With --dry-run: devices that the plan is for.", DEVICES, at_least=1, identity=False
+    )
+
+    def shared_problems(self) -> list[str]:
+        """What is wrong with the options that all training stages have."""
+        found = self.length_problems()
+        if self.plan_world_size and not self.dry_run:
+            found.append("--plan-world-size means nothing without --dry-run: torchrun says how many devices there are")
+        return found
+
     def length_problems(self) -> list[str]:
         if self.max_prompt_length < self.max_length:
             return []
@@ -204,7 +215,7 @@ class SFT(Frontier, Training, Device, Common):
     max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm.", OPT, above=0)
 
     def problems(self) -> list[str]:
-        return self.length_problems() + self.frontier_problems()
+        return self.shared_problems() + self.frontier_problems()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,7 +296,7 @@ class TrainDPO(Frontier, Training, Device, Common):
     max_grad_norm: float = option(10.0, "Gradients are scaled down to this norm.", OPT, above=0)
 
     def problems(self) -> list[str]:
-        return self.length_problems() + self.frontier_problems() + self.loss_problems()
+        return self.shared_problems() + self.frontier_problems() + self.loss_problems()
 
     def loss_problems(self) -> list[str]:
         """Options that the chosen loss does not read would do nothing: refused."""
@@ -349,7 +360,7 @@ class TrainRM(Training, Device, Common):
     max_grad_norm: float = option(1.0, "Gradients are scaled down to this norm.", OPT, above=0)
 
     def problems(self) -> list[str]:
-        found = self.length_problems()
+        found = self.shared_problems()
         if self.reference_completions and self.normalize == "none":
             found.append("--reference-completions means nothing to --normalize none")
         return found
@@ -436,7 +447,7 @@ class TrainPPO(Frontier, Training, Device, Common):
         return "logit" if self.preset == "trl-2023" else "prob"
 
     def problems(self) -> list[str]:
-        found = self.length_problems() + self.frontier_problems()
+        found = self.shared_problems() + self.frontier_problems()
         if self.parallel != "ddp":
             found.append("PPO generates with the whole policy on every device: --parallel ddp")
         if self.temperature == 0 or self.top_p < 1 or self.top_k > 0:

@@ -22,6 +22,12 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return found
 
 
+def stacks(model: nn.Module) -> list[nn.ModuleList]:
+    """The lists that hold the blocks one behind the other."""
+    known = set(blocks(model))
+    return [m for m in model.modules() if isinstance(m, nn.ModuleList) and any(child in known for child in m)]
+
+
 def recompute_activations(model: nn.Module) -> None:
     """Let every block keep only its input, and compute the rest again in the backward pass. Forward-only work is as before.
 

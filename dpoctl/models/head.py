@@ -18,6 +18,12 @@ _COLUMNS = {
 _WIDE = 16384  # elsewhere
 
 
+def kept_bytes(rows: int, vocabulary: int, itemsize: int) -> int:
+    """Bytes of softmax tiles that are held for the backward pass of so many rows; of one tile where that is too much."""
+    whole = rows * vocabulary * itemsize
+    return whole if whole <= _KEPT_BYTES else rows * min(vocabulary, _WIDE) * itemsize
+
+
 def token_logps(rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
     """log softmax(rows @ weight.T + bias) at `targets`: [N] float32 from rows [N, d], weight [V, d]; differentiable once.
 

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.utils import logging as hf_logging
 
 from dpoctl.data.tokens import REWARD_PAD
 from dpoctl.errors import InputError
+from dpoctl.models import packed
 from dpoctl.models.hub import resolve
 
 __all__ = ["context_length", "load_classifier", "load_policy", "load_reward_start", "load_tokenizer", "resolve"]
@@ -119,6 +120,27 @@ def load_reward_start(
             model.score.weight.copy_(torch.randn(1, width, generator=generator) / (width + 1) ** 0.5)
     _check_fit(path, model, tokenizer)
     return model.to(device), tokenizer
+
+
+def untrained(path: str, kind: str, *, revision: str | None = None):
+    """The model that `path`'s config.json describes, with weights of no meaning: a `policy` or a `reward` model, ready to train.
+
+    For estimates: it is taken to be packed and to have a plain head, which only real numbers can tell.
+    """
+    folder = resolve(path, revision)
+    with _quiet(), _as_input_error(f"{path}: config.json cannot be read"):
+        config = AutoConfig.from_pretrained(folder)
+    if kind == "reward":
+        config.num_labels = 1
+        config.pad_token_id = config.pad_token_id or 0
+    auto_class = AutoModelForCausalLM if kind == "policy" else AutoModelForSequenceClassification
+    with _quiet(), _as_input_error(f"{path}: not a causal language model"):
+        model = auto_class.from_config(config, dtype=torch.float32)
+    _without_dropout(model)
+    _with_fused_gelu(model)
+    model.set_attn_implementation(packed.NAME)
+    model._dpoctl_can_pack = model._dpoctl_plain_head = True
+    return model.eval()
 
 
 def load_tokenizer(path: str, *, folder: str | None = None, revision: str | None = None, trust_remote_code=False):

@@ -139,7 +139,7 @@ def lay_out(models: Sequence, sequences: Sequences, *, whole: bool = False) -> L
     else:
         ids, at, ends = _padded(sequences, models[0])
         tree = None
-    owner = torch.repeat_interleave(torch.tensor([len(s) - start for s, start in sequences]))
+    owner = torch.tensor([i for i, (s, start) in enumerate(sequences) for _ in range(start, len(s))])
     targets = torch.tensor([t for s, start in sequences for t in s[start:]])
     return Layout(ids.to(device), at.to(device), owner.to(device), targets.to(device), ends.to(device), tree)
 

@@ -10,6 +10,7 @@ from ..data.rows import Rows, load_rows
 from ..models.logprobs import response_token_logps
 from ..training import loop, runtime, setup
 from ..training.metrics import Meter
+from ..training.plan import plan_of_training
 
 
 def run(config: SFT, work: artifacts.Work) -> None:
@@ -17,9 +18,7 @@ def run(config: SFT, work: artifacts.Work) -> None:
     model, tokenizer = setup.open_model(config, config.model, device)
     examples, counts = _encode(config, config.data, model, tokenizer)
     held_out = _encode(config, config.eval_data, model, tokenizer)[0] if config.eval_data else []
-    stream = Stream(
-        len(examples), config.batch_size, config.epochs, config.max_steps, shuffled(config.seed, len(examples))
-    )
+    stream = _stream(config, len(examples))
 
     def micro_batches(step: int) -> list[tuple[list[Example], int]]:
         batch = [examples[i] for i in stream.batch(step)]
@@ -74,6 +73,10 @@ def method_name(config: SFT) -> str:
     return "preferred-ft" if config.field else "sft"
 
 
+def _stream(config: SFT, n: int) -> Stream:
+    return Stream(n, config.batch_size, config.epochs, config.max_steps, shuffled(config.seed, n))
+
+
 def _pack(examples: list[Example], tokens: int) -> list[list[Example]]:
     return pack(examples, lambda e: len(e.ids), lambda e: len(e.ids), tokens)
 
@@ -109,5 +112,13 @@ def plan(config: SFT) -> dict:
         field=config.field,
         overlong=config.overlong,
     )
-    tokens = sum(len(e.ids) for e in examples)
-    return setup.plan_of_training(config, len(examples), "rows", tokens, setup.count_weights(config))
+    stream = _stream(config, len(examples))
+
+    def micros(step: int) -> list[list[tuple[list[int], int]]]:
+        own = share([examples[i] for i in stream.batch(step)], lambda e: len(e.ids), 0, config.plan_world_size or 1)
+        return [[(e.ids, e.start) for e in group] for group in _pack(own, config.tokens_per_batch)]
+
+    def loss(model, sequences) -> torch.Tensor:
+        return -response_token_logps(model, sequences)[0].sum()
+
+    return plan_of_training(config, "policy", stream.steps, micros, loss, rows=len(examples))

@@ -8,8 +8,10 @@ from ..data.encode import PairData, encode_pairs, fingerprint
 from ..data.rows import load_rows
 from ..errors import NumericalError
 from ..models.load import resolve
+from ..models.logprobs import summed_logps
 from ..objectives.preference import LOSSES, PairLogps
 from ..training import loop, pairs, runtime, setup
+from ..training.plan import plan_of_training
 
 
 def run(config: TrainDPO, work: artifacts.Work) -> None:
@@ -218,6 +220,15 @@ def plan(config: TrainDPO) -> dict:
     tokenizer = setup.load_tokenizer(config)
     rows = load_rows(config.data, "preferences", skip_bad=config.skip_bad_rows)
     data = encode_pairs(rows, tokenizer, max_length=config.max_length, max_prompt_length=config.max_prompt_length)
-    tokens = sum(len(ids) for ids, _ in pairs.sequences(data))
-    head = {"prompts": len(data.prompts), "completions": len(data.completions)}
-    return head | setup.plan_of_training(config, len(data.pairs), "pairs", tokens, setup.count_weights(config))
+    seqs, stream = pairs.sequences(data), pairs.pair_stream(data, config, config.shuffle)
+
+    def micros(step: int) -> list[list[tuple[list[int], int]]]:
+        world = config.plan_world_size or 1
+        batches = pairs.micro_batches(data, stream.batch(step), config.tokens_per_batch, 0, world)
+        return [[seqs[i] for i in batch.completions] for batch in batches]
+
+    def loss(model, sequences) -> torch.Tensor:
+        return summed_logps(model, sequences).sum()
+
+    head = {"pairs": len(data.pairs), "prompts": len(data.prompts), "completions": len(data.completions)}
+    return plan_of_training(config, "policy", stream.steps, micros, loss, **head)

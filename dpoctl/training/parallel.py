@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import runtime
 
-_BUCKET_BYTES = 32 << 20  # gradients go over the wire in flat buffers of this size, not one by one
+BUCKET_BYTES = 32 << 20  # gradients go over the wire in flat buffers of this size, not one by one
 
 
 def trainable(model) -> list[torch.nn.Parameter]:
@@ -50,7 +50,7 @@ def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
     held = 0
     for tensor in tensors:
         size = tensor.numel() * tensor.element_size()
-        if group and (held + size > _BUCKET_BYTES or tensor.dtype != group[0].dtype):
+        if group and (held + size > BUCKET_BYTES or tensor.dtype != group[0].dtype):
             yield group
             group, held = [], 0
         group.append(tensor)

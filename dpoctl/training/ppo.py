@@ -110,7 +110,7 @@ class Trainer:
     def score(self, episodes: Episodes) -> Tensor:
         """Rewards [B] of the texts, a response that never ended getting the penalty where there is one."""
         own = episodes.rows[runtime.rank() :: runtime.world_size()]
-        values = _in_order(runtime.gather(self.reward.score(own).values if own else []))
+        values = _in_order(runtime.gather(self.reward.score(own).values))
         scores = torch.tensor(values, dtype=torch.float64)
         if self.config.missing_eos_penalty is not None:
             unfinished = torch.tensor([row["finish"] == "length" for row in episodes.rows])

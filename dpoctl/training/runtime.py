@@ -134,6 +134,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def process_bytes(device: torch.device) -> int:
+    """What the process holds now beside the run's own tensors, where peak_memory_bytes counts it: interpreter, libraries."""
+    return peak_memory_bytes(device) if device.type == "cpu" else 0
+
+
 def highest_memory_bytes(device: torch.device) -> int:
     """The peak memory of the rank that has the highest."""
     return max(gather(peak_memory_bytes(device)))

@@ -92,22 +92,6 @@ def same_tokenizer(own, other, own_path: str, other_path: str) -> None:
         )
 
 
-def plan_of_training(config, items: int, unit: str, tokens: int, weights: int) -> dict[str, Any]:
-    """What --dry-run shows of a training stage."""
-    steps = -(-int(items * config.epochs + 0.999999) // config.batch_size)
-    steps = min(steps, config.max_steps or steps)
-    seen = tokens * steps * config.batch_size / max(1, items)
-    state = 1 if config.optimizer == "rmsprop" else 2
-    return {
-        unit: items,
-        "updates": steps,
-        "tokens": int(seen),
-        "parameters": weights,
-        "FLOPs": f"{6 * weights * seen:.2e}",
-        "weights + gradients + optimizer": f"{4 * weights * (2 + state) / 1e9:.2f} GB",
-    }
-
-
 def count_weights(config) -> int:
     """Parameters of `config.model`, from its configuration alone."""
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -1,0 +1,158 @@
+"""What an update will cost before it is paid for: memory by part and FLOPs, from the update itself run without data.
+
+The model is built of fake tensors (shapes, no memory), and the very functions that train it run a micro-batch forward and
+back and an optimizer step on them, while a ledger notes every storage that comes and goes. So activation checkpointing,
+adapters, precision and the head's tiles need no formula of their own.
+"""
+
+import gc
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..models import head
+from ..models.blocks import blocks, recompute_activations, stacks
+from . import parallel, runtime
+
+
+@dataclass
+class Estimate:
+    """Bytes of one device by part, at the moment when most is held; `flops` of the micro-batch, forward and back."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    head: int
+    flops: int
+    parameters: int
+    trained: int
+
+
+PARTS = ("weights", "gradients", "optimizer", "activations", "head")
+
+
+class _Ledger(TorchDispatchMode):
+    """Bytes of all storages alive, and the most there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self._note, out)
+        return out
+
+    def _note(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self.sizes:
+            self.sizes[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self.sizes.pop(key)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update does on one device: `loss(model)` of its largest micro-batch, which has `rows` response tokens.
+
+    `several`: whether there are more micro-batches, so that gradients are held while the next is computed. Of `world`
+    devices each holds everything, or (`sharded`) its share of weights, gradients and optimizer state.
+    """
+
+    loss: Callable[[torch.nn.Module], torch.Tensor]
+    optimizer: Callable[[torch.nn.Module], torch.optim.Optimizer]
+    rows: int
+    several: bool
+    dtype: torch.dtype
+    world: int = 1
+    sharded: bool = False
+    recompute: bool = False  # activation checkpointing
+
+
+def estimate(build: Callable[[], torch.nn.Module], update: Update) -> Estimate:
+    """The estimate for the model that `build()` gives, ready to train.
+
+    Blocks are alike, so one and two of them are run and the rest is added: a large model costs no more than a small one.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True), _Ledger() as ledger:
+        model = build()
+        if update.recompute:
+            recompute_activations(model)
+        weights, gradients = _bytes(model.parameters()), _bytes(parallel.trainable(model))
+        parameters, trained = (sum(p.numel() for p in ps) for ps in (model.parameters(), parallel.trainable(model)))
+        depth = max(len(stack) for stack in stacks(model))
+        gathered = _gathered_bytes(model, update.dtype) if update.sharded else 0
+        embeddings = weights - sum(_bytes(block.parameters()) for block in blocks(model))
+        two, two_flops, state = _run(model, 2, update, ledger)
+        one, one_flops, _ = _run(model, 1, update, ledger)
+        tiles = _head_bytes(model, update)
+    more = max(0, depth - 2)
+    state = state * gradients  # bytes of state for a byte of gradient
+    shares = update.world if update.sharded else 1
+    buffer = min(gradients, parallel.BUCKET_BYTES) if update.world > 1 and not update.sharded else 0
+    copies = (
+        (weights - embeddings) * update.dtype.itemsize // 4 if update.dtype != torch.float32 and not gathered else 0
+    )
+    return Estimate(
+        weights=weights // shares + gathered + copies,
+        gradients=gradients // shares + buffer,
+        optimizer=int(state) // shares,
+        activations=max(0, two + (two - one) * more - tiles),
+        head=tiles,
+        flops=two_flops + (two_flops - one_flops) * more,
+        parameters=parameters,
+        trained=trained,
+    )
+
+
+def _run(model, depth: int, update: Update, ledger: _Ledger) -> tuple[int, int, float]:
+    """(bytes beyond weights, gradients and state at the peak, FLOPs, state by gradients) with the first `depth` blocks."""
+    for stack in stacks(model):
+        del stack[depth:]
+    optimizer = update.optimizer(model)
+    for p in parallel.trainable(model):
+        p.grad = torch.zeros_like(p)
+    optimizer.step()  # makes the state
+    held, gradients = _bytes(model.parameters()), _bytes(parallel.trainable(model))
+    state = _bytes(v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor))
+    if not update.several:
+        optimizer.zero_grad(set_to_none=True)
+    gc.collect()
+    ledger.peak = ledger.now
+    with FlopCounterMode(display=False) as counter, runtime.autocast(torch.device("cpu"), update.dtype):
+        loss = update.loss(model)
+        loss.backward()
+    del loss
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return ledger.peak - held - gradients - state, counter.get_total_flops(), state / max(1, gradients)
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _head_bytes(model, update: Update) -> int:
+    """The softmax tiles that the head keeps for the backward pass, or the one it computes anew."""
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    return 0 if output is None else head.kept_bytes(update.rows, output.weight.shape[0], update.dtype.itemsize)
+
+
+def _gathered_bytes(model, dtype: torch.dtype) -> int:
+    """Weights and gradients that are whole for a while: the embeddings, and two blocks of those that take turns."""
+    of_blocks = [sum(p.numel() for p in block.parameters()) for block in blocks(model)]
+    rest = sum(p.numel() for p in model.parameters()) - sum(of_blocks)
+    return 2 * (rest + 2 * max(of_blocks)) * dtype.itemsize

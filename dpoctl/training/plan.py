@@ -1,0 +1,62 @@
+"""What --dry-run shows of a training stage: updates, tokens, FLOPs, and the memory of one device by part."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..models.load import untrained
+from ..models.logprobs import Sequences
+from . import estimate, loop, runtime
+
+_LOOKED_AT = 64  # updates whose micro-batches are made to find the largest
+
+
+def plan_of_training(
+    config, kind: str, steps: int, micros_of: Callable[[int], Iterable[Sequences]], loss: Callable, **head: Any
+) -> dict[str, Any]:
+    """The plan of `steps` updates of a model of `kind` (`policy`, `reward`).
+
+    `micros_of(step)`: the sequences of rank 0's micro-batches, which are the largest. `loss(model, sequences)`: a scalar
+    that costs what the stage's loss does.
+    """
+    device = runtime.pick_device(config.device)
+    dtype = runtime.pick_dtype(config.dtype, device)
+    world = config.plan_world_size or 1
+    micros = [list(micros_of(step)) for step in range(min(steps, _LOOKED_AT))]
+    largest = max((m for own in micros for m in own), key=_tokens)
+    seen = sum(_tokens(m) for own in micros for m in own) * steps / len(micros)
+    process = runtime.process_bytes(device)  # before the estimate's own work
+    found = estimate.estimate(
+        lambda: untrained(config.model, kind, revision=config.revision),
+        estimate.Update(
+            loss=lambda model: loss(model, largest),
+            optimizer=lambda model: loop.make_optimizer(config, model),
+            rows=sum(len(ids) - start for ids, start in largest),
+            several=any(len(own) > 1 for own in micros),
+            dtype=dtype,
+            world=world,
+            sharded=config.parallel == "fsdp" and world > 1,
+            recompute=config.activation_checkpointing,
+        ),
+    )
+    parts = {name.replace("_", " "): getattr(found, name) for name in estimate.PARTS} | {"process": process}
+    shown = {
+        "updates": steps,
+        "tokens": int(seen * world),
+        "parameters": found.parameters,
+        "trained parameters": found.trained,
+        "FLOPs": f"{found.flops / max(1, _tokens(largest)) * seen * world:.2e}",
+        "devices": f"{world} ({config.parallel})" if world > 1 else 1,
+        "largest micro-batch": f"{_tokens(largest)} tokens",
+    }
+    memory = {f"memory: {name}": _size(size) for name, size in parts.items()}
+    return head | shown | memory | {"memory of a device": _size(sum(parts.values()))}
+
+
+def _tokens(sequences: Sequences) -> int:
+    """Tokens, those of a prompt that several share counted once."""
+    prompts = {tuple(ids[:start]) for ids, start in sequences}
+    return sum(map(len, prompts)) + sum(len(ids) - start for ids, start in sequences)
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:.2f} GB"
