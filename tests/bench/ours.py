@@ -19,7 +19,7 @@ def train(command: str, model: Path, data: Path, pairs: int, steps: int, dtype: 
     timing, first = _run(command, [*own, "--data", data, "--batch-size", pairs, "--epochs", 1000, "--max-length", 512,
                                    "--max-prompt-length", 360], steps, dtype)  # fmt: skip
     rate = statistics.median(row["pairs_per_s"] for row in timing[1:])
-    return {"rate": rate, "loss": first["loss"], "grad_norm": first["grad_norm"], "flops": flops(model, data, pairs)}
+    return {"rate": rate, "loss": first["loss"], "grad_norm": first["grad_norm"], "flops": flops(model, data, pairs, command)}
 
 
 def ppo(model: Path, episodes: int, tokens: int, dtype: str) -> dict:
@@ -53,8 +53,8 @@ def _run(command: str, options: list, steps: int, dtype: str) -> tuple[list[dict
     return rows["timing.jsonl"], rows["metrics.jsonl"][0]
 
 
-def flops(model: Path, data: Path, pairs: int) -> float:
-    """Operations that an update of DPO needs at least: 6 a weight of the trunk and token, 6 a weight of the head and row.
+def flops(model: Path, data: Path, pairs: int, command: str) -> float:
+    """Operations that an update needs at least: 6 a weight of the trunk and token, for DPO 6 a weight of the head and row.
 
     A token of a prompt counts once for all completions; rows are the response tokens.
     """
@@ -69,8 +69,11 @@ def flops(model: Path, data: Path, pairs: int) -> float:
     responses = sum(
         len(text.split()) + 1 for _, text in completions
     )  # and an EOS, which is predicted but not forwarded
-    tokens = sum(len(p.split()) for p in prompts) + responses - len(completions)
+    tokens = sum(len(p.split()) for p in prompts) + responses
     trunk = 12 * config.n_layer * config.n_embd**2
+    if command == "train-rm":
+        return 6.0 * trunk * tokens
+    tokens -= len(completions)
     return 6.0 * (trunk * tokens + config.n_embd * config.vocab_size * responses)
 
 
