@@ -246,6 +246,9 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def differences(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    """Names of files that are not the same, or that only one has; a stopped run keeps a checkpoint where it was stopped."""
+    own = {name for name in one.keys() ^ other.keys() if "/checkpoints/step-" in name}
+    one, other = ({name: digest for name, digest in side.items() if name not in own} for side in (one, other))
     return [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
 
 

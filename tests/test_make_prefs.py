@@ -22,7 +22,7 @@ def samples(*scores: float, texts: str = "abcd") -> tuple[list[dict], list[float
 
 def make(kind: str, *scores: float, min_margin: float = 0.0, texts: str = "abcd", seed: int = 0):
     config = SimpleNamespace(pairs=kind, min_margin=min_margin, seed=seed)
-    counts = {"duplicates": 0, "ties": 0, "below_margin": 0}
+    counts = {"duplicates": 0, "ties": 0, "below_margin": 0, "not_picked": 0}
     return _pairs(config, *samples(*scores, texts=texts), counts), counts
 
 
@@ -40,7 +40,7 @@ def test_four_samples_make_six_pairs_the_higher_score_chosen():
 
 def test_ties_equal_texts_and_small_margins_are_dropped_and_counted():
     pairs, counts = make("all", 0.5, 0.5, 0.9, 0.88, min_margin=0.05, texts="abcc")
-    assert counts == {"ties": 1, "duplicates": 1, "below_margin": 0} and len(pairs) == 4
+    assert counts == {"ties": 1, "duplicates": 1, "below_margin": 0, "not_picked": 0} and len(pairs) == 4
     pairs, counts = make("all", 0.5, 0.52, 0.9, 0.93, min_margin=0.05)
     assert counts["below_margin"] == 2 and order(pairs) == {"ca", "cb", "da", "db"}
 

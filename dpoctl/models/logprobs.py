@@ -165,8 +165,9 @@ def response_rows(model, layout: Layout, states: Tensor | None = None) -> Tensor
     `states` are the trunk's last states, where the caller has them.
     """
     if not has_plain_head(model):
-        return model(**_inputs(layout)).logits.flatten(0, 1)[layout.at]
-    return (trunk_states(model, layout) if states is None else states)[layout.at]
+        return model(**_inputs(layout)).logits.flatten(0, 1).index_select(0, layout.at)
+    states = trunk_states(model, layout) if states is None else states
+    return states.index_select(0, layout.at)  # whose gradient adds up in one order, as that of states[at] does not
 
 
 def _inputs(layout: Layout) -> dict:

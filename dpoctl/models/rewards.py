@@ -45,7 +45,7 @@ class ActorCritic(nn.Module):
         else:
             states = trunk_states(self.trunk, layout)
             rows = response_rows(self.policy, layout)
-        seen = states[layout.at]
+        seen = states.index_select(0, layout.at)
         logps, entropies = token_logps(self.policy, rows, layout.targets, temperature, entropy=entropy)
         return logps, self.head(seen.to(self.head.weight.dtype))[:, 0].float(), entropies, layout.owner
 

@@ -19,7 +19,12 @@ def train(command: str, model: Path, data: Path, pairs: int, steps: int, dtype: 
     timing, first = _run(command, [*own, "--data", data, "--batch-size", pairs, "--epochs", 1000, "--max-length", 512,
                                    "--max-prompt-length", 360], steps, dtype)  # fmt: skip
     rate = statistics.median(row["pairs_per_s"] for row in timing[1:])
-    return {"rate": rate, "loss": first["loss"], "grad_norm": first["grad_norm"], "flops": flops(model, data, pairs, command)}
+    return {
+        "rate": rate,
+        "loss": first["loss"],
+        "grad_norm": first["grad_norm"],
+        "flops": flops(model, data, pairs, command),
+    }
 
 
 def ppo(model: Path, episodes: int, tokens: int, dtype: str) -> dict:
