@@ -124,11 +124,30 @@ class Training:
         None, "With --dry-run: devices that the plan is for.", DEVICES, at_least=1, identity=False
     )
 
+    lora: int | None = option(
+        None, "Train adapters of this rank on a frozen model, and save them alone (needs peft).", DEVICES, at_least=1
+    )
+    lora_alpha: float | None = option(
+        None, "The adapters' output is scaled by alpha / rank (default: alpha is twice the rank).", DEVICES, above=0
+    )
+    lora_targets: str | None = option(
+        None,
+        "Layers that get adapters, by name, with commas (default: all-linear, all but head and embeddings).",
+        DEVICES,
+    )
+
     def shared_problems(self) -> list[str]:
         """What is wrong with the options that all training stages have."""
         found = self.length_problems()
+        if self.parallel == "fsdp" and getattr(self, "eval_prompts", None):
+            found.append(
+                "--eval-prompts needs the whole policy on every device: --parallel ddp, or evaluate the saved run"
+            )
         if self.plan_world_size and not self.dry_run:
             found.append("--plan-world-size means nothing without --dry-run: torchrun says how many devices there are")
+        if not self.lora:
+            given = {"--lora-alpha": self.lora_alpha, "--lora-targets": self.lora_targets}
+            found += [f"{flag} means nothing without --lora" for flag, value in given.items() if value]
         return found
 
     def length_problems(self) -> list[str]:
@@ -450,6 +469,8 @@ class TrainPPO(Frontier, Training, Device, Common):
         found = self.shared_problems() + self.frontier_problems()
         if self.parallel != "ddp":
             found.append("PPO generates with the whole policy on every device: --parallel ddp")
+        if self.plan_world_size:
+            found.append("--plan-world-size means nothing to train-ppo, whose plan does not tell the memory")
         if self.temperature == 0 or self.top_p < 1 or self.top_k > 0:
             found.append(
                 "PPO learns from the distribution that it samples: --temperature above 0, --top-p 1 and --top-k 0 (a cut "

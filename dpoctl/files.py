@@ -205,4 +205,8 @@ def sha256_path(path: Path | str) -> str:
     digest = hashlib.sha256()
     for file in model_files(path):
         digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    with suppress(OSError, ValueError, AttributeError):
+        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+        if base and os.path.exists(base):  # an adapter is what it is with its base
+            digest.update(f"base {sha256_path(base)}\n".encode())
     return digest.hexdigest()

@@ -13,6 +13,7 @@ from .errors import DpoctlError, RankLost
 
 _WORD, _HEARD = "dpoctl/word", "dpoctl/heard"
 _store: Any = None
+_meetings = 0  # of this process: a word is for one of them
 
 
 def rank() -> int:
@@ -36,7 +37,7 @@ def store(minutes: float):
 def announce_refusal(error: DpoctlError, minutes: float) -> None:
     """Rank 0 cannot go on: let the others end with its exit code, and wait until they know."""
     _say({"refused": error.message, "hint": error.hint, "code": error.exit_code}, minutes)
-    heard = [f"{_HEARD}/{other}" for other in range(1, world_size())]
+    heard = [f"{_HEARD}/{_meetings}/{other}" for other in range(1, world_size())]
     try:
         store(minutes).wait(heard, timedelta(minutes=min(minutes, 1.0)))
     except RuntimeError:
@@ -48,15 +49,17 @@ def meet(resuming: bool, minutes: float) -> bool:
 
     `resuming` is what rank 0 found. Raises rank 0's refusal with its exit code, RankLost where rank 0 stays away.
     """
+    global _meetings
     if rank() == 0:
         _say({"resuming": resuming}, minutes)
         return resuming
+    _meetings += 1
     try:
-        store(minutes).wait([_WORD], timedelta(minutes=minutes))
+        store(minutes).wait([f"{_WORD}/{_meetings}"], timedelta(minutes=minutes))
     except RuntimeError as e:
         raise lost(e, minutes) from None
-    word = json.loads(store(minutes).get(_WORD))
-    store(minutes).set(f"{_HEARD}/{rank()}", "")
+    word = json.loads(store(minutes).get(f"{_WORD}/{_meetings}"))
+    store(minutes).set(f"{_HEARD}/{_meetings}/{rank()}", "")
     if "refused" in word:
         error = DpoctlError(word["refused"], word["hint"])
         error.exit_code = word["code"]
@@ -64,13 +67,15 @@ def meet(resuming: bool, minutes: float) -> bool:
     return word["resuming"]
 
 
-def said_something() -> bool:
-    """Whether rank 0 has let the others go on already: from then on they see for themselves."""
-    return _store is not None
+def meetings() -> int:
+    """How often ranks have met: where rank 0 was not refused before, the others see for themselves."""
+    return _meetings
 
 
 def _say(word: dict[str, Any], minutes: float) -> None:
-    store(minutes).set(_WORD, json.dumps(word))
+    global _meetings
+    _meetings += 1
+    store(minutes).set(f"{_WORD}/{_meetings}", json.dumps(word))
 
 
 def is_lost(error: BaseException) -> bool:

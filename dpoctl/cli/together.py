@@ -36,6 +36,7 @@ def run(name: str, config: Training) -> int:
 
 
 def _lead(name: str, config: Training) -> None:
+    before = launch.meetings()
     try:
         with claim(name, config) as work:
             if work.finished:
@@ -43,6 +44,6 @@ def _lead(name: str, config: Training) -> None:
             else:
                 stage(name).run(config, work)
     except DpoctlError as e:
-        if not launch.said_something():
+        if launch.meetings() == before:
             launch.announce_refusal(e, config.rank_timeout)
         raise

@@ -1,12 +1,13 @@
 """A peft adapter merged into its base: one ordinary model, whose directory needs no peft to be loaded."""
 
+import json
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from dpoctl.errors import InputError
-from dpoctl.models.load import load_policy, load_tokenizer
+from dpoctl.models.load import load_policy, load_reward_start, load_tokenizer
 
 _WEIGHTS = "adapter_model.safetensors"
 
@@ -36,6 +37,22 @@ def load_merged(adapter: str, base: str, revision: str | None = None, trust_remo
     if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         tokenizer = load_tokenizer(adapter, folder=str(folder))
     return _merged(model, config, weights, adapter, base), tokenizer
+
+
+def load_merged_reward(adapter: str, base: str, trust_remote_code: bool = False):
+    """(model, tokenizer) of a reward model that train-rm saved as adapters and score head; raises as `load_merged`."""
+    try:
+        from peft import PeftConfig
+    except ImportError:
+        raise InputError(f"{adapter}: loading an adapter needs peft", hint="pip install 'dpoctl[lora]'") from None
+    folder = Path(adapter).expanduser()
+    config, weights = PeftConfig.from_pretrained(str(folder)), load_file(folder / _WEIGHTS)
+    if config.task_type != "SEQ_CLS":
+        raise InputError(f"{adapter}: an adapter of task {config.task_type}, where a reward model's is expected")
+    model, tokenizer = load_reward_start(base, trust_remote_code=trust_remote_code)
+    own = json.loads((folder / "config.json").read_text())
+    model.config.reward_shift, model.config.reward_scale = own["reward_shift"], own["reward_scale"]
+    return _merged(model, config, weights, adapter, base).eval(), tokenizer
 
 
 def _merged(model, config, weights: dict, adapter: str, base: str):

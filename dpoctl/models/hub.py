@@ -30,7 +30,7 @@ def check_path(path: str) -> None:
     """
     here = Path(path).expanduser()
     if here.is_dir():
-        if not (here / "config.json").is_file():
+        if not (here / "config.json").is_file() and not is_adapter(str(here)):
             raise InputError(f"{path}: not a model directory, it has no config.json", hint=_inside(here))
         return
     if here.exists():
@@ -53,6 +53,12 @@ def base_of(adapter: str) -> str:
     if not base:
         raise InputError(f"{file}: names no base model", hint="--base says which model the adapter was trained on")
     return base
+
+
+def is_adapter(folder: str) -> bool:
+    """Whether a directory holds an adapter and no whole model."""
+    files = Path(folder)
+    return (files / "adapter_config.json").is_file() and not any(files.glob("model*.safetensors"))
 
 
 def resolve(path: str, revision: str | None = None, *, with_code: bool = False) -> str:
@@ -103,6 +109,4 @@ def _inside(folder: Path) -> str:
     inner = sorted(config.parent for config in folder.glob("*/config.json"))
     if inner:
         return f"a model lies in {inner[0]}"
-    if (folder / "adapter_config.json").is_file():
-        return "it holds an adapter: merge it into its base first (dpoctl merge)"
     return "give a directory as save_pretrained writes it: config.json, weights, tokenizer"

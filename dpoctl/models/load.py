@@ -18,7 +18,7 @@ from transformers.utils import logging as hf_logging
 from dpoctl.data.tokens import REWARD_PAD
 from dpoctl.errors import InputError
 from dpoctl.models import packed
-from dpoctl.models.hub import resolve
+from dpoctl.models.hub import base_of, is_adapter, resolve
 
 __all__ = ["context_length", "load_classifier", "load_policy", "load_reward_start", "load_tokenizer", "resolve"]
 
@@ -43,8 +43,14 @@ def load_policy(
     a tokenizer with ids that the model has no embedding for.
     """
     folder = resolve(path, revision, with_code=trust_remote_code)
-    model = _load_model(AutoModelForCausalLM, path, folder, dtype, trust_remote_code)
-    tokenizer = load_tokenizer(path, folder=folder, trust_remote_code=trust_remote_code)
+    if is_adapter(folder):
+        from dpoctl.models.adapter import load_merged
+
+        model, tokenizer = load_merged(folder, base_of(folder), None, trust_remote_code)
+        model = model.to(dtype)
+    else:
+        model = _load_model(AutoModelForCausalLM, path, folder, dtype, trust_remote_code)
+        tokenizer = load_tokenizer(path, folder=folder, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise InputError(
             f"{path}: its tokenizer has no end-of-sequence token", "set eos_token in tokenizer_config.json"
@@ -68,8 +74,14 @@ def load_classifier(
     Raises InputError as `load_policy` does; also where the classification head is not among the weights.
     """
     folder = resolve(path, revision, with_code=trust_remote_code)
-    model = _load_model(AutoModelForSequenceClassification, path, folder, dtype, trust_remote_code)
-    tokenizer = load_tokenizer(path, folder=folder, trust_remote_code=trust_remote_code)
+    if is_adapter(folder):
+        from dpoctl.models.adapter import load_merged_reward
+
+        model, tokenizer = load_merged_reward(folder, base_of(folder), trust_remote_code)
+        model = model.to(dtype)
+    else:
+        model = _load_model(AutoModelForSequenceClassification, path, folder, dtype, trust_remote_code)
+        tokenizer = load_tokenizer(path, folder=folder, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise InputError(f"{path}: its tokenizer has no pad token", "set pad_token in tokenizer_config.json")
@@ -128,6 +140,7 @@ def untrained(path: str, kind: str, *, revision: str | None = None):
     For estimates: it is taken to be packed and to have a plain head, which only real numbers can tell.
     """
     folder = resolve(path, revision)
+    folder = resolve(base_of(folder)) if is_adapter(folder) else folder
     with _quiet(), _as_input_error(f"{path}: config.json cannot be read"):
         config = AutoConfig.from_pretrained(folder)
     if kind == "reward":

@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import log
 from ..objectives.kl import kl
 from . import head, packed
+from .within import within
 
 Sequences = Sequence[tuple[Sequence[int], int]]
 
@@ -28,8 +29,12 @@ def response_token_logps(model, sequences: Sequences, temperature: float = 1.0) 
 
     `owner[i]` is the index of the sequence that token i belongs to. Logits are divided by `temperature`.
     """
-    layout = lay_out([model], sequences)
-    return token_logps(model, response_rows(model, layout), layout.targets, temperature)[0], layout.owner
+
+    def forward() -> tuple[Tensor, Tensor]:
+        layout = lay_out([model], sequences)
+        return token_logps(model, response_rows(model, layout), layout.targets, temperature)[0], layout.owner
+
+    return within(model, forward)
 
 
 def token_logps(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .logprobs import Sequences, lay_out, micro_batches, response_rows, token_logps, trunk_states
+from .within import within
 
 
 def last_token_rewards(model, sequences: Sequences) -> Tensor:
@@ -13,8 +14,12 @@ def last_token_rewards(model, sequences: Sequences) -> Tensor:
 
     Without the shift and scale of its config: what training works on.
     """
-    layout = lay_out([model], sequences, whole=True)
-    return model.score(trunk_states(model, layout)[layout.ends])[:, 0].float()
+
+    def forward() -> Tensor:
+        layout = lay_out([model], sequences, whole=True)
+        return model.score(trunk_states(model, layout)[layout.ends])[:, 0].float()
+
+    return within(model, forward)
 
 
 @torch.no_grad()
@@ -50,6 +55,11 @@ class ActorCritic(nn.Module):
         return logps, self.head(seen.to(self.head.weight.dtype))[:, 0].float(), entropies, layout.owner
 
 
+def _copy(trunk: nn.Module) -> nn.Module:
+    """A trunk with weights of its own, but for the frozen ones, which both may read."""
+    return copy.deepcopy(trunk, {id(p): p for p in trunk.parameters() if not p.requires_grad})
+
+
 def make_critic(policy, kind: str, reward_model=None) -> ActorCritic:
     """The policy with a value function: `shared` trunk or `separate`, from the reward model where there is one.
 
@@ -64,10 +74,10 @@ def make_critic(policy, kind: str, reward_model=None) -> ActorCritic:
         with torch.no_grad():
             head.weight.copy_(reward_model.score.weight / scale)
             head.bias.fill_(-shift / scale)
-        return ActorCritic(policy, copy.deepcopy(reward_model.base_model).to(device), head.to(device))
+        return ActorCritic(policy, _copy(reward_model.base_model).to(device), head.to(device))
     width = policy.get_output_embeddings().weight.shape[1]
     head = nn.Linear(width, 1)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    trunk = copy.deepcopy(policy.base_model) if kind == "separate" else None
+    trunk = _copy(policy.base_model) if kind == "separate" else None
     return ActorCritic(policy, trunk, head.to(device))

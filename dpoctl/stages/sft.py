@@ -8,7 +8,7 @@ from ..data.batching import Stream, pack, share, shuffled
 from ..data.encode import Example, encode_examples
 from ..data.rows import Rows, load_rows
 from ..models.logprobs import response_token_logps
-from ..training import loop, runtime, setup
+from ..training import loop, runtime, setup, sharding
 from ..training.metrics import Meter
 from ..training.plan import plan_of_training
 
@@ -16,6 +16,8 @@ from ..training.plan import plan_of_training
 def run(config: SFT, work: artifacts.Work) -> None:
     device, dtype = setup.open_device(config, work)
     model, tokenizer = setup.open_model(config, config.model, device)
+    adapters = setup.adapt(config, model)
+    setup.share(config, model, device, dtype)
     examples, counts = _encode(config, config.data, model, tokenizer)
     held_out = _encode(config, config.eval_data, model, tokenizer)[0] if config.eval_data else []
     stream = _stream(config, len(examples))
@@ -31,12 +33,14 @@ def run(config: SFT, work: artifacts.Work) -> None:
         logps, _ = response_token_logps(model, [(e.ids, e.start) for e in group])
         return -logps.sum() / total, {}
 
+    def idle() -> torch.Tensor:
+        return response_token_logps(model, [([0, 0], 1)])[0].sum()
+
     def evaluate() -> dict[str, float]:
         meter = Meter()
         with torch.no_grad(), runtime.autocast(device, dtype):
-            for group in _pack(
-                share(held_out, lambda e: len(e.ids), runtime.rank(), runtime.world_size()), config.tokens_per_batch
-            ):
+            own = share(held_out, lambda e: len(e.ids), runtime.rank(), runtime.world_size())
+            for group in sharding.even(model, _pack(own, config.tokens_per_batch), idle):
                 logps, _ = response_token_logps(model, [(e.ids, e.start) for e in group])
                 meter.add("loss", -logps.double().sum().item(), float(len(logps)))
         return meter.take()
@@ -60,10 +64,12 @@ def run(config: SFT, work: artifacts.Work) -> None:
         epoch=lambda step: stream.epoch(step),
         micro_batches=micro_batches,
         loss=loss,
+        idle=idle,
         tokens=lambda micro: sum(len(e.ids) for e in micro[0]),
         where=lambda step: "rows at lines " + loop.listed(examples[i].line for i in stream.batch(step)),
         evaluate=evaluate if held_out else None,
         point=point,
+        saved=adapters,
         notes=notes,
     )
     loop.train(model, tokenizer, task, config, work, device, dtype)

@@ -10,13 +10,15 @@ from ..errors import NumericalError
 from ..models.load import resolve
 from ..models.logprobs import summed_logps
 from ..objectives.preference import LOSSES, PairLogps
-from ..training import loop, pairs, runtime, setup
+from ..training import loop, pairs, runtime, setup, sharding
 from ..training.plan import plan_of_training
 
 
 def run(config: TrainDPO, work: artifacts.Work) -> None:
     device, dtype = setup.open_device(config, work)
     policy, tokenizer = setup.open_model(config, config.model, device)
+    adapters = setup.adapt(config, policy)
+    setup.share(config, policy, device, dtype)
     data = _encode(config, config.data, policy, tokenizer)
     held_out = _encode(config, config.eval_data, policy, tokenizer) if config.eval_data else None
     ref = config.ref or config.model
@@ -35,11 +37,14 @@ def run(config: TrainDPO, work: artifacts.Work) -> None:
         w, l = batch.pairs.to(device).unbind(1)  # noqa: E741
         return PairLogps(own[w], own[l], other[w], other[l], tokens[w], tokens[l], z)
 
+    def idle() -> torch.Tensor:
+        return summed_logps(policy, [([0, 0], 1)]).sum()
+
     def batch_mean(batches) -> torch.Tensor:
         """Mean of c and r over the global batch, without gradient (KTO's z)."""
         total = torch.zeros((), device=device)
         with torch.no_grad(), runtime.autocast(device, dtype):
-            for batch in batches:
+            for batch in sharding.even(policy, batches, idle):
                 p = compare(batch, data, seqs, ref_logps)
                 total += (p.c.sum() + p.r.sum()) / (2 * batch.n_global)
         return runtime.sum_over_ranks(total)
@@ -58,12 +63,16 @@ def run(config: TrainDPO, work: artifacts.Work) -> None:
         return losses.sum() / batch.n_global, _figures(p, config.beta)
 
     def evaluate() -> dict[str, float]:
-        return _evaluate(config, held_out, held_seqs, held_ref, compare, objective, settings, device, dtype)
+        return _evaluate(
+            config, policy, idle, held_out, held_seqs, held_ref, compare, objective, settings, device, dtype
+        )
 
     if held_out:
         held_seqs = pairs.sequences(held_out)
         held_ref = _reference(config, ref, held_seqs, policy, tokenizer, device, dtype)
-    _check_start(config, ref, compare, micro_batches, data, seqs, ref_logps, device, dtype, fresh=not work.resuming)
+    _check_start(
+        config, policy, idle, ref, compare, micro_batches, data, seqs, ref_logps, device, dtype, fresh=not work.resuming
+    )
     point = setup.frontier_point(
         config, policy, tokenizer, device, dtype, method_name(config), ref, {tuple(p) for p in data.prompts}
     )
@@ -72,12 +81,14 @@ def run(config: TrainDPO, work: artifacts.Work) -> None:
         count="pairs",
         epoch=lambda step: stream.epoch(step),
         loss=loss,
+        idle=idle,
         point=point,
         micro_batches=micro_batches,
         tokens=lambda micro: pairs.batch_tokens(data, micro[0]),
         where=lambda step: "rows at lines " + loop.listed(data.lines[i] for i in stream.batch(step)),
         evaluate=evaluate if held_out else None,
         watch=Watch(config, objective.bounded_below),
+        saved=adapters,
         notes=dict(data.counts),
     )
     loop.train(policy, tokenizer, task, config, work, device, dtype)
@@ -112,6 +123,7 @@ def _reference(config, ref: str, seqs, policy, tokenizer, device, dtype) -> torc
             return policy  # untouched so far: the very same weights
         reference, other = setup.open_model(config, ref, device)
         setup.same_tokenizer(tokenizer, other, config.model, ref)
+        setup.share(config, reference, device, dtype)
         return reference
 
     key = {
@@ -143,7 +155,7 @@ def _figures(p: PairLogps, beta: float) -> dict[str, tuple[float, float]]:
 
 
 @torch.no_grad()
-def _evaluate(config, data, seqs, ref, compare, objective, settings, device, dtype) -> dict[str, float]:
+def _evaluate(config, policy, idle, data, seqs, ref, compare, objective, settings, device, dtype) -> dict[str, float]:
     """The log's figures and the loss over all held-out pairs."""
     from ..training.metrics import Meter
 
@@ -151,10 +163,12 @@ def _evaluate(config, data, seqs, ref, compare, objective, settings, device, dty
     everything = list(range(len(data.pairs)))
     batches = pairs.micro_batches(data, everything, config.tokens_per_batch, runtime.rank(), runtime.world_size())
     with runtime.autocast(device, dtype):
-        compared = [compare(batch, data, seqs, ref) for batch in batches]
+        compared = [compare(batch, data, seqs, ref) for batch in sharding.even(policy, batches, idle)]
     z = None
     if objective.needs_batch_mean:
-        z = runtime.sum_over_ranks(sum(p.c.sum() + p.r.sum() for p in compared) / (2 * len(everything)))
+        z = runtime.sum_over_ranks(
+            sum((p.c.sum() + p.r.sum() for p in compared), torch.zeros((), device=device)) / (2 * len(everything))
+        )
     for p in compared:
         p = PairLogps(p.chosen, p.rejected, p.ref_chosen, p.ref_rejected, p.chosen_tokens, p.rejected_tokens, z)
         meter.add("loss", objective.loss(p, config.beta, **settings).double().sum().item(), float(len(p.chosen)))
@@ -163,13 +177,17 @@ def _evaluate(config, data, seqs, ref, compare, objective, settings, device, dty
 
 
 @torch.no_grad()
-def _check_start(config, ref, compare, micro_batches, data, seqs, ref_logps, device, dtype, *, fresh: bool) -> None:
+def _check_start(
+    config, policy, idle, ref, compare, micro_batches, data, seqs, ref_logps, device, dtype, *, fresh: bool
+) -> None:
     """Before the first update, a policy that is its reference has log-ratios of 0: checked, and said."""
     if not LOSSES[config.loss].needs_reference or not fresh:
         return
     with runtime.autocast(device, dtype):
-        ratios = [compare(micro[0], data, seqs, ref_logps) for micro in micro_batches(0)]
-    largest = max((float(torch.stack([p.c, p.r]).abs().max()) for p in ratios), default=0.0)
+        micros = sharding.even(policy, micro_batches(0), idle)
+        ratios = [compare(micro[0], data, seqs, ref_logps) for micro in micros]
+    own = max((float(torch.stack([p.c, p.r]).abs().max()) for p in ratios), default=0.0)
+    largest = max(runtime.gather(own))
     same = artifacts.sha256_path(resolve(ref, config.revision)) == artifacts.sha256_path(
         resolve(config.model, config.revision)
     )

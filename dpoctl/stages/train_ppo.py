@@ -1,10 +1,13 @@
 """Proximal policy optimisation of a policy on any reward, with a KL penalty to its reference."""
 
+from contextlib import nullcontext
+
 from .. import artifacts, log
 from ..config import TrainPPO
 from ..data.batching import Stream, shuffled
 from ..data.encode import fingerprint
 from ..data.rows import load_rows
+from ..models import lora
 from ..models.load import context_length, load_classifier
 from ..models.rewards import make_critic
 from ..models.scorer_spec import parse_scorer
@@ -16,8 +19,12 @@ def run(config: TrainPPO, work: artifacts.Work) -> None:
     device, dtype = setup.open_device(config, work)
     policy, tokenizer = setup.open_model(config, config.model, device)
     ref = config.ref or config.model
-    reference, other = setup.open_model(config, ref, device)
-    setup.same_tokenizer(tokenizer, other, config.model, ref)
+    adapters = setup.adapt(config, policy)
+    if adapters and ref == config.model:  # the frozen weights are the reference's
+        reference, as_reference = policy, adapters.disable_adapter
+    else:
+        (reference, other), as_reference = setup.open_model(config, ref, device), nullcontext
+        setup.same_tokenizer(tokenizer, other, config.model, ref)
     reward = load_scorer(
         config.reward, device=str(device), revision=config.revision, text=config.score_text, reading=config.reading
     )
@@ -26,8 +33,13 @@ def run(config: TrainPPO, work: artifacts.Work) -> None:
     ppo.check_room(prompts.path, ids, prompts.lines, config, context_length(policy))
     stream = _stream(config, len(ids))
     ppo.warn_of_reach(config, stream.steps)
-    critic = make_critic(policy, config.value_model, _reward_model(config, reward, tokenizer))
-    trainer = ppo.Trainer(config, critic, reference, tokenizer, reward, prompts.rows, ids, stream, device, dtype)
+    start = _reward_model(config, reward, tokenizer)
+    if config.lora and start is not None:
+        lora.adapt(start, config, config.reward, None)
+    critic = make_critic(policy, config.value_model, start)
+    trainer = ppo.Trainer(
+        config, critic, reference, as_reference, tokenizer, reward, prompts.rows, ids, stream, device, dtype
+    )
     method = method_name(config, reward)
     task = loop.Task(
         steps=stream.steps,
@@ -39,7 +51,7 @@ def run(config: TrainPPO, work: artifacts.Work) -> None:
         point=setup.frontier_point(
             config, policy, tokenizer, device, dtype, method, ref, {tuple(i) for i in ids}, learned=reward
         ),
-        saved=policy,
+        saved=adapters or policy,
         state=trainer.state,
         timing=trainer.take_seconds,
         notes={"method": method, "prompts": len(ids)} | prompts.skipped,

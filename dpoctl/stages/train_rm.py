@@ -31,6 +31,8 @@ def run(config: TrainRM, work: artifacts.Work) -> None:
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
     )
+    adapters = setup.adapt(config, model, "SEQ_CLS")
+    setup.share(config, model, device, dtype)
     data, held_out = _split(config, model, tokenizer)
     stream = pairs.pair_stream(data, config)
     if config.eval_every is None:
@@ -79,12 +81,14 @@ def run(config: TrainRM, work: artifacts.Work) -> None:
         epoch=stream.epoch,
         micro_batches=micro_batches,
         loss=loss,
+        idle=lambda: last_token_rewards(model, [([0, 0], 1)]).sum(),
         tokens=lambda batch: pairs.batch_tokens(data, batch),
         where=lambda step: "rows at lines " + loop.listed(data.lines[i] for i in stream.batch(step)),
         evaluate=evaluate,
         best="accuracy" if config.select == "best" else "",
         wrap_up=wrap_up,
         watch=watch,
+        saved=adapters,
         notes=dict(data.counts) | {"train_pairs": len(data.pairs), "validation_pairs": len(held_out.pairs)},
     )
     loop.train(model, tokenizer, task, config, work, device, dtype)

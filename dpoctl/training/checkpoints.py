@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from .. import log
 from ..artifacts import dump, sha256_file, sync_directory, sync_file, write_atomic, writing
 from ..errors import InputError, NumericalError
+from ..models.within import is_sharded
 from ..tidy import BEST, prune, remove
+from . import pieces, runtime, sharding
 
 KEPT = 2
 
@@ -25,99 +27,128 @@ def save(out: Path, step: int, model, optimizer: torch.optim.Optimizer, state: d
     """Write `out/checkpoints/step-XXXXXXXX`, then drop all but the newest two.
 
     `state["sizes"]` are the bytes, up to here, of the run's logs by name; `state["best"]` is set where best weights have
-    been put aside. Raises StorageError; what stood before stands.
+    been put aside. Called on every rank: of a sharded model each writes what it holds, the rest is rank 0's. Raises
+    StorageError; what stood before stands.
     """
-    folder = out / "checkpoints"
+    folder, first, sharded = out / "checkpoints", runtime.rank() == 0, is_sharded(model)
     final, tmp = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
-    shutil.rmtree(tmp, ignore_errors=True)
     weights, optimizer_tensors = _weights(model), _optimizer_tensors(model, optimizer)
+    if first:
+        shutil.rmtree(tmp, ignore_errors=True)
     with writing(tmp, _bytes(weights) + _bytes(optimizer_tensors)):
         try:
-            tmp.mkdir(parents=True)
-            save_file(weights, tmp / "model.safetensors")
-            save_file(optimizer_tensors, tmp / "optimizer.safetensors")
-            for name, size in state.get("sizes", {}).items():
-                _copy(out / f"{name}.jsonl", tmp / f"{name}.jsonl", size)
-            if state.get("best"):
-                _link(out / BEST, tmp / BEST.name)
-            write_atomic(tmp / "state.json", dump(state | {"step": step}))
-            files = sorted(tmp.iterdir())
-            for file in files:
+            if first:
+                tmp.mkdir(parents=True)
+            runtime.from_rank_0(None)  # the folder is there
+            own = []
+            if first or sharded:
+                own.append(pieces.write(tmp, "model", weights, sharded))
+                own.append(pieces.write(tmp, "optimizer", optimizer_tensors, sharded))
+            if first:
+                own += _write_state(out, tmp, state | {"step": step})
+            for file in own:
                 sync_file(file)
-            write_atomic(tmp / "checksums.json", dump({file.name: sha256_file(file) for file in files}))
-            if final.exists():
-                remove(final)
-            os.replace(tmp, final)
-            sync_directory(folder)
+            sums = runtime.gather({file.name: sha256_file(file) for file in own})
+            if first:
+                write_atomic(tmp / "checksums.json", dump({name: s for each in sums for name, s in each.items()}))
+                if final.exists():
+                    remove(final)
+                os.replace(tmp, final)
+                sync_directory(folder)
         except Exception:
             shutil.rmtree(tmp, ignore_errors=True)
             raise
+    if not first:
+        return
     for passed_over in folder.glob("step-*"):
         if passed_over.name > final.name:  # damaged: the run went back behind it
             remove(passed_over)
     prune(out, KEPT)
 
 
+def _write_state(out: Path, tmp: Path, state: dict[str, Any]) -> list[Path]:
+    """What is not tensors, and the best weights so far; returns the files."""
+    for name, size in state.get("sizes", {}).items():
+        _copy(out / f"{name}.jsonl", tmp / f"{name}.jsonl", size)
+    best = [tmp / BEST.name] if state.get("best") else []
+    if best:
+        _link(out / BEST, best[0])
+    write_atomic(tmp / "state.json", dump(state))
+    return [tmp / "state.json", *best, *(tmp / f"{name}.jsonl" for name in state.get("sizes", {}))]
+
+
 def check_finite(model, optimizer: torch.optim.Optimizer | None, where: str, hint: str) -> None:
-    """Raise NumericalError where a weight, or a number of the optimizer's, is not finite."""
+    """Raise NumericalError, on every rank, where a weight, or a number of the optimizer's, is not finite."""
     tensors = _weights(model) | (_optimizer_tensors(model, optimizer) if optimizer else {})
-    bad = next((n for n, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())), None)
+    own = ((name, sharding.own(t)) for name, t in tensors.items())
+    bad = next((n for n, t in own if t.is_floating_point() and not bool(t.isfinite().all())), None)
+    bad = next(filter(None, runtime.gather(bad)), None)
     if bad:
         raise NumericalError(f"{where}: left {bad} with a number that is not finite; it is not saved", hint=hint)
 
 
 def save_best(out: Path, model) -> str:
-    """Put the model's weights aside as the best so far; returns their SHA-256."""
-    path = out / BEST
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp, weights = path.with_name(f".{path.name}.tmp"), _weights(model)
-    with writing(path, _bytes(weights)):
-        try:
-            save_file(weights, tmp)
-            sync_file(tmp)
-            os.replace(tmp, path)
-        except Exception:
-            tmp.unlink(missing_ok=True)
-            raise
-    return sha256_file(path)
+    """Put the weights that are trained aside as the best so far; returns their SHA-256. Called on every rank."""
+    path, weights, digest = out / BEST, sharding.whole(_weights(model)), None
+    if runtime.rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tmp = path.with_name(f".{path.name}.tmp")
+        with writing(path, _bytes(weights)):
+            try:
+                save_file({name: t.contiguous() for name, t in weights.items()}, tmp)
+                sync_file(tmp)
+                os.replace(tmp, path)
+            except Exception:
+                tmp.unlink(missing_ok=True)
+                raise
+        digest = sha256_file(path)
+    return runtime.from_rank_0(digest)
 
 
 def load_best(out: Path, model, sha256: str) -> None:
     """Load the weights that were put aside. Raises InputError where they are not those any more."""
     if not (out / BEST).exists() or sha256_file(out / BEST) != sha256:
         raise InputError(f"{out / BEST}: damaged", hint="the same command again continues from the last checkpoint")
-    load_weights(out / BEST, model)
-
-
-def load_weights(path: Path, model) -> None:
-    tensors = load_file(path)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(tensors[name])
+    pieces.read((out / BEST).parent, BEST.stem, _weights(model))
 
 
 def load_latest(out: Path, model, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
     """Load the newest checkpoint that is whole into model, optimizer and run directory, and return its state.
 
-    A damaged one is passed over with a warning. None where there is none; InputError where all are damaged.
+    A damaged one is passed over with a warning. None where there is none; InputError where all are damaged. Called on
+    every rank: rank 0 chooses.
     """
     known = sorted((out / "checkpoints").glob("step-*"), reverse=True)
-    for folder in known:
-        if problem := _damage(folder):
-            log.warn(f"{folder}: {problem}; falling back to the checkpoint before it")
-            continue
-        load_weights(folder / "model.safetensors", model)
-        _restore_optimizer(model, optimizer, load_file(folder / "optimizer.safetensors"))
-        state = json.loads((folder / "state.json").read_text())
-        for name in state.get("sizes", {}):
-            write_atomic(out / f"{name}.jsonl", (folder / f"{name}.jsonl").read_bytes())
-        if state.get("best"):
-            with writing(out / BEST):
-                (out / BEST).unlink(missing_ok=True)
-                _link(folder / BEST.name, out / BEST)
+    found = _newest_whole(known) if runtime.rank() == 0 else None
+    known, found = runtime.from_rank_0((known, found))
+    if found:
+        pieces.read(found, "model", _weights(model))
+        _restore_optimizer(model, optimizer, found)
+        state = json.loads((found / "state.json").read_text())
+        if runtime.rank() == 0:
+            _restore_files(out, found, state)
+        runtime.from_rank_0(None)  # the logs are as they were
         return state
     if known:
         raise InputError(f"{out}: every checkpoint is damaged", hint="--overwrite starts anew")
+    return None
+
+
+def _restore_files(out: Path, found: Path, state: dict[str, Any]) -> None:
+    for name in state.get("sizes", {}):
+        write_atomic(out / f"{name}.jsonl", (found / f"{name}.jsonl").read_bytes())
+    if state.get("best"):
+        with writing(out / BEST):
+            (out / BEST).unlink(missing_ok=True)
+            _link(found / BEST.name, out / BEST)
+
+
+def _newest_whole(known: list[Path]) -> Path | None:
+    for folder in known:
+        problem = _damage(folder)
+        if not problem:
+            return folder
+        log.warn(f"{folder}: {problem}; falling back to the checkpoint before it")
     return None
 
 
@@ -146,29 +177,33 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _weights(model) -> dict[str, torch.Tensor]:
-    return {n: p.detach().contiguous() for n, p in model.named_parameters()}
-
-
 def _bytes(tensors: dict[str, torch.Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _weights(model) -> dict[str, torch.Tensor]:
+    """What is trained: all of a model, or its adapters."""
+    return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
 
 
 def _optimizer_tensors(model, optimizer) -> dict[str, torch.Tensor]:
     names = {p: n for n, p in model.named_parameters()}
     return {
-        f"{names[p]}:{key}": value.detach().contiguous().reshape(value.shape or (1,))
+        f"{names[p]}:{key}": value.reshape(value.shape or (1,))
         for p, entries in optimizer.state.items()
         for key, value in entries.items()
         if isinstance(value, torch.Tensor)
     }
 
 
-def _restore_optimizer(model, optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    by_name = dict(model.named_parameters())
-    for full, tensor in tensors.items():
+def _restore_optimizer(model, optimizer, folder: Path) -> None:
+    by_name, counts, targets = dict(model.named_parameters()), {}, {}
+    for full in pieces.names(folder, "optimizer"):
         name, _, key = full.rpartition(":")
+        p = by_name[name]
         if key == "step":
-            optimizer.state[by_name[name]][key] = tensor.reshape(())
+            counts[full] = torch.empty(1)
+            optimizer.state[p][key] = counts[full].reshape(())
         else:
-            optimizer.state[by_name[name]][key] = tensor.to(by_name[name].device)
+            targets[full] = optimizer.state[p][key] = torch.empty_like(p, requires_grad=False)
+    pieces.read(folder, "optimizer", targets | counts)

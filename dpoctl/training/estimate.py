@@ -87,8 +87,10 @@ def estimate(build: Callable[[], torch.nn.Module], update: Update) -> Estimate:
 
     Blocks are alike, so one and two of them are run and the rest is added: a large model costs no more than a small one.
     """
-    with FakeTensorMode(allow_non_fake_inputs=True), _Ledger() as ledger:
+    with torch.device("meta"):
         model = build()
+    with FakeTensorMode(allow_non_fake_inputs=True), _Ledger() as ledger:
+        _put_on_cpu(model)
         if update.recompute:
             recompute_activations(model)
         weights, gradients = _bytes(model.parameters()), _bytes(parallel.trainable(model))
@@ -116,6 +118,19 @@ def estimate(build: Callable[[], torch.nn.Module], update: Update) -> Estimate:
         parameters=parameters,
         trained=trained,
     )
+
+
+def _put_on_cpu(model) -> None:
+    """Give a model on the meta device fake weights of the CPU, tied ones tied."""
+    known: dict[int, torch.Tensor] = {}
+    for module in model.modules():
+        for held, make in ((module._parameters, torch.nn.Parameter), (module._buffers, lambda t, _: t)):
+            for name, old in held.items():
+                if old is not None:
+                    new = known.get(id(old))
+                    held[name] = known[id(old)] = (
+                        make(torch.empty_like(old, device="cpu"), old.requires_grad) if new is None else new
+                    )
 
 
 def _run(model, depth: int, update: Update, ledger: _Ledger) -> tuple[int, int, float]:

@@ -17,7 +17,8 @@ import yaml
 from .. import artifacts, log, stopping, tidy
 from ..errors import Interrupted, NumericalError
 from ..models.blocks import recompute_activations
-from . import checkpoints, parallel, runtime
+from ..models.within import is_sharded
+from . import checkpoints, parallel, runtime, sharding
 from .metrics import Board, Log, Meter, rounded
 
 
@@ -28,6 +29,7 @@ class Task:
     `micro_batches(step)`: this rank's micro-batches of update `step` (0-based). `loss(micro)`: (loss, sums) where the
     micro-batches' losses of all ranks add up to the global mean and sums is name -> (total, weight) of figures to log.
     `tokens(micro)`: tokens it forwards. `where(step)`: the batch in words, for an error. `evaluate()`: held-out figures.
+    `idle()`: any loss that reaches all weights, for a rank that has fewer micro-batches where all must run as many.
     `point(step)`: a row for eval.jsonl and the completions it rests on. `watch(row)`: looks at each logged row and may warn or raise.
 
     A step that is more than one update gives `update(step, run)` in place of micro_batches and loss: it calls
@@ -43,6 +45,7 @@ class Task:
     where: Callable[[int], str]
     micro_batches: Callable[[int], list] | None = None
     loss: Callable[[Any], tuple[torch.Tensor, dict[str, tuple[float, float]]]] | None = None
+    idle: Callable[[], torch.Tensor] | None = None
     update: Callable[[int, "Run"], float] | None = None
     evaluate: Callable[[], dict[str, float]] | None = None
     point: Callable[[int], tuple[dict[str, Any], list[dict]]] | None = None
@@ -77,9 +80,9 @@ def clip_gradients(model, limit: float) -> float:
     """The gradients' norm; they are scaled down to `limit` where it is larger (0: never)."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    if limit and norm > limit:  # else nothing is written: a pass over all gradients saved
+    if limit and bool(norm > limit):  # else nothing is written: a pass over all gradients saved
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
-    return norm.item()
+    return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
 
 
 def learning_rate(config, step: int, steps: int) -> float:
@@ -177,7 +180,7 @@ class Run:
         Raises NumericalError, before the weights are touched, where loss or gradient norm is not finite.
         """
         totals = torch.zeros(2, dtype=torch.float64)  # loss, tokens
-        for micro in micros:
+        for micro in sharding.even(self.model, micros, self._idle):
             with runtime.autocast(self.device, self.dtype):
                 loss, sums = loss_of(micro)
             loss.backward()
@@ -197,6 +200,12 @@ class Run:
         self.meter.add("grad_norm", norm if first else 0.0, float(first))
         return loss
 
+    def _idle(self) -> None:
+        """A forward and backward that add nothing to the gradients."""
+        with runtime.autocast(self.device, self.dtype):
+            loss = self.task.idle() * 0.0
+        loss.backward()
+
     def _after(self, step: int, lr: float) -> dict[str, float] | None:
         config, task = self.config, self.task
         end = step == task.steps
@@ -208,7 +217,7 @@ class Run:
         row |= {"lr": lr, **means}
         self._write_timing(step)
         if evaluate and task.evaluate:
-            figures = task.evaluate()
+            figures = runtime.from_rank_0(task.evaluate())
             row |= {f"eval/{name}": value for name, value in figures.items()}
             self._keep_best(step, figures)
         if evaluate and task.point:
@@ -232,10 +241,9 @@ class Run:
         if not self.task.best or (self.best and figures[self.task.best] <= self.best["value"]):
             return
         self.best = {"step": step, "value": figures[self.task.best]}
-        if runtime.rank() == 0:
-            where = f"update {step} ({self.task.where(step - 1)})"
-            checkpoints.check_finite(self.model, None, where, self.last_good())
-            self.best["sha256"] = checkpoints.save_best(self.out, self.model)
+        where = f"update {step} ({self.task.where(step - 1)})"
+        checkpoints.check_finite(self.model, None, where, self.last_good())
+        self.best["sha256"] = checkpoints.save_best(self.out, self.model)
 
     def _rate(self) -> float:
         return (self.tokens - self.tokens_at_line) / max(time.monotonic() - self.line_time, 1e-9)
@@ -265,10 +273,9 @@ class Run:
         sizes = {name: each.sync() for name, each in self.logs.items()}
         state = {"sizes": sizes, "tokens": self.tokens, "meter": self.meter.state, "best": self.best}
         state["task"] = self.task.state
-        if runtime.rank() == 0:
-            where = f"update {step} ({self.task.where(step - 1)})"
-            checkpoints.check_finite(self.model, self.optimizer, where, self.last_good())
-            checkpoints.save(self.out, step, self.model, self.optimizer, state)
+        where = f"update {step} ({self.task.where(step - 1)})"
+        checkpoints.check_finite(self.model, self.optimizer, where, self.last_good())
+        checkpoints.save(self.out, step, self.model, self.optimizer, state)
 
     def last_good(self) -> str:
         known = sorted((self.out / "checkpoints").glob("step-*"))
@@ -279,8 +286,6 @@ class Run:
 def _finish(run: Run, model, tokenizer, last: dict[str, float], work: artifacts.Work) -> None:
     """Save the run directory as a Hugging Face model and write its manifest."""
     peak = runtime.highest_memory_bytes(run.device)
-    if runtime.rank() != 0:
-        return
     for each in run.logs.values():
         each.sync()
     run.board.close()
@@ -293,7 +298,10 @@ def _finish(run: Run, model, tokenizer, last: dict[str, float], work: artifacts.
         log.say(f"{run.out}: keeps update {run.best['step']}, {run.task.best} {run.best['value']:.4f}")
     figures |= run.task.wrap_up()
     model, trained = run.task.saved or model, model
-    saved = save_model(model, tokenizer, run.out, runtime.torch_dtype(run.config.save_dtype))
+    state = sharding.whole(model.state_dict()) if is_sharded(trained) else None
+    if runtime.rank() != 0:
+        return
+    saved = save_model(model, tokenizer, run.out, runtime.torch_dtype(run.config.save_dtype), state)
     weights = sum(p.numel() for p in trained.parameters())
     cost = {
         "tokens": run.tokens,
@@ -308,16 +316,26 @@ def _finish(run: Run, model, tokenizer, last: dict[str, float], work: artifacts.
     log.say(f"{run.out}: {run.task.steps} updates, loss {last.get('loss', float('nan')):.4f}")
 
 
-def save_model(model, tokenizer, out: Path, dtype: torch.dtype) -> list[Path]:
-    """Save model and tokenizer as an ordinary Hugging Face directory, each file whole or absent."""
+def save_model(
+    model, tokenizer, out: Path, dtype: torch.dtype, state: dict[str, torch.Tensor] | None = None
+) -> list[Path]:
+    """Save model and tokenizer as an ordinary Hugging Face directory, each file whole or absent.
+
+    `state` are the weights, where the model itself holds but a share of them.
+    """
     import shutil
 
     tmp = out / ".saving"
     shutil.rmtree(tmp, ignore_errors=True)
-    if dtype != torch.float32:
+    if state is not None:
+        state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+    elif dtype != torch.float32:
         model = model.to(dtype)
     model.config.dtype = dtype
     with artifacts.writing(tmp, sum(p.numel() * p.element_size() for p in model.parameters())):
-        model.save_pretrained(tmp)
+        model.save_pretrained(tmp, state_dict=state)
+        (tmp / "README.md").unlink(missing_ok=True)  # peft's card, full of blanks
+        if hasattr(model.config, "reward_shift"):  # what a reward's adapters cannot say
+            model.config.save_pretrained(tmp)
         tokenizer.save_pretrained(tmp)
         return artifacts.move_into(tmp, out)

@@ -123,13 +123,13 @@ def reference_logps(
         digest.update(np.array([start, len(ids), *ids], dtype=np.int64).tobytes())
     folder = Path(config.cache_dir) if config.cache_dir else artifacts.cache_home() / "reference"
     path = folder / f"{digest.hexdigest()[:40]}.safetensors"
-    if path.exists():
+    if runtime.from_rank_0(path.exists()):
         if (cached := _cached(path)) is not None and cached.shape == (len(seqs),):
             log.say(f"reference log-probs of {len(seqs)} completions: from the cache")
             return cached
         log.warn(f"{path}: damaged; computed again")
     reference = load()
-    with runtime.autocast(device, dtype):
+    with runtime.autocast(device, dtype):  # every rank all of it: where they are sharded, ranks forward together
         logps = response_logps(reference, seqs, tokens_per_batch=config.tokens_per_batch)
     log.say(f"reference log-probs of {len(seqs)} completions: computed")
     if runtime.rank() == 0:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..models.within import is_sharded
 from . import runtime
 
 BUCKET_BYTES = 32 << 20  # gradients go over the wire in flat buffers of this size, not one by one
@@ -20,7 +21,7 @@ def trainable(model) -> list[torch.nn.Parameter]:
 @torch.no_grad()
 def make_equal(model) -> None:
     """Give every rank rank 0's weights."""
-    if runtime.world_size() == 1:
+    if runtime.world_size() == 1 or is_sharded(model):
         return
     for bucket in _buckets(trainable(model)):
         flat = torch.cat([p.reshape(-1) for p in bucket])
@@ -31,7 +32,7 @@ def make_equal(model) -> None:
 @torch.no_grad()
 def sum_gradients(model) -> None:
     """Sum gradients over the ranks, in place; a weight that no rank has a gradient of keeps none, as in one process."""
-    if runtime.world_size() == 1:
+    if runtime.world_size() == 1 or is_sharded(model):  # FSDP sums as it goes back
         return
     parameters = trainable(model)
     reached = runtime.reduce_over_ranks(torch.tensor([p.grad is not None for p in parameters], dtype=torch.int8), "max")

@@ -5,7 +5,7 @@ from typing import Any
 
 from ..models.load import untrained
 from ..models.logprobs import Sequences
-from . import estimate, loop, runtime
+from . import estimate, loop, runtime, setup
 
 _LOOKED_AT = 64  # updates whose micro-batches are made to find the largest
 
@@ -26,7 +26,7 @@ def plan_of_training(
     seen = sum(_tokens(m) for own in micros for m in own) * steps / len(micros)
     process = runtime.process_bytes(device)  # before the estimate's own work
     found = estimate.estimate(
-        lambda: untrained(config.model, kind, revision=config.revision),
+        lambda: _build(config, kind),
         estimate.Update(
             loss=lambda model: loss(model, largest),
             optimizer=lambda model: loop.make_optimizer(config, model),
@@ -50,6 +50,12 @@ def plan_of_training(
     }
     memory = {f"memory: {name}": _size(size) for name, size in parts.items()}
     return head | shown | memory | {"memory of a device": _size(sum(parts.values()))}
+
+
+def _build(config, kind: str):
+    model = untrained(config.model, kind, revision=config.revision)
+    setup.adapt(config, model, {"policy": "CAUSAL_LM", "reward": "SEQ_CLS"}[kind])
+    return model
 
 
 def _tokens(sequences: Sequences) -> int:

@@ -5,8 +5,8 @@ that is continued at any step is the uninterrupted one.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, zip_longest
 from typing import Any
@@ -56,6 +56,7 @@ class Trainer:
     config: Any
     critic: ActorCritic
     reference: Any
+    as_reference: Callable[[], AbstractContextManager]  # within it, `reference` is the reference
     tokenizer: Any
     reward: Scorer
     prompts: list[dict]
@@ -131,7 +132,8 @@ class Trainer:
             batch = [episodes.sequences[i] for i in indices]
             with runtime.autocast(self.device, self.dtype):
                 own, value, entropy, _ = self.critic(batch, config.temperature, entropy=True)
-                other, _ = response_token_logps(self.reference, batch, config.temperature)
+                with self.as_reference():
+                    other, _ = response_token_logps(self.reference, batch, config.temperature)
             for target, flat in ((logps, own), (values, value), (entropies, entropy), (ref_logps, other)):
                 _scatter(target, indices, mask, flat)
         for each in (logps, values, ref_logps, entropies):

@@ -10,9 +10,10 @@ from .. import artifacts, launch, log
 from ..data.encode import fingerprint
 from ..data.rows import load_rows
 from ..errors import InputError
+from ..models import lora
 from ..models.load import context_length, load_policy
 from ..models.scorers import load_scorer
-from . import frontier, runtime
+from . import frontier, runtime, sharding
 
 
 def open_device(config, work: artifacts.Work | None = None) -> tuple[torch.device, torch.dtype]:
@@ -29,8 +30,37 @@ def open_device(config, work: artifacts.Work | None = None) -> tuple[torch.devic
 
 
 def open_model(config, path: str, device: torch.device):
-    """(model, tokenizer) with float32 weights."""
-    return load_policy(path, device=str(device), revision=config.revision, trust_remote_code=config.trust_remote_code)
+    """(model, tokenizer) with float32 weights; one that is to be sharded comes to the device shard by shard."""
+    place = "cpu" if _shards(config) else str(device)
+    return load_policy(path, device=place, revision=config.revision, trust_remote_code=config.trust_remote_code)
+
+
+def _shards(config) -> bool:
+    return getattr(config, "parallel", "ddp") == "fsdp" and runtime.world_size() > 1
+
+
+def share(config, model, device: torch.device, dtype: torch.dtype) -> None:
+    """Shard a model over the ranks where --parallel fsdp asks for it."""
+    if _shards(config):
+        sharding.shard(model, device, dtype)
+
+
+def adapt(config, model, task: str = "CAUSAL_LM"):
+    """peft's wrapper of a model whose adapters are trained, and which saves them; None without --lora.
+
+    Raises InputError as `lora.adapt` does, and for a model that is an adapter itself.
+    """
+    from ..models.hub import is_adapter
+    from ..models.load import resolve
+
+    if not config.lora:
+        return None
+    if is_adapter(resolve(config.model, config.revision)):
+        raise InputError(f"--lora: {config.model} is an adapter itself", hint="merge it first (dpoctl merge)")
+    wrapper = lora.adapt(model, config, config.model, task)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    log.say(f"adapters of rank {config.lora}: {trained:,} weights are trained, the others frozen")
+    return wrapper
 
 
 def lengths(config, model) -> tuple[int, int]:
@@ -96,9 +126,11 @@ def count_weights(config) -> int:
     """Parameters of `config.model`, from its configuration alone."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from ..models.hub import base_of, is_adapter
     from ..models.load import resolve
 
     folder = resolve(config.model, config.revision)
+    folder = resolve(base_of(folder)) if is_adapter(folder) else folder
     try:
         with torch.device("meta"):
             shape = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))

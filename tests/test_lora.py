@@ -1,0 +1,107 @@
+"""Adapters from train-dpo to sample: only they are trained and saved, and the frozen model is the reference."""
+
+import json
+import types
+
+import pytest
+import torch
+
+from dpoctl.cli.app import run as command_line
+from dpoctl.models import lora
+from dpoctl.models.load import load_policy
+from dpoctl.models.logprobs import summed_logps
+from dpoctl.models.rewards import make_critic
+
+peft = pytest.importorskip("peft")
+
+SHORT = ["--max-length", "96", "--max-prompt-length", "16", "--warmup-steps", "0", "--batch-size", "16", "--lr", "3e-3",
+         "--lora", "4", "--epochs", "9"]  # fmt: skip
+SEQUENCES = [([5, 6, 7, 8, 9, 10], 2), ([5, 6, 20, 21], 2), ([30, 31, 32, 33, 34], 3)]
+
+
+@pytest.fixture
+def here(prefs, monkeypatch):
+    monkeypatch.chdir(prefs.folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", prefs.env["XDG_CACHE_HOME"])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return prefs
+
+
+def options(**given):
+    return types.SimpleNamespace(**{"lora": 4, "lora_alpha": None, "lora_targets": None, "seed": 0} | given)
+
+
+def test_from_train_dpo_to_sample(here):
+    args = ["train-dpo", "--model", "sft", "--data", "prefs.jsonl", *SHORT, "--max-steps", "12", "--log-every", "1",
+            "--save-every", "4", "--out", "dpo-lora"]  # fmt: skip
+    assert command_line(args) == 0
+    rows = here.rows("dpo-lora/metrics.jsonl")
+    assert rows[0]["loss"] == pytest.approx(0.6931, abs=1e-3) and rows[-1]["loss"] < 0.6
+    files = {p.name for p in (here.folder / "dpo-lora").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= files
+    assert not {"model.safetensors", "README.md", "config.json"} & files
+    assert json.loads((here.folder / "dpo-lora/adapter_config.json").read_text())["base_model_name_or_path"] == "sft"
+    [*_, newest] = sorted((here.folder / "dpo-lora/checkpoints").glob("step-*"))
+    adapters = (here.folder / "dpo-lora/adapter_model.safetensors").stat().st_size
+    assert (newest / "model.safetensors").stat().st_size < 1.2 * adapters  # no frozen weight is in it
+
+    ours, _ = load_policy("dpo-lora")
+    base, _ = load_policy("sft")
+    theirs = peft.PeftModel.from_pretrained(load_policy("sft")[0], "dpo-lora").eval().get_base_model()
+    with torch.no_grad():
+        mine, known, start = (summed_logps(m, SEQUENCES) for m in (ours, theirs, base))
+    assert torch.allclose(mine, known, atol=1e-4) and not torch.allclose(mine, start, atol=1e-2)
+    sample = ["sample", "--model", "dpo-lora", "--prompts", "test.jsonl", "--max-new-tokens", "4"]
+    assert command_line([*sample, "--out", "of-lora.jsonl"]) == 0
+    assert len(here.rows("of-lora.jsonl")) == 12
+
+
+def test_a_reward_model_and_ppo(here):
+    rm = ["train-rm", "--model", "sft", "--data", "prefs.jsonl", *SHORT, "--max-steps", "8", "--out", "rm-lora"]
+    assert command_line(rm) == 0
+    from dpoctl.models.scorers import load_scorer
+
+    pairs = {
+        (r["prompt"], r[s], r.get(f"{s}_finish")) for r in here.rows("prefs.jsonl") for s in ("chosen", "rejected")
+    }
+    rows = [{"prompt": p, "completion": c, "finish": finish} for p, c, finish in sorted(pairs)]
+    scores = torch.tensor(load_scorer("rm-lora").score(rows).values)
+    assert (
+        scores.std() > 0.01 and abs(scores.mean()) < 1e-3
+    )  # the shift that was saved centres the model that is loaded
+
+    ppo = ["train-ppo", "--model", "sft", "--prompts", "train.jsonl", "--reward", "rm-lora", *SHORT, "--batch-size", "8",
+           "--minibatch-size", "4", "--ppo-epochs", "1", "--max-steps", "2", "--max-new-tokens", "6", "--out", "ppo-lora"]  # fmt: skip
+    assert command_line(ppo) == 0
+    kl = [row["objective/kl"] for row in here.rows("ppo-lora/metrics.jsonl")]
+    assert kl[0] == pytest.approx(0, abs=1e-4) and abs(kl[1]) > 1e-4
+    assert (here.folder / "ppo-lora/adapter_model.safetensors").exists()
+
+
+def test_the_value_function_shares_what_is_frozen(here):
+    policy, _ = load_policy("sft")
+    lora.adapt(policy, options(), "sft", "CAUSAL_LM")
+    critic = make_critic(policy, "separate")
+    own = {n for n, p in critic.trunk.named_parameters() if p.requires_grad}
+    assert own and all("lora" in n for n in own)
+    shared = {id(p) for p in policy.parameters()}
+    assert all((id(p) in shared) != p.requires_grad for p in critic.trunk.parameters())
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (["--lora-alpha", "8"], "--lora-alpha means nothing without --lora"),
+        (["--lora", "4", "--lora-targets", "nothing"], "--lora-targets nothing"),
+        (["--lora", "4", "--lora-targets", "lm_head"], "stay as they are"),
+        (["--lora", "4", "--model", "an-adapter"], "merge it first"),
+    ],
+)
+def test_what_cannot_be_adapted_is_refused(here, capsys, flags, word):
+    model, _ = load_policy("sft")
+    lora.adapt(model, options(), "sft", "CAUSAL_LM").save_pretrained("an-adapter")
+    load_policy("sft")[1].save_pretrained("an-adapter")
+    capsys.readouterr()
+    args = ["train-dpo", "--model", "sft", "--data", "prefs.jsonl", "--out", "refused", *flags]
+    assert command_line(args) == 2
+    assert word in " ".join(capsys.readouterr().err.split())

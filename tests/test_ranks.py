@@ -1,0 +1,162 @@
+"""Two ranks are one: the same losses, checkpoints that go from one world size to another, and what happens when one is lost."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dpoctl.cli.app import run as command_line
+
+SHORT = ["--max-length", "96", "--max-prompt-length", "16", "--warmup-steps", "2", "--max-steps", "20", "--epochs", "99",
+         "--batch-size", "6", "--tokens-per-batch", "200", "--log-every", "1", "--lr", "1e-4"]  # fmt: skip
+RUNS = {
+    "sft": ["sft", "--model", "lm", "--data", "sft.jsonl", "--eval-data", "held.jsonl"],
+    "dpo": ["train-dpo", "--model", "sft", "--data", "prefs.jsonl", "--eval-data", "prefs.jsonl", "--eval-every", "10"],
+    "rm": ["train-rm", "--model", "sft", "--data", "prefs.jsonl", "--eval-every", "10"],
+}
+PPO = ["train-ppo", "--model", "sft", "--prompts", "train.jsonl", "--reward", "classifier", "--batch-size", "12",
+       "--minibatch-size", "6", "--ppo-epochs", "1", "--max-steps", "1", "--max-new-tokens", "8", "--wave-rows", "4",
+       "--max-length", "96", "--max-prompt-length", "16", "--tokens-per-batch", "100"]  # fmt: skip
+
+
+@pytest.fixture
+def here(prefs, monkeypatch):
+    monkeypatch.chdir(prefs.folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", prefs.env["XDG_CACHE_HOME"])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return prefs
+
+
+def torchrun(world, *commands: list[str]) -> str:
+    """Run command lines on two ranks of one torchrun; returns what rank 0 and 1 said."""
+    worker = Path(__file__).with_name("ranks_worker.py")
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*start, str(worker), json.dumps(commands)], cwd=world.folder, env=world.env,
+                          capture_output=True, text=True, timeout=400)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def by_hand(world, *args: str) -> list[subprocess.Popen]:
+    """Two ranks without torchrun, so that each one's exit code is seen."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    ranks = []
+    for rank in (0, 1):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+               "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}  # fmt: skip
+        command = [sys.executable, "-m", "dpoctl", *args]
+        ranks.append(
+            subprocess.Popen(command, cwd=world.folder, env=world.env | own, stderr=subprocess.PIPE, text=True)
+        )
+    return ranks
+
+
+def column(world, run: str, name: str) -> list[float]:
+    return [row[name] for row in world.rows(f"{run}/metrics.jsonl") if name in row]
+
+
+def test_two_ranks_give_one_ranks_losses(here):
+    """Also where a rank has fewer micro-batches, or none: batches of 6 pairs hold one or two prompts."""
+    two = [
+        [*RUNS[name], *SHORT, "--parallel", kind, "--out", f"{name}-{kind}"]
+        for name in RUNS
+        for kind in ("ddp", "fsdp")
+    ]
+    torchrun(here, *two, [*PPO, "--out", "ppo-ddp"])
+    for name in RUNS:
+        assert command_line([*RUNS[name], *SHORT, "--out", f"{name}-one"]) == 0
+        for kind in ("ddp", "fsdp"):
+            same = pytest.approx(column(here, f"{name}-one", "loss"), rel=1e-5)
+            assert len(same.expected) == 20 and column(here, f"{name}-{kind}", "loss") == same
+            for figure in ("grad_norm", "eval/loss"):
+                expected = column(here, f"{name}-one", figure)
+                assert column(here, f"{name}-{kind}", figure) == pytest.approx(expected, rel=1e-3)
+            costs = [json.loads((here.folder / f"{name}-{k}/manifest.json").read_text())["cost"] for k in ("one", kind)]
+            assert costs[0]["tokens"] == costs[1]["tokens"] and costs[1]["world_size"] == 2
+    assert command_line([*PPO, "--out", "ppo-one"]) == 0
+    one, other = here.rows("ppo-one/metrics.jsonl")[0], here.rows("ppo-ddp/metrics.jsonl")[0]
+    for figure in ("loss", "objective/kl", "objective/scores", "policy/approxkl_avg", "val/explained_variance"):
+        assert other[figure] == pytest.approx(one[figure], rel=1e-4, abs=1e-6), figure
+
+    from transformers import AutoModelForCausalLM
+
+    one, sharded = (AutoModelForCausalLM.from_pretrained(f"dpo-{kind}") for kind in ("one", "fsdp"))
+    assert type(sharded) is type(one) and sharded.config.architectures == one.config.architectures
+    weights = dict(one.named_parameters())
+    assert all((p - weights[n]).abs().max() < 1e-4 for n, p in sharded.named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_checkpoint_goes_from_two_ranks_to_one_and_back(here, kind):
+    args = [*RUNS["dpo"], *SHORT, "--save-every", "1000", "--rank-timeout", "1", "--out", f"moved-{kind}"]
+    assert stopped_behind(here, 4, [*args, "--parallel", kind]) >= 4  # two ranks
+    files = sorted(p.name for p in (here.folder / f"moved-{kind}/checkpoints").glob("step-*/*"))
+    assert ("model-00002-of-00002.safetensors" in files) == (kind == "fsdp")
+    one = here.popen(*args)
+    wait_for(here, f"moved-{kind}", 9, one)
+    one.send_signal(signal.SIGTERM)
+    one.communicate(timeout=60)
+    assert one.returncode == 75
+    torchrun(here, [*args, "--parallel", kind])
+    assert command_line([*RUNS["dpo"], *SHORT, "--out", "unmoved"]) == 0
+    assert column(here, f"moved-{kind}", "loss") == pytest.approx(column(here, "unmoved", "loss"), rel=1e-5)
+
+
+def wait_for(world, run: str, step: int, *processes) -> None:
+    deadline = time.monotonic() + 120
+    while not (path := world.folder / run / "metrics.jsonl").exists() or len(path.read_bytes().splitlines()) < step:
+        assert time.monotonic() < deadline and all(p.poll() is None for p in processes)
+        time.sleep(0.02)
+
+
+def stopped_behind(world, step: int, args: list[str]) -> int:
+    """Two ranks of which one is told to stop; both stop behind the same update with 75. Returns that update."""
+    ranks = by_hand(world, *args)
+    run = args[args.index("--out") + 1]
+    wait_for(world, run, step, *ranks)
+    ranks[1].send_signal(signal.SIGTERM)
+    said = [rank.communicate(timeout=60)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [75, 75], said
+    assert "a signal to another rank" in said[0] and "error" not in said[1]
+    [checkpoint] = (world.folder / run / "checkpoints").glob("step-*")
+    return json.loads((checkpoint / "state.json").read_text())["step"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_dies_or_hangs_stops_the_other_in_time(here, how):
+    run = f"lost-{how.name}"
+    args = [*RUNS["dpo"], *SHORT, "--max-steps", "500", "--save-every", "3", "--rank-timeout", "0.1", "--out", run]
+    ranks = by_hand(here, *args)
+    wait_for(here, run, 5, *ranks)
+    ranks[1].send_signal(how)
+    start = time.monotonic()
+    said = ranks[0].communicate(timeout=90)[1]
+    ranks[1].kill()
+    ranks[1].communicate()
+    assert ranks[0].returncode == 75 and time.monotonic() - start < 60
+    assert "another rank has died, or has not answered for 0.1 minutes" in said and "Traceback" not in said
+    assert command_line([*args, "--max-steps", "500", "--dry-run"]) == 0
+    assert (
+        list((here.folder / run / "checkpoints").glob("step-*")) and not (here.folder / run / "manifest.json").exists()
+    )
+
+
+def test_ranks_end_alike_where_rank_0_is_refused(here):
+    os.makedirs("foreign", exist_ok=True)
+    Path("foreign/thing").write_text("not dpoctl's")
+    for args, code, word in (
+        ([*RUNS["dpo"], *SHORT, "--out", "foreign"], 2, "dpoctl did not begin"),
+        ([*RUNS["dpo"], *SHORT, "--data", "nowhere.jsonl", "--out", "none"], 2, "not found"),
+    ):
+        ranks = by_hand(here, *args)
+        said = [rank.communicate(timeout=90)[1] for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [code, code], said
+        assert word in " ".join(said[0].split())
