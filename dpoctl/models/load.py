@@ -46,7 +46,8 @@ def load_policy(
     if is_adapter(folder):
         from dpoctl.models.adapter import load_merged
 
-        model, tokenizer = load_merged(folder, base_of(folder), None, trust_remote_code)
+        with _quiet():
+            model, tokenizer = load_merged(folder, base_of(folder), None, trust_remote_code)
         model = model.to(dtype)
     else:
         model = _load_model(AutoModelForCausalLM, path, folder, dtype, trust_remote_code)
@@ -77,7 +78,8 @@ def load_classifier(
     if is_adapter(folder):
         from dpoctl.models.adapter import load_merged_reward
 
-        model, tokenizer = load_merged_reward(folder, base_of(folder), trust_remote_code)
+        with _quiet():
+            model, tokenizer = load_merged_reward(folder, base_of(folder), trust_remote_code)
         model = model.to(dtype)
     else:
         model = _load_model(AutoModelForSequenceClassification, path, folder, dtype, trust_remote_code)

@@ -1,5 +1,7 @@
 """Low-rank adapters (2106.09685) on a frozen model, by peft: added before training, switched off for the reference."""
 
+import warnings
+
 import torch
 
 from dpoctl.errors import InputError
@@ -29,7 +31,8 @@ def adapt(model, config, base: str, task: str | None):
         base_model_name_or_path=base,
     )
     ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         torch.manual_seed(config.seed)
         try:
             wrapper = get_peft_model(model, settings)

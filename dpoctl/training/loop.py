@@ -332,8 +332,10 @@ def save_model(
     elif dtype != torch.float32:
         model = model.to(dtype)
     model.config.dtype = dtype
+    # an adapter's embeddings are the base's, also where train-rm gave them a row for padding: it does so again
+    only = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
     with artifacts.writing(tmp, sum(p.numel() * p.element_size() for p in model.parameters())):
-        model.save_pretrained(tmp, state_dict=state)
+        model.save_pretrained(tmp, state_dict=state, **only)
         (tmp / "README.md").unlink(missing_ok=True)  # peft's card, full of blanks
         if hasattr(model.config, "reward_shift"):  # what a reward's adapters cannot say
             model.config.save_pretrained(tmp)
