@@ -183,7 +183,9 @@ def _corrupted(stage: Stage, folder: Path, source: Path, inside: Path, seed: flo
     what = damage(folder / inside, random.Random(seed))
     outcome = stage.run(folder)
     if outcome.code == 0:
-        wrong = differences(contents(folder), stage.whole)
+        # an older checkpoint that the run had no need of is not read, so not mended: its sums tell when it is
+        unread = {str(inside)} if "checkpoints" in inside.parts else set()
+        wrong = [name for name in differences(contents(folder), stage.whole) if name not in unread]
         return f"{what}: differs in {', '.join(wrong[:6])}" if wrong else ""
     if outcome.code != 2 or "hint: " not in outcome.said or "Traceback" in outcome.said:
         return f"{what}: exit {outcome.code}: {outcome.said[-600:]}"

@@ -131,7 +131,8 @@ def train(model, tokenizer, task: Task, config, work: artifacts.Work, device: to
     last: dict[str, float] = {}
     stop = stopping.stop
     with log.progress(work.stage, task.steps, "updates", state["step"]) as meter:
-        stopping.at_boundary(f"update {state['step']} of {task.steps}")
+        if runtime.world_size() == 1:  # several ranks stop together, behind an update
+            stopping.at_boundary(f"update {state['step']} of {task.steps}")
         for step in range(state["step"], task.steps):
             last = run.update(step, meter) or last
             due = step + 1 < task.steps and (step + 1) % config.save_every == 0
