@@ -218,15 +218,17 @@ def test_any_text_survives_the_round_trip_on_byte_level_bpe(prompt, completion, 
 
 @settings(max_examples=100, deadline=None)
 @given(
-    prompt=st.text("abehilmot \n=.é🎬</s>", min_size=1, max_size=20).filter(str.strip),
+    # Its own normalisation: a text that begins with a blank is given no word mark, so that decoding takes the blank.
+    # And a BOS string at the beginning is the BOS itself, no text.
+    prompt=st.text("abehilmot \n=.é🎬</s>", max_size=20)
+    .map(str.lstrip)
+    .filter(lambda text: text and not text.startswith("<s>")),
     completion=st.text("abehilmot \n=.é🎬</s>", max_size=20),
     family=st.sampled_from(["unigram-first", "unigram-always"]),
 )
 def test_any_text_survives_the_round_trip_on_unigram(prompt, completion, family):
     tokenizer = build(family)
     completion = completion.removesuffix("</s>")
-    # Its own normalisation: a text that begins with a blank is given no word mark, so that decoding takes the blank.
-    prompt = prompt.lstrip()
     prompt_ids, ids = both(tokenizer, prompt, completion)
     assert words(tokenizer, prompt_ids + ids) == prompt + completion
     assert not set(ids) & {1, 2}

@@ -192,18 +192,18 @@ def test_a_shard_is_one_to_n(shard, run):
 def test_a_killed_shard_continues_to_the_same_bytes(inputs, run, here):
     args = ["make-prefs", *WORKS["make-prefs"], "--wave-rows", "3", "--shard", "2/2"]
     run(*args, "--out", "calm.jsonl")
-    process = here.popen(*args, "--out", "shot.jsonl")
-    progress = here.folder / "shot.jsonl.progress"
+    process = here.popen(*args, "--out", "killed.jsonl")
+    progress = here.folder / "killed.jsonl.progress"
     while not progress.exists() or progress.read_text().count("\n") < 2:
         assert process.poll() is None
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (here.folder / "shot.jsonl").exists()
-    assert "was begun with --shard 2/2, now it is 1/2" in run(*args[:-1], "1/2", "--out", "shot.jsonl", code=2)
-    assert "continues behind" in run(*args, "--out", "shot.jsonl")
-    assert here.digest("shot.jsonl") == here.digest("calm.jsonl")
-    assert manifest(here, "shot.jsonl")["shard"] == manifest(here, "calm.jsonl")["shard"]
+    assert not (here.folder / "killed.jsonl").exists()
+    assert "was begun with --shard 2/2, now it is 1/2" in run(*args[:-1], "1/2", "--out", "killed.jsonl", code=2)
+    assert "continues behind" in run(*args, "--out", "killed.jsonl")
+    assert here.digest("killed.jsonl") == here.digest("calm.jsonl")
+    assert manifest(here, "killed.jsonl")["shard"] == manifest(here, "calm.jsonl")["shard"]
 
 
 # --- the ranks of torchrun -------------------------------------------------------------------------------------------
