@@ -21,8 +21,9 @@ $(STAMP): pyproject.toml
 demo: install
 	$(MAKE) --no-print-directory -C recipes/toy DPOCTL="$(CURDIR)/$(BIN)/dpoctl"
 
+# a worker a core, with one thread
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

@@ -11,25 +11,34 @@ ROOT = Path(__file__).parents[1]
 TRAIN = ["--max-length", "96", "--max-prompt-length", "16", "--warmup-steps", "2"]
 
 
-class World:
-    """A folder with models and rows, and the command line in it."""
+COLD = [sys.executable, "-m", "dpoctl"]
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+
+class World:
+    """A folder with models and rows, and the command line in it: `warm`, forked from a process that has imported
+    everything, or started as a user starts it."""
+
+    def __init__(self, folder: Path, warm: list[str]):
+        self.folder, self.warm = folder, warm
         self.env = os.environ | {
             "XDG_CACHE_HOME": str(folder / "cache"),
             "PYTHONPATH": str(ROOT),
             "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",  # as many as a forked process has: the same bytes
         }
 
-    def popen(self, *args: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "dpoctl", *map(str, args)]
+    def popen(self, *args: str, command: list[str] = COLD) -> subprocess.Popen:
         return subprocess.Popen(
-            command, cwd=self.folder, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*command, *map(str, args)],
+            cwd=self.folder,
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def run(self, *args: str, code: int = 0) -> tuple[str, str]:
-        process = self.popen(*args)
+        process = self.popen(*args, command=self.warm)
         out, err = process.communicate(timeout=180)
         assert process.returncode == code, err
         assert "Traceback" not in err

@@ -1,34 +1,43 @@
 """The miniature world that the tests of the chain share: made once, then only added to."""
 
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import pytest
-from chain import TRAIN, World, dpo, make_world
+from chain import ROOT, TRAIN, World, dpo, make_world
 from fault_stages import build
 from faults import Lab
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory) -> World:
+def warm(tmp_path_factory):
+    """A dpoctl command whose imports are done."""
+    path = tmp_path_factory.mktemp("warm") / "socket"
+    script = str(Path(__file__).with_name("warm.py"))
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    server = subprocess.Popen([sys.executable, script, str(path), "--serve"], env=env)
+    while not path.exists():
+        assert server.poll() is None
+        time.sleep(0.05)
+    yield [sys.executable, "-S", "-E", script, str(path)]
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory, warm) -> World:
     folder = tmp_path_factory.mktemp("world")
     make_world(folder)
-    return World(folder)
+    return World(folder, warm)
 
 
 @pytest.fixture(scope="session")
 def prefs(world) -> World:
-    world.run(
-        "sft",
-        "--model",
-        "lm",
-        "--data",
-        "sft.jsonl",
-        "--eval-data",
-        "held.jsonl",
-        "--lr",
-        "1e-3",
-        *TRAIN,
-        "--out",
-        "sft",
-    )
+    world.run("sft", "--model", "lm", "--data", "sft.jsonl", "--eval-data", "held.jsonl", "--lr", "1e-3", *TRAIN, "--out",
+              "sft")  # fmt: skip
     world.run("make-prefs", "--model", "sft", "--prompts", "train.jsonl", "--scorer", "classifier", "--max-new-tokens", "20",
               "--wave-rows", "16", "--completions-out", "samples.jsonl", "--out", "prefs.jsonl")  # fmt: skip
     return world

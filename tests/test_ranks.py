@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from chain import COLD
 
 from dpoctl.cli.app import run as command_line
 
@@ -43,7 +44,7 @@ def torchrun(world, *commands: list[str]) -> str:
     return done.stdout + done.stderr
 
 
-def by_hand(world, *args: str) -> list[subprocess.Popen]:
+def by_hand(world, *args: str, command: list[str]) -> list[subprocess.Popen]:
     """Two ranks without torchrun, so that each one's exit code is seen."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -51,10 +52,9 @@ def by_hand(world, *args: str) -> list[subprocess.Popen]:
     ranks = []
     for rank in (0, 1):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-               "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}  # fmt: skip
-        command = [sys.executable, "-m", "dpoctl", *args]
+               "MASTER_PORT": str(port)}  # fmt: skip
         ranks.append(
-            subprocess.Popen(command, cwd=world.folder, env=world.env | own, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen([*command, *args], cwd=world.folder, env=world.env | own, stderr=subprocess.PIPE, text=True)
         )
     return ranks
 
@@ -100,12 +100,13 @@ def test_a_checkpoint_goes_from_two_ranks_to_one_and_back(here, kind):
     assert stopped_behind(here, 4, [*args, "--parallel", kind]) >= 4  # two ranks
     files = sorted(p.name for p in (here.folder / f"moved-{kind}/checkpoints").glob("step-*/*"))
     assert ("model-00002-of-00002.safetensors" in files) == (kind == "fsdp")
-    one = here.popen(*args)
+    one = here.popen(*args, command=here.warm)
     wait_for(here, f"moved-{kind}", 9, one)
     one.send_signal(signal.SIGTERM)
     one.communicate(timeout=60)
     assert one.returncode == 75
-    torchrun(here, [*args, "--parallel", kind])
+    ranks = by_hand(here, *args, "--parallel", kind, command=here.warm)
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
     assert command_line([*RUNS["dpo"], *SHORT, "--out", "unmoved"]) == 0
     assert column(here, f"moved-{kind}", "loss") == pytest.approx(column(here, "unmoved", "loss"), rel=1e-5)
 
@@ -119,7 +120,7 @@ def wait_for(world, run: str, step: int, *processes) -> None:
 
 def stopped_behind(world, step: int, args: list[str]) -> int:
     """Two ranks of which one is told to stop; both stop behind the same update with 75. Returns that update."""
-    ranks = by_hand(world, *args)
+    ranks = by_hand(world, *args, command=world.warm)
     run = args[args.index("--out") + 1]
     wait_for(world, run, step, *ranks)
     ranks[1].send_signal(signal.SIGTERM)
@@ -134,7 +135,7 @@ def stopped_behind(world, step: int, args: list[str]) -> int:
 def test_a_rank_that_dies_or_hangs_stops_the_other_in_time(here, how):
     run = f"lost-{how.name}"
     args = [*RUNS["dpo"], *SHORT, "--max-steps", "500", "--save-every", "3", "--rank-timeout", "0.1", "--out", run]
-    ranks = by_hand(here, *args)
+    ranks = by_hand(here, *args, command=COLD)
     wait_for(here, run, 5, *ranks)
     ranks[1].send_signal(how)
     start = time.monotonic()
@@ -156,7 +157,7 @@ def test_ranks_end_alike_where_rank_0_is_refused(here):
         ([*RUNS["dpo"], *SHORT, "--out", "foreign"], 2, "dpoctl did not begin"),
         ([*RUNS["dpo"], *SHORT, "--data", "nowhere.jsonl", "--out", "none"], 2, "not found"),
     ):
-        ranks = by_hand(here, *args)
+        ranks = by_hand(here, *args, command=here.warm)
         said = [rank.communicate(timeout=90)[1] for rank in ranks]
         assert [rank.returncode for rank in ranks] == [code, code], said
         assert word in " ".join(said[0].split())
