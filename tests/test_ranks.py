@@ -54,7 +54,9 @@ def by_hand(world, *args: str, command: list[str]) -> list[subprocess.Popen]:
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
                "MASTER_PORT": str(port)}  # fmt: skip
         ranks.append(
-            subprocess.Popen([*command, *args], cwd=world.folder, env=world.env | own, stderr=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                [*command, *args], cwd=world.folder, env=world.env | own, stderr=subprocess.PIPE, text=True
+            )
         )
     return ranks
 

@@ -11,7 +11,7 @@ from ..models.load import resolve
 from ..models.logprobs import summed_logps
 from ..objectives.preference import LOSSES, PairLogps
 from ..training import loop, pairs, runtime, setup, sharding
-from ..training.plan import plan_of_training
+from ..training.plan import plan_of_pairs
 
 
 def run(config: TrainDPO, work: artifacts.Work) -> None:
@@ -235,18 +235,4 @@ class Watch:
 
 
 def plan(config: TrainDPO) -> dict:
-    tokenizer = setup.load_tokenizer(config)
-    rows = load_rows(config.data, "preferences", skip_bad=config.skip_bad_rows)
-    data = encode_pairs(rows, tokenizer, max_length=config.max_length, max_prompt_length=config.max_prompt_length)
-    seqs, stream = pairs.sequences(data), pairs.pair_stream(data, config, config.shuffle)
-
-    def micros(step: int) -> list[list[tuple[list[int], int]]]:
-        world = config.plan_world_size or 1
-        batches = pairs.micro_batches(data, stream.batch(step), config.tokens_per_batch, 0, world)
-        return [[seqs[i] for i in batch.completions] for batch in batches]
-
-    def loss(model, sequences) -> torch.Tensor:
-        return summed_logps(model, sequences).sum()
-
-    head = {"pairs": len(data.pairs), "prompts": len(data.prompts), "completions": len(data.completions)}
-    return plan_of_training(config, "policy", stream.steps, micros, loss, **head)
+    return plan_of_pairs(config, "policy", lambda model, sequences: summed_logps(model, sequences).sum(), config.shuffle)

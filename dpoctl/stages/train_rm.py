@@ -16,7 +16,7 @@ from ..models.logprobs import Sequences
 from ..models.rewards import last_token_rewards, rewards_of
 from ..objectives.reward import bradley_terry, calibration
 from ..training import loop, pairs, runtime, setup
-from ..training.plan import plan_of_training
+from ..training.plan import plan_of_pairs
 
 _MARGIN_EDGES = (0.0, 0.1, 0.25, 0.5, float("inf"))  # of the rows' score margins, for accuracy by margin
 _EVALUATIONS_PER_EPOCH = 4
@@ -192,18 +192,4 @@ def _completion_sequences(config: TrainRM, model, tokenizer) -> list[tuple[list[
 
 
 def plan(config: TrainRM) -> dict:
-    tokenizer = setup.load_tokenizer(config)
-    rows = load_rows(config.data, "preferences", skip_bad=config.skip_bad_rows)
-    data = encode_pairs(rows, tokenizer, max_length=config.max_length, max_prompt_length=config.max_prompt_length)
-    seqs, stream = pairs.sequences(data), pairs.pair_stream(data, config)
-
-    def micros(step: int) -> list[list[tuple[list[int], int]]]:
-        world = config.plan_world_size or 1
-        batches = pairs.micro_batches(data, stream.batch(step), config.tokens_per_batch, 0, world)
-        return [[seqs[i] for i in batch.completions] for batch in batches]
-
-    def loss(model, sequences) -> torch.Tensor:
-        return last_token_rewards(model, sequences).sum()
-
-    head = {"pairs": len(data.pairs), "prompts": len(data.prompts), "completions": len(data.completions)}
-    return plan_of_training(config, "reward", stream.steps, micros, loss, **head)
+    return plan_of_pairs(config, "reward", lambda model, sequences: last_token_rewards(model, sequences).sum())

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ..data.encode import encode_pairs
+from ..data.rows import load_rows
 from ..models.load import untrained
 from ..models.logprobs import Sequences
-from . import estimate, loop, runtime, setup
+from . import estimate, loop, pairs, runtime, setup
 
 _LOOKED_AT = 64  # updates whose micro-batches are made to find the largest
 
@@ -50,6 +52,22 @@ def plan_of_training(
     }
     memory = {f"memory: {name}": _size(size) for name, size in parts.items()}
     return head | shown | memory | {"memory of a device": _size(sum(parts.values()))}
+
+
+def plan_of_pairs(config, kind: str, loss: Callable, *shuffle: str) -> dict[str, Any]:
+    """The plan of a training on preferences, in the order of `pairs.pair_stream`."""
+    tokenizer = setup.load_tokenizer(config)
+    rows = load_rows(config.data, "preferences", skip_bad=config.skip_bad_rows)
+    data = encode_pairs(rows, tokenizer, max_length=config.max_length, max_prompt_length=config.max_prompt_length)
+    seqs, stream = pairs.sequences(data), pairs.pair_stream(data, config, *shuffle)
+
+    def micros(step: int) -> list[Sequences]:
+        world = config.plan_world_size or 1
+        batches = pairs.micro_batches(data, stream.batch(step), config.tokens_per_batch, 0, world)
+        return [[seqs[i] for i in batch.completions] for batch in batches]
+
+    head = {"pairs": len(data.pairs), "prompts": len(data.prompts), "completions": len(data.completions)}
+    return plan_of_training(config, kind, stream.steps, micros, loss, **head)
 
 
 def _build(config, kind: str):
