@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow torture lint bench clean
+.PHONY: install demo test test-slow torture lint bench bench-rows clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -40,6 +40,10 @@ lint: install
 BENCH := work/bench
 bench: install $(BENCH)/trl-1.16.0/.installed $(BENCH)/trl-1.12.0/.installed
 	$(BIN)/python tests/bench/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(if $(ROUNDS),--rounds $(ROUNDS))
+
+# score over ten million generated rows, beside a tenth of them: rows/s and peak memory
+bench-rows: install
+	$(BIN)/python tests/bench/rows.py $(if $(ROWS),--rows $(ROWS))
 
 # a peer has an environment of its own, with the same torch
 $(BENCH)/trl-%/.installed:

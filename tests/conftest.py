@@ -49,6 +49,15 @@ def trained(prefs) -> World:
     return prefs
 
 
+@pytest.fixture
+def here(prefs, monkeypatch):
+    """The world with preferences as the working directory."""
+    monkeypatch.chdir(prefs.folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", prefs.env["XDG_CACHE_HOME"])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return prefs
+
+
 @pytest.fixture(scope="session")
 def lab(world, tmp_path_factory) -> Lab:
     """Where faults are injected: forked children, each stage's inputs made by undisturbed runs."""

@@ -160,7 +160,7 @@ def victim(folder: str, argv: list[str], fault: Fault | None, prepare=None) -> N
     """In the child: one command, from its command line to its exit code. `prepare()` runs before it."""
     os.chdir(folder)
     os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
-    said = os.open(f"{folder}/said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    said = os.open(f"{folder}/said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)
     faulthandler.dump_traceback_later(240, file=2)

@@ -3,6 +3,7 @@
 One thread, so that a fork has no pool of threads to miss, and every run computes the same bytes.
 """
 
+import gc
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -32,3 +33,4 @@ from dpoctl.stages import (  # noqa: F401
 )
 
 torch.set_num_threads(1)
+gc.freeze()  # a collection in a forked process would copy what it looks at

@@ -22,14 +22,6 @@ SHORT = ["--max-length", "96", "--max-prompt-length", "16", "--warmup-steps", "0
 SEQUENCES = [([5, 6, 7, 8, 9, 10], 2), ([5, 6, 20, 21], 2), ([30, 31, 32, 33, 34], 3)]
 
 
-@pytest.fixture
-def here(prefs, monkeypatch):
-    monkeypatch.chdir(prefs.folder)
-    monkeypatch.setenv("XDG_CACHE_HOME", prefs.env["XDG_CACHE_HOME"])
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return prefs
-
-
 def options(**given):
     return types.SimpleNamespace(**{"lora": 4, "lora_alpha": None, "lora_targets": None, "seed": 0} | given)
 
@@ -68,6 +60,12 @@ def test_a_reward_model_and_ppo(here):
     rewards = rewards_of(model, pairs.sequences(data), tokens_per_batch=4096)
     # the shift was measured on the model that was trained: the one that is loaded is the same
     assert rewards.mean().item() == pytest.approx(model.config.reward_shift, abs=1e-4) and rewards.std() > 0.01
+
+    # and so is the one model that it is merged into
+    assert command_line(["merge", "rm-lora", "--out", "rm-merged"]) == 0
+    merged, _ = load_classifier("rm-merged")
+    assert torch.allclose(rewards_of(merged, pairs.sequences(data), tokens_per_batch=4096), rewards, atol=1e-5)
+    assert merged.config.reward_shift == model.config.reward_shift and not hasattr(merged, "peft_config")
 
     ppo = ["train-ppo", "--model", "sft", "--prompts", "train.jsonl", "--reward", "rm-lora", *SHORT, "--batch-size", "8",
            "--minibatch-size", "4", "--ppo-epochs", "1", "--max-steps", "2", "--max-new-tokens", "6", "--out", "ppo-lora"]  # fmt: skip

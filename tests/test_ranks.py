@@ -26,14 +26,6 @@ PPO = ["train-ppo", "--model", "sft", "--prompts", "train.jsonl", "--reward", "c
        "--max-length", "96", "--max-prompt-length", "16", "--tokens-per-batch", "100"]  # fmt: skip
 
 
-@pytest.fixture
-def here(prefs, monkeypatch):
-    monkeypatch.chdir(prefs.folder)
-    monkeypatch.setenv("XDG_CACHE_HOME", prefs.env["XDG_CACHE_HOME"])
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return prefs
-
-
 def torchrun(world, *commands: list[str]) -> str:
     """Run command lines on two ranks of one torchrun; returns what rank 0 and 1 said."""
     worker = Path(__file__).with_name("ranks_worker.py")
@@ -72,7 +64,11 @@ def test_two_ranks_give_one_ranks_losses(here):
         for name in RUNS
         for kind in ("ddp", "fsdp")
     ]
-    torchrun(here, *two, [*PPO, "--out", "ppo-ddp"])
+    make_llama("llama")
+    llama = ["sft", "--model", "llama", "--data", "sft.jsonl", *SHORT, "--max-steps", "3"]
+    torchrun(here, *two, [*PPO, "--out", "ppo-ddp"], [*llama, "--parallel", "fsdp", "--out", "llama-fsdp"])
+    assert command_line([*llama, "--out", "llama-one"]) == 0
+    assert column(here, "llama-fsdp", "loss") == pytest.approx(column(here, "llama-one", "loss"), rel=1e-5)
     for name in RUNS:
         assert command_line([*RUNS[name], *SHORT, "--out", f"{name}-one"]) == 0
         for kind in ("ddp", "fsdp"):
@@ -94,6 +90,23 @@ def test_two_ranks_give_one_ranks_losses(here):
     assert type(sharded) is type(one) and sharded.config.architectures == one.config.architectures
     weights = dict(one.named_parameters())
     assert all((p - weights[n]).abs().max() < 1e-4 for n, p in sharded.named_parameters())
+
+
+def make_llama(folder: str) -> None:
+    """Untied, and with buffers that are not among its saved weights."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained("lm")
+    tokenizer.save_pretrained(folder)
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape, **special)).save_pretrained(folder)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
@@ -150,6 +163,17 @@ def test_a_rank_that_dies_or_hangs_stops_the_other_in_time(here, how):
     assert (
         list((here.folder / run / "checkpoints").glob("step-*")) and not (here.folder / run / "manifest.json").exists()
     )
+
+
+def test_where_rank_0_finds_no_room_the_other_ends_too(here):
+    """A limit on file sizes that the first checkpoint passes: said by rank 0, and nobody waits for it."""
+    args = [*RUNS["dpo"], *SHORT, "--save-every", "3", "--rank-timeout", "5", "--out", "roomless"]
+    limited = ["bash", "-c", 'ulimit -f 200; exec "$0" "$@"', *COLD]
+    start = time.monotonic()
+    ranks = by_hand(here, *args, command=limited)
+    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 75] and time.monotonic() - start < 100, said
+    assert "cannot be written: " in said[0] and "hint: " in said[0] and "another rank has died" in said[1]
 
 
 def test_ranks_end_alike_where_rank_0_is_refused(here):

@@ -45,7 +45,11 @@ def chain(folder: Path, kill_at: float = 0.0) -> tuple[dict[str, str], int, str]
     toy = folder / "recipes" / "toy"
     done = subprocess.run(["make", f"DPOCTL={' '.join(command)}"], cwd=toy, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    left = {n: digest for n, digest in contents(toy / "runs").items() if n not in ("report/report.html", "report/manifest.json")}
+    left = {
+        n: digest
+        for n, digest in contents(toy / "runs").items()
+        if n not in ("report/report.html", "report/manifest.json")
+    }
     return left, len(json.loads(known.read_text())), done.stderr
 
 

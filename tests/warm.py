@@ -5,7 +5,6 @@ streams, and its exit code is the caller's. Signals are passed on; what a killed
 """
 
 import atexit
-import gc
 import json
 import os
 import select
@@ -82,7 +81,6 @@ if __name__ == "__main__":
 
     from dpoctl.__main__ import main
 
-    gc.freeze()  # a collection in a forked process would copy what it looks at
     serve(path)
     try:
         main()

@@ -83,6 +83,7 @@ def build_base_lm(texts: list[str], out: Path, seed: int, *, steps: int = 300, b
         n_embd=128,
         n_layer=3,
         n_head=4,
+        activation_function="gelu_pytorch_tanh",  # GPT-2's own, as one kernel
         bos_token_id=eos,
         eos_token_id=eos,
         pad_token_id=eos,
@@ -165,7 +166,7 @@ def _fit(
     what: str, model, data: list, loss: Callable[[list], torch.Tensor], *, seed: int, steps: int, batch: int, lr: float
 ) -> float:
     """AdamW with a linear rise and fall over random batches; returns the mean loss of the last 20 updates."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.1)
     rng = random.Random(f"{what} {seed}")
     last: list[float] = []

@@ -39,7 +39,13 @@ def load_merged(adapter: str, base: str, revision: str | None = None, trust_remo
     return _merged(model, config, weights, adapter, base), tokenizer
 
 
-def load_merged_reward(adapter: str, base: str, trust_remote_code: bool = False):
+def is_reward(adapter: str) -> bool:
+    """Whether an adapter's directory is one of train-rm's: adapters, score head, and the reward's shift and scale."""
+    folder = Path(adapter).expanduser()
+    return all((folder / name).is_file() for name in (_WEIGHTS, "config.json")) and "reward_shift" in _shape(folder)
+
+
+def load_merged_reward(adapter: str, base: str, revision: str | None = None, trust_remote_code: bool = False):
     """(model, tokenizer) of a reward model that train-rm saved as adapters and score head; raises as `load_merged`."""
     try:
         from peft import PeftConfig
@@ -49,10 +55,17 @@ def load_merged_reward(adapter: str, base: str, trust_remote_code: bool = False)
     config, weights = PeftConfig.from_pretrained(str(folder)), load_file(folder / _WEIGHTS)
     if config.task_type != "SEQ_CLS":
         raise InputError(f"{adapter}: an adapter of task {config.task_type}, where a reward model's is expected")
-    model, tokenizer = load_reward_start(base, trust_remote_code=trust_remote_code)
-    own = json.loads((folder / "config.json").read_text())
+    model, tokenizer = load_reward_start(base, revision=revision, trust_remote_code=trust_remote_code)
+    own = _shape(folder)
     model.config.reward_shift, model.config.reward_scale = own["reward_shift"], own["reward_scale"]
     return _merged(model, config, weights, adapter, base).eval(), tokenizer
+
+
+def _shape(folder: Path) -> dict:
+    try:
+        return json.loads((folder / "config.json").read_text())
+    except ValueError as e:
+        raise InputError(f"{folder / 'config.json'}: {e}", hint="is the copy complete?") from None
 
 
 def _merged(model, config, weights: dict, adapter: str, base: str):

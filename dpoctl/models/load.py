@@ -38,7 +38,8 @@ def load_policy(
 ):
     """(model, tokenizer) of a causal language model: eval mode, every dropout 0, a pad token set.
 
-    The pad token is the EOS where the tokenizer has none; embeddings are never resized.
+    The pad token is the EOS where the tokenizer has none; embeddings are never resized. On the device `meta` it has
+    shapes and no numbers: for a rank that is given its share of them.
     Raises InputError: no such model, unreadable or missing weights, a model of another kind, no tokenizer,
     a tokenizer with ids that the model has no embedding for.
     """
@@ -50,7 +51,7 @@ def load_policy(
             model, tokenizer = load_merged(folder, base_of(folder), None, trust_remote_code)
         model = model.to(dtype)
     else:
-        model = _load_model(AutoModelForCausalLM, path, folder, dtype, trust_remote_code)
+        model = _load_model(AutoModelForCausalLM, path, folder, dtype, trust_remote_code, empty=device == "meta")
         tokenizer = load_tokenizer(path, folder=folder, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise InputError(
@@ -79,7 +80,7 @@ def load_classifier(
         from dpoctl.models.adapter import load_merged_reward
 
         with _quiet():
-            model, tokenizer = load_merged_reward(folder, base_of(folder), trust_remote_code)
+            model, tokenizer = load_merged_reward(folder, base_of(folder), None, trust_remote_code)
         model = model.to(dtype)
     else:
         model = _load_model(AutoModelForSequenceClassification, path, folder, dtype, trust_remote_code)
@@ -109,7 +110,10 @@ def load_reward_start(
     Raises InputError as `load_classifier` does, and for a model that has no `score` head on its last token.
     """
     folder = resolve(path, revision, with_code=trust_remote_code)
-    model = _load_model(AutoModelForSequenceClassification, path, folder, torch.float32, trust_remote_code, new_head=1)
+    empty = device == "meta"
+    model = _load_model(
+        AutoModelForSequenceClassification, path, folder, torch.float32, trust_remote_code, new_head=1, empty=empty
+    )
     if not hasattr(model, "score") or model.config.num_labels != 1:
         raise InputError(
             f"{path}: a {type(model).__name__} with {model.config.num_labels} labels cannot become a reward model",
@@ -178,14 +182,31 @@ def context_length(model) -> int | None:
 
 
 def _load_model(
-    auto_class, path: str, folder: str, dtype: torch.dtype, trust_remote_code: bool, new_head: int | None = None
+    auto_class,
+    path: str,
+    folder: str,
+    dtype: torch.dtype,
+    trust_remote_code: bool,
+    new_head: int | None = None,
+    empty: bool = False,
 ):
-    """The model, complete; with `new_head` (labels) the classification head alone may be missing, and is then new."""
+    """The model, complete; with `new_head` (labels) the classification head alone may be missing, and is then new.
+
+    `empty`: its shapes alone, on the meta device.
+    """
     files = Path(folder)
     if not any(files.glob("*.safetensors")) and not any(files.glob("pytorch_model*.bin")):
         raise InputError(f"{path}: it has no weights", "expected model.safetensors (or pytorch_model.bin) in it")
     if not any(files.glob("model*.safetensors")) and (files / "adapter_model.safetensors").is_file():
         raise InputError(f"{path}: an adapter, not a whole model", "merge it into its base first (dpoctl merge)")
+    head = {} if new_head is None else {"num_labels": new_head}
+    if empty:
+        with _quiet(), _as_input_error(f"{path}: config.json cannot be read"), torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **head)
+            model = auto_class.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        _without_dropout(model)
+        _with_fused_gelu(model)
+        return model.eval()
     with _quiet(), _as_input_error(f"{path}: the model cannot be loaded"):
         model, info = auto_class.from_pretrained(
             folder,
@@ -194,7 +215,7 @@ def _load_model(
             weights_only=True,
             ignore_mismatched_sizes=True,  # told below, by name
             output_loading_info=True,
-            **({} if new_head is None else {"num_labels": new_head}),
+            **head,
         )
     architectures = model.config.architectures or []
     if auto_class is AutoModelForCausalLM and architectures and all(a.endswith(_NOT_CAUSAL) for a in architectures):

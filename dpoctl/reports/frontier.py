@@ -18,6 +18,7 @@ _FAMILIES = (
     "sft",
 )  # fixed colours, as far as known
 _CURVES = ("best-of-n", "ceiling")
+_SIDES = ((5, -9), (-5, 4), (5, 4), (-5, -9))  # of a point's label, by family: points of two may lie close together
 
 
 def plane(collected: Collected):
@@ -42,8 +43,9 @@ def plane(collected: Collected):
         knob = knob_of(own[-1])
         if knob and f"{method} {knob}" not in named:  # a run's own points and its evaluation share one label
             named.add(f"{method} {knob}")
-            axes.annotate(knob, (own[-1]["kl"], own[-1]["reward"]), textcoords="offset points", xytext=(5, -9),
-                          fontsize=7, color=shared.COLOURS[i % 7])  # fmt: skip
+            x, y = _SIDES[i % len(_SIDES)]
+            axes.annotate(knob, (own[-1]["kl"], own[-1]["reward"]), textcoords="offset points", xytext=(x, y), fontsize=7,
+                          ha="left" if x > 0 else "right", color=shared.COLOURS[i % 7])  # fmt: skip
         named.add(method)
     widest = max(p["kl"] for p in points)
     _draw_best_of_n(axes, collected.evaluations)

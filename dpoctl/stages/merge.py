@@ -25,12 +25,13 @@ from ..models.hub import base_of
 
 
 def run(config: Merge, work: Work) -> None:
-    """An adapter and its base: one ordinary model directory."""
-    from ..models.adapter import load_merged
+    """An adapter, of a policy or of train-rm's, and its base: one ordinary model directory."""
+    from ..models.adapter import is_reward, load_merged, load_merged_reward
     from ..training.loop import save_model
     from ..training.runtime import torch_dtype
 
-    model, tokenizer = load_merged(config.inputs[0], config.base, config.revision, config.trust_remote_code)
+    load = load_merged_reward if is_reward(config.inputs[0]) else load_merged
+    model, tokenizer = load(config.inputs[0], config.base, config.revision, config.trust_remote_code)
     weights = sum(p.numel() for p in model.parameters())
     saved = save_model(model, tokenizer, work.out, torch_dtype(config.save_dtype))
     work.finish([(path, None) for path in saved], {"parameters": weights}, {})

@@ -235,4 +235,6 @@ class Watch:
 
 
 def plan(config: TrainDPO) -> dict:
-    return plan_of_pairs(config, "policy", lambda model, sequences: summed_logps(model, sequences).sum(), config.shuffle)
+    return plan_of_pairs(
+        config, "policy", lambda model, sequences: summed_logps(model, sequences).sum(), config.shuffle
+    )

@@ -26,7 +26,7 @@ def run(config: TrainRM, work: artifacts.Work) -> None:
     device, dtype = setup.open_device(config, work)
     model, tokenizer = load_reward_start(
         config.model,
-        device=str(device),
+        device=setup.place(config, device),
         seed=config.seed,
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,

@@ -90,14 +90,13 @@ def estimate(build: Callable[[], torch.nn.Module], update: Update) -> Estimate:
     with torch.device("meta"):
         model = build()
     with FakeTensorMode(allow_non_fake_inputs=True), _Ledger() as ledger:
-        _put_on_cpu(model)
+        _replace(model, lambda t: torch.empty_like(t, device="cpu"))
         if update.recompute:
             recompute_activations(model)
         weights, gradients = _bytes(model.parameters()), _bytes(parallel.trainable(model))
         parameters, trained = (sum(p.numel() for p in ps) for ps in (model.parameters(), parallel.trainable(model)))
         depth = max(len(stack) for stack in stacks(model))
         gathered = _gathered_bytes(model, update.dtype) if update.sharded else 0
-        embeddings = weights - sum(_bytes(block.parameters()) for block in blocks(model))
         two, two_flops, state = _run(model, 2, update, ledger)
         one, one_flops, _ = _run(model, 1, update, ledger)
         tiles = _head_bytes(model, update)
@@ -105,11 +104,8 @@ def estimate(build: Callable[[], torch.nn.Module], update: Update) -> Estimate:
     state = state * gradients  # bytes of state for a byte of gradient
     shares = update.world if update.sharded else 1
     buffer = min(gradients, parallel.BUCKET_BYTES) if update.world > 1 and not update.sharded else 0
-    copies = (
-        (weights - embeddings) * update.dtype.itemsize // 4 if update.dtype != torch.float32 and not gathered else 0
-    )
     return Estimate(
-        weights=weights // shares + gathered + copies,
+        weights=weights // shares + gathered,
         gradients=gradients // shares + buffer,
         optimizer=int(state) // shares,
         activations=max(0, two + (two - one) * more - tiles),
@@ -120,21 +116,22 @@ def estimate(build: Callable[[], torch.nn.Module], update: Update) -> Estimate:
     )
 
 
-def _put_on_cpu(model) -> None:
-    """Give a model on the meta device fake weights of the CPU, tied ones tied."""
+def _replace(model, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Put what `change` gives in the place of each weight and buffer; tied ones stay tied."""
     known: dict[int, torch.Tensor] = {}
     for module in model.modules():
         for held, make in ((module._parameters, torch.nn.Parameter), (module._buffers, lambda t, _: t)):
             for name, old in held.items():
                 if old is not None:
                     new = known.get(id(old))
-                    held[name] = known[id(old)] = (
-                        make(torch.empty_like(old, device="cpu"), old.requires_grad) if new is None else new
-                    )
+                    held[name] = known[id(old)] = make(change(old.detach()), old.requires_grad) if new is None else new
 
 
 def _run(model, depth: int, update: Update, ledger: _Ledger) -> tuple[int, int, float]:
-    """(bytes beyond weights, gradients and state at the peak, FLOPs, state by gradients) with the first `depth` blocks."""
+    """(bytes beyond weights, gradients and state at the peak, FLOPs, state by gradients) with the first `depth` blocks.
+
+    Autocast's copies of the weights are among those bytes: they are kept for the backward pass.
+    """
     for stack in stacks(model):
         del stack[depth:]
     optimizer = update.optimizer(model)
@@ -143,17 +140,32 @@ def _run(model, depth: int, update: Update, ledger: _Ledger) -> tuple[int, int, 
     optimizer.step()  # makes the state
     held, gradients = _bytes(model.parameters()), _bytes(parallel.trainable(model))
     state = _bytes(v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor))
-    if not update.several:
-        optimizer.zero_grad(set_to_none=True)
+    ratio = state / max(1, gradients)
+    if update.sharded:  # a block is gathered in the precision that autocast would copy it to; its update is of a share
+        del optimizer
+        state = 0
+        _replace(model, lambda t: t.to(update.dtype) if t.is_floating_point() else t)
+        held, gradients = _bytes(model.parameters()), _bytes(parallel.trainable(model))
+        for p in parallel.trainable(model):
+            p.grad = torch.zeros_like(p)
+    elif not update.several:
+        model.zero_grad(set_to_none=True)
     gc.collect()
     ledger.peak = ledger.now
-    with FlopCounterMode(display=False) as counter, runtime.autocast(torch.device("cpu"), update.dtype):
+    _back_and_forth(model, update)
+    if not update.sharded:
+        optimizer.step()
+    beyond = ledger.peak - held - gradients - state
+    with FlopCounterMode(display=False) as counter:  # a run of its own: what it looks at, it keeps
+        _back_and_forth(model, update)
+    model.zero_grad(set_to_none=True)
+    return beyond, counter.get_total_flops(), ratio
+
+
+def _back_and_forth(model, update: Update) -> None:
+    with runtime.autocast(torch.device("cpu"), update.dtype):
         loss = update.loss(model)
         loss.backward()
-    del loss
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return ledger.peak - held - gradients - state, counter.get_total_flops(), state / max(1, gradients)
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -30,9 +30,15 @@ def open_device(config, work: artifacts.Work | None = None) -> tuple[torch.devic
 
 
 def open_model(config, path: str, device: torch.device):
-    """(model, tokenizer) with float32 weights; one that is to be sharded comes to the device shard by shard."""
-    place = "cpu" if _shards(config) else str(device)
-    return load_policy(path, device=place, revision=config.revision, trust_remote_code=config.trust_remote_code)
+    """(model, tokenizer) with float32 weights, at `place`."""
+    return load_policy(
+        path, device=place(config, device), revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+
+
+def place(config, device: torch.device) -> str:
+    """Where a model is loaded: one that is to be sharded on rank 0 alone, in main memory; the others get their shares."""
+    return str(device) if not _shards(config) else "meta" if runtime.rank() else "cpu"
 
 
 def _shards(config) -> bool:

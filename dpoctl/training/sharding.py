@@ -4,8 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from ..models import packed
 from ..models.blocks import blocks
 from ..models.logprobs import can_pack, has_plain_head
 from ..models.within import Root, is_sharded, put_within
@@ -15,13 +17,14 @@ from . import runtime
 def shard(model, device: torch.device, dtype: torch.dtype) -> None:
     """Shard a model in place: float32 shards, computed in `dtype`, gradients summed in float32 over the ranks.
 
+    Rank 0 has it whole; on the others its weights may be on the meta device: only their shares ever have memory.
     Raises InputError for an architecture that names no blocks.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    can_pack(model)  # tried, as the plain head is, while the weights are whole
-    has_plain_head(model)
+    _try_whole(model)
+    numbers = _tensors(model) if runtime.rank() == 0 else {}
     mesh = init_device_mesh(device.type, (runtime.world_size(),))
     precision = MixedPrecisionPolicy() if dtype == torch.float32 else MixedPrecisionPolicy(dtype, torch.float32)
     root = Root(model)
@@ -31,6 +34,27 @@ def shard(model, device: torch.device, dtype: torch.dtype) -> None:
         module.set_gradient_divide_factor(1.0)  # the losses are shares of the global mean already: a sum
         module.set_force_sum_reduction_for_comms(True)  # and as such, which gloo has too
     put_within(model, root)
+    if any(t.is_meta for t in _tensors(model).values()):
+        model.to_empty(device=device)
+    for name, target in _tensors(model).items():
+        full = numbers.pop(name).to(device) if numbers else torch.empty(target.shape, dtype=target.dtype, device=device)
+        dist.broadcast(full, 0)
+        first, behind = rows_of(target)
+        own(target).copy_(full[first:behind] if _is_shared(target) else full)
+
+
+def _try_whole(model) -> None:
+    """What is tried with a model's whole weights, rank 0 tries; the others are told."""
+    found = (can_pack(model), has_plain_head(model)) if runtime.rank() == 0 else None
+    packs, plain = runtime.from_rank_0(found)
+    if packs:
+        model.set_attn_implementation(packed.NAME)
+    model._dpoctl_can_pack, model._dpoctl_plain_head = packs, plain
+
+
+def _tensors(model) -> dict[str, Tensor]:
+    """Parameters and buffers by name, those that are not saved too."""
+    return {name: t.detach() for name, t in (*model.named_parameters(), *model.named_buffers())}
 
 
 def even(model, micros: Sequence[Any], idle: Callable[[], Any]) -> Iterator[Any]:
