@@ -22,7 +22,7 @@ from transformers import (
 
 from dpoctl.errors import InputError
 from dpoctl.models.hub import resolve
-from dpoctl.models.load import context_length, load_classifier, load_policy
+from dpoctl.models.load import context_length, load_classifier, load_policy, load_tokenizer, untrained
 
 VOCAB = 40
 IDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None, "vocab_size": VOCAB}
@@ -95,6 +95,22 @@ def test_resolve_leaves_directories_alone_and_names_what_is_missing(good, monkey
         resolve("policy/config.json")
     with pytest.raises(InputError, match="no config.json\nhint: a model lies in .*classifier"):
         resolve(str(good))
+
+
+def test_what_a_plan_looks_at_needs_no_weights_from_the_hub(good, monkeypatch):
+    asked = []
+
+    def snapshot(repository, revision, allow_patterns, ignore_patterns):
+        asked.append(set(allow_patterns))
+        return str(good / "policy")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    shape = untrained("some/model", "policy")
+    assert shape.config.n_embd == 8 and load_tokenizer("some/model").eos_token == "<eos>"
+    weights = {"*.safetensors", "*.bin"}
+    assert len(asked) == 2 and not any(patterns & weights for patterns in asked)
+    load_policy("some/model")
+    assert "*.safetensors" in asked[2]
 
 
 def broken(good, tmp_path, name="policy"):

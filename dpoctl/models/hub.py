@@ -61,11 +61,12 @@ def is_adapter(folder: str) -> bool:
     return (files / "adapter_config.json").is_file() and not any(files.glob("model*.safetensors"))
 
 
-def resolve(path: str, revision: str | None = None, *, with_code: bool = False) -> str:
+def resolve(path: str, revision: str | None = None, *, with_code: bool = False, weights: bool = True) -> str:
     """The directory that holds the model `path` names: a local directory as it is, a hub id downloaded or from cache.
 
-    Only what a model needs is fetched: configuration, tokenizer and safetensors (`.bin` where there are none),
-    and Python files only `with_code`. Raises InputError for a missing path or a hub id that cannot be reached.
+    Only what a model needs is fetched: configuration, tokenizer and safetensors (`.bin` where there are none), Python
+    files only `with_code`; without `weights`, what tells a model's shape and tokens. Raises InputError for a missing path
+    or a hub id that cannot be reached.
     """
     check_path(path)
     if Path(path).expanduser().is_dir():
@@ -78,8 +79,8 @@ def resolve(path: str, revision: str | None = None, *, with_code: bool = False) 
         return snapshot_download(path, revision=revision, allow_patterns=patterns, ignore_patterns=_IGNORED)
 
     try:
-        folder = fetch([*small, "*.safetensors"])
-        if not any(Path(folder).glob("*.safetensors")):
+        folder = fetch([*small, "*.safetensors"] if weights else small)
+        if weights and not any(Path(folder).glob("*.safetensors")):
             folder = fetch([*small, "*.bin"])
     except (OSError, ValueError) as e:  # the hub's errors are OSErrors (no network, no such repository) or ValueErrors
         at = f" at revision {revision}" if revision else ""

@@ -145,8 +145,8 @@ def untrained(path: str, kind: str, *, revision: str | None = None):
 
     For estimates: it is taken to be packed and to have a plain head, which only real numbers can tell.
     """
-    folder = resolve(path, revision)
-    folder = resolve(base_of(folder)) if is_adapter(folder) else folder
+    folder = resolve(path, revision, weights=False)
+    folder = resolve(base_of(folder), weights=False) if is_adapter(folder) else folder
     with _quiet(), _as_input_error(f"{path}: config.json cannot be read"):
         config = AutoConfig.from_pretrained(folder)
     if kind == "reward":
@@ -164,7 +164,7 @@ def untrained(path: str, kind: str, *, revision: str | None = None):
 
 def load_tokenizer(path: str, *, folder: str | None = None, revision: str | None = None, trust_remote_code=False):
     """The tokenizer alone, of a directory or hub id; `folder` where it is resolved already. Raises InputError."""
-    folder = folder or resolve(path, revision, with_code=trust_remote_code)
+    folder = folder or resolve(path, revision, with_code=trust_remote_code, weights=False)
     # Asked for a directory without any, transformers builds an empty tokenizer from the model's type.
     if not any((Path(folder) / name).is_file() for name in _TOKENIZER_FILES):
         raise InputError(f"{path}: it has no tokenizer", f"expected one of {', '.join(_TOKENIZER_FILES[:4])} in it")

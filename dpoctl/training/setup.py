@@ -61,7 +61,7 @@ def adapt(config, model, task: str = "CAUSAL_LM"):
 
     if not config.lora:
         return None
-    if is_adapter(resolve(config.model, config.revision)):
+    if is_adapter(resolve(config.model, config.revision, weights=False)):
         raise InputError(f"--lora: {config.model} is an adapter itself", hint="merge it first (dpoctl merge)")
     wrapper = lora.adapt(model, config, config.model, task)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -135,8 +135,8 @@ def count_weights(config) -> int:
     from ..models.hub import base_of, is_adapter
     from ..models.load import resolve
 
-    folder = resolve(config.model, config.revision)
-    folder = resolve(base_of(folder)) if is_adapter(folder) else folder
+    folder = resolve(config.model, config.revision, weights=False)
+    folder = resolve(base_of(folder), weights=False) if is_adapter(folder) else folder
     try:
         with torch.device("meta"):
             shape = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
