@@ -47,7 +47,7 @@ def load_policy(
     if is_adapter(folder):
         from dpoctl.models.adapter import load_merged
 
-        with _quiet():
+        with quiet():
             model, tokenizer = load_merged(folder, base_of(folder), None, trust_remote_code)
         model = model.to(dtype)
     else:
@@ -79,7 +79,7 @@ def load_classifier(
     if is_adapter(folder):
         from dpoctl.models.adapter import load_merged_reward
 
-        with _quiet():
+        with quiet():
             model, tokenizer = load_merged_reward(folder, base_of(folder), None, trust_remote_code)
         model = model.to(dtype)
     else:
@@ -147,13 +147,13 @@ def untrained(path: str, kind: str, *, revision: str | None = None):
     """
     folder = resolve(path, revision, weights=False)
     folder = resolve(base_of(folder), weights=False) if is_adapter(folder) else folder
-    with _quiet(), _as_input_error(f"{path}: config.json cannot be read"):
+    with quiet(), _as_input_error(f"{path}: config.json cannot be read"):
         config = AutoConfig.from_pretrained(folder)
     if kind == "reward":
         config.num_labels = 1
         config.pad_token_id = config.pad_token_id or 0
     auto_class = AutoModelForCausalLM if kind == "policy" else AutoModelForSequenceClassification
-    with _quiet(), _as_input_error(f"{path}: not a causal language model"):
+    with quiet(), _as_input_error(f"{path}: not a causal language model"):
         model = auto_class.from_config(config, dtype=torch.float32)
     _without_dropout(model)
     _with_fused_gelu(model)
@@ -168,7 +168,7 @@ def load_tokenizer(path: str, *, folder: str | None = None, revision: str | None
     # Asked for a directory without any, transformers builds an empty tokenizer from the model's type.
     if not any((Path(folder) / name).is_file() for name in _TOKENIZER_FILES):
         raise InputError(f"{path}: it has no tokenizer", f"expected one of {', '.join(_TOKENIZER_FILES[:4])} in it")
-    with _quiet(), _as_input_error(f"{path}: its tokenizer cannot be read"):
+    with quiet(), _as_input_error(f"{path}: its tokenizer cannot be read"):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
@@ -201,13 +201,13 @@ def _load_model(
         raise InputError(f"{path}: an adapter, not a whole model", "merge it into its base first (dpoctl merge)")
     head = {} if new_head is None else {"num_labels": new_head}
     if empty:
-        with _quiet(), _as_input_error(f"{path}: config.json cannot be read"), torch.device("meta"):
+        with quiet(), _as_input_error(f"{path}: config.json cannot be read"), torch.device("meta"):
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **head)
             model = auto_class.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
         _without_dropout(model)
         _with_fused_gelu(model)
         return model.eval()
-    with _quiet(), _as_input_error(f"{path}: the model cannot be loaded"):
+    with quiet(), _as_input_error(f"{path}: the model cannot be loaded"):
         model, info = auto_class.from_pretrained(
             folder,
             dtype=dtype,
@@ -277,7 +277,7 @@ def _zero_dropouts(thing) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers' own bars and reports off: what matters in them is raised as an InputError."""
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity(logging.CRITICAL)

@@ -27,13 +27,15 @@ from ..models.hub import base_of
 def run(config: Merge, work: Work) -> None:
     """An adapter, of a policy or of train-rm's, and its base: one ordinary model directory."""
     from ..models.adapter import is_reward, load_merged, load_merged_reward
+    from ..models.load import quiet
     from ..training.loop import save_model
     from ..training.runtime import torch_dtype
 
     load = load_merged_reward if is_reward(config.inputs[0]) else load_merged
-    model, tokenizer = load(config.inputs[0], config.base, config.revision, config.trust_remote_code)
-    weights = sum(p.numel() for p in model.parameters())
-    saved = save_model(model, tokenizer, work.out, torch_dtype(config.save_dtype))
+    with quiet():
+        model, tokenizer = load(config.inputs[0], config.base, config.revision, config.trust_remote_code)
+        weights = sum(p.numel() for p in model.parameters())
+        saved = save_model(model, tokenizer, work.out, torch_dtype(config.save_dtype))
     work.finish([(path, None) for path in saved], {"parameters": weights}, {})
     log.say(f"{work.out}: {config.inputs[0]} merged into {config.base}, {weights:,} parameters")
 
