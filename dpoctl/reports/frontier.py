@@ -18,7 +18,7 @@ _FAMILIES = (
     "sft",
 )  # fixed colours, as far as known
 _CURVES = ("best-of-n", "ceiling")
-_SIDES = ((5, -9), (-5, 4), (5, 4), (-5, -9))  # of a point's label, by family: points of two may lie close together
+_SIDES = ((8, -15), (-8, 8), (8, 8), (-8, -15))  # of a point's label, by family: points of two may lie close together
 
 
 def plane(collected: Collected):
@@ -30,6 +30,8 @@ def plane(collected: Collected):
     lines: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for p in points:
         lines[p["method"], p.get("line") or f"{p['model']} evaluated"].append(p)
+    from matplotlib.patheffects import withStroke
+
     figure, axes = shared.axes()
     named: set[str] = set()
     place = {m: i for i, m in enumerate(_order({method for method, _ in lines}))}
@@ -45,7 +47,8 @@ def plane(collected: Collected):
             named.add(f"{method} {knob}")
             x, y = _SIDES[i % len(_SIDES)]
             axes.annotate(knob, (own[-1]["kl"], own[-1]["reward"]), textcoords="offset points", xytext=(x, y), fontsize=7,
-                          ha="left" if x > 0 else "right", color=shared.COLOURS[i % 7])  # fmt: skip
+                          ha="left" if x > 0 else "right", color=shared.COLOURS[i % 7], zorder=5,
+                          path_effects=[withStroke(linewidth=2, foreground="white")])  # fmt: skip
         named.add(method)
     widest = max(p["kl"] for p in points)
     _draw_best_of_n(axes, collected.evaluations)
