@@ -125,13 +125,19 @@ def _bytes(n: int) -> str:
 # --- content ---------------------------------------------------------------------------------------------------------
 
 
+_ROW = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+
+
 def dump(data: Any) -> str:
     return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def json_line(row: dict[str, Any]) -> str:
     """A row as a line of JSON, which knows no NaN and no infinity: such a figure is null."""
-    return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        return _ROW.encode(row) + "\n"
+    except ValueError:  # rare: a walk over every row's values would cost as much as writing them
+        return _ROW.encode(_finite(row)) + "\n"
 
 
 def _finite(data: Any) -> Any:
