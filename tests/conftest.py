@@ -1,8 +1,10 @@
 """The miniature world that the tests of the chain share: made once, then only added to."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,9 +15,9 @@ from faults import Lab
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory):
-    """A dpoctl command whose imports are done."""
-    path = tmp_path_factory.mktemp("warm") / "socket"
+def warm():
+    """A dpoctl command whose imports are done. (What a test kills by SIGKILL, it starts cold: see World.popen.)"""
+    path = Path(tempfile.mkdtemp(prefix="dpoctl-")) / "socket"  # its path has to be short
     script = str(Path(__file__).with_name("warm.py"))
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     server = subprocess.Popen([sys.executable, script, str(path), "--serve"], env=env)
@@ -25,6 +27,7 @@ def warm(tmp_path_factory):
     yield [sys.executable, "-S", "-E", script, str(path)]
     server.kill()
     server.wait()
+    shutil.rmtree(path.parent)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -64,11 +65,7 @@ def test_two_ranks_give_one_ranks_losses(here):
         for name in RUNS
         for kind in ("ddp", "fsdp")
     ]
-    make_llama("llama")
-    llama = ["sft", "--model", "llama", "--data", "sft.jsonl", *SHORT, "--max-steps", "3"]
-    torchrun(here, *two, [*PPO, "--out", "ppo-ddp"], [*llama, "--parallel", "fsdp", "--out", "llama-fsdp"])
-    assert command_line([*llama, "--out", "llama-one"]) == 0
-    assert column(here, "llama-fsdp", "loss") == pytest.approx(column(here, "llama-one", "loss"), rel=1e-5)
+    torchrun(here, *two, [*PPO, "--out", "ppo-ddp"])
     for name in RUNS:
         assert command_line([*RUNS[name], *SHORT, "--out", f"{name}-one"]) == 0
         for kind in ("ddp", "fsdp"):
@@ -92,21 +89,47 @@ def test_two_ranks_give_one_ranks_losses(here):
     assert all((p - weights[n]).abs().max() < 1e-4 for n, p in sharded.named_parameters())
 
 
-def make_llama(folder: str) -> None:
-    """Untied, and with buffers that are not among its saved weights."""
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+def test_what_a_rank_is_given_of_a_model_is_what_the_file_holds(here):
+    """Untied weights, buffers that are not saved, some without a dimension; adapters that are trained, or merged on the way."""
+    make_models()
+    short = [*SHORT, "--max-steps", "3"]
+    sft = ["sft", "--data", "sft.jsonl", *short, "--model"]
+    runs = {
+        "llama": [*sft, "llama"],
+        "gemma": [*sft, "gemma"],
+        "adapters": [*RUNS["dpo"], *short, "--lora", "4"],
+        "adapted": ["train-dpo", "--model", "adapters-one", "--ref", "sft", "--data", "prefs.jsonl", *short],
+        "reward": [*RUNS["rm"], *short, "--lora", "4"],
+    }
+    for name, args in runs.items():
+        assert command_line([*args, "--out", f"{name}-one"]) == 0
+    torchrun(here, *([*args, "--parallel", "fsdp", "--out", f"{name}-two"] for name, args in runs.items()))
+    for name in runs:
+        losses = column(here, f"{name}-one", "loss")
+        assert len(losses) == 3 and column(here, f"{name}-two", "loss") == pytest.approx(losses, rel=1e-5), name
+
+
+def make_models() -> None:
+    from transformers import AutoTokenizer, GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained("lm")
-    tokenizer.save_pretrained(folder)
-    shape = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
-    special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape, **special)).save_pretrained(folder)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id,
+             "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}  # fmt: skip
+    for folder, model in (("llama", LlamaForCausalLM(LlamaConfig(**shape))),
+                          ("gemma", GemmaForCausalLM(GemmaConfig(head_dim=8, **shape)))):  # fmt: skip
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def test_a_model_that_rank_0_alone_finds_damaged_is_refused_by_both(here):
+    shutil.copytree("sft", "damaged", ignore=shutil.ignore_patterns("manifest.json", "checkpoints"))
+    with open("damaged/model.safetensors", "r+b") as f:
+        f.truncate(1000)
+    args = ["train-dpo", "--model", "damaged", "--data", "prefs.jsonl", *SHORT, "--parallel", "fsdp", "--out", "none"]
+    ranks = by_hand(here, *args, command=here.warm)
+    said = [rank.communicate(timeout=90)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [2, 2] and "damaged: the model cannot be loaded" in said[0], said
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])

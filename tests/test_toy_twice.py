@@ -43,6 +43,7 @@ def chain(folder: Path, how: str = "calm") -> tuple[dict[str, str], int, str]:
     shutil.rmtree(folder / "cache", ignore_errors=True)
     env = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     env["OMP_NUM_THREADS"] = "1"
+    env = {name: value for name, value in env.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
     toy = folder / "recipes" / "toy"
     done = subprocess.run(["make", f"DPOCTL={' '.join(command)}"], cwd=toy, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

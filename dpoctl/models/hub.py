@@ -58,7 +58,7 @@ def base_of(adapter: str) -> str:
 def is_adapter(folder: str) -> bool:
     """Whether a directory holds an adapter and no whole model."""
     files = Path(folder)
-    return (files / "adapter_config.json").is_file() and not any(files.glob("model*.safetensors"))
+    return (files / "adapter_config.json").is_file() and not any(files.glob("model*.safetensors*"))
 
 
 def resolve(path: str, revision: str | None = None, *, with_code: bool = False, weights: bool = True) -> str:
@@ -82,6 +82,8 @@ def resolve(path: str, revision: str | None = None, *, with_code: bool = False, 
         folder = fetch([*small, "*.safetensors"] if weights else small)
         if weights and not any(Path(folder).glob("*.safetensors")):
             folder = fetch([*small, "*.bin"])
+            if not any(Path(folder).glob("*.bin")):
+                raise OSError("it has no weights, or the cache holds its small files alone")
     except (OSError, ValueError) as e:  # the hub's errors are OSErrors (no network, no such repository) or ValueErrors
         at = f" at revision {revision}" if revision else ""
         near = _nearest(Path(path).expanduser())

@@ -44,7 +44,11 @@ def load_policy(
     a tokenizer with ids that the model has no embedding for.
     """
     folder = resolve(path, revision, with_code=trust_remote_code)
-    if is_adapter(folder):
+    if is_adapter(folder) and device == "meta":  # merged, it has the shape of its base
+        base = base_of(folder)
+        model = _load_model(AutoModelForCausalLM, base, resolve(base), dtype, trust_remote_code, empty=True)
+        tokenizer = load_tokenizer(path, folder=folder if _has_tokenizer(folder) else resolve(base))
+    elif is_adapter(folder):
         from dpoctl.models.adapter import load_merged
 
         with quiet():
@@ -166,10 +170,14 @@ def load_tokenizer(path: str, *, folder: str | None = None, revision: str | None
     """The tokenizer alone, of a directory or hub id; `folder` where it is resolved already. Raises InputError."""
     folder = folder or resolve(path, revision, with_code=trust_remote_code, weights=False)
     # Asked for a directory without any, transformers builds an empty tokenizer from the model's type.
-    if not any((Path(folder) / name).is_file() for name in _TOKENIZER_FILES):
+    if not _has_tokenizer(folder):
         raise InputError(f"{path}: it has no tokenizer", f"expected one of {', '.join(_TOKENIZER_FILES[:4])} in it")
     with quiet(), _as_input_error(f"{path}: its tokenizer cannot be read"):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+def _has_tokenizer(folder: str) -> bool:
+    return any((Path(folder) / name).is_file() for name in _TOKENIZER_FILES)
 
 
 def context_length(model) -> int | None:

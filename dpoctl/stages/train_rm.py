@@ -24,12 +24,9 @@ _EVALUATIONS_PER_EPOCH = 4
 
 def run(config: TrainRM, work: artifacts.Work) -> None:
     device, dtype = setup.open_device(config, work)
-    model, tokenizer = load_reward_start(
-        config.model,
-        device=setup.place(config, device),
-        seed=config.seed,
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
+    options = {"seed": config.seed, "revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    model, tokenizer = setup.load(
+        config, device, lambda place: load_reward_start(config.model, device=place, **options)
     )
     adapters = setup.adapt(config, model, "SEQ_CLS")
     setup.share(config, model, device, dtype)

@@ -165,7 +165,7 @@ def _run(model, depth: int, update: Update, ledger: _Ledger) -> tuple[int, int, 
 def _back_and_forth(model, update: Update) -> None:
     with runtime.autocast(torch.device("cpu"), update.dtype):
         loss = update.loss(model)
-        loss.backward()
+    loss.backward()  # outside, as in the loop: autocast's own copies are gone then
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -179,7 +179,16 @@ def _head_bytes(model, update: Update) -> int:
 
 
 def _gathered_bytes(model, dtype: torch.dtype) -> int:
-    """Weights and gradients that are whole for a while: the embeddings, and two blocks of those that take turns."""
-    of_blocks = [sum(p.numel() for p in block.parameters()) for block in blocks(model)]
-    rest = sum(p.numel() for p in model.parameters()) - sum(of_blocks)
-    return 2 * (rest + 2 * max(of_blocks)) * dtype.itemsize
+    """What is whole for a while: weights and gradients of the embeddings and of two blocks of those that take turns, and
+    the float32 sums that the gradients of one of them go into."""
+    every, trained = (
+        [sum(p.numel() for p in ps(block)) for block in blocks(model)] for ps in (lambda m: m.parameters(), _trained)
+    )
+    rest = sum(p.numel() for p in model.parameters()) - sum(every)
+    rest_trained = sum(p.numel() for p in parallel.trainable(model)) - sum(trained)
+    sums = 0 if dtype == torch.float32 else 4 * max(max(trained), rest_trained)
+    return (rest + rest_trained + 2 * (max(every) + max(trained))) * dtype.itemsize + sums
+
+
+def _trained(module) -> list[torch.nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]

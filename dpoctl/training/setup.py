@@ -30,15 +30,29 @@ def open_device(config, work: artifacts.Work | None = None) -> tuple[torch.devic
 
 
 def open_model(config, path: str, device: torch.device):
-    """(model, tokenizer) with float32 weights, at `place`."""
-    return load_policy(
-        path, device=place(config, device), revision=config.revision, trust_remote_code=config.trust_remote_code
-    )
+    """(model, tokenizer) with float32 weights, where `load` wants it."""
+    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    return load(config, device, lambda place: load_policy(path, device=place, **options))
 
 
-def place(config, device: torch.device) -> str:
-    """Where a model is loaded: one that is to be sharded on rank 0 alone, in main memory; the others get their shares."""
-    return str(device) if not _shards(config) else "meta" if runtime.rank() else "cpu"
+def load(config, device: torch.device, load_at: Callable[[str], Any]) -> Any:
+    """`load_at(place)`: the device; of a model that is to be sharded, main memory on rank 0 and none on the others.
+
+    There rank 0's InputError is raised on every rank: only it has seen the weights.
+    """
+    if not _shards(config):
+        return load_at(str(device))
+    found, error = None, None
+    try:
+        found = load_at("meta" if runtime.rank() else "cpu")
+    except InputError as e:
+        error = e
+    told = runtime.from_rank_0(error and (error.message, error.hint))
+    if told:
+        raise InputError(*told)
+    if error:
+        raise error
+    return found
 
 
 def _shards(config) -> bool:

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..errors import InputError
 from ..models import packed
 from ..models.blocks import blocks
 from ..models.logprobs import can_pack, has_plain_head
@@ -18,12 +19,17 @@ def shard(model, device: torch.device, dtype: torch.dtype) -> None:
     """Shard a model in place: float32 shards, computed in `dtype`, gradients summed in float32 over the ranks.
 
     Rank 0 has it whole; on the others its weights may be on the meta device: only their shares ever have memory.
-    Raises InputError for an architecture that names no blocks.
+    Raises InputError for an architecture that names no blocks, and for weights whose shapes or ties are not those that
+    the configuration says.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     _try_whole(model)
+    shapes = runtime.gather([(name, tuple(t.shape)) for name, t in _tensors(model).items()])
+    if any(other != shapes[0] for other in shapes):
+        hint = "save it anew by save_pretrained, with the tie_word_embeddings that its weights have"
+        raise InputError(f"{type(model).__name__}: its weights are not those that its config.json describes", hint)
     numbers = _tensors(model) if runtime.rank() == 0 else {}
     mesh = init_device_mesh(device.type, (runtime.world_size(),))
     precision = MixedPrecisionPolicy() if dtype == torch.float32 else MixedPrecisionPolicy(dtype, torch.float32)
@@ -39,8 +45,10 @@ def shard(model, device: torch.device, dtype: torch.dtype) -> None:
     for name, target in _tensors(model).items():
         full = numbers.pop(name).to(device) if numbers else torch.empty(target.shape, dtype=target.dtype, device=device)
         dist.broadcast(full, 0)
-        first, behind = rows_of(target)
-        own(target).copy_(full[first:behind] if _is_shared(target) else full)
+        if _is_shared(target):
+            first, behind = rows_of(target)
+            full = full[first:behind]
+        own(target).copy_(full)
 
 
 def _try_whole(model) -> None:
