@@ -16,8 +16,10 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
 
 TESTS = Path(__file__).parent
@@ -187,6 +189,7 @@ class Lab:
 
     def __init__(self, world: Path):
         self.world, self.trials = world, 0
+        self.lock = threading.Lock()
         self.context = multiprocessing.get_context("forkserver")
         self.context.set_forkserver_preload(["faults_warm"])
         path = os.environ.get("PYTHONPATH", "")
@@ -194,22 +197,29 @@ class Lab:
             os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent), *filter(None, [path])])
 
     def folder(self) -> Path:
-        self.trials += 1
-        made = self.world / "trials" / f"{self.trials:05d}"
+        with self.lock:
+            self.trials += 1
+            made = self.world / "trials" / f"{self.trials:05d}"
         made.mkdir(parents=True)
         return made
 
     def start(self, folder: Path, argv: list[str], fault: Fault | None = None, prepare=None):
         process = self.context.Process(target=victim, args=(str(folder), argv, fault, prepare))
-        process.start()
+        with self.lock:  # a start looks whether other children have ended, whose exit codes can be read but once
+            process.start()
         return process
+
+    def running(self, process) -> bool:
+        with self.lock:
+            return process.exitcode is None
 
     def end(self, process, folder: Path, timeout: float = 300.0) -> Outcome:
         start = time.monotonic()
-        process.join(timeout)
-        if process.exitcode is None:
+        wait([process.sentinel], timeout)
+        if self.running(process):
             process.kill()
-            process.join()
+            wait([process.sentinel])
+            self.running(process)
             return Outcome(-signal.SIGALRM, "hangs\n" + (folder / "said").read_text()[-3000:], timeout)
         said = folder / "said"
         return Outcome(process.exitcode, said.read_text() if said.exists() else "", time.monotonic() - start)

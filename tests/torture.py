@@ -135,7 +135,7 @@ def signals(stage: Stage, draw: random.Random):
 def _stopped(stage: Stage, folder: Path, after: float, number: int) -> str:
     process = stage.start(folder)
     time.sleep(after)
-    if process.exitcode is None:
+    if stage.lab.running(process):
         os.kill(process.pid, number)
     outcome = stage.lab.end(process, folder)
     early = outcome.code == -number and not outcome.said  # before dpoctl listened
