@@ -40,7 +40,7 @@ STAGES: dict[str, list[str]] = {
               "--out", "judged.jsonl"],
     "evaluate": ["evaluate", "--model", f"{UP}/sft", "--model", f"{UP}/dpo", "--ref", f"{UP}/sft", *SAMPLING, "--scorer",
                  f"{UP}/classifier", "--out", "evaluations.jsonl"],
-    "report": ["report", f"{UP}/dpo", f"{UP}/evaluations.jsonl", f"{UP}/samples.jsonl", f"{UP}/judged.jsonl", "--out", "report"],
+    "report": ["report", f"{UP}/evaluations.jsonl", f"{UP}/samples.jsonl", f"{UP}/judged.jsonl", "--out", "report"],
 }  # fmt: skip
 
 
