@@ -152,13 +152,17 @@ def draw(results: list[dict], path: Path) -> None:
                 )
     bars.reverse()
     figure, axes = plt.subplots(figsize=(8, 0.5 * len(bars) + 1.2), layout="constrained")
-    middle = [b[1] for b in bars]
+    names, gains = [b[0] for b in bars], [b[1] - 1 for b in bars]  # a bar begins where the two are equal
     errors = [[b[1] - b[2] for b in bars], [b[3] - b[1] for b in bars]]
-    axes.barh([b[0] for b in bars], middle, xerr=errors, color="#4878a8", ecolor="#333333", capsize=2)
+    axes.barh(names, gains, left=1, xerr=errors, color="#4878a8", ecolor="#333333", capsize=2)
     for i, b in enumerate(bars):
         axes.text(b[3] * 1.03, i, f"{b[1]:.1f}x", va="center", fontsize=8)
     axes.axvline(1, color="#333333", linewidth=0.8)
     axes.set_xscale("log")
+    ticks = [t for t in (0.5, 1, 2, 5, 10, 20, 50) if t <= 1.3 * max(b[3] for b in bars)]
+    axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(min(0.9, *(0.9 * b[2] for b in bars)), 1.3 * max(b[3] for b in bars))
     axes.set_xlabel("dpoctl's rate over the peer's")
     axes.tick_params(axis="y", labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -185,7 +189,8 @@ def main() -> None:
         results[name_of(cell)] = compare(cell, args.rounds)
         peak = max(peak, matrix_peak())
         (out / "bench.json").write_text(json.dumps({"peak_flops": peak, "cells": list(results.values())}, indent=2))
-    results = list(results.values())
+    order = [name_of(cell) for cell in cells(list(PARTS), list(inputs.SHAPES), list(inputs.PAIRS))]
+    results = sorted(results.values(), key=lambda cell: [name_of(cell) != name for name in order])
     show(results, peak)
     draw(results, out / "bench.png")
     print(f"{out / 'bench.json'}, {out / 'bench.png'}", file=sys.stderr)
