@@ -205,11 +205,12 @@ FAULTS = {f.__name__: f for f in (deaths, kills, no_room, not_allowed, size_limi
 
 
 def torture(
-    stage: Stage, fault: str, share: float, seed: int, workers: int, most: int | None = None
+    stage: Stage, fault: str, share: float, seed: int, workers: int, most: int | None = None, only: str = ""
 ) -> tuple[int, list[str]]:
-    """(trials, what was not clean) of one fault in one stage: a `share` of the trials or `most`, drawn from `seed`."""
+    """(trials, what was not clean) of one fault in one stage: a `share` of the trials or `most`, drawn from `seed`, of
+    those whose names hold `only`."""
     draw = random.Random(f"{seed} {stage.name} {fault}")
-    trials = list(FAULTS[fault](stage, draw))
+    trials = [trial for trial in FAULTS[fault](stage, draw) if only in trial[0]]
     if most is not None:
         trials = draw.sample(trials, min(most, len(trials)))
     else:
@@ -233,6 +234,7 @@ def main() -> int:
     parser.add_argument("--stages", nargs="*", default=list(STAGES), choices=list(STAGES))
     parser.add_argument("--faults", nargs="*", default=list(FAULTS), choices=list(FAULTS))
     parser.add_argument("--share", type=float, default=1.0, help="share of the trials, drawn at random")
+    parser.add_argument("--only", default="", help="the trials whose names hold this: a call, a kind of file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--world", type=Path, help="where the miniature world is kept for the next call")
@@ -254,7 +256,7 @@ def report(lab: Lab, given) -> int:
     for name in given.stages:
         stage, cells = measure(lab, name), []
         for fault in given.faults:
-            trials, wrong = torture(stage, fault, given.share, given.seed, given.workers)
+            trials, wrong = torture(stage, fault, given.share, given.seed, given.workers, only=given.only)
             unclean += wrong
             cells.append(f"{trials - len(wrong)}/{trials}")
         print(f"{name:<11}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
