@@ -10,7 +10,7 @@ def remove(path: Path) -> None:
     """Remove a directory or file. A directory goes out of sight first: half of one is never taken for whole."""
     if path.is_dir() and not path.is_symlink():
         if not path.name.endswith(".tmp"):
-            hidden = path.with_name(f".{path.name}.tmp")
+            hidden = path.with_name(f".{path.name}.gone.tmp")  # not the name that a checkpoint is written under
             shutil.rmtree(hidden, ignore_errors=True)
             path = path.rename(hidden)
         shutil.rmtree(path)

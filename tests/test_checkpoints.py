@@ -58,6 +58,10 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys, name, damage):
         path.write_bytes(data if damage == "flip" else data[:-9])
     assert checkpoints.load_latest(tmp_path, model, optimizer)["step"] == 2
     assert "falling back" in capsys.readouterr().err
+    checkpoints.save(tmp_path, 3, model, optimizer, {})  # the run comes there again, and puts a whole one in its place
+    assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000002", "step-00000003"]
+    assert checkpoints.load_latest(tmp_path, model, optimizer)["step"] == 3
+    (tmp_path / "checkpoints/step-00000003/checksums.json").unlink()
     (tmp_path / "checkpoints/step-00000002/checksums.json").unlink()
     with pytest.raises(InputError, match="damaged"):
         checkpoints.load_latest(tmp_path, model, optimizer)
