@@ -28,7 +28,7 @@ test: install
 test-slow: install
 	$(BIN)/python -m pytest -m slow
 
-# every fault in every stage: kills, deaths, full disks, damage; an hour of two cores. A share of it is in `make test`
+# every fault in every stage: kills, deaths, full disks, damage; one to two hours of two cores. A share of it is in `make test`
 torture: install
 	PYTHONPATH="$(CURDIR)" $(BIN)/python tests/torture.py $(TORTURE)
 
