@@ -45,9 +45,10 @@ def load_policy(
     """
     folder = resolve(path, revision, with_code=trust_remote_code)
     if is_adapter(folder) and device == "meta":  # merged, it has the shape of its base
-        base = base_of(folder)
-        model = _load_model(AutoModelForCausalLM, base, resolve(base), dtype, trust_remote_code, empty=True)
-        tokenizer = load_tokenizer(path, folder=folder if _has_tokenizer(folder) else resolve(base))
+        base = resolve(base_of(folder), with_code=trust_remote_code)
+        model = _load_model(AutoModelForCausalLM, path, base, dtype, trust_remote_code, empty=True)
+        own = folder if _has_tokenizer(folder) else base
+        tokenizer = load_tokenizer(path, folder=own, trust_remote_code=trust_remote_code)
     elif is_adapter(folder):
         from dpoctl.models.adapter import load_merged
 

@@ -24,7 +24,7 @@ KEPT = 2
 
 
 def save(out: Path, step: int, model, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Write `out/checkpoints/step-XXXXXXXX`, then drop all but the newest two.
+    """Write `out/checkpoints/step-00000000` with the step in its name, then drop all but the newest two.
 
     `state["sizes"]` are the bytes, up to here, of the run's logs by name; `state["best"]` is set where best weights have
     been put aside. Called on every rank: of a sharded model each writes what it holds, the rest is rank 0's. Raises
