@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dpoctl import artifacts
+from dpoctl import artifacts, files
 from dpoctl.cli.app import run
 from dpoctl.config import COMMANDS, TrainDPO
 from dpoctl.errors import InputError, StorageError
@@ -149,3 +149,9 @@ def test_no_space_is_exit_2_with_the_place(tmp_path, monkeypatch, capsys):
     code = run(["sft", "--model", "m/m", "--data", str(tmp_path / "d.jsonl"), "--out", str(tmp_path / "run")])
     said = capsys.readouterr().err
     assert code == 2 and "No space left" in said and "hint:" in said
+
+
+def test_a_row_knows_no_nan_and_no_infinity():
+    row = {"a": float("nan"), "b": [float("-inf"), 1.0], "c": {"d": float("inf")}, "e": "é"}
+    assert files.json_line(row) == '{"a": null, "b": [null, 1.0], "c": {"d": null}, "e": "é"}\n'
+    assert files.json_line({"a": 1.5}) == '{"a": 1.5}\n'
