@@ -19,12 +19,8 @@ def train(command: str, model: Path, data: Path, pairs: int, steps: int, dtype: 
     timing, first = _run(command, [*own, "--data", data, "--batch-size", pairs, "--epochs", 1000, "--max-length", 512,
                                    "--max-prompt-length", 360], steps, dtype)  # fmt: skip
     rate = statistics.median(row["pairs_per_s"] for row in timing[1:])
-    return {
-        "rate": rate,
-        "loss": first["loss"],
-        "grad_norm": first["grad_norm"],
-        "flops": flops(model, data, pairs, command),
-    }
+    needed = operations_of_pairs(model, data, pairs, command)
+    return {"rate": rate, "loss": first["loss"], "grad_norm": first["grad_norm"], "flops": rate * needed}
 
 
 def ppo(model: Path, episodes: int, tokens: int, dtype: str) -> dict:
@@ -33,7 +29,15 @@ def ppo(model: Path, episodes: int, tokens: int, dtype: str) -> dict:
                model / "prompts.jsonl", "--batch-size", episodes, "--minibatch-size", episodes, "--max-new-tokens", tokens,
                "--epochs", 1000]  # fmt: skip
     timing, _ = _run("train-ppo", options, 1, dtype)
-    return {"rate": 1 / timing[0]["seconds"], "parts": {k: v for k, v in timing[0].items() if k.startswith("seconds/")}}
+    trunk, head = weights(model)
+    prompts = sum(len(json.loads(line)["prompt"].split()) for line in open(model / "prompts.jsonl"))
+    responses = episodes * tokens
+    # forward passes: generating, old log-probs, the reference's, values, reward; forward and backward: 4 passes of two models
+    forward = 2.0 * (5 * trunk * (prompts + responses) + 3 * head * responses)
+    learning = 4 * 6.0 * (2 * trunk * (prompts + responses) + head * responses)
+    rate = 1 / timing[0]["seconds"]
+    parts = {name: seconds for name, seconds in timing[0].items() if name.startswith("seconds/")}
+    return {"rate": rate, "flops": rate * (forward + learning), "parts": parts}
 
 
 def _run(command: str, options: list, steps: int, dtype: str) -> tuple[list[dict], dict]:
@@ -58,28 +62,30 @@ def _run(command: str, options: list, steps: int, dtype: str) -> tuple[list[dict
     return rows["timing.jsonl"], rows["metrics.jsonl"][0]
 
 
-def flops(model: Path, data: Path, pairs: int, command: str) -> float:
-    """Operations that an update needs at least: 6 a weight of the trunk and token, for DPO 6 a weight of the head and row.
-
-    A token of a prompt counts once for all completions; rows are the response tokens.
-    """
+def weights(model: Path) -> tuple[int, int]:
+    """Weights of the products that every token takes part in, and of the head's."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model / "policy")
+    return 12 * config.n_layer * config.n_embd**2, config.n_embd * config.vocab_size
+
+
+def operations_of_pairs(model: Path, data: Path, pairs: int, command: str) -> float:
+    """Operations that an update needs at least, a pair: 6 a trunk's weight and token, for DPO 6 a head's weight and row.
+
+    A token of a prompt counts once for all completions, a completion once for all pairs; rows are the response tokens.
+    """
+    trunk, head = weights(model)
     prompts, completions = set(), set()
     for line in data.read_text().splitlines()[:pairs]:
         row = json.loads(line)
         prompts.add(row["prompt"])
         completions |= {(row["prompt"], row[side]) for side in ("chosen", "rejected")}
-    responses = sum(
-        len(text.split()) + 1 for _, text in completions
-    )  # and an EOS, which is predicted but not forwarded
-    tokens = sum(len(p.split()) for p in prompts) + responses
-    trunk = 12 * config.n_layer * config.n_embd**2
+    rows = sum(len(text.split()) + 1 for _, text in completions)  # and an EOS, which is predicted but not forwarded
+    tokens = sum(len(p.split()) for p in prompts) + rows
     if command == "train-rm":
-        return 6.0 * trunk * tokens
-    tokens -= len(completions)
-    return 6.0 * (trunk * tokens + config.n_embd * config.vocab_size * responses)
+        return 6.0 * trunk * tokens / pairs
+    return 6.0 * (trunk * (tokens - len(completions)) + head * rows) / pairs
 
 
 def sample(model: Path, rows: int, tokens: int, dtype: str) -> dict:
@@ -100,7 +106,10 @@ def sample(model: Path, rows: int, tokens: int, dtype: str) -> dict:
         with runtime.autocast(torch.device("cpu"), runtime.pick_dtype(dtype, torch.device("cpu"))):
             drawn = generate(policy, tokenizer, prompts, [str(i) for i in range(rows)], [0], sampling, seed)
         times.append(sum(len(c.ids) for [c] in drawn) / (time.perf_counter() - start))
-    return {"rate": statistics.median(times[1:])}
+    rate = statistics.median(times[1:])
+    trunk, head = weights(model)
+    needed = 2.0 * (trunk * (sum(map(len, prompts)) / (rows * tokens) + 1) + head)
+    return {"rate": rate, "flops": rate * needed}
 
 
 def sample_prompts(rows: int) -> list[list[int]]:

@@ -8,8 +8,8 @@ import tempfile
 import time
 
 
-def train(command: str, model: str, data: str, pairs: int, steps: int, tuned: bool, dtype: str) -> dict:
-    """Pairs per second of the updates after the first, the first one's loss and gradient norm.
+def train(command: str, model: str, data: str, pairs: int, each: int, steps: int, tuned: bool, dtype: str) -> dict:
+    """Pairs per second of the updates after the first, the first one's loss and gradient norm; `each` pairs a forward.
 
     Default: TRL's own settings. Tuned: no gradient checkpointing and, for DPO, reference log-probs computed beforehand;
     the caller sets the allocator's environment. `dtype` is what TRL computes in: bfloat16 is its default.
@@ -22,7 +22,6 @@ def train(command: str, model: str, data: str, pairs: int, steps: int, tuned: bo
     table = datasets.Dataset.from_list([{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in rows])
     tokenizer = transformers.AutoTokenizer.from_pretrained(f"{model}/policy")
     settings = {"gradient_checkpointing": False} if tuned else {}
-    each = min(8, pairs)
     common = {"per_device_train_batch_size": each, "gradient_accumulation_steps": pairs // each, "max_steps": steps,
               "learning_rate": 1e-6, "lr_scheduler_type": "constant", "logging_steps": 1, "save_strategy": "no",
               "report_to": [], "max_length": 512, "use_cpu": True, "disable_tqdm": True,
