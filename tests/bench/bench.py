@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import time
-from itertools import zip_longest
 from pathlib import Path
 
 import inputs
@@ -74,7 +73,7 @@ def _cell(part: str, model: str, data: str, dtype: str) -> dict:
         return cell | {"unit": unit, "peers": peers, "ours": shared}
     peers = {name: arguments | {"each": 8} for name, arguments in peers.items()}
     if part == "train-dpo" and (model, data) == ("small", "i"):  # elsewhere it takes minutes, or the machine's memory
-        name = "TRL 1.16.0 tuned"
+        name = f"TRL {cell['trl']} tuned"
         peers[f"{name}, one forward"] = peers[name] | {"each": inputs.PAIRS[data]}
     words = inputs.tokens_of_pairs(folder / f"batch.{data}.jsonl") / inputs.PAIRS[data]
     return cell | {"unit": unit, "tokens_per_pair": words, "peers": peers, "ours": shared | {"steps": 5}}
@@ -137,7 +136,8 @@ def rows_of(cell: dict, peak: float) -> list[list[str]]:
         [name_of(cell), "dpoctl", rate_text(cell, rate), "", "", f"{memory:.2f} GB", "", f"{flops / peak:.0%} of peak"]
     ]
     peers = {peer: found for peer, found in runs.items() if peer != "dpoctl"}
-    for (peer, found), aim in zip_longest(peers.items(), AIMS.get(name_of(cell), ())):
+    aims = dict(zip(peers, AIMS.get(name_of(cell), ()), strict=False))  # TRL in one forward has none
+    for peer, found in peers.items():
         ratios = [a["rate"] / b["rate"] for a, b in zip(own, found, strict=True)]
         spread = f"{statistics.median(ratios):.2f}x ({min(ratios):.2f}-{max(ratios):.2f})"
         theirs = statistics.median(run["peak_gb"] for run in found)
@@ -149,7 +149,7 @@ def rows_of(cell: dict, peak: float) -> list[list[str]]:
             )
             same = f"loss {loss:.0e}, gradient {norm:.0e} apart"
         lines.append(["", peer, rate_text(cell, statistics.median(run["rate"] for run in found)), spread,
-                      f"{aim:g}x" if aim else "", f"{theirs:.2f} GB", f"{memory / theirs:.2f}", same])  # fmt: skip
+                      f"{aims[peer]:g}x" if peer in aims else "", f"{theirs:.2f} GB", f"{memory / theirs:.2f}", same])  # fmt: skip
     return lines
 
 
