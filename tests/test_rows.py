@@ -123,6 +123,13 @@ def test_broken_lines(load, refused, line, problem):
     assert rows.lines == [1, 3] and rows.skipped == {"unreadable line": 1}
 
 
+@pytest.mark.parametrize("line", [' \t{"a": 1}', '{"a": 1} \t', '{"a": NaN}', '{"a": 1, "a": 2}', '{"a": "\\ud800"}'])
+def test_a_line_is_read_as_json_reads_it(tmp_path, line):
+    (tmp_path / "a.jsonl").write_text(line)
+    [(number, row)] = read_jsonl(tmp_path / "a.jsonl")
+    assert number == 1 and repr(row) == repr(json.loads(line))
+
+
 def test_what_is_no_jsonl_is_told_so(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('[\n{"text": "a"}\n]')
