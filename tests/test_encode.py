@@ -1,5 +1,6 @@
 """Token ids at the boundary of prompt and completion, for each family of tokenizers; examples and pairs from rows."""
 
+import json
 from functools import cache
 
 import pytest
@@ -598,6 +599,17 @@ def test_stored_ids_are_used_where_the_tokenizer_is_the_same():
         {"prompt": "p", "completion": "hello", "completion_ids": sampled, "tokenizer": fingerprint(tokenizer)}
     )
     assert examples == [Example(encode_prompt(tokenizer, "p") + sampled + [eos], 1)] and counts["from_ids"] == 1
+
+
+def test_a_token_id_is_one_object_however_often_it_is_held():
+    tokenizer = build("bpe")
+    stored = {"prompt_ids": [300, 301], "chosen_ids": [400], "rejected_ids": [401], "tokenizer": fingerprint(tokenizer)}
+    rows = [{"prompt": "The film was", "chosen": " great", "rejected": f" great {n}"} for n in range(3)]
+    rows += [json.loads(json.dumps(row | stored | {"rejected_ids": [410 + n]})) for n, row in enumerate(rows)]
+    data = pairs_of(*rows)
+    held = [i for ids in data.prompts + data.completions for i in ids]
+    assert {300, 400, tokenizer("The")["input_ids"][0]} < set(held) and max(held) > 256  # Python shares those up to 256
+    assert len({id(i) for i in held}) == len(set(held)) < len(held)
 
 
 def test_a_sample_that_ended_at_once_is_its_eos():

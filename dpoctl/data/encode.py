@@ -15,6 +15,7 @@ from dpoctl.data.tokens import (
     encode_texts,
     eos_id,
     fingerprint,
+    shared,
     spells_special,
 )
 from dpoctl.errors import InputError
@@ -240,6 +241,8 @@ def _encode_answers(rows: Rows, tokenizer, answers: list[_Answer]) -> tuple[list
     for answer in answers:
         if ours is None or rows.rows[answer.row].get("tokenizer") != ours:
             answer.prompt_ids = answer.ids = None
+        else:
+            answer.prompt_ids, answer.ids = (ids and shared(ids) for ids in (answer.prompt_ids, answer.ids))
 
     fresh = _unique((_key(answer.prompt), answer) for answer in answers if answer.prompt_ids is None)
     firsts = list(fresh.values())

@@ -21,6 +21,7 @@ from dpoctl.errors import InputError
 _CUT = "\udc00"  # marks a cut inside a special token's string; a lone surrogate, which no valid text holds
 _CHUNK = 1000  # texts a call of the tokenizer: it keeps offsets and masks of all that it is given at once
 _PROBE = "b"
+_ONE: dict[int, int] = {}  # id -> the object for it
 
 
 REWARD_PAD = "<|pad|>"  # the padding that a reward model's tokenizer gets where the policy's pads with its EOS
@@ -125,6 +126,11 @@ def encode_texts(tokenizer, texts: Sequence[str], finished: Sequence[bool]) -> l
         ended.append(ends or closed)
     rows = zip(heads, _tokens(facts, bodies), ended, strict=True)
     return [head + ids + [eos] if ends else head + ids for head, ids, ends in rows]
+
+
+def shared(ids: list[int]) -> list[int]:
+    """The same ids, each the one object that stands for its number: a list of them takes 8 bytes a token, not 36."""
+    return [_ONE.setdefault(i, i) for i in ids]
 
 
 def eos_id(tokenizer) -> int:
@@ -285,9 +291,10 @@ def _raw(tokenizer, texts: list[str]) -> list[list[int]]:
     ids = []
     for start in range(0, len(texts), _CHUNK):
         chunk = texts[start : start + _CHUNK]
-        ids += tokenizer(
+        encoded = tokenizer(
             chunk, add_special_tokens=False, padding=False, truncation=False, return_attention_mask=False, verbose=False
-        )["input_ids"]
+        )
+        ids += map(shared, encoded["input_ids"])
     return ids
 
 
