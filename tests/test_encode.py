@@ -603,9 +603,9 @@ def test_stored_ids_are_used_where_the_tokenizer_is_the_same():
 
 def test_a_token_id_is_one_object_however_often_it_is_held():
     tokenizer = build("bpe")
-    stored = {"prompt_ids": [300, 301], "chosen_ids": [400], "rejected_ids": [401], "tokenizer": fingerprint(tokenizer)}
+    stored = {"prompt_ids": [300, 301], "chosen_ids": [400], "tokenizer": fingerprint(tokenizer)}
     rows = [{"prompt": "The film was", "chosen": " great", "rejected": f" great {n}"} for n in range(3)]
-    rows += [json.loads(json.dumps(row | stored | {"rejected_ids": [410 + n]})) for n, row in enumerate(rows)]
+    rows += [json.loads(json.dumps(row | stored | {"rejected_ids": [400, 410 + n]})) for n, row in enumerate(rows)]
     data = pairs_of(*rows)
     held = [i for ids in data.prompts + data.completions for i in ids]
     assert {300, 400, tokenizer("The")["input_ids"][0]} < set(held) and max(held) > 256  # Python shares those up to 256
