@@ -5,7 +5,7 @@ import sys
 
 def main() -> None:
     from .cli.app import run
-    from .stopping import listen
+    from .runtime.signals import listen
 
     listen()
     sys.exit(run(sys.argv[1:]))

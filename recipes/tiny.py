@@ -5,7 +5,7 @@ import random
 import sys
 from pathlib import Path
 
-from dpoctl.data import toy, toy_models
+from dpoctl.tasks import toy_models, toy_text
 
 TASK, OUT = sys.argv[1], Path(sys.argv[2])
 PROMPTS = 24
@@ -37,7 +37,7 @@ def cnn_dm(reviews: list[str], draw: random.Random) -> list[dict]:
     ]
 
 
-reviews = toy.reviews(200, seed=0)
+reviews = toy_text.reviews(200, seed=0)
 texts = [" ".join(review["text"].split()[:8]) for review in reviews]  # the model has a context of 160 tokens
 rows = {"hh": hh, "tldr": tldr, "cnn-dm": cnn_dm}[TASK](texts, random.Random(0))
 OUT.mkdir(parents=True, exist_ok=True)

@@ -53,10 +53,10 @@ class World:
 
 def make_world(folder: Path) -> None:
     """A small language model, a classifier, and rows: reviews to train on and held out, prompts to train and to test."""
-    from dpoctl.data import imdb, toy, toy_models
     from dpoctl.models.load import load_tokenizer
+    from dpoctl.tasks import imdb, toy_models, toy_text
 
-    reviews = [{"id": f"r{i}"} | r for i, r in enumerate(toy.reviews(400, 0))]
+    reviews = [{"id": f"r{i}"} | r for i, r in enumerate(toy_text.reviews(400, 0))]
     toy_models.build_base_lm([r["text"] for r in reviews], folder / "lm", 0, steps=40, batch=16)
     toy_models.build_classifier(reviews, folder / "classifier", 0, steps=20, batch=16)
     prompts = imdb.prefix_prompts(reviews, load_tokenizer(str(folder / "lm")), 0)

@@ -17,20 +17,7 @@ import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 import transformers.models.roberta.modeling_roberta  # noqa: F401
 
 import dpoctl.cli.app  # noqa: F401
-from dpoctl.data import toy_models  # noqa: F401
-from dpoctl.stages import (  # noqa: F401
-    evaluate,
-    judge,
-    make_prefs,
-    prepare,
-    report,
-    sample,
-    score,
-    sft,
-    train_dpo,
-    train_ppo,
-    train_rm,
-)
+from dpoctl.tasks import toy_models  # noqa: F401
 
 torch.set_num_threads(1)
 gc.freeze()  # a collection in a forked process would copy what it looks at

@@ -8,11 +8,13 @@ import sys
 
 import pytest
 
-from dpoctl import artifacts, files
 from dpoctl.cli.app import run
-from dpoctl.config import COMMANDS, TrainDPO
+from dpoctl.config.commands import COMMANDS
+from dpoctl.config.resolve import resolve
+from dpoctl.config.schema import spec_of
+from dpoctl.config.training import TrainDPO
 from dpoctl.errors import InputError, StorageError
-from dpoctl.options import resolve, spec_of
+from dpoctl.outputs import claims, files, manifests
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +23,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def claim(out, identity=None, inputs=(), overwrite=False, stage="sft"):
-    return artifacts.claim(str(out), stage, identity or {}, identity or {}, list(inputs), overwrite=overwrite)
+    return claims.claim(str(out), stage, identity or {}, identity or {}, list(inputs), overwrite=overwrite)
 
 
 def finished(out, **more):
@@ -32,14 +34,14 @@ def finished(out, **more):
 
 def test_an_atomic_write_that_fails_leaves_the_old_content(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    artifacts.write_atomic(path, "old")
+    files.write_atomic(path, "old")
 
     def full(fd):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match="No space"):
-        artifacts.write_atomic(path, "new")
+        files.write_atomic(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
@@ -65,7 +67,7 @@ def test_a_manifests_id_is_over_everything_but_the_cost(tmp_path):
     ids = []
     for name, identity in (("a", {"x": 1}), ("b", {"x": 1}), ("c", {"x": 2})):
         finished(tmp_path / name / "run", identity=identity)
-        ids.append(artifacts.read_manifest(tmp_path / name / "run")["id"])
+        ids.append(manifests.read_manifest(tmp_path / name / "run")["id"])
     assert ids[0] == ids[1] != ids[2]
 
 
@@ -102,10 +104,10 @@ def test_one_output_has_one_worker_and_a_killed_one_frees_it(tmp_path):
 def test_a_large_files_hash_is_remembered_and_renewed(tmp_path):
     path = tmp_path / "weights"
     path.write_bytes(b"a" * (1 << 20))
-    first = artifacts.sha256_file(path)
-    assert artifacts.sha256_file(path) == first and len(list((tmp_path / "cache/dpoctl/sha256").iterdir())) == 1
+    first = files.sha256_file(path)
+    assert files.sha256_file(path) == first and len(list((tmp_path / "cache/dpoctl/sha256").iterdir())) == 1
     path.write_bytes(b"b" * (1 << 20))
-    assert artifacts.sha256_file(path) != first
+    assert files.sha256_file(path) != first
 
 
 def test_flag_beats_section_beats_defaults(tmp_path):
@@ -130,7 +132,7 @@ def test_all_problems_at_once_with_place_and_nearest_name(tmp_path):
 def test_help_names_every_option(name, capsys):
     from dataclasses import fields
 
-    from dpoctl.options import flag_of
+    from dpoctl.config.schema import flag_of
 
     assert run([name, "--help"]) == 0
     text = capsys.readouterr().out
@@ -145,7 +147,7 @@ def test_no_space_is_exit_2_with_the_place(tmp_path, monkeypatch, capsys):
     def full(path, data):
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(artifacts, "write_atomic", full)
+    monkeypatch.setattr(claims, "write_atomic", full)
     code = run(["sft", "--model", "m/m", "--data", str(tmp_path / "d.jsonl"), "--out", str(tmp_path / "run")])
     said = capsys.readouterr().err
     assert code == 2 and "No space left" in said and "hint:" in said

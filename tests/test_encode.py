@@ -8,20 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_families import byte_level_bpe, chat, unigram, word_piece
 
-from dpoctl.data.encode import (
-    Example,
+from dpoctl.data.encode import Example, encode_examples, encode_pairs, truncate
+from dpoctl.data.schema import Rows
+from dpoctl.data.tokens import (
+    bos_length,
     encode_completion,
     encode_completions,
-    encode_examples,
-    encode_pairs,
     encode_prompt,
     encode_prompts,
     encode_text,
     fingerprint,
-    truncate,
 )
-from dpoctl.data.rows import Rows
-from dpoctl.data.tokens import bos_length
 from dpoctl.errors import InputError
 
 FAMILIES = {

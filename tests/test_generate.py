@@ -19,10 +19,10 @@ from transformers import (
 )
 
 from dpoctl.errors import InputError, NumericalError
-from dpoctl.models import generate as generate_module
-from dpoctl.models.generate import Sampling, generate, waves
+from dpoctl.inference import generate as generate_module
+from dpoctl.inference.generate import Sampling, generate, waves
+from dpoctl.inference.token_choice import pick, pick_from_states, uniforms
 from dpoctl.models.logprobs import has_plain_head
-from dpoctl.models.pick import pick, pick_from_states, uniforms
 
 ARCHITECTURES = ["gpt2", "neox", "llama", "qwen2", "mistral"]
 PROMPTS = [[5, 6], [7, 8, 9, 10, 11, 12, 13], [14], [5, 6, 7, 8], [20, 21, 22]]

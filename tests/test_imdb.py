@@ -8,10 +8,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from dpoctl.data import imdb, toy
 from dpoctl.errors import InputError
+from dpoctl.tasks import imdb, toy_text
 
-REVIEWS = [{"id": f"r{i}"} | r for i, r in enumerate(toy.reviews(300, 5))]
+REVIEWS = [{"id": f"r{i}"} | r for i, r in enumerate(toy_text.reviews(300, 5))]
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,8 @@ def test_bad_rows_are_named(tmp_path, text, said):
 
 
 def test_toy_reviews_are_seeded_balanced_and_various():
-    rows = toy.reviews(2000, 0)
-    assert rows[:50] == toy.reviews(50, 0) and rows != toy.reviews(2000, 1)
+    rows = toy_text.reviews(2000, 0)
+    assert rows[:50] == toy_text.reviews(50, 0) and rows != toy_text.reviews(2000, 1)
     assert 0.45 < sum(r["label"] == "POSITIVE" for r in rows) / len(rows) < 0.55  # six standard deviations are 0.067
     assert len({r["text"] for r in rows}) > 1990
     openings = {

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from judge_server import JudgeServer
 
-from dpoctl.config import Judge
-from dpoctl.data import dialogues, summaries
+from dpoctl.config.judging import Judge
 from dpoctl.errors import InputError
 from dpoctl.judging import form, statistics
 from dpoctl.judging.client import Client, _retry_after
 from dpoctl.judging.prompts import CRITERIA, load_criterion, parse_verdict
 from dpoctl.judging.summary import outcomes, summarise
 from dpoctl.reports.collect import collect
+from dpoctl.tasks import hh, tldr
 
 ROOT = Path(__file__).parents[1]
 KEY = "sk-canary-0123456789abcdef"
@@ -508,29 +508,29 @@ def test_the_form_is_blind_and_reads_its_answers_back(tmp_path):
 
 def test_dialogues_split_before_the_last_answer():
     text = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: And?\n\nAssistant: Well, so."
-    assert dialogues.split_dialogue(text) == (
+    assert hh.split_dialogue(text) == (
         "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: And?\n\nAssistant:",
         " Well, so.",
     )
     for bad in ("", "no turns", "\n\nHuman: Hi", "\n\nHuman: Hi\n\nAssistant:  ", "\n\nAssistant: Hi",
                 "\n\nHuman: a\n\nAssistant: b\n\nHuman: c"):  # fmt: skip
-        assert dialogues.split_dialogue(bad) is None
+        assert hh.split_dialogue(bad) is None
     rows = [(1, {"chosen": text, "rejected": text[:-3] + "no."}), (2, {"chosen": text, "rejected": "broken"}),
             (3, {"chosen": text, "rejected": "\n\nHuman: other\n\nAssistant: x"}), (4, {"chosen": text, "rejected": text})]  # fmt: skip
     rows.append((5, {"chosen": text, "rejected": None}))
-    kept, counts = dialogues.preferences(rows, "t-", "f")
+    kept, counts = hh.preferences(rows, "t-", "f")
     assert [r["prompt_id"] for r in kept] == ["t-1"] and counts == {"malformed": 2, "different_prompts": 1, "equal": 1}
     with pytest.raises(InputError, match="f:6: rejected: expected a text, got no such column"):
-        dialogues.preferences([(6, {"chosen": text})], "t-", "f")
+        hh.preferences([(6, {"chosen": text})], "t-", "f")
 
 
 def test_summaries_follow_one_cue_after_one_space():
     rows = [(5, {"prompt": "POST: long", "chosen": "TL;DR:  short ", "rejected": "other"}),
             (6, {"prompt": "POST: long", "chosen": "same", "rejected": "TL;DR: same"})]  # fmt: skip
-    kept, counts = summaries.comparisons(rows, "t-", "f")
+    kept, counts = tldr.comparisons(rows, "t-", "f")
     assert kept == [{"prompt_id": "t-5", "prompt": "POST: long\nTL;DR:", "chosen": " short", "rejected": " other"}]
     assert counts == {"equal": 1, "empty": 0}
-    [post] = summaries.posts([(1, {"prompt": "x TL;DR:", "label": "y"})], "t-", "f")
+    [post] = tldr.posts([(1, {"prompt": "x TL;DR:", "label": "y"})], "t-", "f")
     assert post == {"prompt_id": "t-1", "prompt": "x TL;DR:", "reference": " y"}
     with pytest.raises(InputError, match="f:1: label"):
-        summaries.posts([(1, {"prompt": "x"})], "t-", "f")
+        tldr.posts([(1, {"prompt": "x"})], "t-", "f")

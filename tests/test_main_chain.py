@@ -9,10 +9,9 @@ import time
 import pytest
 from chain import dpo, same_run
 
-from dpoctl.data.encode import fingerprint
-from dpoctl.data.tokens import encode_prompt
-from dpoctl.files import seal
+from dpoctl.data.tokens import encode_prompt, fingerprint
 from dpoctl.models.load import load_tokenizer
+from dpoctl.outputs.files import seal
 
 
 def test_sft_learns_and_says_so(prefs):

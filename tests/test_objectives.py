@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpoctl.config import LOSS_OPTIONS, TrainDPO
+from dpoctl.config.schema import spec_of
+from dpoctl.config.training import LOSS_OPTIONS, TrainDPO
 from dpoctl.objectives.preference import LOSSES, PairLogps, _log_odds
-from dpoctl.options import spec_of
 
 OPTIONS = {  # values under which every option of every loss matters
     "sigmoid": {"label_smoothing": 0.2},

@@ -21,7 +21,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from dpoctl.models import head, logprobs, packed
+from dpoctl.models import logprobs, packed, tiled_head
 
 COMMON = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
               max_position_embeddings=64, initializer_range=0.2)  # fmt: skip
@@ -134,8 +134,8 @@ def test_flex_attention_sees_what_the_masks_show():
 @pytest.mark.parametrize("kept", [1 << 30, 0])
 def test_the_head_in_tiles(monkeypatch, bias, kept):
     """Against float64 over whole logits, where the softmax tiles are kept and where they are computed again."""
-    monkeypatch.setattr(head, "_COLUMNS", {"cpu": 16})
-    monkeypatch.setattr(head, "_KEPT_BYTES", kept)
+    monkeypatch.setattr(tiled_head, "_COLUMNS", {"cpu": 16})
+    monkeypatch.setattr(tiled_head, "_KEPT_BYTES", kept)
     draw = torch.Generator().manual_seed(0)
     rows, weight = 3 * torch.randn(9, 12, generator=draw), torch.randn(61, 12, generator=draw)
     offset = torch.randn(61, generator=draw) if bias else None
@@ -144,7 +144,7 @@ def test_the_head_in_tiles(monkeypatch, bias, kept):
     doubles = [t.detach().double().requires_grad_() for t in inputs]
     weights = torch.linspace(-1, 3, 9)
 
-    logps = head.token_logps(rows, weight, offset, targets)
+    logps = tiled_head.token_logps(rows, weight, offset, targets)
     (logps * weights).sum().backward()
     logits = doubles[0] @ doubles[1].t() + (doubles[2] if bias else 0.0)
     exact = logits.log_softmax(-1)
@@ -153,7 +153,7 @@ def test_the_head_in_tiles(monkeypatch, bias, kept):
     assert torch.allclose(logps.double(), exact.gather(1, targets[:, None])[:, 0], rtol=1e-6, atol=1e-6)
     for own, double in zip(inputs, doubles, strict=True):
         assert (own.grad - double.grad).norm() <= 1e-6 * double.grad.norm()
-    again, entropies = head.logps_and_entropies(rows, weight, offset, targets)
+    again, entropies = tiled_head.logps_and_entropies(rows, weight, offset, targets)
     assert torch.allclose(again, logps, rtol=1e-6, atol=1e-6)
     # a difference of numbers of the logits' size, here up to 60, each with float32's 6e-8 of it
     assert torch.allclose(entropies.double(), -(exact.exp() * exact).sum(-1), rtol=1e-5, atol=2e-5)
@@ -163,7 +163,7 @@ def test_the_head_under_far_apart_logits():
     """A tile whose own softmax is nothing beside another's, and logits of hundreds, overflow and underflow nowhere."""
     rows = torch.tensor([[1.0], [-1.0]]).requires_grad_()
     weight = torch.linspace(-400, 400, 3000)[:, None].requires_grad_()
-    logps = head.token_logps(rows, weight, None, torch.tensor([2999, 2999]))
+    logps = tiled_head.token_logps(rows, weight, None, torch.tensor([2999, 2999]))
     exact = (rows @ weight.t()).double().log_softmax(-1)[:, 2999]
     assert torch.allclose(logps.double(), exact, rtol=1e-6)
     logps.sum().backward()

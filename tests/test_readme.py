@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dpoctl.config import COMMANDS
+from dpoctl.config.commands import COMMANDS
+from dpoctl.config.schema import flag_of, spec_of
 from dpoctl.objectives.preference import LOSSES
-from dpoctl.options import flag_of, spec_of
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [

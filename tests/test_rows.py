@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dpoctl.data.rows import load_rows, read_jsonl, shape_of
+from dpoctl.data.schema import load_rows, read_jsonl, shape_of
 from dpoctl.errors import InputError
 
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}

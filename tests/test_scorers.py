@@ -15,10 +15,10 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
+from dpoctl.config.scorer import ScorerSpec, parse_scorer
 from dpoctl.errors import InputError
-from dpoctl.models.fluency import distinct_n, mean_se, repetition_loop
-from dpoctl.models.scorer_spec import ScorerSpec, parse_scorer
-from dpoctl.models.scorers import load_scorer
+from dpoctl.inference.scorers import load_scorer
+from dpoctl.inference.text_statistics import distinct_n, mean_se, repetition_loop
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", *"the film was good bad very dull bright long short plot end a b".split()]
 ROWS = [

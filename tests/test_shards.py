@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpoctl.cli.app import run as command_line
-from dpoctl.data.shards import cut, share_of
+from dpoctl.outputs.shards import cut, share_of
 from dpoctl.stages import judge, score
 
 SHARDS = 3

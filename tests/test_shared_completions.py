@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from dpoctl.data.encode import PairData
-from dpoctl.models import head, logprobs
+from dpoctl.models import logprobs, tiled_head
 from dpoctl.objectives.preference import PairLogps, sigmoid
 from dpoctl.training import pairs
 
@@ -104,8 +104,8 @@ def test_tiles_and_recomputation_change_nothing(monkeypatch):
     ref = torch.zeros(len(data.completions))
     every = list(range(len(data.pairs)))
     whole, grads, _ = shared_step(tiny("gpt2"), data, every, ref, 10_000)
-    monkeypatch.setattr(head, "_KEPT_BYTES", 0)
-    monkeypatch.setattr(head, "_COLUMNS", {"cpu": 16})
+    monkeypatch.setattr(tiled_head, "_KEPT_BYTES", 0)
+    monkeypatch.setattr(tiled_head, "_COLUMNS", {"cpu": 16})
     tiled, tiled_grads, _ = shared_step(tiny("gpt2"), data, every, ref, 10_000)
     assert tiled == pytest.approx(whole, rel=1e-6)  # float32 rounding in another order of sums
     for key in grads:

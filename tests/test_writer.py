@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from dpoctl import artifacts
-from dpoctl.data.writer import WaveWriter
+from dpoctl.outputs import claims
+from dpoctl.outputs.row_writer import WaveWriter
 
 WAVES = [[{"prompt_id": str(w), "text": "é" * w}, {"prompt_id": f"{w}b", "text": "x"}] for w in range(4)]
 
@@ -16,7 +16,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def work(folder, **more):
-    return artifacts.claim(str(folder / "rows.jsonl"), "sample", {}, {}, [], overwrite=False, **more)
+    return claims.claim(str(folder / "rows.jsonl"), "sample", {}, {}, [], overwrite=False, **more)
 
 
 def write(folder, waves=None):

@@ -5,9 +5,9 @@ import os
 import typer
 
 from .. import __version__, log
-from ..config import COMMANDS
+from ..config.commands import COMMANDS
 from ..errors import DpoctlError, closest
-from ..files import storage_error
+from ..outputs.files import storage_error
 from .command import add_command
 
 UsageError = typer.BadParameter.__bases__[0]  # typer's own copy of click, or click: whichever is installed

@@ -4,8 +4,10 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from dpoctl.data.rows import Rows, shape_of
-from dpoctl.data.tokens import (
+from ..errors import InputError
+from ..log import warn
+from .schema import Rows, shape_of
+from .tokens import (
     bos_length,
     encode_completion,
     encode_completions,
@@ -18,8 +20,6 @@ from dpoctl.data.tokens import (
     shared,
     spells_special,
 )
-from dpoctl.errors import InputError
-from dpoctl.log import warn
 
 __all__ = [
     "Example",

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from dpoctl.errors import InputError
+from ..errors import InputError
 
 _DECODER = json.JSONDecoder()
 SKIP_HINT = "mend the line, or skip and count such rows with --skip-bad-rows"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from jinja2 import TemplateError
 
-from dpoctl.errors import InputError
+from ..errors import InputError
 
 _CUT = "\udc00"  # marks a cut inside a special token's string; a lone surrogate, which no valid text holds
 _CHUNK = 1000  # texts a call of the tokenizer: it keeps offsets and masks of all that it is given at once

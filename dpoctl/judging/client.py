@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
-from ..artifacts import write_atomic
 from ..errors import InputError
-from ..files import is_whole, seal
+from ..outputs.files import is_whole, seal, write_atomic
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _LONGEST_ASKED_S = 0.5, 30.0, 60.0
 _PASSING = (408, 409, 425, 429)  # and everything from 500 on

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass, replace
 
 from .. import log
-from ..data.rows import load_rows
+from ..data.schema import load_rows
 from ..errors import InputError
 from .summary import key_of
 

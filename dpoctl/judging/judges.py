@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import replace
 
-from .. import stopping
-from ..artifacts import cache_home
+from ..outputs.files import cache_home
+from ..runtime import signals
 from .client import Client, Pending
 from .comparisons import Comparison
 from .prompts import load_criterion, parse_verdict
@@ -19,7 +19,7 @@ class ScorerJudge:
     last_failure = ""
 
     def __init__(self, config, state: dict):
-        from ..models.scorers import load_scorer
+        from ..inference.scorers import load_scorer
 
         self.config = config
         self.scorer = load_scorer(config.scorer, text=config.score_text)
@@ -65,7 +65,7 @@ class ModelJudge:
             try:
                 left = set(futures)
                 while left:
-                    stopping.at_boundary("the answers that came so far, which are kept")
+                    signals.at_boundary("the answers that came so far, which are kept")
                     done, left = wait(left, timeout=_LOOK_EVERY_S, return_when=FIRST_COMPLETED)
                     for future in done:
                         try:

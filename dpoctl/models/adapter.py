@@ -6,8 +6,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from dpoctl.errors import InputError
-from dpoctl.models.load import load_policy, load_reward_start, load_tokenizer
+from ..errors import InputError
+from .load import load_policy, load_reward_start, load_tokenizer
 
 _WEIGHTS = "adapter_model.safetensors"
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from dpoctl.errors import InputError
+from ..errors import InputError
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:

@@ -8,7 +8,7 @@ import json
 import re
 from pathlib import Path
 
-from dpoctl.errors import InputError
+from ..errors import InputError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SMALL_FILES = ["*.json", "config.yaml", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.vocab", "*.bpe"]

@@ -15,10 +15,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.utils import logging as hf_logging
 
-from dpoctl.data.tokens import REWARD_PAD
-from dpoctl.errors import InputError
-from dpoctl.models import packed
-from dpoctl.models.hub import base_of, is_adapter, resolve
+from ..data.tokens import REWARD_PAD
+from ..errors import InputError
+from . import packed
+from .hub import base_of, is_adapter, resolve
 
 __all__ = ["context_length", "load_classifier", "load_policy", "load_reward_start", "load_tokenizer", "resolve"]
 
@@ -50,7 +50,7 @@ def load_policy(
         own = folder if _has_tokenizer(folder) else base
         tokenizer = load_tokenizer(path, folder=own, trust_remote_code=trust_remote_code)
     elif is_adapter(folder):
-        from dpoctl.models.adapter import load_merged
+        from .adapter import load_merged
 
         with quiet():
             model, tokenizer = load_merged(folder, base_of(folder), None, trust_remote_code)
@@ -82,7 +82,7 @@ def load_classifier(
     """
     folder = resolve(path, revision, with_code=trust_remote_code)
     if is_adapter(folder):
-        from dpoctl.models.adapter import load_merged_reward
+        from .adapter import load_merged_reward
 
         with quiet():
             model, tokenizer = load_merged_reward(folder, base_of(folder), None, trust_remote_code)

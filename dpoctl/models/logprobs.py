@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .. import log
 from ..objectives.kl import kl
-from . import head, packed
-from .within import within
+from ..runtime.fsdp_root import within
+from . import packed, tiled_head
 
 Sequences = Sequence[tuple[Sequence[int], int]]
 
@@ -49,8 +49,8 @@ def token_logps(
     bias = getattr(output, "bias", None)
     bias = bias if bias is None or temperature == 1.0 else bias / temperature
     if entropy:
-        return head.logps_and_entropies(rows, output.weight, bias, targets)
-    return head.token_logps(rows, output.weight, bias, targets), None
+        return tiled_head.logps_and_entropies(rows, output.weight, bias, targets)
+    return tiled_head.token_logps(rows, output.weight, bias, targets), None
 
 
 def summed_logps(model, sequences: Sequences, temperature: float = 1.0) -> Tensor:

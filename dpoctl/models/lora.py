@@ -4,7 +4,7 @@ import warnings
 
 import torch
 
-from dpoctl.errors import InputError
+from ..errors import InputError
 
 
 def adapt(model, config, base: str, task: str | None):

@@ -5,8 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ..runtime.fsdp_root import within
 from .logprobs import Sequences, lay_out, micro_batches, response_rows, token_logps, trunk_states
-from .within import within
 
 
 def last_token_rewards(model, sequences: Sequences) -> Tensor:

@@ -7,10 +7,10 @@ from typing import Any
 
 import yaml
 
-from ..artifacts import is_row_file, read_manifest
-from ..data.rows import load_rows, read_jsonl
+from ..data.schema import load_rows, read_jsonl
 from ..errors import InputError
 from ..judging.summary import summaries_by, summarise
+from ..outputs.manifests import is_row_file, read_manifest
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from ..artifacts import writing
+from ..outputs.files import writing
 from . import frontier, shared, wins
 from .collect import Collected, Run
 

@@ -8,17 +8,20 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import log
-from ..artifacts import Work, read_manifest
-from ..config import Evaluate
-from ..data.counts import of_evaluate
-from ..data.rows import Rows, load_rows
-from ..data.shards import cut, share_of
-from ..data.writer import WaveWriter
+from ..config.sampling import Evaluate
+from ..data.schema import Rows, load_rows
 from ..errors import InputError
+from ..inference import curves as curve
+from ..inference import policy_evaluation
+from ..inference.scorers import Scorer, load_scorer
 from ..models.load import context_length
-from ..models.scorers import Scorer, load_scorer
-from ..training import curves as curve
-from ..training import frontier, runtime, setup
+from ..outputs.claims import Work
+from ..outputs.manifests import read_manifest
+from ..outputs.row_writer import WaveWriter
+from ..outputs.shard_totals import of_evaluate
+from ..outputs.shards import cut, share_of
+from ..runtime import devices
+from ..training import setup
 
 
 def run(config: Evaluate, work: Work) -> None:
@@ -34,7 +37,7 @@ def run(config: Evaluate, work: Work) -> None:
     chooser = load_scorer(config.chooser, device=str(device), revision=config.revision) if config.chooser else None
     for path, is_file in subjects[share.waves][writer.waves_done :]:
         further: list[dict] = []
-        with runtime.autocast(device, dtype):
+        with devices.autocast(device, dtype):
             if is_file:
                 figures, further = _completions_figures(config, path, scorer, chooser, reference, lm)
             else:
@@ -43,7 +46,7 @@ def run(config: Evaluate, work: Work) -> None:
         wave = [row, *(row_of_curve | {"scorer": row["scorer"]} for row_of_curve in further)]
         rows = [*rows, *wave]
         writer.write_wave(wave, state={"rows": rows})
-    cost = {"peak_memory_bytes": runtime.peak_memory_bytes(device), "device": runtime.device_name(device)}
+    cost = {"peak_memory_bytes": devices.peak_memory_bytes(device), "device": devices.device_name(device)}
     counts = {"rows": len(rows)}
     writer.finish(of_evaluate(counts) | (prompts.skipped if prompts else {}), cost, share.record(counts))
     if rows:  # a shard may have none
@@ -66,10 +69,10 @@ def _prompts(config: Evaluate) -> Rows | None:
 
 def _model_figures(config, path, prompts, scorer: Scorer, reference, lm, device) -> dict:
     model, tokenizer = setup.open_model(config, path, device)
-    ids = frontier.prompt_ids(prompts.rows, tokenizer, context_length(model), prompts.path, prompts.lines)
+    ids = policy_evaluation.prompt_ids(prompts.rows, tokenizer, context_length(model), prompts.path, prompts.lines)
     setup.same_tokenizer(tokenizer, reference[1], path, config.ref)
     with log.progress(f"evaluate {path}", len(ids) * config.n, "completions") as meter:
-        figures, _ = frontier.evaluate_policy(
+        figures, _ = policy_evaluation.evaluate_policy(
             model,
             reference[0],
             tokenizer,
@@ -91,17 +94,17 @@ def _completions_figures(config, path, scorer: Scorer, chooser, reference, lm) -
     rows = read.rows
     scores = scorer.score(rows).values
     lengths = [len(r.get("completion_ids") or r["completion"].split()) + (r.get("finish") == "stop") for r in rows]
-    figures = frontier.statistics(rows, lengths, scores) | {
+    figures = policy_evaluation.statistics(rows, lengths, scores) | {
         "kl": None,
         "kl_se": None,
         "kl_exact": None,
         "kl_exact_se": None,
     }
     if reference:
-        under = frontier.perplexity_under(*reference, config.ref, rows, config.tokens_per_batch)
+        under = policy_evaluation.perplexity_under(*reference, config.ref, rows, config.tokens_per_batch)
         figures["perplexity_ref"] = under["perplexity_lm"]
     if lm:
-        figures |= frontier.perplexity_under(*lm, rows, config.tokens_per_batch)
+        figures |= policy_evaluation.perplexity_under(*lm, rows, config.tokens_per_batch)
     temperatures = {r.get("temperature") for r in rows}
     temperature = temperatures.pop() if len(temperatures) == 1 else None
     curves = []

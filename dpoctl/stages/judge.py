@@ -3,11 +3,8 @@
 from pathlib import Path
 
 from .. import log
-from ..artifacts import Work, write_atomic
-from ..config import Judge
+from ..config.judging import Judge
 from ..data.jsonl import read_jsonl
-from ..data.shards import cut, share_of
-from ..data.writer import WaveWriter
 from ..errors import InputError, Interrupted
 from ..judging import comparisons, form, people
 from ..judging.client import CostReached
@@ -16,6 +13,10 @@ from ..judging.prompts import CRITERIA, Criterion, load_criterion
 from ..judging.results import compared
 from ..judging.summary import figures_of
 from ..judging.table import show
+from ..outputs.claims import Work
+from ..outputs.files import write_atomic
+from ..outputs.row_writer import WaveWriter
+from ..outputs.shards import cut, share_of
 
 _WAVE = 64  # comparisons written together, both orders of each
 

@@ -5,13 +5,13 @@ import random
 import time
 
 from .. import log
-from ..artifacts import Work
-from ..config import MakePrefs
-from ..data.counts import BINS, of_make_prefs
-from ..data.shards import share_of
-from ..data.writer import WaveWriter
-from ..models.scorers import load_scorer
-from ..training.sampling import Sampler, plan_of_sampling
+from ..config.sampling import MakePrefs
+from ..inference.sampler import Sampler, plan_of_sampling
+from ..inference.scorers import load_scorer
+from ..outputs.claims import Work
+from ..outputs.row_writer import WaveWriter
+from ..outputs.shard_totals import BINS, of_make_prefs
+from ..outputs.shards import share_of
 
 
 def run(config: MakePrefs, work: Work) -> None:

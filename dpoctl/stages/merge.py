@@ -15,21 +15,23 @@ from typing import Any
 from rich.console import Console
 
 from .. import log
-from ..artifacts import Work, claim, read_manifest, sha256_path, sync_directory
-from ..config import Merge
-from ..data import counts
+from ..config.files import Merge
 from ..data.jsonl import read_jsonl
-from ..data.shards import Part, different_work, read_parts
 from ..errors import InputError
 from ..models.hub import base_of
+from ..outputs import shard_totals
+from ..outputs.claims import Work, claim
+from ..outputs.files import sha256_path, sync_directory
+from ..outputs.manifests import read_manifest
+from ..outputs.shards import Part, different_work, read_parts
 
 
 def run(config: Merge, work: Work) -> None:
     """An adapter, of a policy or of train-rm's, and its base: one ordinary model directory."""
     from ..models.adapter import is_reward, load_merged, load_merged_reward
     from ..models.load import quiet
+    from ..runtime.devices import torch_dtype
     from ..training.loop import save_model
-    from ..training.runtime import torch_dtype
 
     load = load_merged_reward if is_reward(config.inputs[0]) else load_merged
     with quiet():
@@ -117,7 +119,7 @@ def _join(parts: list[Part], work: Work) -> None:
 def _figures(parts: list[Part]) -> dict[str, Any]:
     """The figures of the whole, from counts that add up; what no count gives is every shard's alike (rows skipped)."""
     first = parts[0].manifest
-    figures = counts.FIGURES[first["stage"]](reduce(counts.add, (part.shard["counts"] for part in parts)))
+    figures = shard_totals.FIGURES[first["stage"]](reduce(shard_totals.add, (part.shard["counts"] for part in parts)))
     return {name: figures.get(name, value) for name, value in first["figures"].items()}
 
 

@@ -6,11 +6,12 @@ import random
 from pathlib import Path
 
 from .. import log
-from ..artifacts import Work, write_atomic
-from ..config import Prepare
-from ..data import dialogues, imdb, summaries, toy
-from ..data.sources import source_rows
+from ..config.files import Prepare
 from ..errors import InputError
+from ..outputs.claims import Work
+from ..outputs.files import write_atomic
+from ..tasks import hh, imdb, tldr, toy_text
+from ..tasks.sources import source_rows
 
 _TOY_PRETRAINING, _TOY_SFT = 12000, 4000  # reviews; every part of the toy world has a seed range of its own
 
@@ -25,9 +26,9 @@ def _hh(config: Prepare, work: Work, out: Path) -> None:
     counts: dict[str, int] = {}
 
     def read(split: str) -> list[dict]:
-        rows = source_rows(config.source, dialogues.HUB_ID, split=split, revision=config.revision)
+        rows = source_rows(config.source, hh.HUB_ID, split=split, revision=config.revision)
         wanted = itertools.islice(rows, config.limit)
-        found, left_out = dialogues.preferences(wanted, f"{split}-", config.source or dialogues.HUB_ID)
+        found, left_out = hh.preferences(wanted, f"{split}-", config.source or hh.HUB_ID)
         for name, n in left_out.items():
             counts[name] = counts.get(name, 0) + n
         return found
@@ -43,12 +44,12 @@ def _tldr(config: Prepare, work: Work, out: Path) -> None:
     A file holds either or both: rows with `chosen` and `rejected` are comparisons, rows with `label` are posts.
     """
     counts: dict[str, int] = {}
-    place = config.source or summaries.COMPARISONS
+    place = config.source or tldr.COMPARISONS
 
     def read(split: str) -> list[dict]:
-        rows = source_rows(config.source, summaries.COMPARISONS, split=split, revision=config.revision)
+        rows = source_rows(config.source, tldr.COMPARISONS, split=split, revision=config.revision)
         wanted = (pair for pair in rows if config.source is None or "chosen" in pair[1])
-        found, left_out = summaries.comparisons(itertools.islice(wanted, config.limit), f"{split}-", place)
+        found, left_out = tldr.comparisons(itertools.islice(wanted, config.limit), f"{split}-", place)
         for name, n in left_out.items():
             counts[name] = counts.get(name, 0) + n
         return found
@@ -57,16 +58,16 @@ def _tldr(config: Prepare, work: Work, out: Path) -> None:
     files = _preference_files(config, train, test)
     if config.source is None:
         splits = [
-            summaries.posts(
-                itertools.islice(source_rows(None, summaries.TLDR, split=split), config.limit),
+            tldr.posts(
+                itertools.islice(source_rows(None, tldr.TLDR, split=split), config.limit),
                 f"{split}-",
-                summaries.TLDR,
+                tldr.TLDR,
             )
             for split in ("train", "test")
         ]
     else:
-        rows = source_rows(config.source, summaries.TLDR)
-        labelled = summaries.posts(itertools.islice((r for r in rows if "label" in r[1]), config.limit), "", place)
+        rows = source_rows(config.source, tldr.TLDR)
+        labelled = tldr.posts(itertools.islice((r for r in rows if "label" in r[1]), config.limit), "", place)
         random.Random(f"posts {config.seed}").shuffle(labelled)
         cut = min(config.test_prompts, len(labelled) // 2)
         splits = [labelled[cut:], labelled[:cut]]
@@ -82,9 +83,9 @@ def _tldr(config: Prepare, work: Work, out: Path) -> None:
 
 
 def _cnn_dm(config: Prepare, work: Work, out: Path) -> None:
-    rows = source_rows(config.source, summaries.CNN_DM, name="3.0.0", split="test", revision=config.revision)
+    rows = source_rows(config.source, tldr.CNN_DM, name="3.0.0", split="test", revision=config.revision)
     limit = min(n for n in (config.limit, config.test_prompts) if n is not None)
-    files = {"prompts.test.jsonl": summaries.articles(rows, config.source or summaries.CNN_DM, limit)}
+    files = {"prompts.test.jsonl": tldr.articles(rows, config.source or tldr.CNN_DM, limit)}
     _write_rows(work, out, files, {})
 
 
@@ -138,22 +139,25 @@ def _imdb(config: Prepare, work: Work, out: Path) -> None:
 
 
 def _toy(config: Prepare, work: Work, out: Path) -> None:
-    from ..data import toy_models
     from ..models.load import load_tokenizer
-    from ..training import runtime, setup
+    from ..runtime import devices
+    from ..tasks import toy_models
+    from ..training import setup
 
     device, _ = setup.open_device(config)
     seed = 10 * config.seed
     loss = toy_models.build_base_lm(
-        [r["text"] for r in toy.reviews(_TOY_PRETRAINING, seed)], out / "base-lm", config.seed
+        [r["text"] for r in toy_text.reviews(_TOY_PRETRAINING, seed)], out / "base-lm", config.seed
     )
     log.say(f"base language model: {loss:.3f} nats per token at the end of pre-training")
-    accuracy = toy_models.build_classifier(toy.reviews(_TOY_PRETRAINING, seed + 1), out / "classifier", config.seed)
+    accuracy = toy_models.build_classifier(
+        toy_text.reviews(_TOY_PRETRAINING, seed + 1), out / "classifier", config.seed
+    )
     log.say(f"sentiment classifier: {accuracy:.1%} right on held-out reviews")
     size = (config.limit or _TOY_SFT) + 4 * config.test_prompts  # many short beginnings recur, so invent some more
-    reviews = [{"id": f"toy-{i}"} | r for i, r in enumerate(toy.reviews(size, seed + 2))]
+    reviews = [{"id": f"toy-{i}"} | r for i, r in enumerate(toy_text.reviews(size, seed + 2))]
     figures = {"pretraining_loss": loss, "classifier_accuracy": accuracy}
-    cost = {"peak_memory_bytes": runtime.peak_memory_bytes(device), "device": runtime.device_name(device)}
+    cost = {"peak_memory_bytes": devices.peak_memory_bytes(device), "device": devices.device_name(device)}
     _write(config, work, out, load_tokenizer(str(out / "base-lm")), reviews, figures, cost)
 
 

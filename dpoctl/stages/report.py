@@ -5,8 +5,9 @@ from pathlib import Path
 from rich.console import Console
 
 from .. import log
-from ..artifacts import Work, write_atomic
-from ..config import Report
+from ..config.files import Report
+from ..outputs.claims import Work
+from ..outputs.files import write_atomic
 from ..reports import figures, frontier, page, tables
 from ..reports.collect import collect
 

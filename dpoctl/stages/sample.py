@@ -1,13 +1,13 @@
 """Completions of prompts, `n` each, as rows that carry their token ids."""
 
 from .. import log
-from ..artifacts import Work
-from ..config import Sample
-from ..data import counts
-from ..data.shards import share_of
-from ..data.writer import WaveWriter
-from ..models.scorers import Scores, load_scorer
-from ..training.sampling import Sampler, plan_of_sampling
+from ..config.sampling import Sample
+from ..inference.sampler import Sampler, plan_of_sampling
+from ..inference.scorers import Scores, load_scorer
+from ..outputs import shard_totals
+from ..outputs.claims import Work
+from ..outputs.row_writer import WaveWriter
+from ..outputs.shards import share_of
 
 
 def run(config: Sample, work: Work) -> None:
@@ -28,7 +28,7 @@ def run(config: Sample, work: Work) -> None:
             state = {"ended": state["ended"] + sum(r["finish"] == "stop" for r in rows)}
             writer.write_wave(rows, state=state)
     own = {"completions": writer.rows[0], "sampled": total, "ended": state["ended"]}
-    figures = {"prompts": len(sampler.ids)} | counts.of_sample(own)
+    figures = {"prompts": len(sampler.ids)} | shard_totals.of_sample(own)
     writer.finish(figures | sampler.prompts.skipped, sampler.cost(), share.record(own))
     log.say(
         f"{config.out}: {writer.rows[0]} completions of {len(sampler.ids)} prompts, {figures['ended']:.0%} ended by "

@@ -5,14 +5,15 @@ from collections.abc import Iterator
 from itertools import islice
 
 from .. import log
-from ..artifacts import Work
-from ..config import Score
-from ..data import counts
-from ..data.rows import stream_rows, warn_of_skipped
-from ..data.shards import Share, cut, share_of
-from ..data.writer import WaveWriter
-from ..models.scorers import load_scorer
-from ..training import runtime, setup
+from ..config.sampling import Score
+from ..data.schema import stream_rows, warn_of_skipped
+from ..inference.scorers import load_scorer
+from ..outputs import shard_totals
+from ..outputs.claims import Work
+from ..outputs.row_writer import WaveWriter
+from ..outputs.shards import Share, cut, share_of
+from ..runtime import devices
+from ..training import setup
 
 _WAVE = 1024
 
@@ -30,8 +31,8 @@ def run(config: Score, work: Work) -> None:
             writer.write_wave([row | {"score": v} for row, v in zip(wave, values, strict=True)], state=state)
             meter.advance(len(wave))
     own = {"rows": share.count, "sum": state["sum"]}
-    figures = counts.of_score(own)
-    cost = {"peak_memory_bytes": runtime.peak_memory_bytes(device), "device": runtime.device_name(device)}
+    figures = shard_totals.of_score(own)
+    cost = {"peak_memory_bytes": devices.peak_memory_bytes(device), "device": devices.device_name(device)}
     writer.finish(figures | {"reading": scorer.reading} | skipped, cost, share.record(own))
     log.say(f"{config.out}: {share.count} rows, mean score {figures['mean_score']:.3f} ({scorer.reading})")
 

@@ -2,18 +2,20 @@
 
 import torch
 
-from .. import artifacts, log
-from ..config import SFT
+from .. import log
+from ..config.training import SFT
 from ..data.batching import Stream, pack, share, shuffled
 from ..data.encode import Example, encode_examples
-from ..data.rows import Rows, load_rows
+from ..data.schema import Rows, load_rows
 from ..models.logprobs import response_token_logps
-from ..training import loop, runtime, setup, sharding
+from ..outputs import claims
+from ..runtime import collectives, devices, fsdp
+from ..training import loop, setup
 from ..training.metrics import Meter
 from ..training.plan import plan_of_training
 
 
-def run(config: SFT, work: artifacts.Work) -> None:
+def run(config: SFT, work: claims.Work) -> None:
     device, dtype = setup.open_device(config, work)
     model, tokenizer = setup.open_model(config, config.model, device)
     adapters = setup.adapt(config, model)
@@ -25,7 +27,7 @@ def run(config: SFT, work: artifacts.Work) -> None:
     def micro_batches(step: int) -> list[tuple[list[Example], int]]:
         batch = [examples[i] for i in stream.batch(step)]
         total = sum(len(e.ids) - e.start for e in batch)
-        own = share(batch, lambda e: len(e.ids), runtime.rank(), runtime.world_size())
+        own = share(batch, lambda e: len(e.ids), collectives.rank(), collectives.world_size())
         return [(group, total) for group in _pack(own, config.tokens_per_batch)]
 
     def loss(micro) -> tuple[torch.Tensor, dict]:
@@ -38,9 +40,9 @@ def run(config: SFT, work: artifacts.Work) -> None:
 
     def evaluate() -> dict[str, float]:
         meter = Meter()
-        with torch.no_grad(), runtime.autocast(device, dtype):
-            own = share(held_out, lambda e: len(e.ids), runtime.rank(), runtime.world_size())
-            for group in sharding.even(model, _pack(own, config.tokens_per_batch), idle):
+        with torch.no_grad(), devices.autocast(device, dtype):
+            own = share(held_out, lambda e: len(e.ids), collectives.rank(), collectives.world_size())
+            for group in fsdp.even(model, _pack(own, config.tokens_per_batch), idle):
                 logps, _ = response_token_logps(model, [(e.ids, e.start) for e in group])
                 meter.add("loss", -logps.double().sum().item(), float(len(logps)))
         return meter.take()

@@ -2,19 +2,22 @@
 
 import torch
 
-from .. import artifacts, log
-from ..config import LOSS_OPTIONS, TrainDPO
-from ..data.encode import PairData, encode_pairs, fingerprint
-from ..data.rows import load_rows
+from .. import log
+from ..config.training import LOSS_OPTIONS, TrainDPO
+from ..data.encode import PairData, encode_pairs
+from ..data.schema import load_rows
+from ..data.tokens import fingerprint
 from ..errors import NumericalError
-from ..models.load import resolve
+from ..models.hub import resolve
 from ..models.logprobs import summed_logps
 from ..objectives.preference import LOSSES, PairLogps
-from ..training import loop, pairs, runtime, setup, sharding
+from ..outputs import claims, files
+from ..runtime import collectives, devices, fsdp
+from ..training import loop, pairs, setup
 from ..training.plan import plan_of_pairs
 
 
-def run(config: TrainDPO, work: artifacts.Work) -> None:
+def run(config: TrainDPO, work: claims.Work) -> None:
     device, dtype = setup.open_device(config, work)
     policy, tokenizer = setup.open_model(config, config.model, device)
     adapters = setup.adapt(config, policy)
@@ -43,15 +46,15 @@ def run(config: TrainDPO, work: artifacts.Work) -> None:
     def batch_mean(batches) -> torch.Tensor:
         """Mean of c and r over the global batch, without gradient (KTO's z)."""
         total = torch.zeros((), device=device)
-        with torch.no_grad(), runtime.autocast(device, dtype):
-            for batch in sharding.even(policy, batches, idle):
+        with torch.no_grad(), devices.autocast(device, dtype):
+            for batch in fsdp.even(policy, batches, idle):
                 p = compare(batch, data, seqs, ref_logps)
                 total += (p.c.sum() + p.r.sum()) / (2 * batch.n_global)
-        return runtime.sum_over_ranks(total)
+        return collectives.sum_over_ranks(total)
 
     def micro_batches(step: int) -> list:
         batches = pairs.micro_batches(
-            data, stream.batch(step), config.tokens_per_batch, runtime.rank(), runtime.world_size()
+            data, stream.batch(step), config.tokens_per_batch, collectives.rank(), collectives.world_size()
         )
         z = batch_mean(batches) if objective.needs_batch_mean else None
         return [(batch, z) for batch in batches]
@@ -127,7 +130,7 @@ def _reference(config, ref: str, seqs, policy, tokenizer, device, dtype) -> torc
         return reference
 
     key = {
-        "weights": artifacts.sha256_path(resolve(ref, config.revision)),
+        "weights": files.sha256_path(resolve(ref, config.revision)),
         "tokenizer": fingerprint(tokenizer),
         "dtype": str(dtype),
         "device": device.type,
@@ -161,12 +164,14 @@ def _evaluate(config, policy, idle, data, seqs, ref, compare, objective, setting
 
     meter = Meter()
     everything = list(range(len(data.pairs)))
-    batches = pairs.micro_batches(data, everything, config.tokens_per_batch, runtime.rank(), runtime.world_size())
-    with runtime.autocast(device, dtype):
-        compared = [compare(batch, data, seqs, ref) for batch in sharding.even(policy, batches, idle)]
+    batches = pairs.micro_batches(
+        data, everything, config.tokens_per_batch, collectives.rank(), collectives.world_size()
+    )
+    with devices.autocast(device, dtype):
+        compared = [compare(batch, data, seqs, ref) for batch in fsdp.even(policy, batches, idle)]
     z = None
     if objective.needs_batch_mean:
-        z = runtime.sum_over_ranks(
+        z = collectives.sum_over_ranks(
             sum((p.c.sum() + p.r.sum() for p in compared), torch.zeros((), device=device)) / (2 * len(everything))
         )
     for p in compared:
@@ -183,14 +188,12 @@ def _check_start(
     """Before the first update, a policy that is its reference has log-ratios of 0: checked, and said."""
     if not LOSSES[config.loss].needs_reference or not fresh:
         return
-    with runtime.autocast(device, dtype):
-        micros = sharding.even(policy, micro_batches(0), idle)
+    with devices.autocast(device, dtype):
+        micros = fsdp.even(policy, micro_batches(0), idle)
         ratios = [compare(micro[0], data, seqs, ref_logps) for micro in micros]
     own = max((float(torch.stack([p.c, p.r]).abs().max()) for p in ratios), default=0.0)
-    largest = max(runtime.gather(own))
-    same = artifacts.sha256_path(resolve(ref, config.revision)) == artifacts.sha256_path(
-        resolve(config.model, config.revision)
-    )
+    largest = max(collectives.gather(own))
+    same = files.sha256_path(resolve(ref, config.revision)) == files.sha256_path(resolve(config.model, config.revision))
     limit = 1e-2 if dtype == torch.float32 else 2.0  # rounding of a sum over a response, not a difference of models
     if same and largest > limit:
         raise NumericalError(

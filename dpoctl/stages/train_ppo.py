@@ -2,20 +2,22 @@
 
 from contextlib import nullcontext
 
-from .. import artifacts, log
-from ..config import TrainPPO
+from .. import log
+from ..config.scorer import parse_scorer
+from ..config.training import TrainPPO
 from ..data.batching import Stream, shuffled
-from ..data.encode import fingerprint
-from ..data.rows import load_rows
+from ..data.schema import load_rows
+from ..data.tokens import fingerprint
+from ..inference import policy_evaluation
+from ..inference.scorers import Scorer, load_scorer
 from ..models import lora
 from ..models.load import context_length, load_classifier
 from ..models.rewards import make_critic
-from ..models.scorer_spec import parse_scorer
-from ..models.scorers import Scorer, load_scorer
-from ..training import frontier, loop, ppo, setup
+from ..outputs import claims
+from ..training import loop, ppo, setup
 
 
-def run(config: TrainPPO, work: artifacts.Work) -> None:
+def run(config: TrainPPO, work: claims.Work) -> None:
     device, dtype = setup.open_device(config, work)
     policy, tokenizer = setup.open_model(config, config.model, device)
     ref = config.ref or config.model
@@ -72,7 +74,9 @@ def _stream(config: TrainPPO, prompts: int) -> Stream:
 
 def _prompt_ids(config: TrainPPO, prompts, tokenizer) -> list[list[int]]:
     """Prompts' ids, at most --max-prompt-length of them: BOS and end are kept."""
-    return frontier.prompt_ids(prompts.rows, tokenizer, None, prompts.path, prompts.lines, config.max_prompt_length)
+    return policy_evaluation.prompt_ids(
+        prompts.rows, tokenizer, None, prompts.path, prompts.lines, config.max_prompt_length
+    )
 
 
 def _reward_model(config: TrainPPO, reward: Scorer, tokenizer):

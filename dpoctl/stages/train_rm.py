@@ -5,24 +5,26 @@ from typing import Any
 
 import torch
 
-from .. import artifacts, log
-from ..config import TrainRM
-from ..data.encode import PairData, encode_pairs, encode_prompt
-from ..data.rows import load_rows
-from ..data.tokens import encode_completion, fingerprint
+from .. import log
+from ..config.training import TrainRM
+from ..data.encode import PairData, encode_pairs
+from ..data.schema import load_rows
+from ..data.tokens import encode_completion, encode_prompt, fingerprint
 from ..errors import InputError
 from ..models.load import load_reward_start
 from ..models.logprobs import Sequences
 from ..models.rewards import last_token_rewards, rewards_of
 from ..objectives.reward import bradley_terry, calibration
-from ..training import loop, pairs, runtime, setup
+from ..outputs import claims
+from ..runtime import collectives, devices
+from ..training import loop, pairs, setup
 from ..training.plan import plan_of_pairs
 
 _MARGIN_EDGES = (0.0, 0.1, 0.25, 0.5, float("inf"))  # of the rows' score margins, for accuracy by margin
 _EVALUATIONS_PER_EPOCH = 4
 
 
-def run(config: TrainRM, work: artifacts.Work) -> None:
+def run(config: TrainRM, work: claims.Work) -> None:
     device, dtype = setup.open_device(config, work)
     options = {"seed": config.seed, "revision": config.revision, "trust_remote_code": config.trust_remote_code}
     model, tokenizer = setup.load(
@@ -39,7 +41,7 @@ def run(config: TrainRM, work: artifacts.Work) -> None:
 
     def micro_batches(step: int) -> list[pairs.PairBatch]:
         return pairs.micro_batches(
-            data, stream.batch(step), config.tokens_per_batch, runtime.rank(), runtime.world_size()
+            data, stream.batch(step), config.tokens_per_batch, collectives.rank(), collectives.world_size()
         )
 
     def loss(batch: pairs.PairBatch) -> tuple[torch.Tensor, dict]:
@@ -49,13 +51,13 @@ def run(config: TrainRM, work: artifacts.Work) -> None:
         return bradley_terry(rewards[w], rewards[l], margin).sum() / batch.n_global, _figures(rewards, w, l)
 
     def evaluate() -> dict[str, float]:
-        with runtime.autocast(device, dtype):
+        with devices.autocast(device, dtype):
             figures, _ = _validate(model, held_out, held_seqs, config)
         return figures
 
     def wrap_up() -> dict[str, Any]:
         """Centre the rewards, then say how good the model that is kept is, by score margin and by confidence."""
-        with runtime.autocast(device, dtype):
+        with devices.autocast(device, dtype):
             shift, scale = _moments(config, model, tokenizer, seqs)
             figures, details = _validate(model, held_out, held_seqs, config)
         model.config.reward_shift, model.config.reward_scale = shift, scale

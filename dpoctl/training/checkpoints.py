@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import save_file
 
 from .. import log
-from ..artifacts import dump, sha256_file, sync_directory, sync_file, write_atomic, writing
 from ..errors import InputError, NumericalError
-from ..models.within import is_sharded
-from ..tidy import BEST, prune, remove
-from . import pieces, runtime, sharding
+from ..outputs.cleanup import BEST, prune, remove
+from ..outputs.files import dump, sha256_file, sync_directory, sync_file, write_atomic, writing
+from ..runtime import collectives, fsdp, sharded_tensors
+from ..runtime.fsdp_root import is_sharded
 
 KEPT = 2
 
@@ -30,7 +30,7 @@ def save(out: Path, step: int, model, optimizer: torch.optim.Optimizer, state: d
     been put aside. Called on every rank: of a sharded model each writes what it holds, the rest is rank 0's. Raises
     StorageError; what stood before stands.
     """
-    folder, first, sharded = out / "checkpoints", runtime.rank() == 0, is_sharded(model)
+    folder, first, sharded = out / "checkpoints", collectives.rank() == 0, is_sharded(model)
     final, tmp = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
     weights, optimizer_tensors = _weights(model), _optimizer_tensors(model, optimizer)
     if first:
@@ -39,16 +39,16 @@ def save(out: Path, step: int, model, optimizer: torch.optim.Optimizer, state: d
         try:
             if first:
                 tmp.mkdir(parents=True)
-            runtime.from_rank_0(None)  # the folder is there
+            collectives.from_rank_0(None)  # the folder is there
             own = []
             if first or sharded:
-                own.append(pieces.write(tmp, "model", weights, sharded))
-                own.append(pieces.write(tmp, "optimizer", optimizer_tensors, sharded))
+                own.append(sharded_tensors.write(tmp, "model", weights, sharded))
+                own.append(sharded_tensors.write(tmp, "optimizer", optimizer_tensors, sharded))
             if first:
                 own += _write_state(out, tmp, state | {"step": step})
             for file in own:
                 sync_file(file)
-            sums = runtime.gather({file.name: sha256_file(file) for file in own})
+            sums = collectives.gather({file.name: sha256_file(file) for file in own})
             if first:
                 write_atomic(tmp / "checksums.json", dump({name: s for each in sums for name, s in each.items()}))
                 if final.exists():
@@ -80,17 +80,17 @@ def _write_state(out: Path, tmp: Path, state: dict[str, Any]) -> list[Path]:
 def check_finite(model, optimizer: torch.optim.Optimizer | None, where: str, hint: str) -> None:
     """Raise NumericalError, on every rank, where a weight, or a number of the optimizer's, is not finite."""
     tensors = _weights(model) | (_optimizer_tensors(model, optimizer) if optimizer else {})
-    own = ((name, sharding.own(t)) for name, t in tensors.items())
+    own = ((name, fsdp.own(t)) for name, t in tensors.items())
     bad = next((n for n, t in own if t.is_floating_point() and not bool(t.isfinite().all())), None)
-    bad = next(filter(None, runtime.gather(bad)), None)
+    bad = next(filter(None, collectives.gather(bad)), None)
     if bad:
         raise NumericalError(f"{where}: left {bad} with a number that is not finite; it is not saved", hint=hint)
 
 
 def save_best(out: Path, model) -> str:
     """Put the weights that are trained aside as the best so far; returns their SHA-256. Called on every rank."""
-    path, weights, digest = out / BEST, sharding.whole(_weights(model)), None
-    if runtime.rank() == 0:
+    path, weights, digest = out / BEST, fsdp.whole(_weights(model)), None
+    if collectives.rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         tmp = path.with_name(f".{path.name}.tmp")
         with writing(path, _bytes(weights)):
@@ -102,14 +102,14 @@ def save_best(out: Path, model) -> str:
                 tmp.unlink(missing_ok=True)
                 raise
         digest = sha256_file(path)
-    return runtime.from_rank_0(digest)
+    return collectives.from_rank_0(digest)
 
 
 def load_best(out: Path, model, sha256: str) -> None:
     """Load the weights that were put aside. Raises InputError where they are not those any more."""
     if not (out / BEST).exists() or sha256_file(out / BEST) != sha256:
         raise InputError(f"{out / BEST}: damaged", hint="the same command again continues from the last checkpoint")
-    pieces.read((out / BEST).parent, BEST.stem, _weights(model))
+    sharded_tensors.read((out / BEST).parent, BEST.stem, _weights(model))
 
 
 def load_latest(out: Path, model, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
@@ -119,15 +119,15 @@ def load_latest(out: Path, model, optimizer: torch.optim.Optimizer) -> dict[str,
     every rank: rank 0 chooses.
     """
     known = sorted((out / "checkpoints").glob("step-*"), reverse=True)
-    found = _newest_whole(known) if runtime.rank() == 0 else None
-    known, found = runtime.from_rank_0((known, found))
+    found = _newest_whole(known) if collectives.rank() == 0 else None
+    known, found = collectives.from_rank_0((known, found))
     if found:
-        pieces.read(found, "model", _weights(model))
+        sharded_tensors.read(found, "model", _weights(model))
         _restore_optimizer(model, optimizer, found)
         state = json.loads((found / "state.json").read_text())
-        if runtime.rank() == 0:
+        if collectives.rank() == 0:
             _restore_files(out, found, state)
-        runtime.from_rank_0(None)  # the logs are as they were
+        collectives.from_rank_0(None)  # the logs are as they were
         return state
     if known:
         raise InputError(f"{out}: every checkpoint is damaged", hint="--overwrite starts anew")
@@ -198,7 +198,7 @@ def _optimizer_tensors(model, optimizer) -> dict[str, torch.Tensor]:
 
 def _restore_optimizer(model, optimizer, folder: Path) -> None:
     by_name, counts, targets = dict(model.named_parameters()), {}, {}
-    for full in pieces.names(folder, "optimizer"):
+    for full in sharded_tensors.names(folder, "optimizer"):
         name, _, key = full.rpartition(":")
         p = by_name[name]
         if key == "step":
@@ -206,4 +206,4 @@ def _restore_optimizer(model, optimizer, folder: Path) -> None:
             optimizer.state[p][key] = counts[full].reshape(())
         else:
             targets[full] = optimizer.state[p][key] = torch.empty_like(p, requires_grad=False)
-    pieces.read(folder, "optimizer", targets | counts)
+    sharded_tensors.read(folder, "optimizer", targets | counts)

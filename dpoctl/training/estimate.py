@@ -16,9 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..models import head
+from ..models import tiled_head
 from ..models.blocks import blocks, recompute_activations, stacks
-from . import parallel, runtime
+from ..runtime import devices, replicated
 
 
 @dataclass
@@ -93,8 +93,8 @@ def estimate(build: Callable[[], torch.nn.Module], update: Update) -> Estimate:
         _replace(model, lambda t: torch.empty_like(t, device="cpu"))
         if update.recompute:
             recompute_activations(model)
-        weights, gradients = _bytes(model.parameters()), _bytes(parallel.trainable(model))
-        parameters, trained = (sum(p.numel() for p in ps) for ps in (model.parameters(), parallel.trainable(model)))
+        weights, gradients = _bytes(model.parameters()), _bytes(replicated.trainable(model))
+        parameters, trained = (sum(p.numel() for p in ps) for ps in (model.parameters(), replicated.trainable(model)))
         depth = max(len(stack) for stack in stacks(model))
         gathered = _gathered_bytes(model, update.dtype) if update.sharded else 0
         two, two_flops, state = _run(model, 2, update, ledger)
@@ -103,7 +103,7 @@ def estimate(build: Callable[[], torch.nn.Module], update: Update) -> Estimate:
     more = max(0, depth - 2)
     state = state * gradients  # bytes of state for a byte of gradient
     shares = update.world if update.sharded else 1
-    buffer = min(gradients, parallel.BUCKET_BYTES) if update.world > 1 and not update.sharded else 0
+    buffer = min(gradients, replicated.BUCKET_BYTES) if update.world > 1 and not update.sharded else 0
     return Estimate(
         weights=weights // shares + gathered,
         gradients=gradients // shares + buffer,
@@ -135,18 +135,18 @@ def _run(model, depth: int, update: Update, ledger: _Ledger) -> tuple[int, int, 
     for stack in stacks(model):
         del stack[depth:]
     optimizer = update.optimizer(model)
-    for p in parallel.trainable(model):
+    for p in replicated.trainable(model):
         p.grad = torch.zeros_like(p)
     optimizer.step()  # makes the state
-    held, gradients = _bytes(model.parameters()), _bytes(parallel.trainable(model))
+    held, gradients = _bytes(model.parameters()), _bytes(replicated.trainable(model))
     state = _bytes(v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor))
     ratio = state / max(1, gradients)
     if update.sharded:  # a block is gathered in the precision that autocast would copy it to; its update is of a share
         del optimizer
         state = 0
         _replace(model, lambda t: t.to(update.dtype) if t.is_floating_point() else t)
-        held, gradients = _bytes(model.parameters()), _bytes(parallel.trainable(model))
-        for p in parallel.trainable(model):
+        held, gradients = _bytes(model.parameters()), _bytes(replicated.trainable(model))
+        for p in replicated.trainable(model):
             p.grad = torch.zeros_like(p)
     elif not update.several:
         model.zero_grad(set_to_none=True)
@@ -163,7 +163,7 @@ def _run(model, depth: int, update: Update, ledger: _Ledger) -> tuple[int, int, 
 
 
 def _back_and_forth(model, update: Update) -> None:
-    with runtime.autocast(torch.device("cpu"), update.dtype):
+    with devices.autocast(torch.device("cpu"), update.dtype):
         loss = update.loss(model)
     loss.backward()  # outside, as in the loop: autocast's own copies are gone then
 
@@ -175,7 +175,7 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
 def _head_bytes(model, update: Update) -> int:
     """The softmax tiles that the head keeps for the backward pass, or the one it computes anew."""
     output = getattr(model, "get_output_embeddings", lambda: None)()
-    return 0 if output is None else head.kept_bytes(update.rows, output.weight.shape[0], update.dtype.itemsize)
+    return 0 if output is None else tiled_head.kept_bytes(update.rows, output.weight.shape[0], update.dtype.itemsize)
 
 
 def _gathered_bytes(model, dtype: torch.dtype) -> int:
@@ -185,7 +185,7 @@ def _gathered_bytes(model, dtype: torch.dtype) -> int:
         [sum(p.numel() for p in ps(block)) for block in blocks(model)] for ps in (lambda m: m.parameters(), _trained)
     )
     rest = sum(p.numel() for p in model.parameters()) - sum(every)
-    rest_trained = sum(p.numel() for p in parallel.trainable(model)) - sum(trained)
+    rest_trained = sum(p.numel() for p in replicated.trainable(model)) - sum(trained)
     sums = 0 if dtype == torch.float32 else 4 * max(max(trained), rest_trained)
     return (rest + rest_trained + 2 * (max(every) + max(trained))) * dtype.itemsize + sums
 

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 import yaml
 
-from .. import artifacts, log, stopping, tidy
+from .. import log
 from ..errors import Interrupted, NumericalError
 from ..models.blocks import recompute_activations
-from ..models.within import is_sharded
-from . import checkpoints, parallel, runtime, sharding
+from ..outputs import claims, cleanup, files
+from ..runtime import collectives, devices, fsdp, replicated, signals
+from ..runtime.fsdp_root import is_sharded
+from . import checkpoints
 from .metrics import Board, Log, Meter, rounded
 
 
@@ -66,7 +68,7 @@ def listed(rows: Iterable, most: int = 32) -> str:
 
 
 def make_optimizer(config, model) -> torch.optim.Optimizer:
-    parameters = parallel.trainable(model)
+    parameters = replicated.trainable(model)
     if config.optimizer == "rmsprop":
         return torch.optim.RMSprop(parameters, lr=config.lr, weight_decay=config.weight_decay)
     eps = getattr(config, "adam_eps", 1e-8)
@@ -93,7 +95,7 @@ def learning_rate(config, step: int, steps: int) -> float:
     return config.lr * rise * fall
 
 
-def train(model, tokenizer, task: Task, config, work: artifacts.Work, device: torch.device, dtype: torch.dtype) -> None:
+def train(model, tokenizer, task: Task, config, work: claims.Work, device: torch.device, dtype: torch.dtype) -> None:
     """Run `task` to its end from where the last checkpoint stands, then save the model and write the manifest.
 
     Raises Interrupted (state saved) on a signal, NumericalError on a non-finite loss or gradient norm, before the
@@ -107,16 +109,16 @@ def train(model, tokenizer, task: Task, config, work: artifacts.Work, device: to
         )
     if config.activation_checkpointing:
         recompute_activations(model)
-    parallel.make_equal(model)
+    replicated.make_equal(model)
     optimizer = make_optimizer(config, model)
     state = checkpoints.load_latest(out, model, optimizer) if work.resuming else None
     state = state or {"step": 0, "sizes": {}, "tokens": 0, "meter": {}, "best": None, "task": {}}
     task.state.update(state["task"])
     if state["step"]:
         log.say(f"{out}: continues behind update {state['step']}")
-    if runtime.rank() == 0:
+    if collectives.rank() == 0:
         options = yaml.safe_dump({"stage": work.stage} | work.options, sort_keys=False)
-        artifacts.write_atomic(out / "config.yaml", options)
+        files.write_atomic(out / "config.yaml", options)
     logs = {name: Log(out / f"{name}.jsonl", state["sizes"].get(name, 0)) for name in ("metrics", "timing")}
     if task.point:
         kept = ("eval", "samples") if config.keep_samples else ("eval",)
@@ -124,19 +126,19 @@ def train(model, tokenizer, task: Task, config, work: artifacts.Work, device: to
     run = Run(model, task, config, out, device, dtype, optimizer, logs, Board(config.log_to, out, work.options))
     run.tokens, run.best = state["tokens"], state["best"]
     run.tokens_at_line, run.items_at_line = run.tokens, state["step"]
-    if runtime.rank() == 0:
+    if collectives.rank() == 0:
         run.meter.restore(state["meter"])
     if state["step"] == 0 and task.point:
         run.measure_point(0)
     last: dict[str, float] = {}
-    stop = stopping.stop
+    stop = signals.stop
     with log.progress(work.stage, task.steps, "updates", state["step"]) as meter:
-        if runtime.world_size() == 1:  # several ranks stop together, behind an update
-            stopping.at_boundary(f"update {state['step']} of {task.steps}")
+        if collectives.world_size() == 1:  # several ranks stop together, behind an update
+            signals.at_boundary(f"update {state['step']} of {task.steps}")
         for step in range(state["step"], task.steps):
             last = run.update(step, meter) or last
             due = step + 1 < task.steps and (step + 1) % config.save_every == 0
-            stopped = runtime.any_rank(bool(stop.signal))
+            stopped = collectives.any_rank(bool(stop.signal))
             if due or stopped:
                 run.save(step + 1)
             if stopped and step + 1 < task.steps:
@@ -145,7 +147,7 @@ def train(model, tokenizer, task: Task, config, work: artifacts.Work, device: to
                     hint="the same command again continues",
                 )
     _finish(run, model, tokenizer, last, work)
-    runtime.leave_ranks()
+    collectives.leave_ranks()
 
 
 class Run:
@@ -170,7 +172,7 @@ class Run:
             loss = task.update(step, self)
         else:
             loss = self.optimize(task.micro_batches(step), task.loss, f"update {step + 1} ({task.where(step)})")
-        first = runtime.rank() == 0
+        first = collectives.rank() == 0
         self.meter.add("loss", loss if first else 0.0, float(first))
         meter.advance(1, loss=f"{loss:.4f}", **{"tok/s": f"{self._rate():.0f}"})
         return self._after(step + 1, lr)
@@ -181,29 +183,29 @@ class Run:
         Raises NumericalError, before the weights are touched, where loss or gradient norm is not finite.
         """
         totals = torch.zeros(2, dtype=torch.float64)  # loss, tokens
-        for micro in sharding.even(self.model, micros, self._idle):
-            with runtime.autocast(self.device, self.dtype):
+        for micro in fsdp.even(self.model, micros, self._idle):
+            with devices.autocast(self.device, self.dtype):
                 loss, sums = loss_of(micro)
             loss.backward()
             totals[0] += loss.detach().double().cpu()
             totals[1] += self.task.tokens(micro)
             self.meter.add_all(sums)
         # Before the gradients: a rank that is lost is noticed here, where it can be said.
-        loss, tokens = runtime.sum_over_ranks(totals).tolist()
-        parallel.sum_gradients(self.model)
+        loss, tokens = collectives.sum_over_ranks(totals).tolist()
+        replicated.sum_gradients(self.model)
         norm = clip_gradients(self.model, self.config.max_grad_norm)
         self.tokens += int(tokens)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise NumericalError(f"{where}: the loss is {loss}, the gradient norm {norm}", hint=self.last_good())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        first = runtime.rank() == 0
+        first = collectives.rank() == 0
         self.meter.add("grad_norm", norm if first else 0.0, float(first))
         return loss
 
     def _idle(self) -> None:
         """A forward and backward that add nothing to the gradients."""
-        with runtime.autocast(self.device, self.dtype):
+        with devices.autocast(self.device, self.dtype):
             loss = self.task.idle() * 0.0
         loss.backward()
 
@@ -218,7 +220,7 @@ class Run:
         row |= {"lr": lr, **means}
         self._write_timing(step)
         if evaluate and task.evaluate:
-            figures = runtime.from_rank_0(task.evaluate())
+            figures = collectives.from_rank_0(task.evaluate())
             row |= {f"eval/{name}": value for name, value in figures.items()}
             self._keep_best(step, figures)
         if evaluate and task.point:
@@ -262,7 +264,7 @@ class Run:
                     "seconds": seconds,
                     f"{self.task.count}_per_s": items / max(seconds, 1e-9),
                     "tokens_per_s": self._rate(),
-                    "peak_memory_gb": runtime.highest_memory_bytes(self.device) / 1e9,
+                    "peak_memory_gb": devices.highest_memory_bytes(self.device) / 1e9,
                 }
                 | {f"seconds/{name}": value for name, value in parts.items()}
             )
@@ -284,9 +286,9 @@ class Run:
         return kept + "a smaller --lr, a longer --warmup-steps or --dtype float32 may help"
 
 
-def _finish(run: Run, model, tokenizer, last: dict[str, float], work: artifacts.Work) -> None:
+def _finish(run: Run, model, tokenizer, last: dict[str, float], work: claims.Work) -> None:
     """Save the run directory as a Hugging Face model and write its manifest."""
-    peak = runtime.highest_memory_bytes(run.device)
+    peak = devices.highest_memory_bytes(run.device)
     for each in run.logs.values():
         each.sync()
     run.board.close()
@@ -299,21 +301,21 @@ def _finish(run: Run, model, tokenizer, last: dict[str, float], work: artifacts.
         log.say(f"{run.out}: keeps update {run.best['step']}, {run.task.best} {run.best['value']:.4f}")
     figures |= run.task.wrap_up()
     model, trained = run.task.saved or model, model
-    state = sharding.whole(model.state_dict()) if is_sharded(trained) else None
-    if runtime.rank() != 0:
+    state = fsdp.whole(model.state_dict()) if is_sharded(trained) else None
+    if collectives.rank() != 0:
         return
-    saved = save_model(model, tokenizer, run.out, runtime.torch_dtype(run.config.save_dtype), state)
+    saved = save_model(model, tokenizer, run.out, devices.torch_dtype(run.config.save_dtype), state)
     weights = sum(p.numel() for p in trained.parameters())
     cost = {
         "tokens": run.tokens,
         "flops": 6 * weights * run.tokens + run.task.state.get("flops", 0),
         "peak_memory_bytes": peak,
-        "device": runtime.device_name(run.device),
-        "world_size": runtime.world_size(),
+        "device": devices.device_name(run.device),
+        "world_size": collectives.world_size(),
     } | {f"seconds_{name}": round(value, 3) for name, value in run.seconds.items()}
     rows = [(run.out / f"{name}.jsonl", None) for name in run.logs if name != "timing"]
     work.finish([*((p, None) for p in saved), (run.out / "config.yaml", None), *rows], run.task.notes | figures, cost)
-    tidy.prune(run.out, run.config.keep_checkpoints, best=False)  # last: until the manifest stands they are needed
+    cleanup.prune(run.out, run.config.keep_checkpoints, best=False)  # last: until the manifest stands they are needed
     log.say(f"{run.out}: {run.task.steps} updates, loss {last.get('loss', float('nan')):.4f}")
 
 
@@ -335,10 +337,10 @@ def save_model(
     model.config.dtype = dtype
     # an adapter's embeddings are the base's, also where train-rm gave them a row for padding: it does so again
     only = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
-    with artifacts.writing(tmp, sum(p.numel() * p.element_size() for p in model.parameters())):
+    with files.writing(tmp, sum(p.numel() * p.element_size() for p in model.parameters())):
         model.save_pretrained(tmp, state_dict=state, **only)
         (tmp / "README.md").unlink(missing_ok=True)  # peft's card, full of blanks
         if hasattr(model.config, "reward_shift"):  # what a reward's adapters cannot say
             model.config.save_pretrained(tmp)
         tokenizer.save_pretrained(tmp)
-        return artifacts.move_into(tmp, out)
+        return files.move_into(tmp, out)

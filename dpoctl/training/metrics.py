@@ -6,10 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..artifacts import writing
 from ..errors import InputError
-from ..files import json_line
-from . import runtime
+from ..outputs.files import json_line, writing
+from ..runtime import collectives
 
 
 class Meter:
@@ -23,9 +22,9 @@ class Meter:
 
     def merge(self) -> None:
         """Bring what all ranks counted to rank 0; the others start anew. What a checkpoint holds is the whole."""
-        states = runtime.gather(self.state)
+        states = collectives.gather(self.state)
         self.restore({})
-        if runtime.rank() == 0:
+        if collectives.rank() == 0:
             for state in states:
                 for name, total in state["sums"].items():
                     self.add(name, total, state["weights"][name])
@@ -57,7 +56,7 @@ class Meter:
     def take(self) -> dict[str, float]:
         self.merge()
         means = {n: self.sums[n] / self.weights[n] for n in sorted(self.sums) if self.weights[n] > 0}
-        taken = runtime.from_rank_0(means | dict(sorted(self.lowest.items())) | dict(sorted(self.highest.items())))
+        taken = collectives.from_rank_0(means | dict(sorted(self.lowest.items())) | dict(sorted(self.highest.items())))
         self.restore({})
         return taken
 
@@ -67,14 +66,14 @@ class Log:
 
     def __init__(self, path: Path, size: int = 0):
         self.path = path
-        if runtime.rank() == 0:
+        if collectives.rank() == 0:
             with writing(path):
                 self.file = open(path, "r+b" if path.exists() else "w+b")
                 self.file.truncate(size)
                 self.file.seek(size)
 
     def write(self, *rows: dict[str, Any]) -> None:
-        if runtime.rank() == 0:
+        if collectives.rank() == 0:
             data = "".join(map(json_line, rows)).encode()
             with writing(self.path, len(data)):
                 self.file.write(data)
@@ -82,7 +81,7 @@ class Log:
 
     def sync(self) -> int:
         """The size on disk, after making sure it is on disk."""
-        if runtime.rank() != 0:
+        if collectives.rank() != 0:
             return 0
         with writing(self.path):
             self.file.flush()
@@ -99,7 +98,7 @@ class Board:
     """The same figures on TensorBoard or Weights & Biases, where `--log-to` asks for one."""
 
     def __init__(self, kind: str | None, out: Path, options: dict[str, Any]):
-        self.kind = kind if runtime.rank() == 0 else None
+        self.kind = kind if collectives.rank() == 0 else None
         try:
             if self.kind == "tensorboard":
                 from torch.utils.tensorboard import SummaryWriter

@@ -12,12 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .. import artifacts, log
+from .. import log
 from ..data.batching import Stream, pack, permutation, share, shuffled, shuffled_groups
 from ..data.encode import PairData
 from ..errors import InputError, StorageError
 from ..models.logprobs import response_logps, summed_logps
-from . import runtime
+from ..outputs import files
+from ..runtime import collectives, devices
 
 
 @dataclass(frozen=True)
@@ -121,21 +122,21 @@ def reference_logps(
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
     for ids, start in seqs:
         digest.update(np.array([start, len(ids), *ids], dtype=np.int64).tobytes())
-    folder = Path(config.cache_dir) if config.cache_dir else artifacts.cache_home() / "reference"
+    folder = Path(config.cache_dir) if config.cache_dir else files.cache_home() / "reference"
     path = folder / f"{digest.hexdigest()[:40]}.safetensors"
-    if runtime.from_rank_0(path.exists()):
+    if collectives.from_rank_0(path.exists()):
         if (cached := _cached(path)) is not None and cached.shape == (len(seqs),):
             log.say(f"reference log-probs of {len(seqs)} completions: from the cache")
             return cached
         log.warn(f"{path}: damaged; computed again")
     reference = load()
-    with runtime.autocast(device, dtype):  # every rank all of it: where they are sharded, ranks forward together
+    with devices.autocast(device, dtype):  # every rank all of it: where they are sharded, ranks forward together
         logps = response_logps(reference, seqs, tokens_per_batch=config.tokens_per_batch)
     log.say(f"reference log-probs of {len(seqs)} completions: computed")
-    if runtime.rank() == 0:
+    if collectives.rank() == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            artifacts.write_atomic(path, save({"logps": logps}, {"sha256": _sum(logps)}))
+            files.write_atomic(path, save({"logps": logps}, {"sha256": _sum(logps)}))
         except (OSError, StorageError) as e:  # a cache that cannot be written only costs time
             log.warn(f"the reference's log-probs are not kept for the next run ({str(e).splitlines()[0]})")
     return logps

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..data.encode import encode_pairs
-from ..data.rows import load_rows
+from ..data.schema import load_rows
 from ..models.load import untrained
 from ..models.logprobs import Sequences
-from . import estimate, loop, pairs, runtime, setup
+from ..runtime import devices
+from . import estimate, loop, pairs, setup
 
 _LOOKED_AT = 64  # updates whose micro-batches are made to find the largest
 
@@ -20,13 +21,13 @@ def plan_of_training(
     `micros_of(step)`: the sequences of rank 0's micro-batches, which are the largest. `loss(model, sequences)`: a scalar
     that costs what the stage's loss does.
     """
-    device = runtime.pick_device(config.device)
-    dtype = runtime.pick_dtype(config.dtype, device)
+    device = devices.pick_device(config.device)
+    dtype = devices.pick_dtype(config.dtype, device)
     world = config.plan_world_size or 1
     micros = [list(micros_of(step)) for step in range(min(steps, _LOOKED_AT))]
     largest = max((m for own in micros for m in own), key=_tokens)
     seen = sum(_tokens(m) for own in micros for m in own) * steps / len(micros)
-    process = runtime.process_bytes(device)  # before the estimate's own work
+    process = devices.process_bytes(device)  # before the estimate's own work
     found = estimate.estimate(
         lambda: _build(config, kind),
         estimate.Update(

@@ -17,12 +17,13 @@ from torch import Tensor
 from .. import log
 from ..data.batching import Stream, pack, permutation, share
 from ..errors import InputError, NumericalError
-from ..models.generate import generate, waves
+from ..inference import policy_evaluation
+from ..inference.generate import generate, waves
+from ..inference.scorers import Scorer
 from ..models.logprobs import micro_batches, response_token_logps
 from ..models.rewards import ActorCritic
-from ..models.scorers import Scorer
 from ..objectives import ppo
-from . import frontier, runtime
+from ..runtime import collectives, devices
 from .loop import Run, listed
 
 
@@ -95,23 +96,26 @@ class Trainer:
         places = list(enumerate(self.stream.batch(step), start=first))
         groups = [(e, [i for _, i in g]) for e, g in groupby(places, key=lambda place: place[0] // self.stream.n)]
         dealt = [(e, m[w]) for e, m in groups for w in waves(len(m), 1, self.config.wave_rows)]
-        own = [self._roll_out_wave(epoch, members) for epoch, members in dealt[runtime.rank() :: runtime.world_size()]]
-        every = _in_order(runtime.gather(own))
+        own = [
+            self._roll_out_wave(epoch, members)
+            for epoch, members in dealt[collectives.rank() :: collectives.world_size()]
+        ]
+        every = _in_order(collectives.gather(own))
         return Episodes([row for wave in every for row in wave.rows], [s for wave in every for s in wave.sequences])
 
     def _roll_out_wave(self, epoch: int, members: list[int]) -> Episodes:
         rows, ids = [self.prompts[i] for i in members], [self.ids[i] for i in members]
-        keys, sampling = [row["prompt_id"] for row in rows], frontier.sampling_of(self.config)
-        with runtime.autocast(self.device, self.dtype):
+        keys, sampling = [row["prompt_id"] for row in rows], policy_evaluation.sampling_of(self.config)
+        with devices.autocast(self.device, self.dtype):
             responses = generate(self.critic.policy, self.tokenizer, ids, keys, [epoch], sampling, self.config.seed)
         ends = {"stop": [self.tokenizer.eos_token_id], "length": []}
         sequences = [(p + c.ids + ends[c.finish], len(p)) for p, [c] in zip(ids, responses, strict=True)]
-        return Episodes(frontier.completion_rows(self.tokenizer, rows, ids, responses), sequences)
+        return Episodes(policy_evaluation.completion_rows(self.tokenizer, rows, ids, responses), sequences)
 
     def score(self, episodes: Episodes) -> Tensor:
         """Rewards [B] of the texts, a response that never ended getting the penalty where there is one."""
-        own = episodes.rows[runtime.rank() :: runtime.world_size()]
-        values = _in_order(runtime.gather(self.reward.score(own).values))
+        own = episodes.rows[collectives.rank() :: collectives.world_size()]
+        values = _in_order(collectives.gather(self.reward.score(own).values))
         scores = torch.tensor(values, dtype=torch.float64)
         if self.config.missing_eos_penalty is not None:
             unfinished = torch.tensor([row["finish"] == "length" for row in episodes.rows])
@@ -128,16 +132,16 @@ class Trainer:
         mask = _mask(episodes.lengths)
         logps, values, ref_logps, entropies = (torch.zeros(mask.shape) for _ in range(4))
         groups = list(micro_batches(episodes.sequences, config.tokens_per_batch))
-        for indices in groups[runtime.rank() :: runtime.world_size()]:
+        for indices in groups[collectives.rank() :: collectives.world_size()]:
             batch = [episodes.sequences[i] for i in indices]
-            with runtime.autocast(self.device, self.dtype):
+            with devices.autocast(self.device, self.dtype):
                 own, value, entropy, _ = self.critic(batch, config.temperature, entropy=True)
                 with self.as_reference():
                     other, _ = response_token_logps(self.reference, batch, config.temperature)
             for target, flat in ((logps, own), (values, value), (entropies, entropy), (ref_logps, other)):
                 _scatter(target, indices, mask, flat)
         for each in (logps, values, ref_logps, entropies):
-            runtime.sum_over_ranks(each)  # every row is one rank's, and 0 on the others
+            collectives.sum_over_ranks(each)  # every row is one rank's, and 0 on the others
         log_ratios = (logps - ref_logps).double().sum(1)
         kl = log_ratios.mean().item()
         if not kl <= config.max_kl:
@@ -176,7 +180,7 @@ class Trainer:
             for start in range(0, len(order), size):
                 members = order[start : start + size]
                 tokens = sum(lengths[i] for i in members)
-                own = share(members, whole.__getitem__, runtime.rank(), runtime.world_size())
+                own = share(members, whole.__getitem__, collectives.rank(), collectives.world_size())
                 groups = pack(own, whole.__getitem__, whole.__getitem__, config.tokens_per_batch)
                 micros = [(group, tokens, sum(whole[i] for i in group)) for group in groups]
                 losses.append(

@@ -6,27 +6,29 @@ from typing import Any
 import torch
 from transformers.utils import logging as hf_logging
 
-from .. import artifacts, launch, log
-from ..data.encode import fingerprint
-from ..data.rows import load_rows
+from .. import log
+from ..data.schema import load_rows
+from ..data.tokens import fingerprint
 from ..errors import InputError
+from ..inference import policy_evaluation
+from ..inference.scorers import load_scorer
 from ..models import lora
 from ..models.load import context_length, load_policy
-from ..models.scorers import load_scorer
-from . import frontier, runtime, sharding
+from ..outputs import claims
+from ..runtime import collectives, devices, fsdp, rendezvous
 
 
-def open_device(config, work: artifacts.Work | None = None) -> tuple[torch.device, torch.dtype]:
+def open_device(config, work: claims.Work | None = None) -> tuple[torch.device, torch.dtype]:
     """The device and precision of a command; a training run's ranks meet here, and hear what rank 0 found of `work`."""
-    together = work is not None and runtime.world_size() > 1
+    together = work is not None and collectives.world_size() > 1
     if together:
-        work.resuming = launch.meet(work.resuming, config.rank_timeout)
+        work.resuming = rendezvous.meet(work.resuming, config.rank_timeout)
     hf_logging.set_verbosity_error()  # its advice is for its own trainers
     hf_logging.disable_progress_bar()
-    device = runtime.pick_device(getattr(config, "device", "cpu"))
+    device = devices.pick_device(getattr(config, "device", "cpu"))
     if together:
-        runtime.join_ranks(device, config.rank_timeout)
-    return device, runtime.pick_dtype(getattr(config, "dtype", "float32"), device)
+        collectives.join_ranks(device, config.rank_timeout)
+    return device, devices.pick_dtype(getattr(config, "dtype", "float32"), device)
 
 
 def open_model(config, path: str, device: torch.device):
@@ -44,10 +46,10 @@ def load(config, device: torch.device, load_at: Callable[[str], Any]) -> Any:
         return load_at(str(device))
     found, error = None, None
     try:
-        found = load_at("meta" if runtime.rank() else "cpu")
+        found = load_at("meta" if collectives.rank() else "cpu")
     except InputError as e:
         error = e
-    told = runtime.from_rank_0(error and (error.message, error.hint))
+    told = collectives.from_rank_0(error and (error.message, error.hint))
     if told:
         raise InputError(*told)
     if error:
@@ -56,13 +58,13 @@ def load(config, device: torch.device, load_at: Callable[[str], Any]) -> Any:
 
 
 def _shards(config) -> bool:
-    return getattr(config, "parallel", "ddp") == "fsdp" and runtime.world_size() > 1
+    return getattr(config, "parallel", "ddp") == "fsdp" and collectives.world_size() > 1
 
 
 def share(config, model, device: torch.device, dtype: torch.dtype) -> None:
     """Shard a model over the ranks where --parallel fsdp asks for it."""
     if _shards(config):
-        sharding.shard(model, device, dtype)
+        fsdp.shard(model, device, dtype)
 
 
 def adapt(config, model, task: str = "CAUSAL_LM"):
@@ -70,8 +72,7 @@ def adapt(config, model, task: str = "CAUSAL_LM"):
 
     Raises InputError as `lora.adapt` does, and for a model that is an adapter itself.
     """
-    from ..models.hub import is_adapter
-    from ..models.load import resolve
+    from ..models.hub import is_adapter, resolve
 
     if not config.lora:
         return None
@@ -106,7 +107,7 @@ def frontier_point(
     if not config.eval_prompts:
         return None
     rows = load_rows(config.eval_prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.eval_limit)
-    ids = frontier.prompt_ids(
+    ids = policy_evaluation.prompt_ids(
         rows.rows, tokenizer, context_length(model), rows.path, rows.lines, config.max_prompt_length
     )
     seen = sum(tuple(i) in trained_on for i in ids)
@@ -118,8 +119,8 @@ def frontier_point(
 
     def point(step: int) -> tuple[dict[str, Any], list[dict]]:
         reference, _ = open_model(config, ref, device)
-        with runtime.autocast(device, dtype):
-            figures, completions = frontier.evaluate_policy(
+        with devices.autocast(device, dtype):
+            figures, completions = policy_evaluation.evaluate_policy(
                 model, reference, tokenizer, rows.rows, ids, scorer, config, n=1, seed=config.seed
             )
         del reference
@@ -146,8 +147,7 @@ def count_weights(config) -> int:
     """Parameters of `config.model`, from its configuration alone."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from ..models.hub import base_of, is_adapter
-    from ..models.load import resolve
+    from ..models.hub import base_of, is_adapter, resolve
 
     folder = resolve(config.model, config.revision, weights=False)
     folder = resolve(base_of(folder), weights=False) if is_adapter(folder) else folder

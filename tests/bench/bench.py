@@ -37,7 +37,7 @@ AIMS = {  # by the cell: the ratios of rates aimed at, to each peer in turn
 
 def cells(only: list[str], models: list[str], data: list[str]) -> list[dict]:
     """What is compared: a name, dpoctl's arguments, the peers' arguments by their name, and the unit of the rates."""
-    from dpoctl.training.runtime import native_bfloat16
+    from dpoctl.runtime.devices import native_bfloat16
 
     found = []
     dtypes = ("bfloat16", "float32") if native_bfloat16() else ("float32",)

@@ -92,18 +92,18 @@ def sample(model: Path, rows: int, tokens: int, dtype: str) -> dict:
     """Tokens per second of `rows` completions, one of each prompt, as dpoctl sample draws them."""
     import torch
 
-    from dpoctl.models.generate import Sampling, generate
+    from dpoctl.inference.generate import Sampling, generate
     from dpoctl.models.load import load_policy
-    from dpoctl.training import runtime
+    from dpoctl.runtime import devices
 
     policy, tokenizer = load_policy(str(model / "policy"))
-    runtime.pick_device("cpu")
+    devices.pick_device("cpu")
     prompts = sample_prompts(rows)
     sampling = Sampling(max_new_tokens=tokens)
     times = []
     for seed in range(4):
         start = time.perf_counter()
-        with runtime.autocast(torch.device("cpu"), runtime.pick_dtype(dtype, torch.device("cpu"))):
+        with devices.autocast(torch.device("cpu"), devices.pick_dtype(dtype, torch.device("cpu"))):
             drawn = generate(policy, tokenizer, prompts, [str(i) for i in range(rows)], [0], sampling, seed)
         times.append(sum(len(c.ids) for [c] in drawn) / (time.perf_counter() - start))
     rate = statistics.median(times[1:])

@@ -1,0 +1,21 @@
+"""The commands by name, each with its config class."""
+
+from .files import Merge, Prepare, Report
+from .judging import Judge
+from .sampling import Evaluate, MakePrefs, Sample, Score
+from .training import SFT, TrainDPO, TrainPPO, TrainRM
+
+COMMANDS = {
+    "prepare": Prepare,
+    "sft": SFT,
+    "make-prefs": MakePrefs,
+    "train-dpo": TrainDPO,
+    "train-rm": TrainRM,
+    "train-ppo": TrainPPO,
+    "sample": Sample,
+    "score": Score,
+    "evaluate": Evaluate,
+    "judge": Judge,
+    "merge": Merge,
+    "report": Report,
+}

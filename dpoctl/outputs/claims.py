@@ -1,0 +1,376 @@
+"""Outputs that are either whole or resumable: claims, locks, atomic writes, row files, manifests. Standard library only.
+
+A work claims its output (`claim`), which answers whether to start, to continue or that nothing is left to do; it refuses
+where options or inputs are not those that the output was begun with. The manifest is written last: where it stands, the
+work is complete.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, StorageError
+from . import cleanup
+from .files import (
+    cache_home,
+    dump,
+    model_files,
+    move_into,
+    seal,
+    sha256_file,
+    sha256_path,
+    sync_directory,
+    sync_file,
+    write_atomic,
+    writing,
+)
+from .manifests import (
+    check_inputs,
+    describe_input,
+    is_row_file,
+    manifest_path,
+    plan_path,
+    read_manifest,
+    read_sealed,
+    relative,
+    versions,
+)
+
+__all__ = [  # of files and manifests too: what the stages need of outputs is in one place
+    "Work",
+    "cache_home",
+    "check_inputs",
+    "claim",
+    "describe_input",
+    "dump",
+    "is_row_file",
+    "manifest_path",
+    "model_files",
+    "move_into",
+    "read_manifest",
+    "sha256_file",
+    "sha256_path",
+    "sync_directory",
+    "sync_file",
+    "write_atomic",
+    "writing",
+]
+
+_OWN = ("config.yaml", "metrics.jsonl", "timing.jsonl", "eval.jsonl", "samples.jsonl", "checkpoints", ".saving")
+_OF_ROWS = (".partial", ".progress")  # what stands beside a row output that is not complete
+ROW_STAGES = ("make-prefs", "sample", "score", "evaluate", "judge")
+
+
+# --- works -----------------------------------------------------------------------------------------------------------
+
+
+class Work:
+    """A claimed output. `finished` and `resuming` say what the claim found."""
+
+    def __init__(
+        self, out: Path, stage: str, options: dict, identity: dict, inputs: list, recorded: list | None = None
+    ):
+        self.out, self.stage, self.options, self.identity, self.inputs = out, stage, options, identity, inputs
+        self.recorded = recorded
+        self.is_rows = is_row_file(out)
+        self.finished = self.resuming = False
+        self.described: list[dict[str, Any]] = []  # the inputs as they were when the output was claimed
+        self.started = time.time()
+
+    @property
+    def folder(self) -> Path:
+        return self.out.parent if self.is_rows else self.out
+
+    @property
+    def plan_path(self) -> Path:
+        return plan_path(self.out)
+
+    def describe_inputs(self) -> list[dict[str, Any]]:
+        if self.recorded is not None:
+            return self.recorded
+        return [describe_input(name, path, self.options.get("revision"), self.folder) for name, _, path in self.inputs]
+
+    def finish(
+        self,
+        outputs: list[tuple[Path, int | None]],
+        figures: dict[str, Any],
+        cost: dict[str, Any],
+        shard: dict[str, Any] | None = None,
+    ) -> None:
+        """Write the manifest, last of all. `outputs` are (path, rows or None); further row files get a copy beside them.
+
+        `shard`: where the work is a part of a larger one, which part.
+        """
+        listed = []
+        for path, rows in outputs:
+            sync_file(path)
+            entry = {"path": relative(path, self.folder), "size": path.stat().st_size, "sha256": sha256_file(path)}
+            listed.append(entry | ({} if rows is None else {"rows": rows}))
+        content = {
+            "stage": self.stage,
+            "versions": versions(),
+            "options": self.options,
+            "identity": self.identity,
+            "inputs": self.described,
+            "outputs": listed,
+            "figures": figures,
+        } | ({"shard": shard} if shard else {})
+        for folder in {path.parent for path, _ in outputs}:
+            sync_directory(folder)
+        stamp = {
+            "started": _clock(self.started),
+            "finished": _clock(time.time()),
+            "wall_seconds": round(time.time() - self.started, 3),
+        }
+        text = dump(seal(content) | {"cost": stamp | cost})
+        for path, _ in outputs:
+            if is_row_file(path) and self.is_rows and path != self.out:
+                write_atomic(manifest_path(path), text)
+        write_atomic(manifest_path(self.out), text)
+        self.plan_path.unlink(missing_ok=True)
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+@contextmanager
+def claim(
+    out: str,
+    stage: str,
+    options: dict,
+    identity: dict,
+    inputs: list,
+    *,
+    overwrite: bool,
+    recorded: list[dict] | None = None,
+) -> Iterator[Work]:
+    """Claim an output for this process.
+
+    `inputs` are (name, kind, path); `recorded` is what a manifest already says of them, where they need not be at hand.
+    Raises InputError where another process holds it, where something else lies there, or where its options or inputs
+    are not those it was begun with.
+    """
+    if recorded is None:
+        check_inputs(inputs)
+    path = Path(out)
+    _check_place(path, stage, inputs)
+    work = Work(path, stage, options, identity, inputs, recorded)
+    created = _make_folder(work.folder)
+    try:
+        with _locked(path, work):
+            _open(work, overwrite)
+            try:
+                yield work
+            except InputError:
+                _forget_unbegun(work)
+                raise
+    except (InputError, StorageError):
+        if created:
+            with suppress(OSError):  # what has been begun stays
+                work.folder.rmdir()
+        raise
+
+
+def follow(out: str, stage: str, options: dict, identity: dict, inputs: list, *, overwrite: bool) -> Work:
+    """The work as a process sees it that another one claims it for: nothing is locked or written.
+
+    `finished` is what the claim finds, and options or inputs that are not those it was begun with are refused alike.
+    """
+    check_inputs(inputs)
+    path = Path(out)
+    _check_place(path, stage, inputs)
+    work = Work(path, stage, options, identity, inputs)
+    manifest = None if overwrite else read_manifest(path)
+    known = manifest if manifest or overwrite else _read_plan(work, overwrite)
+    if known:
+        _refuse_changes(work, known, {"stage": stage, "identity": identity, "inputs": work.describe_inputs()})
+    work.finished = manifest is not None
+    return work
+
+
+def _check_place(path: Path, stage: str, inputs: list) -> None:
+    if is_row_file(path) and path.is_dir():
+        raise InputError(f"{path}: is a directory", hint="a row output is a .jsonl file")
+    if stage in ROW_STAGES and not is_row_file(path):
+        raise InputError(f"{path}: {stage} writes rows", hint=f"name it {path.name}.jsonl")
+    if stage not in ROW_STAGES and is_row_file(path):
+        raise InputError(f"{path}: {stage} writes a directory", hint=f"--out {path.name.split('.')[0]}")
+    if any(Path(p).resolve() == path.resolve() for _, _, p in inputs):
+        raise InputError(f"{path}: is an input of this command too", hint="choose another --out")
+
+
+def _forget_unbegun(work: Work) -> None:
+    """Leave nothing of a work whose input was refused before it wrote anything."""
+    if work.is_rows:
+        beside = _beside(work.out)
+        if any(path.exists() and path.stat().st_size for path in beside):
+            return
+        for path in (*beside, work.plan_path):
+            path.unlink(missing_ok=True)
+    elif {p.name for p in work.out.iterdir()} <= {work.plan_path.name, _lock_path(work).name}:
+        work.plan_path.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> bool:
+    existed = folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(
+            f"{folder}: is in the way, a file where a directory is to be", hint="choose another --out"
+        ) from None
+    return not existed
+
+
+def _open(work: Work, overwrite: bool) -> None:
+    """Start, continue or find complete; or refuse."""
+    plan = _read_plan(work, overwrite)
+    manifest = None if plan and "removing" in plan else read_manifest(work.out)
+    if manifest is None and plan is None:
+        _refuse_foreign(work)
+    if (overwrite and (manifest is not None or plan is not None)) or (plan and "removing" in plan):
+        _remove_own(work, manifest, plan)
+        manifest = plan = None
+    work.described = work.describe_inputs()
+    now = {"stage": work.stage, "identity": work.identity, "inputs": work.described}
+    if manifest is not None:
+        _refuse_changes(work, manifest, now)
+        _check_outputs(work, manifest)
+        _tidy_finished(work, manifest)
+        os.utime(manifest_path(work.out))  # newer than its inputs, so make is content
+        work.finished = True
+        return
+    if not work.is_rows:
+        cleanup.sweep(work.out)
+    if plan is not None:
+        _refuse_changes(work, plan, now)
+        work.resuming = True
+        return
+    write_atomic(work.plan_path, dump(seal(now)))
+
+
+def _read_plan(work: Work, overwrite: bool) -> dict | None:
+    try:
+        return read_sealed(work.plan_path)
+    except InputError as e:
+        if overwrite:
+            return {}
+        raise InputError(e.message, hint="--overwrite starts anew") from None
+
+
+def _check_outputs(work: Work, manifest: dict) -> None:
+    for entry in manifest["outputs"]:
+        path = work.folder / entry["path"]
+        wrong = "is gone" if not path.exists() else "" if sha256_file(path) == entry["sha256"] else "was changed since"
+        if wrong:
+            raise InputError(
+                f"{work.out}: complete by its manifest, but {entry['path']} {wrong}", hint="--overwrite makes it again"
+            )
+
+
+def _tidy_finished(work: Work, manifest: dict) -> None:
+    """Remove what was needed until the manifest stood, where a kill came between."""
+    if work.is_rows:
+        for path in (work.out, *(work.folder / o["path"] for o in manifest["outputs"])):
+            for leftover in _beside(path):
+                cleanup.remove(leftover)
+    elif (keep := work.options.get("keep-checkpoints")) is not None:
+        cleanup.prune(work.out, keep, best=False)
+    else:
+        cleanup.sweep(work.out)
+    cleanup.remove(work.plan_path)
+
+
+def _refuse_foreign(work: Work) -> None:
+    if work.is_rows:
+        if work.out.exists():
+            raise InputError(
+                f"{work.out}: exists, but dpoctl has no manifest of it", hint="choose another --out, or remove it"
+            )
+        return
+    ours = {_lock_path(work).name, f".{work.plan_path.name}.tmp"}  # the latter of a kill before anything else
+    held = [p.name for p in work.out.iterdir() if p.name not in ours]
+    if held:
+        raise InputError(
+            f"{work.out}: holds something that dpoctl did not begin ({sorted(held)[0]})",
+            hint="choose an empty or new directory for --out",
+        )
+
+
+def _refuse_changes(work: Work, before: dict, now: dict) -> None:
+    hint = "--overwrite starts anew, another --out keeps both"
+    if before["stage"] != now["stage"]:
+        raise InputError(f"{work.out}: holds the work of {before['stage']}, not of {now['stage']}", hint=hint)
+    for key, value in now["identity"].items():
+        old = before["identity"].get(key, value)
+        if old != value:
+            raise InputError(f"{work.out}: was begun with --{key} {old}, now it is {value}", hint=hint)
+    for old, new, (_, _, path) in zip(before["inputs"], now["inputs"], work.inputs, strict=False):
+        if old["name"] != new["name"] or (old["sha256"] and new["sha256"] and old["sha256"] != new["sha256"]):
+            raise InputError(
+                f"{work.out}: was begun with another --{new['name']} ({path} is not what it was)", hint=hint
+            )
+    if len(before["inputs"]) != len(now["inputs"]):
+        old, new = {i["name"] for i in before["inputs"]}, {i["name"] for i in now["inputs"]}
+        name = next(iter(old ^ new), "inputs")
+        raise InputError(f"{work.out}: was begun {'with' if name in old else 'without'} --{name}", hint=hint)
+
+
+def _beside(path: Path) -> list[Path]:
+    return [path.with_name(path.name + end) for end in _OF_ROWS]
+
+
+def _remove_own(work: Work, manifest: dict | None, plan: dict | None) -> None:
+    """Remove what dpoctl wrote at an output, and nothing else.
+
+    What is being removed is noted first, so that a kill on the way leaves neither an old work that looks whole nor a
+    directory that looks like somebody else's.
+    """
+    written = (plan or {}).get("removing") or [o["path"] for o in (manifest or {}).get("outputs", [])]
+    write_atomic(work.plan_path, dump(seal({"stage": work.stage, "removing": written})))
+    cleanup.remove(manifest_path(work.out))
+    paths = [work.folder / path for path in written]
+    paths += _beside(work.out) if work.is_rows else [work.out / name for name in _OWN]
+    for path in paths:
+        cleanup.remove(path)
+        if is_row_file(path):
+            cleanup.remove(manifest_path(path))
+    cleanup.remove(work.plan_path)
+
+
+def _lock_path(work: Work) -> Path:
+    return work.folder / (f".{work.out.name}.lock" if work.is_rows else ".lock")
+
+
+@contextmanager
+def _locked(out: Path, work: Work) -> Iterator[None]:
+    """Hold the output's lock; the kernel frees it when the process dies, however it dies."""
+    path = _lock_path(work)
+    while True:
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # another, refused, took the folder that it had made away
+            work.folder.mkdir(parents=True, exist_ok=True)
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            raise InputError(
+                f"{out}: another dpoctl is at work on it", hint="wait for it, or choose another --out"
+            ) from None
+        with suppress(FileNotFoundError):
+            if os.stat(path).st_ino == os.fstat(fd).st_ino:
+                break
+        os.close(fd)  # its holder removed it between our open and our lock: again, with the new one
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(fd)

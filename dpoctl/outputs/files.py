@@ -1,0 +1,218 @@
+"""Files that are whole or absent, their sums, and what is said where one cannot be written. Standard library only."""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import resource
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ..errors import StorageError
+
+_MODEL_FILES = re.compile(
+    r"(config|generation_config|tokenizer\w*|special_tokens_map|added_tokens|vocab|adapter_config|.*\.index)\.json"
+    r"|.*\.(safetensors|bin|model|jinja|py)|merges\.txt|vocab\.txt"
+)
+_HASH_CACHE_FROM = 1 << 20  # smaller files are hashed again sooner than looked up
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_RUST_NUMBER = re.compile(r"\(os error (\d+)\)")
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_atomic(path: Path | str, data: bytes | str) -> None:
+    """Write a file so that a reader sees the old content or the new, whole and on disk. Raises StorageError."""
+    path = Path(path)
+    data = data.encode() if isinstance(data, str) else data
+    tmp = path.with_name(f".{path.name}.tmp")
+    with writing(path, len(data)):
+        try:
+            with open(tmp, "wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(tmp, path)
+        except OSError:
+            with suppress(OSError):
+                tmp.unlink(missing_ok=True)
+            raise
+        sync_directory(path.parent)
+
+
+def sync_directory(path: Path | str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file(path: Path | str) -> None:
+    with open(path, "rb+") as f:
+        os.fsync(f.fileno())
+
+
+def move_into(tmp: Path, folder: Path) -> list[Path]:
+    """Move the files of `tmp` into `folder`, each whole or absent, and return their new paths."""
+    moved = []
+    for file in sorted(tmp.iterdir()):
+        sync_file(file)
+        os.replace(file, folder / file.name)
+        moved.append(folder / file.name)
+    tmp.rmdir()
+    sync_directory(folder)
+    return moved
+
+
+@contextmanager
+def writing(path: Path | str, needs: int | None = None) -> Iterator[None]:
+    """Let what fails within for want of room or permission be a StorageError that names `path` (and `needs`, bytes)."""
+    try:
+        yield
+    except Exception as e:
+        refused = storage_error(e, path, needs)
+        if refused is None:
+            raise
+        raise refused from e
+
+
+def storage_error(error: Exception, path: Path | str | None, needs: int | None = None) -> StorageError | None:
+    """What to say of a write that found no room or was not allowed: where, how much is needed and free. Else None.
+
+    The libraries written in Rust (safetensors, tokenizers) raise kinds of their own with the number in the text.
+    """
+    if isinstance(error, StorageError):
+        return None
+    number = getattr(error, "errno", None) or next(iter(map(int, _RUST_NUMBER.findall(str(error)))), None)
+    if number not in _NO_ROOM + _NOT_ALLOWED:
+        return None
+    where = f"{path}: " if path else ""
+    wanted = "" if needs is None else f"{_bytes(needs)} needed, "
+    room = ""
+    if number == errno.EFBIG:
+        room = f" ({wanted}a file may hold {_bytes(resource.getrlimit(resource.RLIMIT_FSIZE)[0])}: ulimit -f)"
+    elif number in _NO_ROOM:
+        with suppress(OSError):
+            room = f" ({wanted}{_bytes(shutil.disk_usage(_existing(path or '.')).free)} free)"
+    hint = "make room" if number in _NO_ROOM else "see who may write there"
+    return StorageError(
+        f"{where}cannot be written: {os.strerror(number)}{room}",
+        hint=f"{hint}, or choose another place; then the same command again continues",
+    )
+
+
+def _existing(path: Path | str) -> Path:
+    path = Path(path).absolute()
+    return next((p for p in (path, *path.parents) if p.exists()), Path("/"))
+
+
+def _bytes(n: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if n >= size:
+            return f"{n / size:.1f} {unit}"
+    return f"{n} bytes"
+
+
+# --- content ---------------------------------------------------------------------------------------------------------
+
+
+_ROW = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+
+
+def dump(data: Any) -> str:
+    return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def json_line(row: dict[str, Any]) -> str:
+    """A row as a line of JSON, which knows no NaN and no infinity: such a figure is null."""
+    try:
+        return _ROW.encode(row) + "\n"
+    except ValueError:  # rare: a walk over every row's values would cost as much as writing them
+        return _ROW.encode(_finite(row)) + "\n"
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, dict):
+        return {k: _finite(v) for k, v in data.items()}
+    return [_finite(v) for v in data] if isinstance(data, (list, tuple)) else data
+
+
+def seal(content: dict[str, Any]) -> dict[str, Any]:
+    """`content` with an `id` over all of it but `cost`, by which `is_whole` finds any change."""
+    return {"id": _digest_of(content), **content}
+
+
+def is_whole(content: dict[str, Any]) -> bool:
+    """Whether sealed content is what was sealed; what bears no id cannot be told and passes."""
+    return "id" not in content or content["id"] == _digest_of(content)
+
+
+def _digest_of(content: dict[str, Any]) -> str:
+    plain = json.loads(dump({k: v for k, v in content.items() if k not in ("id", "cost")}))  # as it is read again
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def cache_home() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dpoctl"
+
+
+def sha256_file(path: Path | str) -> str:
+    """SHA-256 of a file; of a large one remembered by path, size, mtime and inode."""
+    path = Path(path).resolve()
+    info = path.stat()
+    known = {"size": info.st_size, "mtime_ns": info.st_mtime_ns, "inode": info.st_ino}
+    entry = cache_home() / "sha256" / hashlib.sha256(str(path).encode()).hexdigest()
+    if info.st_size >= _HASH_CACHE_FROM:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            cached = json.loads(entry.read_text())
+            if {k: cached[k] for k in known} == known and "id" in cached and is_whole(cached):
+                return cached["sha256"]
+    with open(path, "rb") as f:
+        digest = hashlib.file_digest(f, "sha256") if sys.version_info >= (3, 11) else _digest(f)
+    if info.st_size >= _HASH_CACHE_FROM:
+        with suppress(OSError, StorageError):  # a cache that cannot be written only costs time
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(entry, json.dumps(seal(known | {"sha256": digest.hexdigest()})))
+    return digest.hexdigest()
+
+
+def _digest(f):
+    digest = hashlib.sha256()
+    while block := f.read(1 << 20):
+        digest.update(block)
+    return digest
+
+
+def model_files(path: Path | str) -> list[Path]:
+    """The files of a model directory that say what the model is."""
+    return sorted(p for p in Path(path).iterdir() if p.is_file() and is_model_file(p.name))
+
+
+def is_model_file(name: str) -> bool:
+    return bool(_MODEL_FILES.fullmatch(name))
+
+
+def sha256_path(path: Path | str) -> str:
+    """SHA-256 of a file, or of a model directory's own files (names and contents)."""
+    path = Path(path)
+    if path.is_file():
+        return sha256_file(path)
+    digest = hashlib.sha256()
+    for file in model_files(path):
+        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    with suppress(OSError, ValueError, AttributeError):
+        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+        if base and os.path.exists(base):  # an adapter is what it is with its base
+            digest.update(f"base {sha256_path(base)}\n".encode())
+    return digest.hexdigest()

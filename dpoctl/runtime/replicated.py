@@ -1,0 +1,67 @@
+"""One model on several ranks: equal at the start, and one gradient, the sum over the ranks' shares of the batch.
+
+Ranks may have different numbers of micro-batches, so gradients are summed once, when all of an update's are there.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from . import collectives
+from .fsdp_root import is_sharded
+
+BUCKET_BYTES = 32 << 20  # gradients go over the wire in flat buffers of this size, not one by one
+
+
+def trainable(model) -> list[torch.nn.Parameter]:
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+@torch.no_grad()
+def make_equal(model) -> None:
+    """Give every rank rank 0's weights."""
+    if collectives.world_size() == 1 or is_sharded(model):
+        return
+    for bucket in _buckets(trainable(model)):
+        flat = torch.cat([p.reshape(-1) for p in bucket])
+        torch.distributed.broadcast(flat, src=0)
+        _copy_back(flat, bucket)
+
+
+@torch.no_grad()
+def sum_gradients(model) -> None:
+    """Sum gradients over the ranks, in place; a weight that no rank has a gradient of keeps none, as in one process."""
+    if collectives.world_size() == 1 or is_sharded(model):  # FSDP sums as it goes back
+        return
+    parameters = trainable(model)
+    reached = collectives.reduce_over_ranks(
+        torch.tensor([p.grad is not None for p in parameters], dtype=torch.int8), "max"
+    )
+    used = [p for p, on_any_rank in zip(parameters, reached.tolist(), strict=True) if on_any_rank]
+    for p in used:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
+    for bucket in _buckets([p.grad for p in used]):
+        flat = torch.cat([g.reshape(-1) for g in bucket])
+        _copy_back(collectives.sum_over_ranks(flat), bucket)
+
+
+def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors side by side, in groups of one dtype and at most a bucket's bytes (one tensor at least)."""
+    group: list[Tensor] = []
+    held = 0
+    for tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        if group and (held + size > BUCKET_BYTES or tensor.dtype != group[0].dtype):
+            yield group
+            group, held = [], 0
+        group.append(tensor)
+        held += size
+    if group:
+        yield group
+
+
+def _copy_back(flat: Tensor, tensors: list[Tensor]) -> None:
+    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))

@@ -1,0 +1,49 @@
+"""Tensors of a checkpoint as safetensors: one file, or one a rank, each with its rows of every tensor (the first dimension).
+
+The rows of the files follow each other, and a rank reads what it holds from whichever files have it: a checkpoint that was
+written at one world size is read at any other.
+"""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from . import collectives, fsdp
+
+
+def write(folder: Path, kind: str, tensors: dict[str, Tensor], sharded: bool) -> Path:
+    """Write this rank's rows of the tensors; returns the file."""
+    of = f"-{collectives.rank() + 1:05d}-of-{collectives.world_size():05d}" if sharded else ""
+    path = folder / f"{kind}{of}.safetensors"
+    save_file({name: fsdp.own(t.detach()).contiguous() for name, t in tensors.items()}, path)
+    return path
+
+
+def names(folder: Path, kind: str) -> list[str]:
+    with safe_open(_files(folder, kind)[0], "pt") as f:
+        return list(f.keys())
+
+
+@torch.no_grad()
+def read(folder: Path, kind: str, targets: dict[str, Tensor]) -> None:
+    """Fill this rank's rows of the targets."""
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, "pt")) for path in _files(folder, kind)]
+        for name, target in targets.items():
+            first, behind = fsdp.rows_of(target)
+            at = 0
+            for file in files:
+                rows = file.get_slice(name)
+                size = rows.get_shape()[0]
+                low, high = max(first, at), min(behind, at + size)
+                if low < high:
+                    fsdp.own(target)[low - first : high - first].copy_(rows[low - at : high - at])
+                at += size
+
+
+def _files(folder: Path, kind: str) -> list[Path]:
+    return sorted(folder.glob(f"{kind}.safetensors")) or sorted(folder.glob(f"{kind}-*.safetensors"))
