@@ -35,6 +35,7 @@ torture: install
 lint: install
 	$(BIN)/ruff check dpoctl tests
 	$(BIN)/ruff format --check dpoctl tests
+	$(BIN)/python -m mypy
 
 # dpoctl beside its peers, as ratios: make bench, make bench ONLY=train-dpo MODEL=tiny DATA=i ROUNDS=5
 BENCH := work/bench

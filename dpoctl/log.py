@@ -58,27 +58,27 @@ class Progress:
         self.what, self.total, self.unit = what, total, unit
         self.done, self.start_done = done, done
         self.start = self.last_line = time.monotonic()
-        self.figures: dict[str, str] = {}
+        self.metrics: dict[str, str] = {}
         self.bar = None
         self.task = None
 
-    def advance(self, n: int = 1, **figures: str) -> None:
+    def advance(self, n: int = 1, **metrics: str) -> None:
         self.done += n
-        self.figures.update(figures)
+        self.metrics.update(metrics)
         if self.bar is not None:
-            self.bar.update(self.task, completed=self.done, figures=self._figures())
+            self.bar.update(self.task, completed=self.done, metrics=self._metrics())
         elif _verbosity >= 0 and time.monotonic() - self.last_line >= _PLAIN_EVERY_S:
             self.last_line = time.monotonic()
             self._plain_line()
 
-    def _figures(self) -> str:
-        return "  ".join(f"{name} {value}" for name, value in self.figures.items())
+    def _metrics(self) -> str:
+        return "  ".join(f"{name} {value}" for name, value in self.metrics.items())
 
     def _plain_line(self) -> None:
         seconds = time.monotonic() - self.start
         rate = (self.done - self.start_done) / max(seconds, 1e-9)
         left = f"{(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
-        say(f"{self.what}: {self.done}/{self.total} {self.unit}  {self._figures()}  {left}".rstrip())
+        say(f"{self.what}: {self.done}/{self.total} {self.unit}  {self._metrics()}  {left}".rstrip())
 
 
 @contextmanager
@@ -99,5 +99,5 @@ def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Progre
         rp.TimeRemainingColumn(),
     ]
     with rp.Progress(*columns, console=console, transient=True) as bar:
-        meter.bar, meter.task = bar, bar.add_task(what, total=total, completed=done, figures="")
+        meter.bar, meter.task = bar, bar.add_task(what, total=total, completed=done, metrics="")
         yield meter

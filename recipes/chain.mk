@@ -77,7 +77,7 @@ $(W)/ref.jsonl.manifest.json: $(W)/sft/manifest.json
 	$(call RUN,sample) --n $(REF_SAMPLES) --limit $(REF_LIMIT) --model $(W)/sft --prompts $(TEST) --out $(W)/ref.jsonl
 
 $(W)/curves.jsonl.manifest.json: $(W)/ref.jsonl.manifest.json $(W)/rm/manifest.json
-	$(call RUN,evaluate) --completions $(W)/ref.jsonl --chooser $(W)/rm --ceiling --scorer $(SCORER) --out $(W)/curves.jsonl
+	$(call RUN,evaluate) --completions $(W)/ref.jsonl --selection-scorer $(W)/rm --optimum --scorer $(SCORER) --out $(W)/curves.jsonl
 
 $(W)/samples.best-of-%.jsonl.manifest.json: $(W)/sft/manifest.json $(W)/rm/manifest.json
 	$(call RUN,sample) --best-of $* --scorer $(W)/rm --model $(W)/sft --prompts $(TEST) --out $(W)/samples.best-of-$*.jsonl

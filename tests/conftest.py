@@ -42,7 +42,7 @@ def prefs(world) -> World:
     world.run("sft", "--model", "lm", "--data", "sft.jsonl", "--eval-data", "held.jsonl", "--lr", "1e-3", *TRAIN, "--out",
               "sft")  # fmt: skip
     world.run("make-prefs", "--model", "sft", "--prompts", "train.jsonl", "--scorer", "classifier", "--max-new-tokens", "20",
-              "--wave-rows", "16", "--completions-out", "samples.jsonl", "--out", "prefs.jsonl")  # fmt: skip
+              "--generation-batch-size", "16", "--completions-out", "samples.jsonl", "--out", "prefs.jsonl")  # fmt: skip
     return world
 
 

@@ -18,7 +18,7 @@ POINTS = [
     "--eval-every",
     "3",
 ]
-SAMPLING = ["--prompts", f"{UP}/few.jsonl", "--max-new-tokens", "6", "--wave-rows", "4"]
+SAMPLING = ["--prompts", f"{UP}/few.jsonl", "--max-new-tokens", "6", "--generation-batch-size", "4"]
 
 STAGES: dict[str, list[str]] = {
     "prepare": ["prepare", "imdb", "--source", f"{UP}/reviews.jsonl", "--tokenizer", f"{UP}/lm", "--train-prompts", "20",
@@ -48,7 +48,7 @@ def small_waves() -> None:
     """Waves of a few rows also where a stage fixes their size, so that there is something to lose."""
     from dpoctl.stages import judge, score
 
-    judge._WAVE = score._WAVE = 3
+    judge._BATCH = score._BATCH = 3
 
 
 def build(lab, tiny_world: Path) -> None:

@@ -88,8 +88,8 @@ def test_a_refused_input_leaves_nothing(tmp_path):
 
 
 def test_one_output_has_one_worker_and_a_killed_one_frees_it(tmp_path):
-    code = ("import sys, time; from dpoctl import artifacts\n"
-            f"with artifacts.claim({str(tmp_path / 'run')!r}, 'sft', {{}}, {{}}, [], overwrite=False):\n"
+    code = ("import sys, time; from dpoctl.outputs import claims\n"
+            f"with claims.claim({str(tmp_path / 'run')!r}, 'sft', {{}}, {{}}, [], overwrite=False):\n"
             "    print('held', flush=True); time.sleep(60)")  # fmt: skip
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"

@@ -161,14 +161,14 @@ def f64(*values) -> Tensor:
 
 
 def test_the_optimum_by_hand():
-    even = f64(0.5, 0.5).log()
+    in_lockstep = f64(0.5, 0.5).log()
     # rewards 0 and log 3 at beta 1 give weights 1 and 3; at beta 2, 1 and sqrt 3
     for beta, odds in ((1.0, 3.0), (2.0, math.sqrt(3.0))):
-        logps = kl_regularised_optimum(even, f64(0.0, math.log(3)), beta)
+        logps = kl_regularised_optimum(in_lockstep, f64(0.0, math.log(3)), beta)
         torch.testing.assert_close(logps.exp(), f64(1, odds) / (1 + odds), rtol=1e-15, atol=0)
     # from .5 to .95 of a reward of 0 and 1 costs 0.95 log 1.9 + 0.05 log 0.1 = 0.60976 - 0.11513 = 0.49463 nats, and is
     # reached at beta = 1 / log 19
-    reward, cost = optimal_point(even, f64(0.0, 1.0), 1 / math.log(19))
+    reward, cost = optimal_point(in_lockstep, f64(0.0, 1.0), 1 / math.log(19))
     assert reward.item() == pytest.approx(0.95, abs=1e-15)
     assert cost.item() == pytest.approx(0.49463, abs=5e-6)
 
@@ -190,16 +190,16 @@ def test_nothing_beats_the_optimum():
 def test_samples_of_the_reference_estimate_the_optimum():
     """With -log M for log-probs, reward and KL are those of self-normalised weights: r/beta - log mean exp(r/beta)."""
     _, rewards = world(6)
-    even = torch.full((PROMPTS, K), -math.log(K), dtype=torch.float64)
-    reward, cost = optimal_point(even, rewards, 0.5)
+    in_lockstep = torch.full((PROMPTS, K), -math.log(K), dtype=torch.float64)
+    reward, cost = optimal_point(in_lockstep, rewards, 0.5)
     weights = torch.exp(rewards / 0.5)
     weights = weights / weights.sum(-1, keepdim=True)
     torch.testing.assert_close(reward, (weights * rewards).sum(-1), rtol=1e-13, atol=0)
     torch.testing.assert_close(cost, math.log(K) + (weights * weights.log()).sum(-1), rtol=1e-12, atol=0)
     torch.testing.assert_close(cost, reward / 0.5 - (rewards / 0.5).exp().mean(-1).log(), rtol=1e-12, atol=0)
     # it goes from the reference itself to log M, where one sample has all the weight
-    assert optimal_point(even, rewards, 1e6)[1].max() < 1e-9
-    torch.testing.assert_close(optimal_point(even, rewards, 1e-4)[1], torch.full_like(cost, math.log(K)))
+    assert optimal_point(in_lockstep, rewards, 1e6)[1].max() < 1e-9
+    torch.testing.assert_close(optimal_point(in_lockstep, rewards, 1e-4)[1], torch.full_like(cost, math.log(K)))
 
 
 def test_kl_by_hand():

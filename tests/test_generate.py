@@ -20,8 +20,8 @@ from transformers import (
 
 from dpoctl.errors import InputError, NumericalError
 from dpoctl.inference import generate as generate_module
-from dpoctl.inference.generate import Sampling, generate, waves
-from dpoctl.inference.token_choice import pick, pick_from_states, uniforms
+from dpoctl.inference.generate import Sampling, batch_slices, generate
+from dpoctl.inference.token_choice import sample_token, sample_token_from_states, uniforms
 from dpoctl.models.logprobs import has_plain_head
 
 ARCHITECTURES = ["gpt2", "neox", "llama", "qwen2", "mistral"]
@@ -73,7 +73,7 @@ def ids_of(result):
 def allotted(logits, n, **options):
     """How often each token is chosen over n equally spaced u: n * probability, but for the two ends of its interval."""
     u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    chosen = pick(logits.expand(n, -1).clone(), u, **{"temperature": 1.0, "top_k": 0, "top_p": 1.0} | options)
+    chosen = sample_token(logits.expand(n, -1).clone(), u, **{"temperature": 1.0, "top_k": 0, "top_p": 1.0} | options)
     return np.bincount(chosen.numpy(), minlength=logits.shape[-1])
 
 
@@ -121,10 +121,10 @@ def test_the_head_and_pick_in_one_give_the_same_shares(vocab, temperature):
     state, weight = (torch.from_numpy(draw.normal(0, 1, shape)).float() for shape in ((1, 6), (vocab, 6)))
     n = 4000
     u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    counts = np.bincount(pick_from_states(state.expand(n, -1), weight, u, temperature).numpy(), minlength=vocab)
+    counts = np.bincount(sample_token_from_states(state.expand(n, -1), weight, u, temperature).numpy(), minlength=vocab)
     assert np.abs(counts - n * exact((weight @ state[0]), temperature)).max() <= 1 + 1e-2
     with pytest.raises(NumericalError, match="not finite"):
-        pick_from_states(state * torch.nan, weight, u[:1], temperature)
+        sample_token_from_states(state * torch.nan, weight, u[:1], temperature)
 
 
 def test_pick_never_draws_what_has_no_probability_even_at_the_ends():
@@ -132,7 +132,7 @@ def test_pick_never_draws_what_has_no_probability_even_at_the_ends():
     logits[[300, 599]] = 0.0
     ends = torch.tensor([0.0, 0.5 - 1e-16, 0.5, 1 - 2**-53], dtype=torch.float64)
     for options in ({}, {"top_k": 5}, {"top_p": 0.9}):
-        drawn = pick(
+        drawn = sample_token(
             logits.expand(4, -1).clone(), ends, **{"temperature": 1.0, "top_k": 0, "top_p": 1.0} | options
         ).tolist()
         assert set(drawn) <= {300, 599} and drawn[0] != drawn[3]
@@ -142,13 +142,13 @@ def test_a_small_temperature_and_zero_take_the_likeliest():
     logits = torch.tensor([[0.0, 3.0, 2.9], [5.0, -1.0, 4.0]])
     u = torch.tensor([0.999, 0.999], dtype=torch.float64)
     for temperature in (0.0, 1e-3):
-        assert pick(logits.clone(), u, temperature=temperature, top_k=0, top_p=1.0).tolist() == [1, 0]
+        assert sample_token(logits.clone(), u, temperature=temperature, top_k=0, top_p=1.0).tolist() == [1, 0]
 
 
 def test_logits_that_are_no_numbers_are_told():
     for bad in (torch.nan, torch.inf):
         with pytest.raises(NumericalError, match="not finite"):
-            pick(torch.tensor([[0.0, bad]]), torch.zeros(1).double(), temperature=1.0, top_k=0, top_p=1.0)
+            sample_token(torch.tensor([[0.0, bad]]), torch.zeros(1).double(), temperature=1.0, top_k=0, top_p=1.0)
 
 
 def test_uniforms_are_a_function_of_seed_prompt_and_k():
@@ -294,6 +294,6 @@ def test_a_leading_space_survives_tokenizers_that_drop_it_at_a_start():
 
 
 def test_waves_are_fixed_slices_of_consecutive_prompts():
-    assert waves(10, 4, 16) == [slice(0, 4), slice(4, 8), slice(8, 10)]
-    assert waves(3, 1000, 16) == [slice(0, 1), slice(1, 2), slice(2, 3)]
-    assert waves(0, 4) == []
+    assert batch_slices(10, 4, 16) == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    assert batch_slices(3, 1000, 16) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert batch_slices(0, 4) == []

@@ -195,7 +195,7 @@ def test_a_thousand_comparisons_on_a_bad_day(tmp_path):
     assert all(row["verdict"] == "a" for row in judged if row["prompt_id"] != "p7")
     manifest = json.loads((tmp_path / "j.jsonl.manifest.json").read_text())
     assert manifest["cost"]["dollars"] == pytest.approx(1000 * (100 * 1 + 10 * 10) / 1e6)
-    assert manifest["figures"]["summary"]["invalid"] == 0.001 and "1.000" in out
+    assert manifest["metrics"]["summary"]["invalid"] == 0.001 and "1.000" in out
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or KEY not in file.read_text(errors="replace")
 
@@ -333,7 +333,7 @@ def test_a_judge_that_always_says_a(tmp_path):
         run(tmp_path, *common, "--out", "both.jsonl")
         run(tmp_path, *common, "--order", "random", "--out", "random.jsonl")
     both, drawn = (
-        json.loads((tmp_path / f"{n}.jsonl.manifest.json").read_text())["figures"]["summary"]
+        json.loads((tmp_path / f"{n}.jsonl.manifest.json").read_text())["metrics"]["summary"]
         for n in ("both", "random")
     )
     assert both["ties"] == 200 and both["flips"] == 1.0 and both["win_rate"] == 0.5
@@ -349,7 +349,7 @@ def test_against_the_reference_with_a_canary(tmp_path):
 
     with JudgeServer(decide) as server:
         run(tmp_path, "a.jsonl", "--model", "m", "--base-url", server.url, "--canary", "I like it", "--out", "j.jsonl")
-    figures = json.loads((tmp_path / "j.jsonl.manifest.json").read_text())["figures"]
+    figures = json.loads((tmp_path / "j.jsonl.manifest.json").read_text())["metrics"]
     assert (
         figures["summary"]["win_rate"] == 1.0 and figures["canary"]["win_rate"] == 0.0 and figures["canary"]["n"] == 20
     )
@@ -372,7 +372,7 @@ def test_a_scorer_judges_offline_and_two_policies_are_compared(tmp_path):
         "--out",
         "j.jsonl",
     )
-    figures = json.loads((tmp_path / "j.jsonl.manifest.json").read_text())["figures"]
+    figures = json.loads((tmp_path / "j.jsonl.manifest.json").read_text())["metrics"]
     assert (
         figures["summary"]["win_rate"] == 1.0
         and figures["compare"]["difference"] == 0.5
@@ -484,7 +484,7 @@ def test_the_form_is_blind_and_reads_its_answers_back(tmp_path):
             json.dumps({"form": data["form"], "person": person, "answers": answers})
         )
     run(tmp_path, *common, "--answers", "Ann.json", "--answers", "Ben.json")
-    figures = json.loads((tmp_path / "j.jsonl.manifest.json").read_text())["figures"]
+    figures = json.loads((tmp_path / "j.jsonl.manifest.json").read_text())["metrics"]
     assert figures["people"]["human:Ann"]["win_rate"] == 1.0
     share = sum("good" in item["A"] for item in data["items"]) / 6
     assert figures["people"]["human:Ben"]["win_rate"] == pytest.approx(share)

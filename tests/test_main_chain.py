@@ -18,7 +18,7 @@ def test_sft_learns_and_says_so(prefs):
     rows = prefs.rows("sft/metrics.jsonl")
     manifest = json.loads((prefs.folder / "sft/manifest.json").read_text())
     assert rows[0]["step"] == 1
-    assert rows[-1]["eval/loss"] < manifest["figures"]["eval/loss_before"]
+    assert rows[-1]["eval/loss"] < manifest["metrics"]["eval/loss_before"]
 
 
 def test_preferences_are_what_was_scored(prefs):
@@ -29,7 +29,7 @@ def test_preferences_are_what_was_scored(prefs):
         chosen, rejected = (samples[row["prompt_id"], row[f"{side}_k"]] for side in ("chosen", "rejected"))
         assert chosen["score"] >= rejected["score"] and row["margin"] == chosen["score"] - rejected["score"]
         assert (row["chosen"], row["rejected"]) == (chosen["completion"], rejected["completion"])
-    figures = json.loads((prefs.folder / "prefs.jsonl.manifest.json").read_text())["figures"]
+    figures = json.loads((prefs.folder / "prefs.jsonl.manifest.json").read_text())["metrics"]
     assert len(rows) == figures["pairs"] == 24 * 6 - figures["ties"] - figures["duplicates"] - figures["below_margin"]
     assert {"prompt", "chosen", "rejected"} <= set(rows[0])
 
@@ -100,7 +100,7 @@ def test_sampling_continues_behind_the_last_whole_wave(prefs):
         "test.jsonl",
         "--n",
         "3",
-        "--wave-rows",
+        "--generation-batch-size",
         "6",
         "--max-new-tokens",
         "8",
@@ -118,11 +118,11 @@ def test_sampling_continues_behind_the_last_whole_wave(prefs):
     sizes = [sum(map(len, lines[: 6 * w])) for w in (1, 2, 3)]
     (prefs.folder / "cut.jsonl.partial").write_bytes(text[: sizes[1] + 40])
     sums = [hashlib.sha256(text[:size]).hexdigest() for size in sizes]
-    waves = [
-        {"waves": w + 1, "sizes": [sizes[w]], "rows": [6 * (w + 1)], "state": {"ended": 0}, "sha256": [sums[w]]}
+    batches = [
+        {"batches": w + 1, "sizes": [sizes[w]], "rows": [6 * (w + 1)], "state": {"ended": 0}, "sha256": [sums[w]]}
         for w in range(3)
     ]
-    (prefs.folder / "cut.jsonl.progress").write_text("".join(json.dumps(seal(wave)) + "\n" for wave in waves))
+    (prefs.folder / "cut.jsonl.progress").write_text("".join(json.dumps(seal(wave)) + "\n" for wave in batches))
     _, err = prefs.run(*args, "--out", "cut.jsonl")
     assert "continues behind 12 rows" in err
     assert (prefs.folder / "cut.jsonl").read_bytes() == text

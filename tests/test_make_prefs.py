@@ -55,7 +55,7 @@ def test_best_worst_and_random_keep_one_pair_a_prompt():
 
 def test_killed_it_continues_to_the_same_bytes(prefs):
     args = ["make-prefs", "--model", "sft", "--prompts", "train.jsonl", "--scorer", "classifier", "--max-new-tokens", "20",
-            "--wave-rows", "4"]  # fmt: skip
+            "--generation-batch-size", "4"]  # fmt: skip
     prefs.run(*args, "--out", "uncut.jsonl", "--completions-out", "uncut-samples.jsonl")
     again = [*args, "--out", "shot.jsonl", "--completions-out", "shot-samples.jsonl"]
     process = prefs.popen(*again)
@@ -72,7 +72,7 @@ def test_killed_it_continues_to_the_same_bytes(prefs):
     for name in (".jsonl", "-samples.jsonl"):
         assert (prefs.folder / f"shot{name}").read_bytes() == (prefs.folder / f"uncut{name}").read_bytes()
     one, other = (
-        json.loads((prefs.folder / f"{n}.jsonl.manifest.json").read_text())["figures"] for n in ("shot", "uncut")
+        json.loads((prefs.folder / f"{n}.jsonl.manifest.json").read_text())["metrics"] for n in ("shot", "uncut")
     )
     assert one == other
 

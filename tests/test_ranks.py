@@ -23,7 +23,7 @@ RUNS = {
     "rm": ["train-rm", "--model", "sft", "--data", "prefs.jsonl", "--eval-every", "10"],
 }
 PPO = ["train-ppo", "--model", "sft", "--prompts", "train.jsonl", "--reward", "classifier", "--batch-size", "12",
-       "--minibatch-size", "6", "--ppo-epochs", "1", "--max-steps", "1", "--max-new-tokens", "8", "--wave-rows", "4",
+       "--minibatch-size", "6", "--ppo-epochs", "1", "--max-steps", "1", "--max-new-tokens", "8", "--generation-batch-size", "4",
        "--max-length", "96", "--max-prompt-length", "16", "--tokens-per-batch", "100"]  # fmt: skip
 
 

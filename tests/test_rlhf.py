@@ -1,4 +1,4 @@
-"""Reward model, PPO, best-of-n and ceiling as a user runs them, on the miniature world."""
+"""Reward model, PPO, best-of-n and optimum as a user runs them, on the miniature world."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def ppo(out: str, *more: str, reward: str = "rm") -> list[str]:
     return ["train-ppo", "--model", "sft", "--prompts", "train.jsonl", "--reward", reward, "--batch-size", "12",
             "--minibatch-size", "6", "--ppo-epochs", "2", "--max-steps", "6", "--epochs", "4", "--lr", "3e-4", "--target-kl", "1",
             "--kl-horizon", "60", "--max-new-tokens", "12", "--max-length", "96", "--max-prompt-length", "16", "--save-every", "2",
-            "--wave-rows", "4", "--eval-prompts", "test.jsonl", "--scorer", "classifier", "--eval-every", "3", "--out", out,
+            "--generation-batch-size", "4", "--eval-prompts", "test.jsonl", "--scorer", "classifier", "--eval-every", "3", "--out", out,
             *more]  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def optimised(rewarded):
 
 
 def figures(world, name: str) -> dict:
-    return json.loads((world.folder / name / "manifest.json").read_text())["figures"]
+    return json.loads((world.folder / name / "manifest.json").read_text())["metrics"]
 
 
 def test_the_reward_model_learns_on_prompts_of_its_own(rewarded):
@@ -229,7 +229,7 @@ def test_a_reward_model_that_cannot_be(prefs):
 
 
 def test_best_of_keeps_the_best_and_the_curves_are_those_of_the_samples(rewarded):
-    common = ["--model", "sft", "--prompts", "test.jsonl", "--max-new-tokens", "12", "--wave-rows", "16"]
+    common = ["--model", "sft", "--prompts", "test.jsonl", "--max-new-tokens", "12", "--generation-batch-size", "16"]
     rewarded.run("sample", *common, "--n", "8", "--out", "ref8.jsonl")
     rewarded.run("sample", *common, "--best-of", "8", "--scorer", "rm", "--out", "best8.jsonl")
     rewarded.run("score", "--data", "ref8.jsonl", "--scorer", "rm", "--out", "ref8-rm.jsonl")
@@ -243,28 +243,28 @@ def test_best_of_keeps_the_best_and_the_curves_are_those_of_the_samples(rewarded
     for prompt_id, rows in groups.items():
         top = max(rows, key=lambda r: r["score"])
         assert best[prompt_id]["score"] == pytest.approx(top["score"], abs=1e-4)
-    rewarded.run("evaluate", "--completions", "ref8.jsonl", "--chooser", "rm", "--ceiling", "--scorer", "classifier", "--out",
+    rewarded.run("evaluate", "--completions", "ref8.jsonl", "--selection-scorer", "rm", "--optimum", "--scorer", "classifier", "--out",
                  "curves8.jsonl")  # fmt: skip
     rows = rewarded.rows("curves8.jsonl")
     plain, of_n = rows[0], [r for r in rows if r["method"] == "best-of-n"]
     assert [r["options"]["n"] for r in of_n] == [1, 2, 4, 8]
     assert of_n[0]["reward"] == pytest.approx(plain["reward"], abs=1e-9) and of_n[0]["kl"] == 0
     assert of_n[3]["kl"] == pytest.approx(math.log(8) - 7 / 8)
-    bound = [r for r in rows if r["method"] == "ceiling"]
+    bound = [r for r in rows if r["method"] == "optimum"]
     assert all(a["kl"] <= b["kl"] and a["reward"] <= b["reward"] for a, b in zip(bound, bound[1:], strict=False))
     assert bound[-1]["kl"] < math.log(8) and bound[-1]["effective_samples"] >= 1
-    _, err = rewarded.run("evaluate", "--completions", "best8.jsonl", "--ceiling", "--scorer", "classifier", "--out", "no.jsonl",
+    _, err = rewarded.run("evaluate", "--completions", "best8.jsonl", "--optimum", "--scorer", "classifier", "--out", "no.jsonl",
                           code=2)  # fmt: skip
     assert "hint:" in err
 
 
-def test_the_ceilings_estimate_agrees_with_enumeration():
+def test_the_optimums_estimate_agrees_with_enumeration():
     """20 prompts of 13 outcomes, 4,000 samples each: reward and KL within four standard errors and the small-sample bias."""
     g = torch.Generator().manual_seed(0)
     ref = torch.randn(20, 13, generator=g, dtype=torch.float64).log_softmax(-1)
     rewards = torch.rand(20, 13, generator=g, dtype=torch.float64)
     drawn = torch.multinomial(ref.exp(), 4000, replacement=True, generator=g)
-    rows = curves.ceiling(rewards.gather(1, drawn))
+    rows = curves.optimum_curve(rewards.gather(1, drawn))
     for row in rows:
         if row["options"]["beta"] < 0.05:  # the outcomes of least probability decide there: bias of order 1 / (M p)
             continue

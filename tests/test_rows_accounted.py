@@ -38,7 +38,7 @@ def ran(lab, lines: list[str], args: list[str], out: str, **beside: str) -> tupl
     assert outcome.code == 0, outcome.said + (folder / "rows.jsonl").read_text()
     own = folder / (f"{out}.manifest.json" if out.endswith(".jsonl") else f"{out}/manifest.json")
     made = [json.loads(line) for line in (folder / out).read_text().splitlines()] if out.endswith(".jsonl") else []
-    return sum(bool(line.strip()) for line in lines), json.loads(own.read_text())["figures"], made
+    return sum(bool(line.strip()) for line in lines), json.loads(own.read_text())["metrics"], made
 
 
 def identified(i: int, line: str) -> str:
@@ -59,7 +59,7 @@ PROMPTS, COMPLETIONS = (
 )
 PAIRS = files({"prompt": None, "chosen": None, "rejected": None}, "prompt", "chosen", "rejected")
 SCORER = ["--scorer", f"{UP}/classifier"]
-ROWS = ["--max-new-tokens", "3", "--wave-rows", "4"]
+ROWS = ["--max-new-tokens", "3", "--generation-batch-size", "4"]
 
 
 @FEW
@@ -158,7 +158,7 @@ def test_prepare(lab, sides):
     assert outcome.code == 0, outcome.said
     manifest = json.loads((folder / "hh/manifest.json").read_text())
     made = sum(len((folder / f"hh/prefs.{split}.jsonl").read_text().splitlines()) for split in ("train", "test"))
-    assert len(sides) == made + sum(manifest["figures"].values())
+    assert len(sides) == made + sum(manifest["metrics"].values())
 
 
 def test_a_bad_line_in_the_middle_is_refused_with_its_number(lab):

@@ -89,7 +89,7 @@ def test_a_classifier_s_readings(root, reading, tokens_per_batch):
     odds = (logits[:, 1] - logits[:, 0]).tolist()
     expected = {"logit": logits[:, 1].tolist(), "log-odds": odds}
     expected["prob"] = [1 / (1 + math.exp(-x)) for x in odds]
-    assert scorer.reading == (reading or "prob")
+    assert scorer.score_type == (reading or "prob")
     assert scores.keys == pytest.approx(odds, **NOISE)
     assert scores.values == pytest.approx(expected[reading or "prob"], **NOISE)
     assert max(odds) - min(odds) > 0.1  # the texts do differ
@@ -167,7 +167,7 @@ def test_a_reward_model_reads_the_last_token_with_eos_only_where_the_text_ended(
         with torch.no_grad():
             expected.append(((model(torch.tensor([ids])).logits[0, 0] - 0.5) / 2.0).item())
     assert scores.values == pytest.approx(expected, **NOISE) and scores.keys == scores.values
-    assert scorer.reading == "reward"
+    assert scorer.score_type == "reward"
     one_by_one = [scorer.score([row]).values[0] for row in ROWS]
     assert scores.values == pytest.approx(one_by_one, abs=1e-5)
     with pytest.raises(InputError, match="one label.* no reading @prob"):
@@ -225,7 +225,7 @@ def python(tmp_path):
 def test_a_function_of_one_s_own(python):
     scorer = python("def f(pairs):\n    return [len(p['prompt']) * 100 + len(p['completion']) for p in pairs]\n")
     assert scorer.score(ROWS).values == [913.0, 907.0, 222.0, 703.0] == scorer.score(ROWS).keys
-    assert scorer.reading == "python"
+    assert scorer.score_type == "python"
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from dpoctl.stages import judge, score
 SHARDS = 3
 LENGTHS = "python:lengths.py:f"
 WORKS = {
-    "sample": ["--model", "lm", "--prompts", "test.jsonl", "--n", "2", "--temperature", "0.5,1", "--wave-rows", "6",
+    "sample": ["--model", "lm", "--prompts", "test.jsonl", "--n", "2", "--temperature", "0.5,1", "--generation-batch-size", "6",
                "--max-new-tokens", "8"],
-    "make-prefs": ["--model", "lm", "--prompts", "train.jsonl", "--scorer", "classifier", "--completions", "3", "--wave-rows", "15",
+    "make-prefs": ["--model", "lm", "--prompts", "train.jsonl", "--scorer", "classifier", "--completions", "3", "--generation-batch-size", "15",
                    "--max-new-tokens", "8"],
     "score": ["--data", "sample.jsonl", "--scorer", "classifier"],
     "judge": ["sample.jsonl", "other.jsonl", "--backend", "scorer", "--scorer", LENGTHS, "--canary", "so", "--compare", "base.jsonl"],
@@ -35,8 +35,8 @@ def here(world, monkeypatch):
     """The miniature world as the working directory, and waves small enough for its few rows."""
     monkeypatch.chdir(world.folder)
     monkeypatch.setenv("XDG_CACHE_HOME", world.env["XDG_CACHE_HOME"])
-    monkeypatch.setattr(score, "_WAVE", 9)
-    monkeypatch.setattr(judge, "_WAVE", 5)
+    monkeypatch.setattr(score, "_BATCH", 9)
+    monkeypatch.setattr(judge, "_BATCH", 5)
     return world
 
 
@@ -83,7 +83,7 @@ def test_shards_joined_are_the_bytes_of_the_whole(stage, inputs, run, here):
 
     made, one = manifest(here, joined), manifest(here, whole)
     assert "shard" not in made and made["identity"] == one["identity"] and made["inputs"] == one["inputs"]
-    assert json.loads(json.dumps(made["figures"]), parse_float=lambda x: pytest.approx(float(x))) == one["figures"]
+    assert json.loads(json.dumps(made["metrics"]), parse_float=lambda x: pytest.approx(float(x))) == one["metrics"]
     assert made["outputs"][0] == one["outputs"][0] | {"path": joined}
     assert "nothing to do" in run(
         stage, *WORKS[stage], "--out", joined
@@ -101,18 +101,18 @@ def test_shards_joined_are_the_bytes_of_the_whole(stage, inputs, run, here):
 
 @given(st.lists(st.integers(1, 9), max_size=40), st.integers(1, 12))
 def test_every_item_is_in_one_shard_and_shards_are_even(sizes, of):
-    waves, end = [], 0
+    batches, end = [], 0
     for size in sizes:
-        waves.append(slice(end, end := end + size))
-    shares = [share_of(f"{i}/{of}", waves) for i in range(1, of + 1)]
-    assert [wave for share in shares for wave in waves[share.waves]] == waves
+        batches.append(slice(end, end := end + size))
+    shares = [share_of(f"{i}/{of}", batches) for i in range(1, of + 1)]
+    assert [wave for share in shares for wave in batches[share.batches]] == batches
     for share in shares:
-        own = waves[share.waves]
+        own = batches[share.batches]
         assert share.count == sum(w.stop - w.start for w in own) and share.total == end
         assert not own or share.first == own[0].start
-    counts = [len(waves[share.waves]) for share in shares]
+    counts = [len(batches[share.batches]) for share in shares]
     assert max(counts) - min(counts) <= 1
-    assert share_of(None, waves).count == end and share_of(None, waves).record({}) is None
+    assert share_of(None, batches).count == end and share_of(None, batches).record({}) is None
 
 
 def test_waves_are_cut_with_the_rest_at_the_end():
@@ -190,7 +190,7 @@ def test_a_shard_is_one_to_n(shard, run):
 
 
 def test_a_killed_shard_continues_to_the_same_bytes(inputs, run, here):
-    args = ["make-prefs", *WORKS["make-prefs"], "--wave-rows", "3", "--shard", "2/2"]
+    args = ["make-prefs", *WORKS["make-prefs"], "--generation-batch-size", "3", "--shard", "2/2"]
     run(*args, "--out", "calm.jsonl")
     process = here.popen(*args, "--out", "killed.jsonl")
     progress = here.folder / "killed.jsonl.progress"

@@ -42,17 +42,18 @@ wc -l < "$ASKED"
 # dpoctl with its real options and checks, whose stages only leave the manifest of a complete work
 DPOCTL = f"""#!{sys.executable}
 import pathlib, sys
-from dpoctl import artifacts, options
+from dpoctl.config import schema
+from dpoctl.outputs import manifests
 from dpoctl.cli import app, command
 
 def complete(name, config):
-    local = [path for _, _, path in options.inputs(config) if path.startswith("runs/")]
+    local = [path for _, _, path in schema.inputs(config) if path.startswith("runs/")]
     missing = [path for path in local if not pathlib.Path(path).exists()]
     assert not missing, missing
     out = pathlib.Path(config.out)
-    (out.parent if artifacts.is_row_file(out) else out).mkdir(parents=True, exist_ok=True)
+    (out.parent if manifests.is_row_file(out) else out).mkdir(parents=True, exist_ok=True)
     out.is_dir() or out.write_text("")
-    artifacts.manifest_path(out).write_text("{{}}")
+    manifests.manifest_path(out).write_text("{{}}")
     with open("done", "a") as f:
         f.write(f"{{name}} {{config.out}}\\n")
     return 0

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dpoctl.outputs import claims
-from dpoctl.outputs.row_writer import WaveWriter
+from dpoctl.outputs.row_writer import RowWriter
 
 WAVES = [[{"prompt_id": str(w), "text": "é" * w}, {"prompt_id": f"{w}b", "text": "x"}] for w in range(4)]
 
@@ -19,13 +19,13 @@ def work(folder, **more):
     return claims.claim(str(folder / "rows.jsonl"), "sample", {}, {}, [], overwrite=False, **more)
 
 
-def write(folder, waves=None):
+def write(folder, batches=None):
     """Go on from where the output stands; stop before `waves` are done, as a kill would, or finish."""
     with work(folder) as w:
-        writer = WaveWriter(w, str(folder / "more.jsonl"))
-        for rows in WAVES[writer.waves_done : waves]:
-            writer.write_wave(rows, rows[:1], state={"rows": writer.rows[0] + len(rows)})
-        if waves is None:
+        writer = RowWriter(w, str(folder / "more.jsonl"))
+        for rows in WAVES[writer.batches_done : batches]:
+            writer.write_batch(rows, rows[:1], state={"rows": writer.rows[0] + len(rows)})
+        if batches is None:
             assert writer.state == {"rows": 8}
             writer.finish({}, {})
 
@@ -40,7 +40,7 @@ def test_cut_at_every_byte_it_continues_to_the_same_bytes(tmp_path, victim):
     whole.mkdir()
     write(whole)
     (tmp_path / "begun").mkdir()
-    write(tmp_path / "begun", waves=2)
+    write(tmp_path / "begun", batches=2)
     size = (tmp_path / "begun" / victim).stat().st_size
     for cut in range(size + 1):
         folder = tmp_path / f"cut{cut}"
@@ -56,7 +56,7 @@ def test_cut_at_every_byte_it_continues_to_the_same_bytes(tmp_path, victim):
 
 
 def test_bytes_beyond_the_last_whole_wave_are_dropped(tmp_path):
-    write(tmp_path, waves=1)
+    write(tmp_path, batches=1)
     with open(tmp_path / "rows.jsonl.partial", "ab") as f:
         f.write(b'{"half": ')
     write(tmp_path)

@@ -74,7 +74,7 @@ def run(argv: list[str]) -> int:
         return refused.exit_code
 
 
-_MEMORY_HINT = "a smaller --tokens-per-batch (training) or --wave-rows (generation), or --dtype bfloat16"
+_MEMORY_HINT = "a smaller --tokens-per-batch (training) or --generation-batch-size (generation), or --dtype bfloat16"
 
 
 def _usage(e: UsageError) -> str:

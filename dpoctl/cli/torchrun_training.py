@@ -16,14 +16,14 @@ def run(name: str, config: Training) -> int:
     """
     if rendezvous.rank():
         log.only_errors()
-    work = claim(name, config, by=claims.follow)
-    if work.finished and rendezvous.rank():
+    output = claim(name, config, by=claims.follow)
+    if output.finished and rendezvous.rank():
         return 0
     try:
         if rendezvous.rank() == 0:
             _lead(name, config)
         else:
-            stage(name).run(config, work)
+            stage(name).run(config, output)
     except RankLost:
         raise
     except Interrupted:
@@ -38,14 +38,14 @@ def run(name: str, config: Training) -> int:
 
 
 def _lead(name: str, config: Training) -> None:
-    before = rendezvous.meetings()
+    before = rendezvous.broadcasts()
     try:
-        with claim(name, config) as work:
-            if work.finished:
+        with claim(name, config) as output:
+            if output.finished:
                 log.say(f"{config.out}: complete already, nothing to do")
             else:
-                stage(name).run(config, work)
+                stage(name).run(config, output)
     except DpoctlError as e:
-        if rendezvous.meetings() == before:
-            rendezvous.announce_refusal(e, config.rank_timeout)
+        if rendezvous.broadcasts() == before:
+            rendezvous.broadcast_refusal(e, config.rank_timeout)
         raise

@@ -35,7 +35,7 @@ class Judge(Sharded, Common):
         JUDGE,
         input=NAME_OR_FILE,
     )
-    thing: str | None = option(None, "What the prompt is, in the question: 'news article' for cnn-dm.", JUDGE)
+    prompt_noun: str | None = option(None, "What the prompt is, in the question: 'news article' for cnn-dm.", JUDGE)
     order: str = option(
         "both",
         "Ask in both orders (a win counts where both agree), or in a random one.",

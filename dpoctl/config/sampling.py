@@ -21,7 +21,7 @@ class Generation:
     top_p: float = option(1.0, "Keep the smallest set of tokens with this probability.", GEN, above=0, at_most=1)
     top_k: int = option(0, "Keep the k most probable tokens; 0 keeps all.", GEN, at_least=0)
     max_new_tokens: int = option(64, "Longest completion, in tokens.", GEN, at_least=1)
-    wave_rows: int = option(
+    generation_batch_size: int = option(
         256, "Completions generated side by side. Rounding, so the bytes, depend on it.", GEN, at_least=1
     )
 
@@ -132,12 +132,12 @@ class Evaluate(Sharded, Generation, Device, Common):
         "joined", "Score prompt and completion joined, or the completion alone.", choices=("joined", "completion")
     )
     lm: str | None = option(None, "A further language model for the perplexity.", input="model")
-    chooser: str | None = option(
+    selection_scorer: str | None = option(
         None,
         "Reward by which best-of-n chooses: adds that curve, valued by --scorer, for each --completions file.",
         input="scorer",
     )
-    ceiling: bool = option(
+    optimum: bool = option(
         False, "Add the exact KL-constrained optimum, from --completions that are plain samples of the reference."
     )
     n: int = option(1, "Completions per prompt.", at_least=1)
@@ -151,6 +151,8 @@ class Evaluate(Sharded, Generation, Device, Common):
             found.append("--model or --completions is required: what is to be evaluated")
         if self.model and not (self.prompts and self.ref):
             found.append("--prompts and --ref are required with --model")
-        if (self.chooser or self.ceiling) and not self.completions:
-            found.append("--chooser and --ceiling read --completions: several samples of the reference a prompt")
+        if (self.selection_scorer or self.optimum) and not self.completions:
+            found.append(
+                "--selection-scorer and --optimum read --completions: several samples of the reference a prompt"
+            )
         return found

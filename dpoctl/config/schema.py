@@ -70,8 +70,8 @@ def identity(config: Any) -> dict[str, Any]:
         if not spec.identity:
             continue
         if spec.input == "scorer" and isinstance(value, str):
-            head, _, reading = value.rpartition("@")
-            value = f"@{reading}" if head else value.rsplit(":", 1)[-1] if value.startswith("python:") else ""
+            head, _, score_type = value.rpartition("@")
+            value = f"@{score_type}" if head else value.rsplit(":", 1)[-1] if value.startswith("python:") else ""
         elif spec.input and spec.input != NAME_OR_FILE:
             value = None if value is None else len(value) if isinstance(value, list) else 1
         result[key_of(f)] = value
@@ -97,8 +97,8 @@ def scorer_paths(spec: str) -> list[str]:
         return [spec.removeprefix("python:").rpartition(":")[0]]
     if spec.startswith("implicit:"):
         return spec.removeprefix("implicit:").split(",")
-    head, _, reading = spec.rpartition("@")
-    return [head if reading in ("prob", "logit", "log-odds") and head else spec]
+    head, _, score_type = spec.rpartition("@")
+    return [head if score_type in ("prob", "logit", "log-odds") and head else spec]
 
 
 def _plain(value: Any) -> Any:

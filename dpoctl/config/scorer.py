@@ -12,7 +12,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..models.hub import check_path
 
-READINGS = ("prob", "logit", "log-odds")
+SCORE_TYPES = ("prob", "logit", "log-odds")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class ScorerSpec:
 
     kind: str
     parts: tuple[str, ...]
-    reading: str | None = None  # as asked for; None where the notation leaves it open
+    score_type: str | None = None  # as asked for; None where the notation leaves it open
 
 
 def parse_scorer(spec: str) -> ScorerSpec:
@@ -41,14 +41,14 @@ def parse_scorer(spec: str) -> ScorerSpec:
         if not Path(file).expanduser().is_file():
             raise InputError(f"scorer {spec!r}: no such file: {file}", hint="check the path")
         return ScorerSpec("python", (file, function))
-    path, at, reading = spec.rpartition("@")
+    path, at, score_type = spec.rpartition("@")
     if not at or Path(spec).expanduser().is_dir():  # a directory may have an @ in its name
-        path, reading = spec, None
-    elif reading not in READINGS:
-        near = difflib.get_close_matches(reading, READINGS, n=1)
-        hint = f"did you mean @{near[0]}?" if near else f"readings are {', '.join('@' + r for r in READINGS)}"
-        raise InputError(f"scorer {spec!r}: unknown reading {reading!r}", hint)
+        path, score_type = spec, None
+    elif score_type not in SCORE_TYPES:
+        near = difflib.get_close_matches(score_type, SCORE_TYPES, n=1)
+        hint = f"did you mean @{near[0]}?" if near else f"readings are {', '.join('@' + r for r in SCORE_TYPES)}"
+        raise InputError(f"scorer {spec!r}: unknown reading {score_type!r}", hint)
     if not path:
         raise InputError(f"scorer {spec!r}: no model named", hint="a directory or hub id of a sequence classifier")
     check_path(path)
-    return ScorerSpec("model", (path,), reading)
+    return ScorerSpec("model", (path,), score_type)

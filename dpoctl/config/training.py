@@ -349,7 +349,7 @@ class TrainPPO(Frontier, Training, Device, Common):
     PRESET_OPEN: ClassVar[tuple[str, ...]] = ("target_kl",)  # what both families sweep
 
     @property
-    def reading(self) -> str:
+    def score_type(self) -> str:
         """How a classifier's output is the reward, where --reward leaves it open."""
         return "logit" if self.preset == "trl-2023" else "prob"
 

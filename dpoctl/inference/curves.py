@@ -1,4 +1,4 @@
-"""Curves of the reward-KL plane that need no trained policy: best-of-n and the exact ceiling, from reference samples."""
+"""Curves of the reward-KL plane that need no trained policy: best-of-n and the exact optimum, from reference samples."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from .text_statistics import mean_se
 
 BETAS = 32
 _WEAKEST, _STRONGEST = 30.0, 0.02  # range of beta, in standard deviations of the reward
-SUPPORTED = 5.0  # effective samples a prompt, on average, from which on a point of the ceiling is trusted
+SUPPORTED = 5.0  # effective samples a prompt, on average, from which on a point of the optimum is trusted
 
 
 def by_prompt(rows: list[dict], values: list[float], path: str) -> torch.Tensor:
@@ -28,7 +28,7 @@ def by_prompt(rows: list[dict], values: list[float], path: str) -> torch.Tensor:
     return torch.tensor(list(groups.values()), dtype=torch.float64)
 
 
-def best_of_n(chooser: torch.Tensor, truth: torch.Tensor) -> list[dict[str, Any]]:
+def best_of_n(selection_scorer: torch.Tensor, truth: torch.Tensor) -> list[dict[str, Any]]:
     """Rows of the best-of-n curve for n = 1, 2, 4, ... N: reward with its error over prompts, and the KL's bound.
 
     `chooser` and `truth` are [prompts, N]: what chooses, and what the choice is worth.
@@ -37,14 +37,14 @@ def best_of_n(chooser: torch.Tensor, truth: torch.Tensor) -> list[dict[str, Any]
     sizes = sorted({2**i for i in range(total.bit_length()) if 2**i <= total} | {total})
     rows = []
     for n in sizes:
-        reward, error = mean_se([float(expected_best(c, t, n)) for c, t in zip(chooser, truth, strict=True)])
+        reward, error = mean_se([float(expected_best(c, t, n)) for c, t in zip(selection_scorer, truth, strict=True)])
         bound = best_of_n_kl_bound(n)
         options = {"n": n, "samples": total}
         rows.append({"options": options, "reward": reward, "reward_se": error, "kl": bound, "kl_se": 0.0, "n": prompts})
     return rows
 
 
-def ceiling(truth: torch.Tensor) -> list[dict[str, Any]]:
+def optimum_curve(truth: torch.Tensor) -> list[dict[str, Any]]:
     """Rows of the KL-constrained optimum pi_ref exp(r / beta) / Z over a sweep of beta, from `truth` [prompts, M].
 
     By self-normalised importance weights (PAPER section 5): at finite M it lies low, and its KL cannot exceed log M.

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 from ..errors import InputError
 from ..models.load import context_length
 from ..models.logprobs import has_plain_head
-from .token_choice import pick, pick_from_states, uniforms
+from .token_choice import sample_token, sample_token_from_states, uniforms
 
 _COMPACT_AT = 0.25  # share of ended rows in the batch from which they are taken out of it
 
@@ -41,9 +41,9 @@ class Completion:
     finish: str
 
 
-def waves(n_prompts: int, n_per_prompt: int, wave_rows: int = 256) -> list[slice]:
+def batch_slices(n_prompts: int, n_per_prompt: int, generation_batch_size: int = 256) -> list[slice]:
     """Slices of consecutive prompts, as many as give at most `wave_rows` completions together; one prompt at least."""
-    size = max(1, wave_rows // n_per_prompt)
+    size = max(1, generation_batch_size // n_per_prompt)
     return [slice(start, min(start + size, n_prompts)) for start in range(0, n_prompts, size)]
 
 
@@ -73,12 +73,12 @@ def generate(
     tokens: list[list[int]] = [[] for _ in rows]
     finish = ["length"] * len(rows)
 
-    wave = _Wave(model, prompts, [i for i, _ in rows], steps)
-    states = wave.prefill()
+    batch = _RunningBatch(model, prompts, [i for i, _ in rows], steps)
+    states = batch.prefill()
     active = set(range(len(rows)))
     for step in range(steps):
-        picked = _next_tokens(model, states, torch.from_numpy(numbers[wave.rows, step]), sampling).tolist()
-        for row, token in zip(wave.rows, picked, strict=True):
+        picked = _next_tokens(model, states, torch.from_numpy(numbers[batch.rows, step]), sampling).tolist()
+        for row, token in zip(batch.rows, picked, strict=True):
             if row not in active:
                 continue
             if token not in ends:
@@ -92,7 +92,7 @@ def generate(
                 active.remove(row)
         if not active:
             break
-        states = wave.step(picked, active)
+        states = batch.step(picked, active)
 
     texts = iter([_completion(tokenizer, prompts[i], ids, end, sampling.stop)
                   for (i, _), ids, end in zip(rows, tokens, finish, strict=True)])  # fmt: skip
@@ -105,13 +105,13 @@ def _next_tokens(model, states: torch.Tensor, u: torch.Tensor, sampling: Samplin
     output = model.get_output_embeddings()
     whole = sampling.temperature > 0 and sampling.top_k == 0 and sampling.top_p == 1.0
     if plain and whole and states.device.type == "cpu" and output.bias is None and states.dtype == output.weight.dtype:
-        return pick_from_states(states, output.weight, u, sampling.temperature)
+        return sample_token_from_states(states, output.weight, u, sampling.temperature)
     logits = output(states) if plain else states
     cut = {"top_k": sampling.top_k, "top_p": sampling.top_p}
-    return pick(logits, u.to(logits.device), temperature=sampling.temperature, **cut)
+    return sample_token(logits, u.to(logits.device), temperature=sampling.temperature, **cut)
 
 
-class _Wave:
+class _RunningBatch:
     """The running batch: which rows are in it, their cache, mask and positions."""
 
     def __init__(self, model, prompts: list[list[int]], prompt_of: list[int], steps: int):

@@ -10,7 +10,7 @@ from ..data.encode import truncate
 from ..data.tokens import fingerprint
 from ..errors import InputError
 from ..models.logprobs import policy_kl, response_logps
-from .generate import Sampling, generate, waves
+from .generate import Sampling, batch_slices, generate
 from .text_statistics import distinct_n, mean_se, repetition_loop
 
 
@@ -55,10 +55,10 @@ def complete(
 ) -> list[dict]:
     """`n` completions of every prompt as completion rows with their token ids, wave by wave."""
     done: list[dict] = []
-    for wave in waves(len(rows), n, config.wave_rows):
-        keys = [row["prompt_id"] for row in rows[wave]]
-        drawn = generate(model, tokenizer, ids[wave], keys, list(range(n)), sampling_of(config), seed)
-        done.extend(completion_rows(tokenizer, rows[wave], ids[wave], drawn))
+    for batch in batch_slices(len(rows), n, config.generation_batch_size):
+        keys = [row["prompt_id"] for row in rows[batch]]
+        drawn = generate(model, tokenizer, ids[batch], keys, list(range(n)), sampling_of(config), seed)
+        done.extend(completion_rows(tokenizer, rows[batch], ids[batch], drawn))
         if meter:
             meter.advance(sum(len(d) for d in drawn))
     return done
@@ -115,7 +115,7 @@ def evaluate_policy(
     with_ids = [c for c in completions if "completion_ids" in c]
     sequences = sequences_of(with_ids, tokenizer)
     lengths = [len(s) - start for s, start in sequences]
-    figures = statistics(completions, lengths or [len(c["completion"].split()) for c in completions], scores)
+    metrics = statistics(completions, lengths or [len(c["completion"].split()) for c in completions], scores)
     plain = config.temperature > 0 and config.top_p == 1.0 and config.top_k == 0
     by_prompt = [c["prompt_id"] for c in with_ids]
     if reference is not None and sequences:
@@ -125,14 +125,14 @@ def evaluate_policy(
         )
         for name, values in (("kl", log_ratio), ("kl_exact", exact)):
             mean, se = mean_se(values.tolist(), by_prompt)
-            figures |= {name: mean if plain else None, f"{name}_se": se if plain else None}
-        figures["perplexity_ref"] = math.exp(-ref_logps.double().sum().item() / sum(lengths))
+            metrics |= {name: mean if plain else None, f"{name}_se": se if plain else None}
+        metrics["perplexity_ref"] = math.exp(-ref_logps.double().sum().item() / sum(lengths))
     else:
-        figures |= {"kl": None, "kl_se": None, "kl_exact": None, "kl_exact_se": None}
+        metrics |= {"kl": None, "kl_se": None, "kl_exact": None, "kl_exact_se": None}
     if lm is not None:
-        figures |= perplexity_under(*lm, completions, config.tokens_per_batch)
+        metrics |= perplexity_under(*lm, completions, config.tokens_per_batch)
     policy.train(was_training)
-    return figures, completions
+    return metrics, completions
 
 
 def perplexity_under(model, tokenizer, name: str, completions, tokens_per_batch: int) -> dict[str, Any]:

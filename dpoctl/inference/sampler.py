@@ -11,7 +11,7 @@ from ..outputs.shards import share_of
 from ..runtime import devices
 from ..training import setup
 from . import policy_evaluation
-from .generate import generate, waves
+from .generate import batch_slices, generate
 
 
 @dataclass
@@ -35,20 +35,20 @@ class Sampler:
             self.prompts.lines,
             getattr(config, "max_prompt_length", None),
         )
-        self.waves = waves(len(self.ids), self.n, config.wave_rows)
+        self.batches = batch_slices(len(self.ids), self.n, config.generation_batch_size)
         self.seconds = 0.0
         self.tokens = 0
 
-    def rows(self, wave: slice, meter: log.Progress, temperature: float | None = None) -> list[dict]:
+    def rows(self, batch: slice, meter: log.Progress, temperature: float | None = None) -> list[dict]:
         """The completion rows of a wave of prompts; `temperature` where the config names several."""
         sampling = policy_evaluation.sampling_of(self.config, getattr(self.config, "stop", ()), temperature)
         start = time.monotonic()
-        rows = self.prompts.rows[wave]
+        rows = self.prompts.rows[batch]
         with devices.autocast(self.device, self.dtype):
             drawn = generate(
                 self.model,
                 self.tokenizer,
-                self.ids[wave],
+                self.ids[batch],
                 [r["prompt_id"] for r in rows],
                 list(range(self.n)),
                 sampling,
@@ -57,7 +57,7 @@ class Sampler:
         self.seconds += time.monotonic() - start
         self.tokens += sum(len(c.ids) + (c.finish == "stop") for cs in drawn for c in cs)
         meter.advance(len(rows) * self.n, **{"tok/s": f"{self.tokens / max(self.seconds, 1e-9):.0f}"})
-        return policy_evaluation.completion_rows(self.tokenizer, rows, self.ids[wave], drawn)
+        return policy_evaluation.completion_rows(self.tokenizer, rows, self.ids[batch], drawn)
 
     def _after_examples(self, rows: list[dict]) -> list[dict]:
         """The prompts as they are asked, behind the examples; the rows written keep their own prompt."""
@@ -81,7 +81,7 @@ class Sampler:
 def plan_of_sampling(config, n: int, temperatures: int = 1) -> dict:
     """What --dry-run shows of a sampling stage, or of a shard of it: `n` completions of a prompt at each temperature."""
     rows = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.limit)
-    share = share_of(config.shard, waves(len(rows.rows), n, config.wave_rows) * temperatures)
+    share = share_of(config.shard, batch_slices(len(rows.rows), n, config.generation_batch_size) * temperatures)
     tokens = share.count * n * config.max_new_tokens
     weights = setup.count_weights(config)
     return {

@@ -42,7 +42,7 @@ class Scorer:
     """
 
     name: str
-    reading: str
+    score_type: str
     _score: Callable[[list[dict]], Scores]
 
     def score(self, rows: list[dict]) -> Scores:
@@ -57,7 +57,7 @@ def load_scorer(
     revision: str | None = None,
     text: str = "joined",
     tokens_per_batch: int = 16384,
-    reading: str = "prob",
+    score_type: str = "prob",
 ) -> Scorer:
     """The scorer that the SCORER notation names.
 
@@ -84,17 +84,17 @@ def load_scorer(
     model, tokenizer = load_classifier(path, device=device, dtype=dtype, revision=revision)
     joined = text == "joined"
     if model.config.num_labels == 1:
-        if parsed.reading:
-            raise InputError(f"{path}: a reward model (one label) has no reading @{parsed.reading}", "leave it out")
+        if parsed.score_type:
+            raise InputError(f"{path}: a reward model (one label) has no reading @{parsed.score_type}", "leave it out")
         return Scorer(spec, "reward", _reward_scorer(model, tokenizer, joined, tokens_per_batch))
-    reading = parsed.reading or reading
-    return Scorer(spec, reading, _classifier_scorer(path, model, tokenizer, reading, joined, tokens_per_batch))
+    score_type = parsed.score_type or score_type
+    return Scorer(spec, score_type, _classifier_scorer(path, model, tokenizer, score_type, joined, tokens_per_batch))
 
 
 # ---- the kinds
 
 
-def _classifier_scorer(path, model, tokenizer, reading, joined, tokens_per_batch):
+def _classifier_scorer(path, model, tokenizer, score_type, joined, tokens_per_batch):
     labels = {int(i): name for i, name in model.config.id2label.items()}
     positive = [i for i, name in labels.items() if str(name).lower() in _POSITIVE]
     if len(positive) != 1:
@@ -111,7 +111,7 @@ def _classifier_scorer(path, model, tokenizer, reading, joined, tokens_per_batch
             keys = chosen
         else:
             keys = chosen - logits[:, [i for i in labels if i != positive[0]]].logsumexp(-1)
-        values = {"prob": torch.sigmoid(keys), "logit": chosen, "log-odds": keys}[reading]
+        values = {"prob": torch.sigmoid(keys), "logit": chosen, "log-odds": keys}[score_type]
         return _checked(rows, values.tolist(), keys.tolist())
 
     return score
@@ -176,7 +176,7 @@ def _python_scorer(file: str, name: str):
         raise InputError(f"scorer {file}: it cannot be imported: {_where(e, path)}") from e
     function = getattr(module, name, None)
     if not callable(function):
-        defined = [n for n, thing in vars(module).items() if callable(thing) and not n.startswith("_")]
+        defined = [n for n, prompt_noun in vars(module).items() if callable(prompt_noun) and not n.startswith("_")]
         raise InputError(f"scorer {file}: it has no function {name}", f"it has: {', '.join(defined) or 'none'}")
 
     def call(rows: list[dict]) -> list[float]:

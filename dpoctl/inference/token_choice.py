@@ -28,7 +28,9 @@ def uniforms(seed: int, prompt_key: str, k: int, n: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little"))).random(n)
 
 
-def pick(logits: torch.Tensor, u: torch.Tensor | None, *, temperature: float, top_k: int, top_p: float) -> torch.Tensor:
+def sample_token(
+    logits: torch.Tensor, u: torch.Tensor | None, *, temperature: float, top_k: int, top_p: float
+) -> torch.Tensor:
     """[rows] token ids drawn from softmax(logits / temperature), cut to top-k, then to the top-p nucleus.
 
     `logits` [rows, vocabulary] of any float dtype, `u` [rows] float64 in [0, 1). Temperature 0 takes the likeliest
@@ -55,7 +57,9 @@ def pick(logits: torch.Tensor, u: torch.Tensor | None, *, temperature: float, to
     return tile * _TILE + _search(inside, share)[0]
 
 
-def pick_from_states(states: torch.Tensor, weight: torch.Tensor, u: torch.Tensor, temperature: float) -> torch.Tensor:
+def sample_token_from_states(
+    states: torch.Tensor, weight: torch.Tensor, u: torch.Tensor, temperature: float
+) -> torch.Tensor:
     """[rows] token ids drawn from softmax(states @ weight.T / temperature), on a CPU: the head and `pick` in one.
 
     `states` [rows, d], `weight` [vocabulary, d], `u` [rows] float64 in [0, 1). Tile by tile the logits are turned into

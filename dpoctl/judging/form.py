@@ -86,10 +86,10 @@ def form_id(items: list[dict]) -> str:
     return hashlib.sha256(json.dumps(items, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def page(items: list[dict], question: str, thing: str) -> str:
+def page(items: list[dict], question: str, prompt_noun: str) -> str:
     """The page; `items` are {"id", "prompt", "A", "B"} in the order they are shown, with nothing that names a side."""
     data = json.dumps(
-        {"form": form_id(items), "question": question, "thing": thing, "items": items}, ensure_ascii=False
+        {"form": form_id(items), "question": question, "thing": prompt_noun, "items": items}, ensure_ascii=False
     )
     # within a script element only "</" could end it, and "<!--" begin a comment
     return _PAGE.replace("<title>Which is better?", f"<title>{html.escape(question)}").replace(

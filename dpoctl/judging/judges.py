@@ -24,11 +24,11 @@ class ScorerJudge:
         self.config = config
         self.scorer = load_scorer(config.scorer, text=config.score_text)
 
-    def rows(self, wave: Sequence[Comparison]) -> list[dict]:
-        texts = [{"prompt": c.prompt, "completion": side} for c in wave for side in (c.a, c.b)]
+    def rows(self, batch: Sequence[Comparison]) -> list[dict]:
+        texts = [{"prompt": c.prompt, "completion": side} for c in batch for side in (c.a, c.b)]
         scores = self.scorer.score(texts)
         rows = []
-        for i, c in enumerate(wave):
+        for i, c in enumerate(batch):
             a, b = scores.keys[2 * i : 2 * i + 2]
             raw = f"{scores.values[2 * i]:.6g} {scores.values[2 * i + 1]:.6g}"
             for order in c.orders:
@@ -39,7 +39,7 @@ class ScorerJudge:
     def state(self) -> dict:
         return {}
 
-    def figures(self) -> dict[str, str]:
+    def metrics(self) -> dict[str, str]:
         return {}
 
     def cost(self) -> dict:
@@ -51,13 +51,13 @@ class ModelJudge:
 
     def __init__(self, config, state: dict):
         config = replace(config, cache_dir=config.cache_dir or str(cache_home() / "judge"))
-        self.config, self.criterion = config, load_criterion(config.criterion, config.thing)
+        self.config, self.criterion = config, load_criterion(config.criterion, config.prompt_noun)
         self.client = Client(config, state)
         self.last_failure = ""
 
-    def rows(self, wave: Sequence[Comparison]) -> list[dict]:
+    def rows(self, batch: Sequence[Comparison]) -> list[dict]:
         """Rows of what was judged; what failed for a passing reason is left out. Raises CostReached, InputError."""
-        asked = [(c, order) for c in wave for order in c.orders]
+        asked = [(c, order) for c in batch for order in c.orders]
         requests = [self.criterion.request(c.prompt, *c.shown(o), f"{self.config.seed} {c.key}") for c, o in asked]
         answers = [self.client.known(request) for request in requests]
         with ThreadPoolExecutor(self.config.concurrency) as pool:
@@ -82,7 +82,7 @@ class ModelJudge:
     def state(self) -> dict:
         return dict(self.client.counts)
 
-    def figures(self) -> dict[str, str]:
+    def metrics(self) -> dict[str, str]:
         shown = {"cached": str(self.client.counts["from_cache"]), "retries": str(self.client.counts["retries"])}
         return shown | ({"dollars": f"{self.client.dollars:.4f}"} if self.client.priced else {})
 

@@ -66,7 +66,7 @@ class Criterion:
 
     template: str  # with {prompt}, {a}, {b} and {fence}
     question: str = ""
-    thing: str = ""
+    prompt_noun: str = ""
 
     def request(self, prompt: str, a: str, b: str, key: str) -> str:
         """The whole request for one comparison in one order; `key` decides the fence."""
@@ -79,18 +79,20 @@ class Criterion:
         return re.sub(r"\{(prompt|a|b|fence)\}", lambda m: parts[m.group(1)], self.template)
 
 
-def load_criterion(name: str, thing: str | None = None) -> Criterion:
+def load_criterion(name: str, prompt_noun: str | None = None) -> Criterion:
     """A criterion by name, its `thing` ("news article") replaced where given; or a template file of the user's own.
 
     Raises InputError for an unknown name, and for a template without {prompt}, {a} or {b}, or given a `thing`.
     """
     if name in CRITERIA:
         default, kind, question = CRITERIA[name]
-        thing = thing or default
-        question = question.replace("{thing}", thing)
+        prompt_noun = prompt_noun or default
+        question = question.replace("{thing}", prompt_noun)
         filled = _REQUEST.replace("{question}", question).replace("{kind}", kind)
-        filled = filled.replace("{thing_title}", thing[0].upper() + thing[1:]).replace("{thing}", thing)
-        return Criterion(filled, question, thing)
+        filled = filled.replace("{thing_title}", prompt_noun[0].upper() + prompt_noun[1:]).replace(
+            "{thing}", prompt_noun
+        )
+        return Criterion(filled, question, prompt_noun)
     path = Path(name)
     if not path.is_file():
         raise InputError(
@@ -101,8 +103,10 @@ def load_criterion(name: str, thing: str | None = None) -> Criterion:
     missing = [slot for slot in _SLOTS if "{" + slot + "}" not in template]
     if missing:
         raise InputError(f"{name}: the template has no {{{missing[0]}}}", hint="it needs {prompt}, {a} and {b}")
-    if thing:
-        raise InputError(f"--thing means nothing to {name}: a template of your own says itself what the prompt is")
+    if prompt_noun:
+        raise InputError(
+            f"--prompt-noun means nothing to {name}: a template of your own says itself what the prompt is"
+        )
     return Criterion(template)
 
 

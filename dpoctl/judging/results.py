@@ -11,7 +11,7 @@ from . import statistics
 from .summary import agreement, by_prompt
 
 
-def compared(figures: dict[str, Any], rows: Sequence[dict], options: dict[str, Any]) -> dict[str, Any]:
+def compared(metrics: dict[str, Any], rows: Sequence[dict], options: dict[str, Any]) -> dict[str, Any]:
     """The figures with those against another policy's judgements (compare) and another judge's (against).
 
     `options` are judge's, by their names in recipes. Raises InputError for a broken file, and one that judges none of these
@@ -23,18 +23,18 @@ def compared(figures: dict[str, Any], rows: Sequence[dict], options: dict[str, A
         if names := {row.get("criterion", options["criterion"]) for row in other} - {options["criterion"]}:
             log.warn(f"{compare}: judged by {', '.join(sorted(names))}, not by {options['criterion']}")
         try:
-            figures["compare"] = statistics.paired_difference(by_prompt(rows), by_prompt(other), options["seed"])
+            metrics["compare"] = statistics.paired_difference(by_prompt(rows), by_prompt(other), options["seed"])
         except ValueError:
             raise InputError(f"{compare}: judges none of these prompts", "both must judge the same prompts") from None
     if against:
         other, name = _read(against), Path(against).name
-        figures["against"] = agreement(rows, other)
-        if figures["against"] is None:
+        metrics["against"] = agreement(rows, other)
+        if metrics["against"] is None:
             raise InputError(f"{against}: judges none of these comparisons", "they match by prompt_id and k")
-        for person in figures.get("people", ()):
+        for person in metrics.get("people", ()):
             own = agreement([row for row in rows if row["judge"] == person], other)
-            figures.setdefault("agreement", {})[f"{person} and {name}"] = own
-    return figures
+            metrics.setdefault("agreement", {})[f"{person} and {name}"] = own
+    return metrics
 
 
 def _read(path: str) -> list[dict]:

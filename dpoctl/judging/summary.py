@@ -92,21 +92,21 @@ def summaries_by(name: str, rows: Sequence[dict]) -> list[dict[str, Any]]:
     return [{name: value} | summarise([row for row in rows if row.get(name) == value]) for value in found]
 
 
-def figures_of(rows: Sequence[dict]) -> dict[str, Any]:
+def metrics_of(rows: Sequence[dict]) -> dict[str, Any]:
     """What a judgements file comes to: the summary, the canary's, those by temperature and step, those of people."""
     main, canary = ([row for row in rows if bool(row.get("canary")) is is_canary] for is_canary in (False, True))
     named = {"summary": main, "canary": canary}  # a shard may hold none of either
-    figures: dict[str, Any] = {name: summarise(own) for name, own in named.items() if own}
-    figures |= {f"by_{name}": found for name in ("temperature", "step") if (found := summaries_by(name, main))}
+    metrics: dict[str, Any] = {name: summarise(own) for name, own in named.items() if own}
+    metrics |= {f"by_{name}": found for name in ("temperature", "step") if (found := summaries_by(name, main))}
     people: dict[str, list[dict]] = {}
     for row in main:
         if row["judge"].startswith("human:"):
             people.setdefault(row["judge"], []).append(row)
     if not people:
-        return figures
-    figures["people"] = {name: summarise(own) for name, own in people.items()}
+        return metrics
+    metrics["people"] = {name: summarise(own) for name, own in people.items()}
     pairs = {f"{one} and {other}": agreement(people[one], people[other]) for one, other in combinations(people, 2)}
-    return figures | ({"agreement": pairs} if pairs else {})
+    return metrics | ({"agreement": pairs} if pairs else {})
 
 
 def agreement(one: Sequence[dict], other: Sequence[dict]) -> dict | None:

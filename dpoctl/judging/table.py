@@ -11,7 +11,7 @@ from .. import log
 _MANY_INVALID = 0.1
 
 
-def show(options: dict[str, Any], out: str, figures: dict[str, Any]) -> None:
+def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
     """Print the table of judge's `figures`, and what stands beside it; `options` are judge's, by their names in recipes."""
     names = [Path(p).name for p in options["candidates"]] + ["reference"]
     table = Table(
@@ -19,9 +19,9 @@ def show(options: dict[str, Any], out: str, figures: dict[str, Any]) -> None:
     )
     for name in ("", "win rate", "95 %", "win / tie / loss", "flips", "invalid", "words A / B", "at equal length"):
         table.add_column(name, justify="left" if not name else "right")
-    named = {"A over B": figures.get("summary"), "canary over B": figures.get("canary")}
-    shown = {name: summary for name, summary in named.items() if summary} | figures.get("people", {})
-    shown |= {f"  {n} {s[n]:g}": s for n in ("temperature", "step") for s in figures.get(f"by_{n}", [])}
+    named = {"A over B": metrics.get("summary"), "canary over B": metrics.get("canary")}
+    shown = {name: summary for name, summary in named.items() if summary} | metrics.get("people", {})
+    shown |= {f"  {n} {s[n]:g}": s for n in ("temperature", "step") for s in metrics.get(f"by_{n}", [])}
     for name, s in shown.items():
         table.add_row(
             name,
@@ -36,16 +36,16 @@ def show(options: dict[str, Any], out: str, figures: dict[str, Any]) -> None:
     if shown:  # a shard may have judged nothing
         console = Console()
         (console if console.is_terminal else Console(width=140)).print(table)
-    if figures.get("summary", {}).get("invalid", 0) > _MANY_INVALID:
-        log.warn(f"{figures['summary']['invalid']:.0%} of the answers hold no verdict: see `raw` in {out}")
-    if "compare" in figures:
-        c = figures["compare"]
+    if metrics.get("summary", {}).get("invalid", 0) > _MANY_INVALID:
+        log.warn(f"{metrics['summary']['invalid']:.0%} of the answers hold no verdict: see `raw` in {out}")
+    if "compare" in metrics:
+        c = metrics["compare"]
         log.say(
             f"against {options['compare']}: {c['difference']:+.3f} ({c['low']:+.3f} to {c['high']:+.3f}), p {c['p']:.3f}, "
             f"{c['n']} prompts"
         )
-    agreements = {f"of {name}": a for name, a in figures.get("agreement", {}).items()}
-    agreements |= {f"with {options['against']}": figures["against"]} if "against" in figures else {}
+    agreements = {f"of {name}": a for name, a in metrics.get("agreement", {}).items()}
+    agreements |= {f"with {options['against']}": metrics["against"]} if "against" in metrics else {}
     for name, a in agreements.items():
         if a:
             log.say(f"agreement {name}: {a['raw']:.3f}, kappa {a['kappa']:.3f} over {a['n']} comparisons")

@@ -279,10 +279,10 @@ def _with_fused_gelu(model) -> None:
                 setattr(module, name, ACT2FN["gelu_pytorch_tanh"])
 
 
-def _zero_dropouts(thing) -> None:
-    for name, value in list(vars(thing).items()):
+def _zero_dropouts(prompt_noun) -> None:
+    for name, value in list(vars(prompt_noun).items()):
         if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
-            setattr(thing, name, 0.0)
+            setattr(prompt_noun, name, 0.0)
 
 
 @contextmanager

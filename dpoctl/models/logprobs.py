@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import log
 from ..objectives.kl import kl
-from ..runtime.fsdp_root import within
+from ..runtime.fsdp_root import with_gathered_weights
 from . import packed, tiled_head
 
 Sequences = Sequence[tuple[Sequence[int], int]]
@@ -34,7 +34,7 @@ def response_token_logps(model, sequences: Sequences, temperature: float = 1.0) 
         layout = lay_out([model], sequences)
         return token_logps(model, response_rows(model, layout), layout.targets, temperature)[0], layout.owner
 
-    return within(model, forward)
+    return with_gathered_weights(model, forward)
 
 
 def token_logps(

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ..runtime.fsdp_root import within
+from ..runtime.fsdp_root import with_gathered_weights
 from .logprobs import Sequences, lay_out, micro_batches, response_rows, token_logps, trunk_states
 
 
@@ -19,7 +19,7 @@ def last_token_rewards(model, sequences: Sequences) -> Tensor:
         layout = lay_out([model], sequences, whole=True)
         return model.score(trunk_states(model, layout)[layout.ends])[:, 0].float()
 
-    return within(model, forward)
+    return with_gathered_weights(model, forward)
 
 
 @torch.no_grad()

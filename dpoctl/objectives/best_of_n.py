@@ -6,19 +6,19 @@ import torch
 from torch import Tensor
 
 
-def expected_best(chooser: Tensor, values: Tensor, n: int) -> Tensor:
+def expected_best(selection_scorer: Tensor, values: Tensor, n: int) -> Tensor:
     """Expected value [] of the best of n among N >= n samples: chosen by `chooser` [N], worth `values` [N].
 
     sum_i C(i - 1, n - 1) / C(N, n) g_(i) over samples sorted ascending by the chooser: the mean over all subsets of n.
     Where the chooser ties, any of the tied is equally likely: they share their mean value.
     Raises ValueError for n outside of 1 to N.
     """
-    total = len(chooser)
+    total = len(selection_scorer)
     if not 1 <= n <= total:
         raise ValueError(f"n {n} of {total} samples")
-    chooser, order = chooser.double().sort()
+    selection_scorer, order = selection_scorer.double().sort()
     values = values.double()[order]
-    _, group = chooser.unique_consecutive(return_inverse=True)
+    _, group = selection_scorer.unique_consecutive(return_inverse=True)
     counts = torch.bincount(group).double()
     values = (torch.zeros(len(counts), dtype=torch.float64).index_add(0, group, values) / counts)[group]
     subsets = math.comb(total, n)

@@ -41,7 +41,7 @@ from .manifests import (
 )
 
 __all__ = [  # of files and manifests too: what the stages need of outputs is in one place
-    "Work",
+    "Output",
     "cache_home",
     "check_inputs",
     "claim",
@@ -68,7 +68,7 @@ ROW_STAGES = ("make-prefs", "sample", "score", "evaluate", "judge")
 # --- works -----------------------------------------------------------------------------------------------------------
 
 
-class Work:
+class Output:
     """A claimed output. `finished` and `resuming` say what the claim found."""
 
     def __init__(
@@ -97,7 +97,7 @@ class Work:
     def finish(
         self,
         outputs: list[tuple[Path, int | None]],
-        figures: dict[str, Any],
+        metrics: dict[str, Any],
         cost: dict[str, Any],
         shard: dict[str, Any] | None = None,
     ) -> None:
@@ -117,7 +117,7 @@ class Work:
             "identity": self.identity,
             "inputs": self.described,
             "outputs": listed,
-            "figures": figures,
+            "metrics": metrics,
         } | ({"shard": shard} if shard else {})
         for folder in {path.parent for path, _ in outputs}:
             sync_directory(folder)
@@ -148,7 +148,7 @@ def claim(
     *,
     overwrite: bool,
     recorded: list[dict] | None = None,
-) -> Iterator[Work]:
+) -> Iterator[Output]:
     """Claim an output for this process.
 
     `inputs` are (name, kind, path); `recorded` is what a manifest already says of them, where they need not be at hand.
@@ -159,24 +159,24 @@ def claim(
         check_inputs(inputs)
     path = Path(out)
     _check_place(path, stage, inputs)
-    work = Work(path, stage, options, identity, inputs, recorded)
-    created = _make_folder(work.folder)
+    output = Output(path, stage, options, identity, inputs, recorded)
+    created = _make_folder(output.folder)
     try:
-        with _locked(path, work):
-            _open(work, overwrite)
+        with _locked(path, output):
+            _open(output, overwrite)
             try:
-                yield work
+                yield output
             except InputError:
-                _forget_unbegun(work)
+                _forget_unbegun(output)
                 raise
     except (InputError, StorageError):
         if created:
             with suppress(OSError):  # what has been begun stays
-                work.folder.rmdir()
+                output.folder.rmdir()
         raise
 
 
-def follow(out: str, stage: str, options: dict, identity: dict, inputs: list, *, overwrite: bool) -> Work:
+def follow(out: str, stage: str, options: dict, identity: dict, inputs: list, *, overwrite: bool) -> Output:
     """The work as a process sees it that another one claims it for: nothing is locked or written.
 
     `finished` is what the claim finds, and options or inputs that are not those it was begun with are refused alike.
@@ -184,13 +184,13 @@ def follow(out: str, stage: str, options: dict, identity: dict, inputs: list, *,
     check_inputs(inputs)
     path = Path(out)
     _check_place(path, stage, inputs)
-    work = Work(path, stage, options, identity, inputs)
+    output = Output(path, stage, options, identity, inputs)
     manifest = None if overwrite else read_manifest(path)
-    known = manifest if manifest or overwrite else _read_plan(work, overwrite)
+    known = manifest if manifest or overwrite else _read_plan(output, overwrite)
     if known:
-        _refuse_changes(work, known, {"stage": stage, "identity": identity, "inputs": work.describe_inputs()})
-    work.finished = manifest is not None
-    return work
+        _refuse_changes(output, known, {"stage": stage, "identity": identity, "inputs": output.describe_inputs()})
+    output.finished = manifest is not None
+    return output
 
 
 def _check_place(path: Path, stage: str, inputs: list) -> None:
@@ -204,16 +204,16 @@ def _check_place(path: Path, stage: str, inputs: list) -> None:
         raise InputError(f"{path}: is an input of this command too", hint="choose another --out")
 
 
-def _forget_unbegun(work: Work) -> None:
+def _forget_unbegun(output: Output) -> None:
     """Leave nothing of a work whose input was refused before it wrote anything."""
-    if work.is_rows:
-        beside = _beside(work.out)
+    if output.is_rows:
+        beside = _beside(output.out)
         if any(path.exists() and path.stat().st_size for path in beside):
             return
-        for path in (*beside, work.plan_path):
+        for path in (*beside, output.plan_path):
             path.unlink(missing_ok=True)
-    elif {p.name for p in work.out.iterdir()} <= {work.plan_path.name, _lock_path(work).name}:
-        work.plan_path.unlink(missing_ok=True)
+    elif {p.name for p in output.out.iterdir()} <= {output.plan_path.name, _lock_path(output).name}:
+        output.plan_path.unlink(missing_ok=True)
 
 
 def _make_folder(folder: Path) -> bool:
@@ -227,135 +227,136 @@ def _make_folder(folder: Path) -> bool:
     return not existed
 
 
-def _open(work: Work, overwrite: bool) -> None:
+def _open(output: Output, overwrite: bool) -> None:
     """Start, continue or find complete; or refuse."""
-    plan = _read_plan(work, overwrite)
-    manifest = None if plan and "removing" in plan else read_manifest(work.out)
+    plan = _read_plan(output, overwrite)
+    manifest = None if plan and "removing" in plan else read_manifest(output.out)
     if manifest is None and plan is None:
-        _refuse_foreign(work)
+        _refuse_foreign(output)
     if (overwrite and (manifest is not None or plan is not None)) or (plan and "removing" in plan):
-        _remove_own(work, manifest, plan)
+        _remove_own(output, manifest, plan)
         manifest = plan = None
-    work.described = work.describe_inputs()
-    now = {"stage": work.stage, "identity": work.identity, "inputs": work.described}
+    output.described = output.describe_inputs()
+    now = {"stage": output.stage, "identity": output.identity, "inputs": output.described}
     if manifest is not None:
-        _refuse_changes(work, manifest, now)
-        _check_outputs(work, manifest)
-        _tidy_finished(work, manifest)
-        os.utime(manifest_path(work.out))  # newer than its inputs, so make is content
-        work.finished = True
+        _refuse_changes(output, manifest, now)
+        _check_outputs(output, manifest)
+        _tidy_finished(output, manifest)
+        os.utime(manifest_path(output.out))  # newer than its inputs, so make is content
+        output.finished = True
         return
-    if not work.is_rows:
-        cleanup.sweep(work.out)
+    if not output.is_rows:
+        cleanup.sweep(output.out)
     if plan is not None:
-        _refuse_changes(work, plan, now)
-        work.resuming = True
+        _refuse_changes(output, plan, now)
+        output.resuming = True
         return
-    write_atomic(work.plan_path, dump(seal(now)))
+    write_atomic(output.plan_path, dump(seal(now)))
 
 
-def _read_plan(work: Work, overwrite: bool) -> dict | None:
+def _read_plan(output: Output, overwrite: bool) -> dict | None:
     try:
-        return read_sealed(work.plan_path)
+        return read_sealed(output.plan_path)
     except InputError as e:
         if overwrite:
             return {}
         raise InputError(e.message, hint="--overwrite starts anew") from None
 
 
-def _check_outputs(work: Work, manifest: dict) -> None:
+def _check_outputs(output: Output, manifest: dict) -> None:
     for entry in manifest["outputs"]:
-        path = work.folder / entry["path"]
+        path = output.folder / entry["path"]
         wrong = "is gone" if not path.exists() else "" if sha256_file(path) == entry["sha256"] else "was changed since"
         if wrong:
             raise InputError(
-                f"{work.out}: complete by its manifest, but {entry['path']} {wrong}", hint="--overwrite makes it again"
+                f"{output.out}: complete by its manifest, but {entry['path']} {wrong}",
+                hint="--overwrite makes it again",
             )
 
 
-def _tidy_finished(work: Work, manifest: dict) -> None:
+def _tidy_finished(output: Output, manifest: dict) -> None:
     """Remove what was needed until the manifest stood, where a kill came between."""
-    if work.is_rows:
-        for path in (work.out, *(work.folder / o["path"] for o in manifest["outputs"])):
+    if output.is_rows:
+        for path in (output.out, *(output.folder / o["path"] for o in manifest["outputs"])):
             for leftover in _beside(path):
                 cleanup.remove(leftover)
-    elif (keep := work.options.get("keep-checkpoints")) is not None:
-        cleanup.prune(work.out, keep, best=False)
+    elif (keep := output.options.get("keep-checkpoints")) is not None:
+        cleanup.prune(output.out, keep, best=False)
     else:
-        cleanup.sweep(work.out)
-    cleanup.remove(work.plan_path)
+        cleanup.sweep(output.out)
+    cleanup.remove(output.plan_path)
 
 
-def _refuse_foreign(work: Work) -> None:
-    if work.is_rows:
-        if work.out.exists():
+def _refuse_foreign(output: Output) -> None:
+    if output.is_rows:
+        if output.out.exists():
             raise InputError(
-                f"{work.out}: exists, but dpoctl has no manifest of it", hint="choose another --out, or remove it"
+                f"{output.out}: exists, but dpoctl has no manifest of it", hint="choose another --out, or remove it"
             )
         return
-    ours = {_lock_path(work).name, f".{work.plan_path.name}.tmp"}  # the latter of a kill before anything else
-    held = [p.name for p in work.out.iterdir() if p.name not in ours]
+    ours = {_lock_path(output).name, f".{output.plan_path.name}.tmp"}  # the latter of a kill before anything else
+    held = [p.name for p in output.out.iterdir() if p.name not in ours]
     if held:
         raise InputError(
-            f"{work.out}: holds something that dpoctl did not begin ({sorted(held)[0]})",
+            f"{output.out}: holds something that dpoctl did not begin ({sorted(held)[0]})",
             hint="choose an empty or new directory for --out",
         )
 
 
-def _refuse_changes(work: Work, before: dict, now: dict) -> None:
+def _refuse_changes(output: Output, before: dict, now: dict) -> None:
     hint = "--overwrite starts anew, another --out keeps both"
     if before["stage"] != now["stage"]:
-        raise InputError(f"{work.out}: holds the work of {before['stage']}, not of {now['stage']}", hint=hint)
+        raise InputError(f"{output.out}: holds the work of {before['stage']}, not of {now['stage']}", hint=hint)
     for key, value in now["identity"].items():
         old = before["identity"].get(key, value)
         if old != value:
-            raise InputError(f"{work.out}: was begun with --{key} {old}, now it is {value}", hint=hint)
-    for old, new, (_, _, path) in zip(before["inputs"], now["inputs"], work.inputs, strict=False):
+            raise InputError(f"{output.out}: was begun with --{key} {old}, now it is {value}", hint=hint)
+    for old, new, (_, _, path) in zip(before["inputs"], now["inputs"], output.inputs, strict=False):
         if old["name"] != new["name"] or (old["sha256"] and new["sha256"] and old["sha256"] != new["sha256"]):
             raise InputError(
-                f"{work.out}: was begun with another --{new['name']} ({path} is not what it was)", hint=hint
+                f"{output.out}: was begun with another --{new['name']} ({path} is not what it was)", hint=hint
             )
     if len(before["inputs"]) != len(now["inputs"]):
         old, new = {i["name"] for i in before["inputs"]}, {i["name"] for i in now["inputs"]}
         name = next(iter(old ^ new), "inputs")
-        raise InputError(f"{work.out}: was begun {'with' if name in old else 'without'} --{name}", hint=hint)
+        raise InputError(f"{output.out}: was begun {'with' if name in old else 'without'} --{name}", hint=hint)
 
 
 def _beside(path: Path) -> list[Path]:
     return [path.with_name(path.name + end) for end in _OF_ROWS]
 
 
-def _remove_own(work: Work, manifest: dict | None, plan: dict | None) -> None:
+def _remove_own(output: Output, manifest: dict | None, plan: dict | None) -> None:
     """Remove what dpoctl wrote at an output, and nothing else.
 
     What is being removed is noted first, so that a kill on the way leaves neither an old work that looks whole nor a
     directory that looks like somebody else's.
     """
     written = (plan or {}).get("removing") or [o["path"] for o in (manifest or {}).get("outputs", [])]
-    write_atomic(work.plan_path, dump(seal({"stage": work.stage, "removing": written})))
-    cleanup.remove(manifest_path(work.out))
-    paths = [work.folder / path for path in written]
-    paths += _beside(work.out) if work.is_rows else [work.out / name for name in _OWN]
+    write_atomic(output.plan_path, dump(seal({"stage": output.stage, "removing": written})))
+    cleanup.remove(manifest_path(output.out))
+    paths = [output.folder / path for path in written]
+    paths += _beside(output.out) if output.is_rows else [output.out / name for name in _OWN]
     for path in paths:
         cleanup.remove(path)
         if is_row_file(path):
             cleanup.remove(manifest_path(path))
-    cleanup.remove(work.plan_path)
+    cleanup.remove(output.plan_path)
 
 
-def _lock_path(work: Work) -> Path:
-    return work.folder / (f".{work.out.name}.lock" if work.is_rows else ".lock")
+def _lock_path(output: Output) -> Path:
+    return output.folder / (f".{output.out.name}.lock" if output.is_rows else ".lock")
 
 
 @contextmanager
-def _locked(out: Path, work: Work) -> Iterator[None]:
+def _locked(out: Path, output: Output) -> Iterator[None]:
     """Hold the output's lock; the kernel frees it when the process dies, however it dies."""
-    path = _lock_path(work)
+    path = _lock_path(output)
     while True:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except FileNotFoundError:  # another, refused, took the folder that it had made away
-            work.folder.mkdir(parents=True, exist_ok=True)
+            output.folder.mkdir(parents=True, exist_ok=True)
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

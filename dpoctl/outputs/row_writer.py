@@ -16,33 +16,33 @@ from typing import Any
 from .. import log
 from ..errors import InputError
 from ..runtime import signals
-from .claims import Work
+from .claims import Output
 from .files import is_whole, json_line, seal, sync_directory, writing
 
-_NOTHING: dict[str, Any] = {"waves": 0, "state": {}}
+_NOTHING: dict[str, Any] = {"batches": 0, "state": {}}
 
 
-class WaveWriter:
+class RowWriter:
     """Writes one or more row files of a work in waves; `waves_done` and `state` say where to go on.
 
     Raises InputError where another dpoctl writes one of them, StorageError where they cannot be written.
     """
 
-    def __init__(self, work: Work, *further: str | None):
-        self.work = work
-        self.paths = [work.out, *(Path(p) for p in further if p)]
+    def __init__(self, output: Output, *further: str | None):
+        self.output = output
+        self.paths = [output.out, *(Path(p) for p in further if p)]
         for path in self.paths[1:]:
             path.parent.mkdir(parents=True, exist_ok=True)
-        self.progress_path = work.out.with_name(work.out.name + ".progress")
-        entry, end = self._last_whole_wave() if work.resuming else (_NOTHING, 0)
+        self.progress_path = output.out.with_name(output.out.name + ".progress")
+        entry, end = self._last_whole_batch() if output.resuming else (_NOTHING, 0)
         none = [0] * len(self.paths)
-        self.waves_done, self.state, self.rows = entry["waves"], entry["state"], list(entry.get("rows", none))
+        self.batches_done, self.state, self.rows = entry["batches"], entry["state"], list(entry.get("rows", none))
         with writing(self.progress_path):
             self._files = [self._open(p, size) for p, size in zip(self.paths, entry.get("sizes", none), strict=True)]
             self._sums = [_sum_of(f) for f in self._files]
             self._progress = _cut(self.progress_path, end)
-        if self.waves_done:
-            log.say(f"{work.out}: continues behind {self.rows[0]} rows")
+        if self.batches_done:
+            log.say(f"{output.out}: continues behind {self.rows[0]} rows")
 
     def _partial(self, path: Path) -> Path:
         return path.with_name(path.name + ".partial")
@@ -51,7 +51,7 @@ class WaveWriter:
         """Where a file's rows are: under its own name already, where a kill came between the renames and the manifest."""
         return path if path.exists() and not self._partial(path).exists() else self._partial(path)
 
-    def _last_whole_wave(self) -> tuple[dict[str, Any], int]:
+    def _last_whole_batch(self) -> tuple[dict[str, Any], int]:
         """(entry, its end in the progress file) of the last wave whose rows are all there, by their sums."""
         entries = []
         end = 0
@@ -71,7 +71,7 @@ class WaveWriter:
         ]
         if entries and (not whole or whole[-1] is not entries[-1]):
             log.warn(
-                f"{self.work.out}: rows behind wave {whole[-1][0]['waves'] if whole else 0} were damaged: made again"
+                f"{self.output.out}: rows behind wave {whole[-1][0]['batches'] if whole else 0} were damaged: made again"
             )
         return whole[-1] if whole else (_NOTHING, 0)
 
@@ -91,7 +91,7 @@ class WaveWriter:
         f.seek(size)
         return f
 
-    def write_wave(self, *row_lists: Iterable[dict[str, Any]], state: dict[str, Any]) -> None:
+    def write_batch(self, *row_lists: Iterable[dict[str, Any]], state: dict[str, Any]) -> None:
         """Append a wave's rows to each file and record that the wave is whole; then stop, where a signal has come."""
         for i, (f, rows) in enumerate(zip(self._files, row_lists, strict=True)):
             lines = [json_line(row) for row in rows]
@@ -102,9 +102,14 @@ class WaveWriter:
                 os.fsync(f.fileno())
             self._sums[i].update(data)
             self.rows[i] += len(lines)
-        self.waves_done += 1
+        self.batches_done += 1
         self.state = state
-        entry = {"waves": self.waves_done, "sizes": [f.tell() for f in self._files], "rows": self.rows, "state": state}
+        entry = {
+            "batches": self.batches_done,
+            "sizes": [f.tell() for f in self._files],
+            "rows": self.rows,
+            "state": state,
+        }
         line = json_line(seal(entry | {"sha256": [s.hexdigest() for s in self._sums]}))
         with writing(self.progress_path, len(line)):
             self._progress.write(line.encode())
@@ -112,14 +117,14 @@ class WaveWriter:
             os.fsync(self._progress.fileno())
         signals.at_boundary(f"{self.rows[0]} rows, which are kept")
 
-    def finish(self, figures: dict[str, Any], cost: dict[str, Any], shard: dict[str, Any] | None = None) -> None:
+    def finish(self, metrics: dict[str, Any], cost: dict[str, Any], shard: dict[str, Any] | None = None) -> None:
         """Rename the files into place, then write the manifest; `shard` says which part of a larger work they are."""
         for f, path in zip(self._files, self.paths, strict=True):
             os.replace(self._partial(path), path)
             f.close()
             sync_directory(path.parent)
         self._progress.close()
-        self.work.finish([(p, n) for p, n in zip(self.paths, self.rows, strict=True)], figures, cost, shard)
+        self.output.finish([(p, n) for p, n in zip(self.paths, self.rows, strict=True)], metrics, cost, shard)
         self.progress_path.unlink(missing_ok=True)
 
 

@@ -43,7 +43,7 @@ def of_evaluate(counts: dict[str, Any]) -> dict[str, Any]:
     return {"rows": counts["rows"]}
 
 
-FIGURES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {  # judge's summary needs the rows themselves
+METRICS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {  # judge's summary needs the rows themselves
     "sample": of_sample,
     "score": of_score,
     "make-prefs": of_make_prefs,

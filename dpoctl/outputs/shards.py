@@ -31,7 +31,7 @@ class Share:
     shard: str | None
     number: int
     of: int
-    waves: slice
+    batches: slice
     first: int
     count: int
     total: int
@@ -44,10 +44,10 @@ class Share:
         return places | {"counts": counts}
 
 
-def share_of(shard: str | None, waves: Sequence[slice]) -> Share:
+def share_of(shard: str | None, batches: Sequence[slice]) -> Share:
     """The share of `--shard` (i/n; None is all) in a work of these waves, as even as waves allow; it may be empty."""
     number, of = map(int, (shard or "1/1").split("/"))
-    sizes = [wave.stop - wave.start for wave in waves]
+    sizes = [batch.stop - batch.start for batch in batches]
     start, stop = (len(sizes) * part // of for part in (number - 1, number))
     return Share(shard, number, of, slice(start, stop), sum(sizes[:start]), sum(sizes[start:stop]), sum(sizes))
 

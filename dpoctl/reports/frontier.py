@@ -1,4 +1,4 @@
-"""The reward-KL plane with every family, the best-of-n curve and the ceiling; what lies above the ceiling; KL against beta."""
+"""The reward-KL plane with every family, the best-of-n curve and the optimum; what lies above the optimum; KL against beta."""
 
 import math
 from collections import defaultdict
@@ -17,7 +17,7 @@ _FAMILIES = (
     "preferred-ft",
     "sft",
 )  # fixed colours, as far as known
-_CURVES = ("best-of-n", "ceiling")
+_CURVES = ("best-of-n", "optimum")
 _SIDES = ((8, -15), (-8, 8), (8, 8), (-8, -15))  # of a point's label, by family: points of two may lie close together
 
 
@@ -52,7 +52,7 @@ def plane(collected: Collected):
         named.add(method)
     widest = max(p["kl"] for p in points)
     _draw_best_of_n(axes, collected.evaluations)
-    _draw_ceiling(axes, ceiling_curve(collected), widest)
+    _draw_optimum(axes, optimum_curve(collected), widest)
     axes.set_xlabel("sequence KL to the reference (nats)")
     axes.set_ylabel(f"mean reward ({points[0].get('scorer', 'reward').rpartition('@')[2]})")
     shared.legend(figure, axes)
@@ -90,7 +90,7 @@ def _draw_best_of_n(axes, evaluations: list[dict]) -> None:
                   fontsize=7, color="#555555")  # fmt: skip
 
 
-def _draw_ceiling(axes, curve: list[dict], widest: float) -> None:
+def _draw_optimum(axes, curve: list[dict], widest: float) -> None:
     """The exact optimum, drawn as far as its samples support it; a dotted end says that it stops there, not that it ends."""
     if not curve:
         return
@@ -98,20 +98,20 @@ def _draw_ceiling(axes, curve: list[dict], widest: float) -> None:
     low, high = ([r + sign * p["reward_se"] for r, p in zip(reward, curve, strict=True)] for sign in (-1, 1))
     axes.fill_between(kl, low, high, color="#000000", alpha=0.12, linewidth=0)
     axes.plot(
-        kl, reward, color="#000000", linewidth=2, label=f"ceiling ({curve[0]['options']['samples']} samples a prompt)"
+        kl, reward, color="#000000", linewidth=2, label=f"optimum ({curve[0]['options']['samples']} samples a prompt)"
     )
     if widest > kl[-1]:
         axes.plot([kl[-1], widest], [reward[-1]] * 2, color="#000000", linewidth=1, linestyle=(0, (1, 4)))
 
 
-def ceiling_curve(collected: Collected) -> list[dict]:
-    """The supported points of the ceiling, by rising KL."""
-    curve = [p for p in collected.evaluations if p["method"] == "ceiling" and p.get("supported", True)]
+def optimum_curve(collected: Collected) -> list[dict]:
+    """The supported points of the optimum, by rising KL."""
+    curve = [p for p in collected.evaluations if p["method"] == "optimum" and p.get("supported", True)]
     return sorted(curve, key=lambda p: p["kl"])
 
 
 def _caption_of_curves(collected: Collected) -> str:
-    curve = ceiling_curve(collected)
+    curve = optimum_curve(collected)
     if not curve:
         return ""
     return (
@@ -122,12 +122,12 @@ def _caption_of_curves(collected: Collected) -> str:
     )
 
 
-def above_ceiling(collected: Collected) -> list[str]:
-    """Points more than two standard errors above the ceiling at their KL, in words; they ask to be looked into.
+def above_optimum(collected: Collected) -> list[str]:
+    """Points more than two standard errors above the optimum at their KL, in words; they ask to be looked into.
 
-    Beyond the ceiling's last supported KL nothing is known, and nothing flagged.
+    Beyond the optimum's last supported KL nothing is known, and nothing flagged.
     """
-    curve = ceiling_curve(collected)
+    curve = optimum_curve(collected)
     found = []
     for p in collected.points:
         if (
@@ -148,7 +148,7 @@ def above_ceiling(collected: Collected) -> list[str]:
         if p["reward"] > limit + 2 * error:
             at = f" at update {p['step']}" if p.get("step") is not None else ""
             found.append(
-                f"{Path(p['model']).name}{at}: reward {p['reward']:.3f} at KL {p['kl']:.2f}, the ceiling there is {limit:.3f} "
+                f"{Path(p['model']).name}{at}: reward {p['reward']:.3f} at KL {p['kl']:.2f}, the optimum there is {limit:.3f} "
                 f"(error {error:.3f})"
             )
     return found
@@ -173,7 +173,7 @@ def reward_against_pairs(collected: Collected):
     """Final reward against the number of preference pairs, where runs differ in nothing but that."""
     groups: dict[tuple, list[tuple[int, dict]]] = defaultdict(list)
     for run in collected.runs:
-        pairs = ((run.manifest or {}).get("figures") or {}).get("pairs")
+        pairs = ((run.manifest or {}).get("metrics") or {}).get("pairs")
         if run.stage == "train-dpo" and pairs and run.points:
             key = tuple(run.options.get(k) for k in ("loss", "beta", "alpha", "lr"))
             groups[key].append((pairs, run.points[-1]))

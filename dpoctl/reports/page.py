@@ -77,12 +77,12 @@ def _wins(collected: Collected) -> str:
 
 
 def _flags(collected: Collected) -> str:
-    flagged = frontier.above_ceiling(collected)
+    flagged = frontier.above_optimum(collected)
     if not flagged:
         return ""
     listed = "".join(f"<li>{html.escape(text)}</li>" for text in flagged)
     note = (
-        "More than two standard errors above the estimated ceiling, which lies low at finite samples: look into these."
+        "More than two standard errors above the estimated optimum, which lies low at finite samples: look into these."
     )
     return f'<p class="note">{note}</p><ul class="note">{listed}</ul>'
 

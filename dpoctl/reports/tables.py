@@ -15,7 +15,7 @@ def evaluations(points: list[dict]) -> Rows:
     head = ["model", "reward", "KL", "KL exact", "length", "ended", "ppl ref", "distinct-1/2/3", "loops", "n"]
     rows = []
     for p in points:
-        if p["method"] == "ceiling":  # a curve of many points: drawn
+        if p["method"] == "optimum":  # a curve of many points: drawn
             continue
         distinct = "/".join(f"{p[f'distinct_{n}']:.2f}" for n in (1, 2, 3) if f"distinct_{n}" in p)
         ppl = f"{p['perplexity_ref']:.2f}" if p.get("perplexity_ref") else "–"
@@ -79,7 +79,7 @@ def dpo_against_rlhf(collected: Collected) -> Rows | None:
     """Time, FLOPs and memory of one DPO run against a reward model and one PPO run on it; means over runs."""
     by_stage: dict[str, list[dict]] = {}
     for _, manifest in collected.costs:
-        learned = manifest["stage"] != "train-ppo" or manifest["figures"].get("method", "ppo") == "ppo"
+        learned = manifest["stage"] != "train-ppo" or manifest["metrics"].get("method", "ppo") == "ppo"
         if learned:
             by_stage.setdefault(manifest["stage"], []).append(manifest["cost"])
     if not all(by_stage.get(stage) for stage in ("train-dpo", "train-rm", "train-ppo")):
@@ -111,7 +111,7 @@ def seeds(collected: Collected) -> Rows | None:
         options = {k: v for k, v in (p.get("options") or {}).items() if k != "seed"}
         groups.setdefault(f"{p['method']} {options}", []).append(((p.get("options") or {}).get("seed"), p))
     resampled: dict[str, list[tuple[int, dict]]] = {}
-    for i, p in enumerate(p for p in collected.evaluations if p["method"] not in ("best-of-n", "ceiling")):
+    for i, p in enumerate(p for p in collected.evaluations if p["method"] not in ("best-of-n", "optimum")):
         resampled.setdefault(p["model"], []).append((i, p))
     rows = []
     for kind, own in [*(("training", g) for g in groups.values()), *(("sampling", g) for g in resampled.values())]:

@@ -15,7 +15,7 @@ def join_ranks(device: torch.device, minutes: float) -> None:
     """Join the process group of torchrun's ranks; a collective that waits longer than `minutes` fails."""
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",  # figures are summed on the CPU
-        store=dist.PrefixStore(f"dpoctl/group/{rendezvous.meetings()}", rendezvous.store(minutes)),
+        store=dist.PrefixStore(f"dpoctl/group/{rendezvous.broadcasts()}", rendezvous.store(minutes)),
         rank=rank(),
         world_size=world_size(),
         timeout=timedelta(minutes=minutes),

@@ -12,7 +12,7 @@ from ..models import packed
 from ..models.blocks import blocks
 from ..models.logprobs import can_pack, has_plain_head
 from . import collectives
-from .fsdp_root import Root, is_sharded, put_within
+from .fsdp_root import FsdpRoot, attach_root, is_sharded
 
 
 def shard(model, device: torch.device, dtype: torch.dtype) -> None:
@@ -33,13 +33,13 @@ def shard(model, device: torch.device, dtype: torch.dtype) -> None:
     numbers = _tensors(model) if collectives.rank() == 0 else {}
     mesh = init_device_mesh(device.type, (collectives.world_size(),))
     precision = MixedPrecisionPolicy() if dtype == torch.float32 else MixedPrecisionPolicy(dtype, torch.float32)
-    root = Root(model)
+    root = FsdpRoot(model)
     for module in [*blocks(model), root]:
         # the root too is sharded again behind its forward, so that its weights are never stale, and saved as they are
         fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
         module.set_gradient_divide_factor(1.0)  # the losses are shares of the global mean already: a sum
         module.set_force_sum_reduction_for_comms(True)  # and as such, which gloo has too
-    put_within(model, root)
+    attach_root(model, root)
     if any(t.is_meta for t in _tensors(model).values()):
         model.to_empty(device=device)
     for name, target in _tensors(model).items():
@@ -65,7 +65,7 @@ def _tensors(model) -> dict[str, Tensor]:
     return {name: t.detach() for name, t in (*model.named_parameters(), *model.named_buffers())}
 
 
-def even(model, micros: Sequence[Any], idle: Callable[[], Any]) -> Iterator[Any]:
+def in_lockstep(model, micros: Sequence[Any], idle: Callable[[], Any]) -> Iterator[Any]:
     """This rank's micro-batches; of a sharded model then `idle()` until every rank has run as many: they gather together."""
     most = max(collectives.gather(len(micros))) if is_sharded(model) else len(micros)
     yield from micros

@@ -8,7 +8,7 @@ from torch import nn
 _ROOT = "_dpoctl_root"
 
 
-class Root(nn.Module):
+class FsdpRoot(nn.Module):
     """The outermost module of a sharded model: its forward is whatever is done with the model's trunk and head together."""
 
     def __init__(self, model: nn.Module):
@@ -19,7 +19,7 @@ class Root(nn.Module):
         return function()
 
 
-def within(model: nn.Module, function: Callable[[], Any]) -> Any:
+def with_gathered_weights(model: nn.Module, function: Callable[[], Any]) -> Any:
     """function(), which may read weights of `model` outside of its modules' own forwards, such as the head's."""
     root = model.__dict__.get(_ROOT)
     return function() if root is None else root(function)
@@ -29,6 +29,6 @@ def is_sharded(model: nn.Module) -> bool:
     return _ROOT in model.__dict__
 
 
-def put_within(model: nn.Module, root: Root) -> None:
+def attach_root(model: nn.Module, root: FsdpRoot) -> None:
     """Say that `root` is the outermost module of `model` (no child of it: it holds the model)."""
     model.__dict__[_ROOT] = root

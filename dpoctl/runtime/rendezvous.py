@@ -13,7 +13,7 @@ from ..errors import DpoctlError, RankLost
 
 _WORD, _HEARD = "dpoctl/word", "dpoctl/heard"
 _store: Any = None
-_meetings = 0  # of this process: a word is for one of them
+_broadcasts = 0  # of this process: a word is for one of them
 
 
 def rank() -> int:
@@ -34,32 +34,32 @@ def store(minutes: float):
     return _store
 
 
-def announce_refusal(error: DpoctlError, minutes: float) -> None:
+def broadcast_refusal(error: DpoctlError, minutes: float) -> None:
     """Rank 0 cannot go on: let the others end with its exit code, and wait until they know."""
     _say({"refused": error.message, "hint": error.hint, "code": error.exit_code}, minutes)
-    heard = [f"{_HEARD}/{_meetings}/{other}" for other in range(1, world_size())]
+    heard = [f"{_HEARD}/{_broadcasts}/{other}" for other in range(1, world_size())]
     try:
         store(minutes).wait(heard, timedelta(minutes=min(minutes, 1.0)))
     except RuntimeError:
         pass  # a rank that is not there needs no telling
 
 
-def meet(resuming: bool, minutes: float) -> bool:
+def broadcast_start(resuming: bool, minutes: float) -> bool:
     """Wait for rank 0's word that the run goes on, and return whether it continues one that was begun.
 
     `resuming` is what rank 0 found. Raises rank 0's refusal with its exit code, RankLost where rank 0 stays away.
     """
-    global _meetings
+    global _broadcasts
     if rank() == 0:
         _say({"resuming": resuming}, minutes)
         return resuming
-    _meetings += 1
+    _broadcasts += 1
     try:
-        store(minutes).wait([f"{_WORD}/{_meetings}"], timedelta(minutes=minutes))
+        store(minutes).wait([f"{_WORD}/{_broadcasts}"], timedelta(minutes=minutes))
     except RuntimeError as e:
         raise lost(e, minutes) from None
-    word = json.loads(store(minutes).get(f"{_WORD}/{_meetings}"))
-    store(minutes).set(f"{_HEARD}/{_meetings}/{rank()}", "")
+    word = json.loads(store(minutes).get(f"{_WORD}/{_broadcasts}"))
+    store(minutes).set(f"{_HEARD}/{_broadcasts}/{rank()}", "")
     if "refused" in word:
         error = DpoctlError(word["refused"], word["hint"])
         error.exit_code = word["code"]
@@ -67,15 +67,15 @@ def meet(resuming: bool, minutes: float) -> bool:
     return word["resuming"]
 
 
-def meetings() -> int:
+def broadcasts() -> int:
     """How often ranks have met: where rank 0 was not refused before, the others see for themselves."""
-    return _meetings
+    return _broadcasts
 
 
 def _say(word: dict[str, Any], minutes: float) -> None:
-    global _meetings
-    _meetings += 1
-    store(minutes).set(f"{_WORD}/{_meetings}", json.dumps(word))
+    global _broadcasts
+    _broadcasts += 1
+    store(minutes).set(f"{_WORD}/{_broadcasts}", json.dumps(word))
 
 
 def is_lost(error: BaseException) -> bool:

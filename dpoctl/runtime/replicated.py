@@ -19,7 +19,7 @@ def trainable(model) -> list[torch.nn.Parameter]:
 
 
 @torch.no_grad()
-def make_equal(model) -> None:
+def broadcast_weights(model) -> None:
     """Give every rank rank 0's weights."""
     if collectives.world_size() == 1 or is_sharded(model):
         return

@@ -15,37 +15,41 @@ from ..inference import curves as curve
 from ..inference import policy_evaluation
 from ..inference.scorers import Scorer, load_scorer
 from ..models.load import context_length
-from ..outputs.claims import Work
+from ..outputs.claims import Output
 from ..outputs.manifests import read_manifest
-from ..outputs.row_writer import WaveWriter
+from ..outputs.row_writer import RowWriter
 from ..outputs.shard_totals import of_evaluate
 from ..outputs.shards import cut, share_of
 from ..runtime import devices
 from ..training import setup
 
 
-def run(config: Evaluate, work: Work) -> None:
+def run(config: Evaluate, output: Output) -> None:
     device, dtype = setup.open_device(config)
     prompts = _prompts(config)
     scorer = load_scorer(config.scorer, device=str(device), revision=config.revision, text=config.score_text)
     reference = setup.open_model(config, config.ref, device) if config.ref else None
     lm = (*setup.open_model(config, config.lm, device), config.lm) if config.lm else None
-    writer = WaveWriter(work)
+    writer = RowWriter(output)
     subjects = _subjects(config)
     share = share_of(config.shard, cut(len(subjects), 1))
     rows = writer.state.get("rows", [])
-    chooser = load_scorer(config.chooser, device=str(device), revision=config.revision) if config.chooser else None
-    for path, is_file in subjects[share.waves][writer.waves_done :]:
+    selection_scorer = (
+        load_scorer(config.selection_scorer, device=str(device), revision=config.revision)
+        if config.selection_scorer
+        else None
+    )
+    for path, is_file in subjects[share.batches][writer.batches_done :]:
         further: list[dict] = []
         with devices.autocast(device, dtype):
             if is_file:
-                figures, further = _completions_figures(config, path, scorer, chooser, reference, lm)
+                metrics, further = _completions_metrics(config, path, scorer, selection_scorer, reference, lm)
             else:
-                figures = _model_figures(config, path, prompts, scorer, reference, lm, device)
-        row = _who(path) | {"temperature": config.temperature, "scorer": f"{scorer.name}@{scorer.reading}"} | figures
-        wave = [row, *(row_of_curve | {"scorer": row["scorer"]} for row_of_curve in further)]
-        rows = [*rows, *wave]
-        writer.write_wave(wave, state={"rows": rows})
+                metrics = _model_metrics(config, path, prompts, scorer, reference, lm, device)
+        row = _who(path) | {"temperature": config.temperature, "scorer": f"{scorer.name}@{scorer.score_type}"} | metrics
+        batch = [row, *(row_of_curve | {"scorer": row["scorer"]} for row_of_curve in further)]
+        rows = [*rows, *batch]
+        writer.write_batch(batch, state={"rows": rows})
     cost = {"peak_memory_bytes": devices.peak_memory_bytes(device), "device": devices.device_name(device)}
     counts = {"rows": len(rows)}
     writer.finish(of_evaluate(counts) | (prompts.skipped if prompts else {}), cost, share.record(counts))
@@ -67,12 +71,12 @@ def _prompts(config: Evaluate) -> Rows | None:
     )
 
 
-def _model_figures(config, path, prompts, scorer: Scorer, reference, lm, device) -> dict:
+def _model_metrics(config, path, prompts, scorer: Scorer, reference, lm, device) -> dict:
     model, tokenizer = setup.open_model(config, path, device)
     ids = policy_evaluation.prompt_ids(prompts.rows, tokenizer, context_length(model), prompts.path, prompts.lines)
     setup.same_tokenizer(tokenizer, reference[1], path, config.ref)
     with log.progress(f"evaluate {path}", len(ids) * config.n, "completions") as meter:
-        figures, _ = policy_evaluation.evaluate_policy(
+        metrics, _ = policy_evaluation.evaluate_policy(
             model,
             reference[0],
             tokenizer,
@@ -85,16 +89,16 @@ def _model_figures(config, path, prompts, scorer: Scorer, reference, lm, device)
             lm=lm,
             meter=meter,
         )
-    return figures
+    return metrics
 
 
-def _completions_figures(config, path, scorer: Scorer, chooser, reference, lm) -> tuple[dict, list[dict]]:
+def _completions_metrics(config, path, scorer: Scorer, selection_scorer, reference, lm) -> tuple[dict, list[dict]]:
     """(figures of a completions file, rows of its curves); its policy is not at hand: no KL."""
     read = load_rows(path, "completions", skip_bad=config.skip_bad_rows)
     rows = read.rows
     scores = scorer.score(rows).values
     lengths = [len(r.get("completion_ids") or r["completion"].split()) + (r.get("finish") == "stop") for r in rows]
-    figures = policy_evaluation.statistics(rows, lengths, scores) | {
+    metrics = policy_evaluation.statistics(rows, lengths, scores) | {
         "kl": None,
         "kl_se": None,
         "kl_exact": None,
@@ -102,21 +106,21 @@ def _completions_figures(config, path, scorer: Scorer, chooser, reference, lm) -
     }
     if reference:
         under = policy_evaluation.perplexity_under(*reference, config.ref, rows, config.tokens_per_batch)
-        figures["perplexity_ref"] = under["perplexity_lm"]
+        metrics["perplexity_ref"] = under["perplexity_lm"]
     if lm:
-        figures |= policy_evaluation.perplexity_under(*lm, rows, config.tokens_per_batch)
+        metrics |= policy_evaluation.perplexity_under(*lm, rows, config.tokens_per_batch)
     temperatures = {r.get("temperature") for r in rows}
     temperature = temperatures.pop() if len(temperatures) == 1 else None
     curves = []
-    if chooser:
-        chosen = curve.by_prompt(rows, chooser.score(rows).keys, path)
+    if selection_scorer:
+        chosen = curve.by_prompt(rows, selection_scorer.score(rows).keys, path)
         curves += [{"method": "best-of-n"} | r for r in curve.best_of_n(chosen, curve.by_prompt(rows, scores, path))]
-    if config.ceiling:
+    if config.optimum:
         _check_plain(path, temperature)
-        curves += [{"method": "ceiling"} | r for r in curve.ceiling(curve.by_prompt(rows, scores, path))]
+        curves += [{"method": "optimum"} | r for r in curve.optimum_curve(curve.by_prompt(rows, scores, path))]
     curves = [{"model": path, "step": None, "temperature": temperature} | row for row in curves]
     skipped = {"skipped": read.skipped} if read.skipped else {}
-    return figures | {"temperature": temperature} | skipped, curves
+    return metrics | {"temperature": temperature} | skipped, curves
 
 
 def _check_plain(path: str, temperature: float | None) -> None:
@@ -125,7 +129,7 @@ def _check_plain(path: str, temperature: float | None) -> None:
     cut = options.get("top-p", 1.0) < 1 or options.get("top-k", 0) > 0 or options.get("best-of")
     if cut or temperature == 0:
         raise InputError(
-            f"{path}: not plain samples of one model, so --ceiling does not hold for them",
+            f"{path}: not plain samples of one model, so --optimum does not hold for them",
             hint="dpoctl sample --n 64 with --top-p 1 and --top-k 0 writes such a file",
         )
 
@@ -144,8 +148,8 @@ def _who(path: str) -> dict:
         "sft": "preferred-ft" if options.get("field") else "sft",
         "sample": "sample",
     }.get(stage, stage)
-    method = manifest["figures"].get("method", method)
-    return {"model": path, "method": method, "options": kept, "step": manifest["figures"].get("step")}
+    method = manifest["metrics"].get("method", method)
+    return {"model": path, "method": method, "options": kept, "step": manifest["metrics"].get("step")}
 
 
 def table(rows: list[dict]) -> Table:
@@ -154,7 +158,7 @@ def table(rows: list[dict]) -> Table:
     for name in ("model", "reward", "KL", "KL exact", "length", "ended", "ppl ref", "distinct-2", "loops"):
         shown.add_column(name, justify="left" if name == "model" else "right")
     for r in rows:
-        if r["method"] == "ceiling":  # a curve of many points: drawn by report
+        if r["method"] == "optimum":  # a curve of many points: drawn by report
             continue
         shown.add_row(
             f"best of {r['options']['n']}" if r["method"] == "best-of-n" else Path(r["model"]).name,
@@ -179,7 +183,7 @@ def _pm(value: float | None, error: float | None, digits: int) -> str:
 def plan(config: Evaluate) -> dict:
     prompts = _prompts(config)
     subjects = _subjects(config)
-    mine = subjects[share_of(config.shard, cut(len(subjects), 1)).waves]
+    mine = subjects[share_of(config.shard, cut(len(subjects), 1)).batches]
     models, files = ([path for path, is_file in mine if is_file is kind] for kind in (False, True))
     shown = {"models": json.dumps(models), "files": json.dumps(files)}
     return shown | ({"completions": len(prompts.rows) * config.n * len(models)} if prompts else {})

@@ -11,57 +11,57 @@ from ..judging.client import CostReached
 from ..judging.judges import JUDGES
 from ..judging.prompts import CRITERIA, Criterion, load_criterion
 from ..judging.results import compared
-from ..judging.summary import figures_of
+from ..judging.summary import metrics_of
 from ..judging.table import show
-from ..outputs.claims import Work
+from ..outputs.claims import Output
 from ..outputs.files import write_atomic
-from ..outputs.row_writer import WaveWriter
+from ..outputs.row_writer import RowWriter
 from ..outputs.shards import cut, share_of
 
-_WAVE = 64  # comparisons written together, both orders of each
+_BATCH = 64  # comparisons written together, both orders of each
 
 
-def run(config: Judge, work: Work) -> None:
-    criterion = load_criterion(config.criterion, config.thing)  # refused before anything is loaded or paid
+def run(config: Judge, output: Output) -> None:
+    criterion = load_criterion(config.criterion, config.prompt_noun)  # refused before anything is loaded or paid
     asked, counts = comparisons.load(config)
     if config.form:
-        _write_form(config, work, people.items(config, asked), criterion)
+        _write_form(config, output, people.items(config, asked), criterion)
         return
-    waves = cut(len(asked), _WAVE)
-    share = share_of(config.shard, waves)
-    mine = [asked[place] for place in waves[share.waves]]
-    writer, cost = (_by_people if config.backend == "human" else _by_judge)(config, work, mine)
-    rows = [row for _, row in read_jsonl(work.out.with_name(work.out.name + ".partial"))]
-    figures = figures_of(rows)
+    batches = cut(len(asked), _BATCH)
+    share = share_of(config.shard, batches)
+    mine = [asked[place] for place in batches[share.batches]]
+    writer, cost = (_by_people if config.backend == "human" else _by_judge)(config, output, mine)
+    rows = [row for _, row in read_jsonl(output.out.with_name(output.out.name + ".partial"))]
+    metrics = metrics_of(rows)
     if config.shard is None:  # what stands beside the whole is for merge to say
-        figures = compared(figures, rows, work.options)
-    writer.finish(counts | figures, cost, share.record({}))
-    show(work.options, config.out, figures)
+        metrics = compared(metrics, rows, output.options)
+    writer.finish(counts | metrics, cost, share.record({}))
+    show(output.options, config.out, metrics)
     if cost:
         dollars = f", {cost['dollars']:.4f} dollars" if "dollars" in cost else ""
         known = f"; {cost['from_cache']} answers were known from before" if cost["from_cache"] else ""
         log.say(f"{cost['prompt_tokens']} tokens asked, {cost['completion_tokens']} answered{dollars}{known}")
 
 
-def _by_judge(config: Judge, work: Work, waves: list[list[comparisons.Comparison]]) -> tuple[WaveWriter, dict]:
+def _by_judge(config: Judge, output: Output, batches: list[list[comparisons.Comparison]]) -> tuple[RowWriter, dict]:
     """Write every judgement, wave by wave. Raises Interrupted where some are pending, InputError at --max-cost."""
-    writer = WaveWriter(work)
+    writer = RowWriter(output)
     judge = JUDGES[config.backend](config, writer.state)
     pending = 0
-    done = sum(map(len, waves[: writer.waves_done]))
-    with log.progress("judge", sum(map(len, waves)), "comparisons", done) as meter:
-        for i, wave in enumerate(waves[writer.waves_done :], start=writer.waves_done):
+    done = sum(map(len, batches[: writer.batches_done]))
+    with log.progress("judge", sum(map(len, batches)), "comparisons", done) as meter:
+        for i, batch in enumerate(batches[writer.batches_done :], start=writer.batches_done):
             try:
-                rows = judge.rows(wave)
+                rows = judge.rows(batch)
             except CostReached:
-                raise _cost_reached(config, judge.cost(), _judgements(waves)) from None
+                raise _cost_reached(config, judge.cost(), _judgements(batches)) from None
             if not rows:  # the server is down: to try everything else as patiently would take hours
-                pending += _judgements(waves[i:])
+                pending += _judgements(batches[i:])
                 break
-            pending += _judgements([wave]) - len(rows)
+            pending += _judgements([batch]) - len(rows)
             if not pending:  # rows are written in order; what lies behind a gap stays in the cache
-                writer.write_wave(rows, state=judge.state())
-            meter.advance(len(wave), **judge.figures())
+                writer.write_batch(rows, state=judge.state())
+            meter.advance(len(batch), **judge.metrics())
     if pending:
         raise Interrupted(
             f"{pending} judgements are pending: {judge.last_failure}; the rest is kept",
@@ -70,8 +70,8 @@ def _by_judge(config: Judge, work: Work, waves: list[list[comparisons.Comparison
     return writer, judge.cost()
 
 
-def _judgements(waves: list[list[comparisons.Comparison]]) -> int:
-    return sum(len(c.orders) for wave in waves for c in wave)
+def _judgements(batches: list[list[comparisons.Comparison]]) -> int:
+    return sum(len(c.orders) for batch in batches for c in batch)
 
 
 def _cost_reached(config: Judge, cost: dict, total: int) -> InputError:
@@ -86,35 +86,35 @@ def _cost_reached(config: Judge, cost: dict, total: int) -> InputError:
 # --- people
 
 
-def _write_form(config: Judge, work: Work, items: list[dict], criterion: Criterion) -> None:
+def _write_form(config: Judge, output: Output, items: list[dict], criterion: Criterion) -> None:
     if not criterion.question:
         raise InputError(
             f"--criterion {config.criterion}: a template is for models; people are asked a question",
             hint=f"one of {', '.join(CRITERIA)}",
         )
     Path(config.form).parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(config.form, form.page(items, criterion.question, criterion.thing))
-    work.plan_path.unlink(missing_ok=True)  # --out is begun when answers are read
+    write_atomic(config.form, form.page(items, criterion.question, criterion.prompt_noun))
+    output.plan_path.unlink(missing_ok=True)  # --out is begun when answers are read
     log.say(
         f"{config.form}: {len(items)} blinded comparisons. Open it in a browser, answer by keyboard, export; then the "
         "same command with --answers FILE instead of --form"
     )
 
 
-def _by_people(config: Judge, work: Work, waves: list[list[comparisons.Comparison]]) -> tuple[WaveWriter, dict]:
+def _by_people(config: Judge, output: Output, batches: list[list[comparisons.Comparison]]) -> tuple[RowWriter, dict]:
     """Write the answers of the exported files as judgements, one row a person and comparison."""
-    asked = [c for wave in waves for c in wave]
+    asked = [c for batch in batches for c in batch]
     rows = [row for own in people.judgements(config, asked).values() for row in own]
-    writer = WaveWriter(work)
-    writer.write_wave(rows, state={})
+    writer = RowWriter(output)
+    writer.write_batch(rows, state={})
     return writer, {}
 
 
 def plan(config: Judge) -> dict:
-    criterion = load_criterion(config.criterion, config.thing)
+    criterion = load_criterion(config.criterion, config.prompt_noun)
     every, _ = comparisons.load(config)
-    waves = cut(len(every), _WAVE)
-    asked = [c for place in waves[share_of(config.shard, waves).waves] for c in every[place]]
+    batches = cut(len(every), _BATCH)
+    asked = [c for place in batches[share_of(config.shard, batches).batches] for c in every[place]]
     shown: dict = {"comparisons": len(asked), "judgements": _judgements([asked])}
     if config.backend == "openai":
         words = sum(len(criterion.request(c.prompt, c.a, c.b, c.key).split()) * len(c.orders) for c in asked)

@@ -8,17 +8,17 @@ from .. import log
 from ..config.sampling import MakePrefs
 from ..inference.sampler import Sampler, plan_of_sampling
 from ..inference.scorers import load_scorer
-from ..outputs.claims import Work
-from ..outputs.row_writer import WaveWriter
+from ..outputs.claims import Output
+from ..outputs.row_writer import RowWriter
 from ..outputs.shard_totals import BINS, of_make_prefs
 from ..outputs.shards import share_of
 
 
-def run(config: MakePrefs, work: Work) -> None:
+def run(config: MakePrefs, output: Output) -> None:
     sampler = Sampler(config, config.completions)
-    share = share_of(config.shard, sampler.waves)
+    share = share_of(config.shard, sampler.batches)
     scorer = load_scorer(config.scorer, device=str(sampler.device), revision=config.revision, text=config.score_text)
-    writer = WaveWriter(work, config.completions_out)
+    writer = RowWriter(output, config.completions_out)
     counts = writer.state or {
         "prompts": 0,
         "samples": 0,
@@ -35,8 +35,8 @@ def run(config: MakePrefs, work: Work) -> None:
     started = time.monotonic()
     before = counts["samples"]
     with log.progress("make-prefs", share.count * config.completions, "samples", before) as meter:
-        for wave in sampler.waves[share.waves][writer.waves_done :]:
-            rows = sampler.rows(wave, meter)
+        for batch in sampler.batches[share.batches][writer.batches_done :]:
+            rows = sampler.rows(batch, meter)
             scores = scorer.score(rows)
             rows = [row | {"score": value} for row, value in zip(rows, scores.values, strict=True)]
             counts = _count_samples(counts, rows)
@@ -45,11 +45,11 @@ def run(config: MakePrefs, work: Work) -> None:
                 samples = slice(i, i + config.completions)
                 pairs.extend(_pairs(config, rows[samples], scores.keys[samples], counts))
             counts["pairs"] += len(pairs)
-            writer.write_wave(pairs, *([rows] if config.completions_out else []), state=counts)
+            writer.write_batch(pairs, *([rows] if config.completions_out else []), state=counts)
     seconds = time.monotonic() - started
-    figures = of_make_prefs(counts)
-    writer.finish(figures | sampler.prompts.skipped, sampler.cost(), share.record(counts))
-    _say(config, figures, (counts["samples"] - before) / max(seconds, 1e-9), scorer.reading)
+    metrics = of_make_prefs(counts)
+    writer.finish(metrics | sampler.prompts.skipped, sampler.cost(), share.record(counts))
+    _say(config, metrics, (counts["samples"] - before) / max(seconds, 1e-9), scorer.score_type)
 
 
 def _pairs(config: MakePrefs, rows: list[dict], keys: list[float], counts: dict) -> list[dict]:
@@ -107,22 +107,22 @@ def _count_samples(counts: dict, rows: list[dict]) -> dict:
     return counts
 
 
-def _say(config: MakePrefs, figures: dict, rate: float, reading: str) -> None:
+def _say(config: MakePrefs, metrics: dict, rate: float, score_type: str) -> None:
     log.say(
-        f"{config.out}: {figures['pairs']} pairs from {figures['samples']} samples of {figures['prompts']} prompts "
+        f"{config.out}: {metrics['pairs']} pairs from {metrics['samples']} samples of {metrics['prompts']} prompts "
         f"({rate:.1f} samples/s)"
     )
     log.say(
-        f"dropped: {figures['ties']} ties, {figures['duplicates']} pairs of equal texts, "
-        f"{figures['below_margin']} below --min-margin"
+        f"dropped: {metrics['ties']} ties, {metrics['duplicates']} pairs of equal texts, "
+        f"{metrics['below_margin']} below --min-margin"
     )
     log.say(
-        f"mean score {figures['mean_score']:.3f} ({reading}), mean length {figures['mean_length']:.1f} tokens, "
-        f"{figures['ended']:.0%} ended by themselves"
+        f"mean score {metrics['mean_score']:.3f} ({score_type}), mean length {metrics['mean_length']:.1f} tokens, "
+        f"{metrics['ended']:.0%} ended by themselves"
     )
-    if reading == "prob":
-        top = max(1, *figures["score_histogram"])
-        for i, n in enumerate(figures["score_histogram"]):
+    if score_type == "prob":
+        top = max(1, *metrics["score_histogram"])
+        for i, n in enumerate(metrics["score_histogram"]):
             log.say(f"  {i / BINS:.1f}-{(i + 1) / BINS:.1f} {'#' * round(40 * n / top):<40} {n}")
 
 

@@ -20,13 +20,13 @@ from ..data.jsonl import read_jsonl
 from ..errors import InputError
 from ..models.hub import base_of
 from ..outputs import shard_totals
-from ..outputs.claims import Work, claim
+from ..outputs.claims import Output, claim
 from ..outputs.files import sha256_path, sync_directory
 from ..outputs.manifests import read_manifest
 from ..outputs.shards import Part, different_work, read_parts
 
 
-def run(config: Merge, work: Work) -> None:
+def run(config: Merge, output: Output) -> None:
     """An adapter, of a policy or of train-rm's, and its base: one ordinary model directory."""
     from ..models.adapter import is_reward, load_merged, load_merged_reward
     from ..models.load import quiet
@@ -37,9 +37,9 @@ def run(config: Merge, work: Work) -> None:
     with quiet():
         model, tokenizer = load(config.inputs[0], config.base, config.revision, config.trust_remote_code)
         weights = sum(p.numel() for p in model.parameters())
-        saved = save_model(model, tokenizer, work.out, torch_dtype(config.save_dtype))
-    work.finish([(path, None) for path in saved], {"parameters": weights}, {})
-    log.say(f"{work.out}: {config.inputs[0]} merged into {config.base}, {weights:,} parameters")
+        saved = save_model(model, tokenizer, output.out, torch_dtype(config.save_dtype))
+    output.finish([(path, None) for path in saved], {"parameters": weights}, {})
+    log.say(f"{output.out}: {config.inputs[0]} merged into {config.base}, {weights:,} parameters")
 
 
 def with_base(config: Merge) -> Merge:
@@ -66,16 +66,16 @@ def join_shards(config: Merge) -> None:
         overwrite=config.overwrite,
         recorded=[_seen_from(Path(config.out).parent, parts[0], i) for i in first["inputs"]],
     )
-    with whole as work:
-        if work.finished:
+    with whole as output:
+        if output.finished:
             log.say(f"{config.out}: complete already, nothing to do")
         else:
-            _join(parts, work)
+            _join(parts, output)
 
 
-def join_ranks(paths: Sequence[str], work: Work) -> None:
+def join_ranks(paths: Sequence[str], output: Output) -> None:
     """The shards that torchrun's ranks wrote, into the claimed output of them all."""
-    _join(read_parts(paths), work)
+    _join(read_parts(paths), output)
 
 
 def unfinished(paths: Sequence[str], own: str) -> list[str]:
@@ -98,35 +98,37 @@ def _seen_from(folder: Path, part: Part, described: dict[str, Any]) -> dict[str,
     return described | {"path": os.path.relpath(_input_path(part, described).resolve(), folder.resolve())}
 
 
-def _join(parts: list[Part], work: Work) -> None:
-    figures = _judge_figures(parts, work) if work.stage == "judge" else _figures(parts)
-    partial = work.out.with_name(work.out.name + ".partial")
+def _join(parts: list[Part], output: Output) -> None:
+    metrics = _judge_metrics(parts, output) if output.stage == "judge" else _metrics(parts)
+    partial = output.out.with_name(output.out.name + ".partial")
     with open(partial, "wb") as whole:
         for part in parts:
             with open(part.path, "rb") as rows:
                 shutil.copyfileobj(rows, whole)
         whole.flush()
         os.fsync(whole.fileno())
-    os.replace(partial, work.out)
-    sync_directory(work.folder)
+    os.replace(partial, output.out)
+    sync_directory(output.folder)
     rows = sum(part.manifest["outputs"][part.output]["rows"] for part in parts)
-    work.finish([(work.out, rows)], figures, _cost(parts))
-    work.out.with_name(work.out.name + ".progress").unlink(missing_ok=True)  # of a run without shards, once begun here
-    log.say(f"{work.out}: {rows} rows of {len(parts)} shards")
-    _show(work, figures)
+    output.finish([(output.out, rows)], metrics, _cost(parts))
+    output.out.with_name(output.out.name + ".progress").unlink(
+        missing_ok=True
+    )  # of a run without shards, once begun here
+    log.say(f"{output.out}: {rows} rows of {len(parts)} shards")
+    _show(output, metrics)
 
 
-def _figures(parts: list[Part]) -> dict[str, Any]:
+def _metrics(parts: list[Part]) -> dict[str, Any]:
     """The figures of the whole, from counts that add up; what no count gives is every shard's alike (rows skipped)."""
     first = parts[0].manifest
-    figures = shard_totals.FIGURES[first["stage"]](reduce(shard_totals.add, (part.shard["counts"] for part in parts)))
-    return {name: figures.get(name, value) for name, value in first["figures"].items()}
+    metrics = shard_totals.METRICS[first["stage"]](reduce(shard_totals.add, (part.shard["counts"] for part in parts)))
+    return {name: metrics.get(name, value) for name, value in first["metrics"].items()}
 
 
-def _judge_figures(parts: list[Part], work: Work) -> dict[str, Any]:
+def _judge_metrics(parts: list[Part], output: Output) -> dict[str, Any]:
     """The summary over all rows, and what --compare and --against say of the whole."""
     from ..judging.results import compared
-    from ..judging.summary import figures_of
+    from ..judging.summary import metrics_of
 
     rows = [row for part in parts for _, row in read_jsonl(part.path)]
     beside = {}
@@ -135,8 +137,8 @@ def _judge_figures(parts: list[Part], work: Work) -> dict[str, Any]:
             path = beside[described["name"]] = str(_input_path(parts[0], described))
             if os.path.exists(path) and sha256_path(path) != described["sha256"]:
                 raise InputError(f"{path}: not what --{described['name']} was when the shards were judged")
-    counts_of_all = {k: v for k, v in parts[0].manifest["figures"].items() if isinstance(v, int)}
-    return counts_of_all | compared(figures_of(rows), rows, work.options | beside)
+    counts_of_all = {k: v for k, v in parts[0].manifest["metrics"].items() if isinstance(v, int)}
+    return counts_of_all | compared(metrics_of(rows), rows, output.options | beside)
 
 
 def _cost(parts: list[Part]) -> dict[str, Any]:
@@ -152,16 +154,16 @@ def _cost(parts: list[Part]) -> dict[str, Any]:
     return total
 
 
-def _show(work: Work, figures: dict[str, Any]) -> None:
+def _show(output: Output, metrics: dict[str, Any]) -> None:
     """The table that the whole's own stage ends with."""
-    if work.stage == "judge":
+    if output.stage == "judge":
         from ..judging.table import show
 
-        show(work.options, str(work.out), figures)
-    elif work.stage == "evaluate":
+        show(output.options, str(output.out), metrics)
+    elif output.stage == "evaluate":
         from ..reports import tables
 
-        rows = tables.evaluations([row for _, row in read_jsonl(work.out)])
+        rows = tables.evaluations([row for _, row in read_jsonl(output.out)])
         console = Console()
         console = console if console.is_terminal else Console(width=150)
         console.print(tables.terminal(rows, "Evaluation (± one standard error over prompts)"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from .. import log
 from ..config.files import Prepare
 from ..errors import InputError
-from ..outputs.claims import Work
+from ..outputs.claims import Output
 from ..outputs.files import write_atomic
 from ..tasks import hh, imdb, tldr, toy_text
 from ..tasks.sources import source_rows
@@ -16,12 +16,12 @@ from ..tasks.sources import source_rows
 _TOY_PRETRAINING, _TOY_SFT = 12000, 4000  # reviews; every part of the toy world has a seed range of its own
 
 
-def run(config: Prepare, work: Work) -> None:
+def run(config: Prepare, output: Output) -> None:
     tasks = {"imdb": _imdb, "toy": _toy, "hh": _hh, "tldr": _tldr, "cnn-dm": _cnn_dm}
-    tasks[config.task](config, work, Path(config.out))
+    tasks[config.task](config, output, Path(config.out))
 
 
-def _hh(config: Prepare, work: Work, out: Path) -> None:
+def _hh(config: Prepare, output: Output, out: Path) -> None:
     """Preferences, the chosen answers as SFT rows (Preferred-FT), prompts with the chosen answer as reference."""
     counts: dict[str, int] = {}
 
@@ -35,10 +35,10 @@ def _hh(config: Prepare, work: Work, out: Path) -> None:
 
     train, test = _split_pairs(config, read)
     log.say(f"left out: {', '.join(f'{n} {name}' for name, n in counts.items())}")
-    _write_rows(work, out, _preference_files(config, train, test), counts)
+    _write_rows(output, out, _preference_files(config, train, test), counts)
 
 
-def _tldr(config: Prepare, work: Work, out: Path) -> None:
+def _tldr(config: Prepare, output: Output, out: Path) -> None:
     """Comparisons, and the posts with their human summaries: SFT rows, and prompts with a reference.
 
     A file holds either or both: rows with `chosen` and `rejected` are comparisons, rows with `label` are posts.
@@ -79,14 +79,14 @@ def _tldr(config: Prepare, work: Work, out: Path) -> None:
         files["prompts.train.jsonl"] = asked
         files["prompts.test.jsonl"] = splits[1][: config.test_prompts]
     log.say(f"left out: {', '.join(f'{n} {name}' for name, n in counts.items())}")
-    _write_rows(work, out, files, counts)
+    _write_rows(output, out, files, counts)
 
 
-def _cnn_dm(config: Prepare, work: Work, out: Path) -> None:
+def _cnn_dm(config: Prepare, output: Output, out: Path) -> None:
     rows = source_rows(config.source, tldr.CNN_DM, name="3.0.0", split="test", revision=config.revision)
     limit = min(n for n in (config.limit, config.test_prompts) if n is not None)
     files = {"prompts.test.jsonl": tldr.articles(rows, config.source or tldr.CNN_DM, limit)}
-    _write_rows(work, out, files, {})
+    _write_rows(output, out, files, {})
 
 
 def _split_pairs(config: Prepare, read) -> tuple[list[dict], list[dict]]:
@@ -122,23 +122,23 @@ def _preference_files(config: Prepare, train: list[dict], test: list[dict]) -> d
     }
 
 
-def _write_rows(work: Work, out: Path, files: dict[str, list[dict]], figures: dict) -> None:
+def _write_rows(output: Output, out: Path, files: dict[str, list[dict]], metrics: dict) -> None:
     for name, rows in files.items():
         write_atomic(out / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         log.say(f"{out / name}: {len(rows)} rows")
-    work.finish([(out / name, len(rows)) for name, rows in files.items()], figures, {})
+    output.finish([(out / name, len(rows)) for name, rows in files.items()], metrics, {})
 
 
-def _imdb(config: Prepare, work: Work, out: Path) -> None:
+def _imdb(config: Prepare, output: Output, out: Path) -> None:
     from ..models.load import load_tokenizer
 
     reviews = imdb.load_reviews(config.source, config.limit, config.revision)
     log.say(f"{config.source or imdb.HUB_ID}: {len(reviews)} reviews")
     tokenizer = load_tokenizer(config.tokenizer)
-    _write(config, work, out, tokenizer, reviews, {}, {})
+    _write(config, output, out, tokenizer, reviews, {}, {})
 
 
-def _toy(config: Prepare, work: Work, out: Path) -> None:
+def _toy(config: Prepare, output: Output, out: Path) -> None:
     from ..models.load import load_tokenizer
     from ..runtime import devices
     from ..tasks import toy_models
@@ -156,12 +156,14 @@ def _toy(config: Prepare, work: Work, out: Path) -> None:
     log.say(f"sentiment classifier: {accuracy:.1%} right on held-out reviews")
     size = (config.limit or _TOY_SFT) + 4 * config.test_prompts  # many short beginnings recur, so invent some more
     reviews = [{"id": f"toy-{i}"} | r for i, r in enumerate(toy_text.reviews(size, seed + 2))]
-    figures = {"pretraining_loss": loss, "classifier_accuracy": accuracy}
+    metrics = {"pretraining_loss": loss, "classifier_accuracy": accuracy}
     cost = {"peak_memory_bytes": devices.peak_memory_bytes(device), "device": devices.device_name(device)}
-    _write(config, work, out, load_tokenizer(str(out / "base-lm")), reviews, figures, cost)
+    _write(config, output, out, load_tokenizer(str(out / "base-lm")), reviews, metrics, cost)
 
 
-def _write(config: Prepare, work: Work, out: Path, tokenizer, reviews: list[dict], figures: dict, cost: dict) -> None:
+def _write(
+    config: Prepare, output: Output, out: Path, tokenizer, reviews: list[dict], metrics: dict, cost: dict
+) -> None:
     """Write the row files and the manifest; train and test prompts come from different reviews."""
     prompts = imdb.prefix_prompts(reviews, tokenizer, config.seed, config.min_prefix, config.max_prefix)
     sft, train, test = imdb.split_prompts(reviews, prompts, config.train_prompts, config.test_prompts, config.seed)
@@ -171,7 +173,7 @@ def _write(config: Prepare, work: Work, out: Path, tokenizer, reviews: list[dict
         log.say(f"{out / name}: {len(rows)} rows")
     folders = [out / name for name in ("base-lm", "classifier") if (out / name).is_dir()]
     made = [(p, None) for folder in folders for p in sorted(folder.iterdir())]
-    work.finish([*made, *((out / name, len(rows)) for name, rows in files.items())], figures, cost)
+    output.finish([*made, *((out / name, len(rows)) for name, rows in files.items())], metrics, cost)
 
 
 def plan(config: Prepare) -> dict:

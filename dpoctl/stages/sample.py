@@ -5,33 +5,33 @@ from ..config.sampling import Sample
 from ..inference.sampler import Sampler, plan_of_sampling
 from ..inference.scorers import Scores, load_scorer
 from ..outputs import shard_totals
-from ..outputs.claims import Work
-from ..outputs.row_writer import WaveWriter
+from ..outputs.claims import Output
+from ..outputs.row_writer import RowWriter
 from ..outputs.shards import share_of
 
 
-def run(config: Sample, work: Work) -> None:
+def run(config: Sample, output: Output) -> None:
     sampler = Sampler(config, config.best_of or config.n)
-    waves = [(temperature, wave) for temperature in config.temperature for wave in sampler.waves]
-    share = share_of(config.shard, [wave for _, wave in waves])
+    batches = [(temperature, batch) for temperature in config.temperature for batch in sampler.batches]
+    share = share_of(config.shard, [batch for _, batch in batches])
     scorer = None
     if config.scorer:
         scorer = load_scorer(config.scorer, device=str(sampler.device), revision=config.revision)
-    writer = WaveWriter(work)
+    writer = RowWriter(output)
     state = writer.state or {"ended": 0}
     total = share.count * sampler.n
     with log.progress("sample", total, "completions", writer.rows[0] * (config.best_of or 1)) as meter:
-        for temperature, wave in waves[share.waves][writer.waves_done :]:
-            rows = [{"temperature": temperature} | row for row in sampler.rows(wave, meter, temperature)]
+        for temperature, batch in batches[share.batches][writer.batches_done :]:
+            rows = [{"temperature": temperature} | row for row in sampler.rows(batch, meter, temperature)]
             if scorer:
                 rows = _best(rows, scorer.score(rows), config.best_of)
             state = {"ended": state["ended"] + sum(r["finish"] == "stop" for r in rows)}
-            writer.write_wave(rows, state=state)
+            writer.write_batch(rows, state=state)
     own = {"completions": writer.rows[0], "sampled": total, "ended": state["ended"]}
-    figures = {"prompts": len(sampler.ids)} | shard_totals.of_sample(own)
-    writer.finish(figures | sampler.prompts.skipped, sampler.cost(), share.record(own))
+    metrics = {"prompts": len(sampler.ids)} | shard_totals.of_sample(own)
+    writer.finish(metrics | sampler.prompts.skipped, sampler.cost(), share.record(own))
     log.say(
-        f"{config.out}: {writer.rows[0]} completions of {len(sampler.ids)} prompts, {figures['ended']:.0%} ended by "
+        f"{config.out}: {writer.rows[0]} completions of {len(sampler.ids)} prompts, {metrics['ended']:.0%} ended by "
         "themselves"
     )
 

@@ -15,8 +15,8 @@ from ..training.metrics import Meter
 from ..training.plan import plan_of_training
 
 
-def run(config: SFT, work: claims.Work) -> None:
-    device, dtype = setup.open_device(config, work)
+def run(config: SFT, output: claims.Output) -> None:
+    device, dtype = setup.open_device(config, output)
     model, tokenizer = setup.open_model(config, config.model, device)
     adapters = setup.adapt(config, model)
     setup.share(config, model, device, dtype)
@@ -42,7 +42,7 @@ def run(config: SFT, work: claims.Work) -> None:
         meter = Meter()
         with torch.no_grad(), devices.autocast(device, dtype):
             own = share(held_out, lambda e: len(e.ids), collectives.rank(), collectives.world_size())
-            for group in fsdp.even(model, _pack(own, config.tokens_per_batch), idle):
+            for group in fsdp.in_lockstep(model, _pack(own, config.tokens_per_batch), idle):
                 logps, _ = response_token_logps(model, [(e.ids, e.start) for e in group])
                 meter.add("loss", -logps.double().sum().item(), float(len(logps)))
         return meter.take()
@@ -74,7 +74,7 @@ def run(config: SFT, work: claims.Work) -> None:
         saved=adapters,
         notes=notes,
     )
-    loop.train(model, tokenizer, task, config, work, device, dtype)
+    loop.train(model, tokenizer, task, config, output, device, dtype)
 
 
 def method_name(config: SFT) -> str:

@@ -17,8 +17,8 @@ from ..training import loop, pairs, setup
 from ..training.plan import plan_of_pairs
 
 
-def run(config: TrainDPO, work: claims.Work) -> None:
-    device, dtype = setup.open_device(config, work)
+def run(config: TrainDPO, output: claims.Output) -> None:
+    device, dtype = setup.open_device(config, output)
     policy, tokenizer = setup.open_model(config, config.model, device)
     adapters = setup.adapt(config, policy)
     setup.share(config, policy, device, dtype)
@@ -47,7 +47,7 @@ def run(config: TrainDPO, work: claims.Work) -> None:
         """Mean of c and r over the global batch, without gradient (KTO's z)."""
         total = torch.zeros((), device=device)
         with torch.no_grad(), devices.autocast(device, dtype):
-            for batch in fsdp.even(policy, batches, idle):
+            for batch in fsdp.in_lockstep(policy, batches, idle):
                 p = compare(batch, data, seqs, ref_logps)
                 total += (p.c.sum() + p.r.sum()) / (2 * batch.n_global)
         return collectives.sum_over_ranks(total)
@@ -63,7 +63,7 @@ def run(config: TrainDPO, work: claims.Work) -> None:
         batch, z = micro
         p = compare(batch, data, seqs, ref_logps, z)
         losses = objective.loss(p, config.beta, **settings)
-        return losses.sum() / batch.n_global, _figures(p, config.beta)
+        return losses.sum() / batch.n_global, _metrics(p, config.beta)
 
     def evaluate() -> dict[str, float]:
         return _evaluate(
@@ -74,7 +74,18 @@ def run(config: TrainDPO, work: claims.Work) -> None:
         held_seqs = pairs.sequences(held_out)
         held_ref = _reference(config, ref, held_seqs, policy, tokenizer, device, dtype)
     _check_start(
-        config, policy, idle, ref, compare, micro_batches, data, seqs, ref_logps, device, dtype, fresh=not work.resuming
+        config,
+        policy,
+        idle,
+        ref,
+        compare,
+        micro_batches,
+        data,
+        seqs,
+        ref_logps,
+        device,
+        dtype,
+        fresh=not output.resuming,
     )
     point = setup.frontier_point(
         config, policy, tokenizer, device, dtype, method_name(config), ref, {tuple(p) for p in data.prompts}
@@ -94,7 +105,7 @@ def run(config: TrainDPO, work: claims.Work) -> None:
         saved=adapters,
         notes=dict(data.counts),
     )
-    loop.train(policy, tokenizer, task, config, work, device, dtype)
+    loop.train(policy, tokenizer, task, config, output, device, dtype)
 
 
 def method_name(config: TrainDPO) -> str:
@@ -139,11 +150,11 @@ def _reference(config, ref: str, seqs, policy, tokenizer, device, dtype) -> torc
     return pairs.reference_logps(load, key, seqs, config, device, dtype)
 
 
-def _figures(p: PairLogps, beta: float) -> dict[str, tuple[float, float]]:
+def _metrics(p: PairLogps, beta: float) -> dict[str, tuple[float, float]]:
     """Sums and weights of what the log shows: implicit rewards, margins, accuracy, log-probs, lengths."""
     n = float(len(p.chosen))
     margin = beta * p.d.detach()
-    figures = {
+    metrics = {
         "rewards/chosen": beta * p.c,
         "rewards/rejected": beta * p.r,
         "rewards/margins": margin,
@@ -153,8 +164,8 @@ def _figures(p: PairLogps, beta: float) -> dict[str, tuple[float, float]]:
         "length/chosen": p.chosen_tokens,
         "length/rejected": p.rejected_tokens,
     }
-    sums = torch.stack([v.detach().double().sum() for v in figures.values()]).tolist()
-    return {name: (total, n) for name, total in zip(figures, sums, strict=True)}
+    sums = torch.stack([v.detach().double().sum() for v in metrics.values()]).tolist()
+    return {name: (total, n) for name, total in zip(metrics, sums, strict=True)}
 
 
 @torch.no_grad()
@@ -168,7 +179,7 @@ def _evaluate(config, policy, idle, data, seqs, ref, compare, objective, setting
         data, everything, config.tokens_per_batch, collectives.rank(), collectives.world_size()
     )
     with devices.autocast(device, dtype):
-        compared = [compare(batch, data, seqs, ref) for batch in fsdp.even(policy, batches, idle)]
+        compared = [compare(batch, data, seqs, ref) for batch in fsdp.in_lockstep(policy, batches, idle)]
     z = None
     if objective.needs_batch_mean:
         z = collectives.sum_over_ranks(
@@ -177,7 +188,7 @@ def _evaluate(config, policy, idle, data, seqs, ref, compare, objective, setting
     for p in compared:
         p = PairLogps(p.chosen, p.rejected, p.ref_chosen, p.ref_rejected, p.chosen_tokens, p.rejected_tokens, z)
         meter.add("loss", objective.loss(p, config.beta, **settings).double().sum().item(), float(len(p.chosen)))
-        meter.add_all(_figures(p, config.beta))
+        meter.add_all(_metrics(p, config.beta))
     return meter.take()
 
 
@@ -189,7 +200,7 @@ def _check_start(
     if not LOSSES[config.loss].needs_reference or not fresh:
         return
     with devices.autocast(device, dtype):
-        micros = fsdp.even(policy, micro_batches(0), idle)
+        micros = fsdp.in_lockstep(policy, micro_batches(0), idle)
         ratios = [compare(micro[0], data, seqs, ref_logps) for micro in micros]
     own = max((float(torch.stack([p.c, p.r]).abs().max()) for p in ratios), default=0.0)
     largest = max(collectives.gather(own))

@@ -17,8 +17,8 @@ from ..outputs import claims
 from ..training import loop, ppo, setup
 
 
-def run(config: TrainPPO, work: claims.Work) -> None:
-    device, dtype = setup.open_device(config, work)
+def run(config: TrainPPO, output: claims.Output) -> None:
+    device, dtype = setup.open_device(config, output)
     policy, tokenizer = setup.open_model(config, config.model, device)
     ref = config.ref or config.model
     adapters = setup.adapt(config, policy)
@@ -28,7 +28,11 @@ def run(config: TrainPPO, work: claims.Work) -> None:
         (reference, other), as_reference = setup.open_model(config, ref, device), nullcontext
         setup.same_tokenizer(tokenizer, other, config.model, ref)
     reward = load_scorer(
-        config.reward, device=str(device), revision=config.revision, text=config.score_text, reading=config.reading
+        config.reward,
+        device=str(device),
+        revision=config.revision,
+        text=config.score_text,
+        score_type=config.score_type,
     )
     prompts = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows)
     ids = _prompt_ids(config, prompts, tokenizer)
@@ -59,12 +63,12 @@ def run(config: TrainPPO, work: claims.Work) -> None:
         notes={"method": method, "prompts": len(ids)} | prompts.skipped,
     )
     log.say(f"{config.prompts}: {len(ids)} prompts; {stream.steps} steps of {config.batch_size} episodes")
-    loop.train(critic, tokenizer, task, config, work, device, dtype)
+    loop.train(critic, tokenizer, task, config, output, device, dtype)
 
 
 def method_name(config: TrainPPO, reward: Scorer) -> str:
     """The paper's families: PPO on a learned reward, on the ground truth, and with another system's settings."""
-    family = "ppo" if reward.reading == "reward" else "ppo-gt"
+    family = "ppo" if reward.score_type == "reward" else "ppo-gt"
     return f"{family}-{config.preset}" if config.preset == "trl-2023" else family
 
 
@@ -81,7 +85,7 @@ def _prompt_ids(config: TrainPPO, prompts, tokenizer) -> list[list[int]]:
 
 def _reward_model(config: TrainPPO, reward: Scorer, tokenizer):
     """The reward model whose trunk the value function starts from, where its tokens are the policy's."""
-    if config.value_model != "separate" or reward.reading != "reward":
+    if config.value_model != "separate" or reward.score_type != "reward":
         return None
     path = parse_scorer(config.reward).parts[0]
     model, own = load_classifier(path, revision=config.revision)
@@ -102,7 +106,7 @@ def plan(config: TrainPPO) -> dict:
     shown = {name.replace("_", "-"): getattr(config, name) for name in names}
     tokens = stream.total * config.max_new_tokens
     return shown | {
-        "reward reading": config.reading,
+        "reward reading": config.score_type,
         "prompts": len(rows.rows),
         "PPO steps": stream.steps,
         "optimizer steps": stream.steps * config.ppo_epochs * -(-config.batch_size // config.minibatch_size),

@@ -24,8 +24,8 @@ _MARGIN_EDGES = (0.0, 0.1, 0.25, 0.5, float("inf"))  # of the rows' score margin
 _EVALUATIONS_PER_EPOCH = 4
 
 
-def run(config: TrainRM, work: claims.Work) -> None:
-    device, dtype = setup.open_device(config, work)
+def run(config: TrainRM, output: claims.Output) -> None:
+    device, dtype = setup.open_device(config, output)
     options = {"seed": config.seed, "revision": config.revision, "trust_remote_code": config.trust_remote_code}
     model, tokenizer = setup.load(
         config, device, lambda place: load_reward_start(config.model, device=place, **options)
@@ -48,26 +48,26 @@ def run(config: TrainRM, work: claims.Work) -> None:
         rewards = last_token_rewards(model, [seqs[i] for i in batch.completions])
         w, l = batch.pairs.to(device).unbind(1)  # noqa: E741
         margin = _margins(data, batch.rows).to(device) if config.use_margins else 0.0
-        return bradley_terry(rewards[w], rewards[l], margin).sum() / batch.n_global, _figures(rewards, w, l)
+        return bradley_terry(rewards[w], rewards[l], margin).sum() / batch.n_global, _metrics(rewards, w, l)
 
     def evaluate() -> dict[str, float]:
         with devices.autocast(device, dtype):
-            figures, _ = _validate(model, held_out, held_seqs, config)
-        return figures
+            metrics, _ = _validate(model, held_out, held_seqs, config)
+        return metrics
 
     def wrap_up() -> dict[str, Any]:
         """Centre the rewards, then say how good the model that is kept is, by score margin and by confidence."""
         with devices.autocast(device, dtype):
             shift, scale = _moments(config, model, tokenizer, seqs)
-            figures, details = _validate(model, held_out, held_seqs, config)
+            metrics, details = _validate(model, held_out, held_seqs, config)
         model.config.reward_shift, model.config.reward_scale = shift, scale
         log.say(
-            f"held-out accuracy {figures['accuracy']:.3f} on {len(held_out.pairs)} pairs of prompts not trained on; "
+            f"held-out accuracy {metrics['accuracy']:.3f} on {len(held_out.pairs)} pairs of prompts not trained on; "
             f"rewards shifted by {shift:.3f}, divided by {scale:.3f}"
         )
         for low, high, accuracy, n in details["accuracy_by_margin"]:
             log.say(f"  score margin {low:g} to {high:g}: {accuracy:.3f} of {n}")
-        shown = {f"eval/{name}": value for name, value in figures.items()}
+        shown = {f"eval/{name}": value for name, value in metrics.items()}
         return shown | details | {"reward_shift": shift, "reward_scale": scale}
 
     def watch(row: dict[str, float]) -> None:
@@ -90,7 +90,7 @@ def run(config: TrainRM, work: claims.Work) -> None:
         saved=adapters,
         notes=dict(data.counts) | {"train_pairs": len(data.pairs), "validation_pairs": len(held_out.pairs)},
     )
-    loop.train(model, tokenizer, task, config, work, device, dtype)
+    loop.train(model, tokenizer, task, config, output, device, dtype)
 
 
 def _split(config: TrainRM, model, tokenizer) -> tuple[PairData, PairData]:
@@ -124,7 +124,7 @@ def _margins(data: PairData, rows: list[int]) -> torch.Tensor:
     return torch.tensor([data.margins[i] for i in rows])
 
 
-def _figures(rewards: torch.Tensor, w: torch.Tensor, l: torch.Tensor) -> dict:  # noqa: E741
+def _metrics(rewards: torch.Tensor, w: torch.Tensor, l: torch.Tensor) -> dict:  # noqa: E741
     """Sums and weights of the log: accuracy and margin over pairs, the reward over completions, its extremes."""
     rewards = rewards.detach()
     margin = rewards[w] - rewards[l]
@@ -146,7 +146,7 @@ def _validate(model, data: PairData, seqs: Sequences, config) -> tuple[dict[str,
     margin = chosen - rejected
     error, bins = calibration(margin)
     right = (margin > 0).double()
-    figures = {
+    metrics = {
         "loss": bradley_terry(chosen, rejected).mean().item(),
         "accuracy": right.mean().item(),
         "margin": margin.mean().item(),
@@ -160,7 +160,7 @@ def _validate(model, data: PairData, seqs: Sequences, config) -> tuple[dict[str,
         own = [i for i, m in enumerate(data.margins) if m is not None and low <= m < high]
         if own:
             by_margin.append([low, min(high, 1.0), right[own].mean().item(), len(own)])
-    return figures, {"accuracy_by_margin": by_margin, "calibration": [list(b) for b in bins]}
+    return metrics, {"accuracy_by_margin": by_margin, "calibration": [list(b) for b in bins]}
 
 
 def _moments(config: TrainRM, model, tokenizer, seqs: Sequences) -> tuple[float, float]:

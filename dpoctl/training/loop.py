@@ -95,7 +95,9 @@ def learning_rate(config, step: int, steps: int) -> float:
     return config.lr * rise * fall
 
 
-def train(model, tokenizer, task: Task, config, work: claims.Work, device: torch.device, dtype: torch.dtype) -> None:
+def train(
+    model, tokenizer, task: Task, config, output: claims.Output, device: torch.device, dtype: torch.dtype
+) -> None:
     """Run `task` to its end from where the last checkpoint stands, then save the model and write the manifest.
 
     Raises Interrupted (state saved) on a signal, NumericalError on a non-finite loss or gradient norm, before the
@@ -109,21 +111,21 @@ def train(model, tokenizer, task: Task, config, work: claims.Work, device: torch
         )
     if config.activation_checkpointing:
         recompute_activations(model)
-    replicated.make_equal(model)
+    replicated.broadcast_weights(model)
     optimizer = make_optimizer(config, model)
-    state = checkpoints.load_latest(out, model, optimizer) if work.resuming else None
+    state = checkpoints.load_latest(out, model, optimizer) if output.resuming else None
     state = state or {"step": 0, "sizes": {}, "tokens": 0, "meter": {}, "best": None, "task": {}}
     task.state.update(state["task"])
     if state["step"]:
         log.say(f"{out}: continues behind update {state['step']}")
     if collectives.rank() == 0:
-        options = yaml.safe_dump({"stage": work.stage} | work.options, sort_keys=False)
+        options = yaml.safe_dump({"stage": output.stage} | output.options, sort_keys=False)
         files.write_atomic(out / "config.yaml", options)
     logs = {name: Log(out / f"{name}.jsonl", state["sizes"].get(name, 0)) for name in ("metrics", "timing")}
     if task.point:
         kept = ("eval", "samples") if config.keep_samples else ("eval",)
         logs |= {name: Log(out / f"{name}.jsonl", state["sizes"].get(name, 0)) for name in kept}
-    run = Run(model, task, config, out, device, dtype, optimizer, logs, Board(config.log_to, out, work.options))
+    run = Run(model, task, config, out, device, dtype, optimizer, logs, Board(config.log_to, out, output.options))
     run.tokens, run.best = state["tokens"], state["best"]
     run.tokens_at_line, run.items_at_line = run.tokens, state["step"]
     if collectives.rank() == 0:
@@ -132,7 +134,7 @@ def train(model, tokenizer, task: Task, config, work: claims.Work, device: torch
         run.measure_point(0)
     last: dict[str, float] = {}
     stop = signals.stop
-    with log.progress(work.stage, task.steps, "updates", state["step"]) as meter:
+    with log.progress(output.stage, task.steps, "updates", state["step"]) as meter:
         if collectives.world_size() == 1:  # several ranks stop together, behind an update
             signals.at_boundary(f"update {state['step']} of {task.steps}")
         for step in range(state["step"], task.steps):
@@ -146,7 +148,7 @@ def train(model, tokenizer, task: Task, config, work: claims.Work, device: torch
                     f"stopped by {stop.signal or 'a signal to another rank'} behind update {step + 1} of {task.steps}; the state is saved",
                     hint="the same command again continues",
                 )
-    _finish(run, model, tokenizer, last, work)
+    _finish(run, model, tokenizer, last, output)
     collectives.leave_ranks()
 
 
@@ -183,7 +185,7 @@ class Run:
         Raises NumericalError, before the weights are touched, where loss or gradient norm is not finite.
         """
         totals = torch.zeros(2, dtype=torch.float64)  # loss, tokens
-        for micro in fsdp.even(self.model, micros, self._idle):
+        for micro in fsdp.in_lockstep(self.model, micros, self._idle):
             with devices.autocast(self.device, self.dtype):
                 loss, sums = loss_of(micro)
             loss.backward()
@@ -220,9 +222,9 @@ class Run:
         row |= {"lr": lr, **means}
         self._write_timing(step)
         if evaluate and task.evaluate:
-            figures = collectives.from_rank_0(task.evaluate())
-            row |= {f"eval/{name}": value for name, value in figures.items()}
-            self._keep_best(step, figures)
+            metrics = collectives.from_rank_0(task.evaluate())
+            row |= {f"eval/{name}": value for name, value in metrics.items()}
+            self._keep_best(step, metrics)
         if evaluate and task.point:
             self.measure_point(step)
         row = rounded(row)
@@ -239,11 +241,11 @@ class Run:
         if self.config.keep_samples:
             self.logs["samples"].write(*({"step": step} | c for c in completions))
 
-    def _keep_best(self, step: int, figures: dict[str, float]) -> None:
+    def _keep_best(self, step: int, metrics: dict[str, float]) -> None:
         """Put the weights aside where the figure that decides is the highest so far."""
-        if not self.task.best or (self.best and figures[self.task.best] <= self.best["value"]):
+        if not self.task.best or (self.best and metrics[self.task.best] <= self.best["value"]):
             return
-        self.best = {"step": step, "value": figures[self.task.best]}
+        self.best = {"step": step, "value": metrics[self.task.best]}
         where = f"update {step} ({self.task.where(step - 1)})"
         checkpoints.check_finite(self.model, None, where, self.last_good())
         self.best["sha256"] = checkpoints.save_best(self.out, self.model)
@@ -286,7 +288,7 @@ class Run:
         return kept + "a smaller --lr, a longer --warmup-steps or --dtype float32 may help"
 
 
-def _finish(run: Run, model, tokenizer, last: dict[str, float], work: claims.Work) -> None:
+def _finish(run: Run, model, tokenizer, last: dict[str, float], output: claims.Output) -> None:
     """Save the run directory as a Hugging Face model and write its manifest."""
     peak = devices.highest_memory_bytes(run.device)
     for each in run.logs.values():
@@ -294,12 +296,12 @@ def _finish(run: Run, model, tokenizer, last: dict[str, float], work: claims.Wor
     run.board.close()
     where = f"update {run.task.steps} ({run.task.where(run.task.steps - 1)})"
     checkpoints.check_finite(model, None, where, run.last_good())
-    figures = dict(last)
+    metrics = dict(last)
     if run.best:
         checkpoints.load_best(run.out, model, run.best["sha256"])
-        figures["best_step"], figures[f"best/{run.task.best}"] = run.best["step"], run.best["value"]
+        metrics["best_step"], metrics[f"best/{run.task.best}"] = run.best["step"], run.best["value"]
         log.say(f"{run.out}: keeps update {run.best['step']}, {run.task.best} {run.best['value']:.4f}")
-    figures |= run.task.wrap_up()
+    metrics |= run.task.wrap_up()
     model, trained = run.task.saved or model, model
     state = fsdp.whole(model.state_dict()) if is_sharded(trained) else None
     if collectives.rank() != 0:
@@ -314,7 +316,7 @@ def _finish(run: Run, model, tokenizer, last: dict[str, float], work: claims.Wor
         "world_size": collectives.world_size(),
     } | {f"seconds_{name}": round(value, 3) for name, value in run.seconds.items()}
     rows = [(run.out / f"{name}.jsonl", None) for name in run.logs if name != "timing"]
-    work.finish([*((p, None) for p in saved), (run.out / "config.yaml", None), *rows], run.task.notes | figures, cost)
+    output.finish([*((p, None) for p in saved), (run.out / "config.yaml", None), *rows], run.task.notes | metrics, cost)
     cleanup.prune(run.out, run.config.keep_checkpoints, best=False)  # last: until the manifest stands they are needed
     log.say(f"{run.out}: {run.task.steps} updates, loss {last.get('loss', float('nan')):.4f}")
 

@@ -43,9 +43,9 @@ class Meter:
         self.sums[name] = self.sums.get(name, 0.0) + total
         self.weights[name] = self.weights.get(name, 0.0) + weight
 
-    def add_all(self, figures: dict[str, tuple[float, float | Callable]]) -> None:
+    def add_all(self, metrics: dict[str, tuple[float, float | Callable]]) -> None:
         """Add figures by name: (total, weight) of a mean, or (value, min) and (value, max) of an extreme."""
-        for name, (value, kind) in figures.items():
+        for name, (value, kind) in metrics.items():
             if kind is min:
                 self.lowest[name] = min(self.lowest.get(name, value), value)
             elif kind is max:

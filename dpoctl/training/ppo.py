@@ -18,7 +18,7 @@ from .. import log
 from ..data.batching import Stream, pack, permutation, share
 from ..errors import InputError, NumericalError
 from ..inference import policy_evaluation
-from ..inference.generate import generate, waves
+from ..inference.generate import batch_slices, generate
 from ..inference.scorers import Scorer
 from ..models.logprobs import micro_batches, response_token_logps
 from ..models.rewards import ActorCritic
@@ -78,10 +78,10 @@ class Trainer:
         with self._timed("scoring"):
             scores = self.score(episodes)
         with self._timed("log_probs"):
-            experience, figures = self.evaluate(episodes, scores, step, run)
+            experience, metrics = self.evaluate(episodes, scores, step, run)
         with self._timed("learning"):
             loss = self.learn(episodes, experience, step, run)
-        run.meter.add_all(figures)
+        run.meter.add_all(metrics)
         self.state["flops"] += self._flops(episodes)
         return loss
 
@@ -95,15 +95,15 @@ class Trainer:
         first = step * self.config.batch_size
         places = list(enumerate(self.stream.batch(step), start=first))
         groups = [(e, [i for _, i in g]) for e, g in groupby(places, key=lambda place: place[0] // self.stream.n)]
-        dealt = [(e, m[w]) for e, m in groups for w in waves(len(m), 1, self.config.wave_rows)]
+        dealt = [(e, m[w]) for e, m in groups for w in batch_slices(len(m), 1, self.config.generation_batch_size)]
         own = [
-            self._roll_out_wave(epoch, members)
+            self._roll_out_batch(epoch, members)
             for epoch, members in dealt[collectives.rank() :: collectives.world_size()]
         ]
         every = _in_order(collectives.gather(own))
-        return Episodes([row for wave in every for row in wave.rows], [s for wave in every for s in wave.sequences])
+        return Episodes([row for batch in every for row in batch.rows], [s for batch in every for s in batch.sequences])
 
-    def _roll_out_wave(self, epoch: int, members: list[int]) -> Episodes:
+    def _roll_out_batch(self, epoch: int, members: list[int]) -> Episodes:
         rows, ids = [self.prompts[i] for i in members], [self.ids[i] for i in members]
         keys, sampling = [row["prompt_id"] for row in rows], policy_evaluation.sampling_of(self.config)
         with devices.autocast(self.device, self.dtype):
@@ -156,7 +156,7 @@ class Trainer:
         advantages, returns = ppo.gae(rewards, values, mask, config.gamma, config.lam)
         n, tokens = float(len(scores)), float(mask.sum())
         self.state["episodes"] += len(scores)
-        figures = {
+        metrics = {
             "objective/kl": (log_ratios.sum().item(), n),
             "objective/kl_coef": (coefficient, 1.0),
             "objective/scores": (scores.sum().item(), n),
@@ -169,7 +169,7 @@ class Trainer:
         }
         if config.target_kl is not None:
             self.state["kl_coef"] = ppo.next_kl_coef(coefficient, kl, config.target_kl, len(scores), config.kl_horizon)
-        return Experience(mask, logps, values, ppo.whiten(advantages, mask), returns), figures
+        return Experience(mask, logps, values, ppo.whiten(advantages, mask), returns), metrics
 
     def learn(self, episodes: Episodes, experience: Experience, step: int, run: Run) -> float:
         """The passes over the step's episodes, mini-batch by mini-batch; returns the mean loss."""
@@ -215,8 +215,8 @@ class Trainer:
             "val/clipfrac_avg",
             "policy/approxkl_avg",
         )
-        figures = {name: (total, n) for name, total in zip(names, sums, strict=True)}
-        return (policy.sum() + config.vf_coef * value.sum()) / tokens, figures
+        metrics = {name: (total, n) for name, total in zip(names, sums, strict=True)}
+        return (policy.sum() + config.vf_coef * value.sum()) / tokens, metrics
 
     # --- bookkeeping
 

@@ -18,11 +18,11 @@ from ..outputs import claims
 from ..runtime import collectives, devices, fsdp, rendezvous
 
 
-def open_device(config, work: claims.Work | None = None) -> tuple[torch.device, torch.dtype]:
+def open_device(config, output: claims.Output | None = None) -> tuple[torch.device, torch.dtype]:
     """The device and precision of a command; a training run's ranks meet here, and hear what rank 0 found of `work`."""
-    together = work is not None and collectives.world_size() > 1
+    together = output is not None and collectives.world_size() > 1
     if together:
-        work.resuming = rendezvous.meet(work.resuming, config.rank_timeout)
+        output.resuming = rendezvous.broadcast_start(output.resuming, config.rank_timeout)
     hf_logging.set_verbosity_error()  # its advice is for its own trainers
     hf_logging.disable_progress_bar()
     device = devices.pick_device(getattr(config, "device", "cpu"))
@@ -120,14 +120,14 @@ def frontier_point(
     def point(step: int) -> tuple[dict[str, Any], list[dict]]:
         reference, _ = open_model(config, ref, device)
         with devices.autocast(device, dtype):
-            figures, completions = policy_evaluation.evaluate_policy(
+            metrics, completions = policy_evaluation.evaluate_policy(
                 model, reference, tokenizer, rows.rows, ids, scorer, config, n=1, seed=config.seed
             )
         del reference
         if learned:
-            figures["learned_reward"] = sum(learned.score(completions).values) / len(completions)
+            metrics["learned_reward"] = sum(learned.score(completions).values) / len(completions)
         head = {"model": config.out, "method": method, "options": options, "step": step}
-        row = head | {"temperature": config.temperature, "scorer": f"{scorer.name}@{scorer.reading}"} | figures
+        row = head | {"temperature": config.temperature, "scorer": f"{scorer.name}@{scorer.score_type}"} | metrics
         kl = f", KL {row['kl']:.2f}" if row["kl"] is not None else ""
         log.say(f"update {step}: reward {row['reward']:.3f} +- {row['reward_se']:.3f}{kl}")
         return row, completions
