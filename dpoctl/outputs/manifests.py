@@ -98,7 +98,9 @@ def manifest_path(out: Path | str) -> Path:
 def read_manifest(out: Path | str) -> dict[str, Any] | None:
     """The manifest of a complete work; None where there is none of dpoctl's. Raises InputError for a damaged one."""
     manifest = read_sealed(manifest_path(out))
-    return manifest if manifest and "stage" in manifest else None
+    if not manifest or "stage" not in manifest:
+        return None
+    return manifest if "metrics" in manifest else manifest | {"metrics": manifest.get("figures", {})}  # 0.1 said figures
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
