@@ -1,4 +1,4 @@
-"""The machine a command runs on: device, precision, ranks, allocator, peak memory."""
+"""The machine that a command runs on: device, precision, allocator, peak memory."""
 
 import ctypes
 import os
@@ -6,7 +6,8 @@ import platform
 import re
 import resource
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,8 +19,35 @@ from . import collectives
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@dataclass(frozen=True)
+class Compute:
+    """Where and in which precision a command computes: its device, and the dtype of forward passes over float32 weights."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> AbstractContextManager:
+        """The context of forward passes in `dtype`."""
+        return autocast(self.device, self.dtype)
+
+    def peak_memory_bytes(self) -> int:
+        """Peak memory of this process on the device."""
+        return peak_memory_bytes(self.device)
+
+    @property
+    def name(self) -> str:
+        """The device as manifests name it."""
+        return device_name(self.device)
+
+
+def open_compute(device: str = "cpu", dtype: str = "float32") -> Compute:
+    """The device of `--device` with the precision of `--dtype`. Raises InputError where the device is not available."""
+    chosen = pick_device(device)
+    return Compute(chosen, pick_dtype(dtype, chosen))
+
+
 def pick_device(name: str) -> torch.device:
-    """The torch device of `--device`. Raises InputError where it is not there."""
+    """The torch device of `--device`. Raises InputError where it is not available."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -30,15 +58,24 @@ def pick_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:
         raise InputError(
-            f"--device {name}: {str(e).splitlines()[0]}", hint="--device auto takes what is there"
+            f"--device {name}: {str(e).splitlines()[0]}", hint="--device auto picks an available device"
         ) from None
     if device.type == "cpu":
         keep_freed_memory()
     return device
 
 
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The compute precision of `--dtype` on a device; `auto` is bfloat16 on GPUs that support it, else float32."""
+    if name == "bfloat16" and device.type == "cpu" and not native_bfloat16():
+        log.warn("--dtype bfloat16: this processor emulates bfloat16; float32 is faster on it")
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    return _DTYPES[name]
+
+
 def native_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 itself, by its flags; elsewhere it is done in pieces, and slowly."""
+    """Whether this processor multiplies bfloat16 in hardware, by its flags."""
     try:
         flags = re.findall(r"^(?:flags|Features)\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -46,29 +83,22 @@ def native_bfloat16() -> bool:
     return bool(flags) and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags[0].split())
 
 
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "bfloat16" and device.type == "cpu" and not native_bfloat16():
-        log.warn("--dtype bfloat16: this processor has no bfloat16 of its own, so float32 is the faster one here")
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    return _DTYPES[name]
-
-
 def torch_dtype(name: str) -> torch.dtype:
+    """The dtype of `--save-dtype`."""
     return _DTYPES[name]
 
 
-def autocast(device: torch.device, dtype: torch.dtype):
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
     """Forward passes in `dtype` over float32 weights."""
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed blocks: by default it returns them to the system at every step and faults them in again."""
+    """Let glibc keep freed blocks: by default it returns them to the system at every step and page-faults them in again."""
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own mapping
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap's top is not given back
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no separately mapped blocks
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never shrink the heap
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -80,16 +110,17 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def process_bytes(device: torch.device) -> int:
-    """What the process holds now beside the run's own tensors, where peak_memory_bytes counts it: interpreter, libraries."""
+    """Memory of the process before a run's tensors, where peak_memory_bytes counts it: interpreter and libraries."""
     return peak_memory_bytes(device) if device.type == "cpu" else 0
 
 
 def highest_memory_bytes(device: torch.device) -> int:
-    """The peak memory of the rank that has the highest."""
+    """The highest peak memory of all ranks."""
     return max(collectives.gather(peak_memory_bytes(device)))
 
 
 def device_name(device: torch.device) -> str:
+    """The device as manifests name it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.machine()}, {torch.get_num_threads()} threads)"
