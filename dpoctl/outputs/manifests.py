@@ -100,7 +100,9 @@ def read_manifest(out: Path | str) -> dict[str, Any] | None:
     manifest = read_sealed(manifest_path(out))
     if not manifest or "stage" not in manifest:
         return None
-    return manifest if "metrics" in manifest else manifest | {"metrics": manifest.get("figures", {})}  # 0.1 said figures
+    return (
+        manifest if "metrics" in manifest else manifest | {"metrics": manifest.get("figures", {})}
+    )  # 0.1 said figures
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:

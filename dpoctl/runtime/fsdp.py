@@ -5,27 +5,22 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError
-from ..models import packed
-from ..models.blocks import blocks
-from ..models.logprobs import can_pack, has_plain_head
 from . import collectives
 from .fsdp_root import FsdpRoot, attach_root, is_sharded
 
 
-def shard(model, device: torch.device, dtype: torch.dtype) -> None:
+def shard(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device, dtype: torch.dtype) -> None:
     """Shard a model in place: float32 shards, computed in `dtype`, gradients summed in float32 over the ranks.
 
     Rank 0 has it whole; on the others its weights may be on the meta device: only their shares ever have memory.
-    Raises InputError for an architecture that names no blocks, and for weights whose shapes or ties are not those that
-    the configuration says.
+    `blocks` are sharded one by one. Raises InputError for weights whose shapes or ties are not those of the configuration.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    _try_whole(model)
     shapes = collectives.gather([(name, tuple(t.shape)) for name, t in _tensors(model).items()])
     if any(other != shapes[0] for other in shapes):
         hint = "save it anew by save_pretrained, with the tie_word_embeddings that its weights have"
@@ -34,7 +29,7 @@ def shard(model, device: torch.device, dtype: torch.dtype) -> None:
     mesh = init_device_mesh(device.type, (collectives.world_size(),))
     precision = MixedPrecisionPolicy() if dtype == torch.float32 else MixedPrecisionPolicy(dtype, torch.float32)
     root = FsdpRoot(model)
-    for module in [*blocks(model), root]:
+    for module in [*blocks, root]:
         # the root too is sharded again behind its forward, so that its weights are never stale, and saved as they are
         fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
         module.set_gradient_divide_factor(1.0)  # the losses are shares of the global mean already: a sum
@@ -49,15 +44,6 @@ def shard(model, device: torch.device, dtype: torch.dtype) -> None:
             first, behind = rows_of(target)
             full = full[first:behind]
         own(target).copy_(full)
-
-
-def _try_whole(model) -> None:
-    """What is tried with a model's whole weights, rank 0 tries; the others are told."""
-    found = (can_pack(model), has_plain_head(model)) if collectives.rank() == 0 else None
-    packs, plain = collectives.from_rank_0(found)
-    if packs:
-        model.set_attn_implementation(packed.NAME)
-    model._dpoctl_can_pack, model._dpoctl_plain_head = packs, plain
 
 
 def _tensors(model) -> dict[str, Tensor]:

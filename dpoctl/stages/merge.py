@@ -30,8 +30,8 @@ def run(config: Merge, output: Output) -> None:
     """An adapter, of a policy or of train-rm's, and its base: one ordinary model directory."""
     from ..models.adapter import is_reward, load_merged, load_merged_reward
     from ..models.load import quiet
+    from ..models.save import save_model
     from ..runtime.devices import torch_dtype
-    from ..training.loop import save_model
 
     load = load_merged_reward if is_reward(config.inputs[0]) else load_merged
     with quiet():

@@ -1,24 +1,14 @@
 """Preference pairs as training batches in which every completion is forwarded once, and the reference's log-probs."""
 
-import hashlib
-import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from .. import log
 from ..data.batching import Stream, pack, permutation, share, shuffled, shuffled_groups
 from ..data.encode import PairData
-from ..errors import InputError, StorageError
-from ..models.logprobs import response_logps, summed_logps
-from ..outputs import files
-from ..runtime import collectives, devices
+from ..errors import InputError
+from ..models.logprobs import summed_logps
 
 
 @dataclass(frozen=True)
@@ -109,48 +99,3 @@ def batch_tokens(data: PairData, batch: PairBatch) -> int:
 def batch_logps(model, seqs: list[tuple[list[int], int]], batch: PairBatch) -> Tensor:
     """Summed log-probs [C] of a micro-batch's completions; differentiable."""
     return summed_logps(model, [seqs[i] for i in batch.completions])
-
-
-def reference_logps(
-    load: Callable[[], object], key: dict, seqs: list[tuple[list[int], int]], config, device, dtype
-) -> Tensor:
-    """Summed log-probs [completions] float32 of every unique completion under the reference, from the cache if known.
-
-    The key is content: the reference's weights and tokenizer, the precision, and the very token ids; so a sweep over
-    beta computes them once, and a changed file is never taken for the old one. `load()` brings the reference.
-    """
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
-    for ids, start in seqs:
-        digest.update(np.array([start, len(ids), *ids], dtype=np.int64).tobytes())
-    folder = Path(config.cache_dir) if config.cache_dir else files.cache_home() / "reference"
-    path = folder / f"{digest.hexdigest()[:40]}.safetensors"
-    if collectives.from_rank_0(path.exists()):
-        if (cached := _cached(path)) is not None and cached.shape == (len(seqs),):
-            log.say(f"reference log-probs of {len(seqs)} completions: from the cache")
-            return cached
-        log.warn(f"{path}: damaged; computed again")
-    reference = load()
-    with devices.autocast(device, dtype):  # every rank all of it: where they are sharded, ranks forward together
-        logps = response_logps(reference, seqs, tokens_per_batch=config.tokens_per_batch)
-    log.say(f"reference log-probs of {len(seqs)} completions: computed")
-    if collectives.rank() == 0:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            files.write_atomic(path, save({"logps": logps}, {"sha256": _sum(logps)}))
-        except (OSError, StorageError) as e:  # a cache that cannot be written only costs time
-            log.warn(f"the reference's log-probs are not kept for the next run ({str(e).splitlines()[0]})")
-    return logps
-
-
-def _cached(path: Path) -> Tensor | None:
-    """The log-probs of a cache file; None where they are not what was written."""
-    try:
-        with safe_open(path, "pt") as f:
-            logps, known = f.get_tensor("logps"), (f.metadata() or {}).get("sha256")
-    except Exception:  # safetensors raises its own kinds
-        return None
-    return logps if known == _sum(logps) else None
-
-
-def _sum(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()

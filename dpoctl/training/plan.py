@@ -8,7 +8,8 @@ from ..data.schema import load_rows
 from ..models.load import untrained
 from ..models.logprobs import Sequences
 from ..runtime import devices
-from . import estimate, loop, pairs, setup
+from . import estimate, pairs, setup
+from .optimization import make_optimizer
 
 _LOOKED_AT = 64  # updates whose micro-batches are made to find the largest
 
@@ -32,7 +33,7 @@ def plan_of_training(
         lambda: _build(config, kind),
         estimate.Update(
             loss=lambda model: loss(model, largest),
-            optimizer=lambda model: loop.make_optimizer(config, model),
+            optimizer=lambda model: make_optimizer(config, model),
             rows=sum(len(ids) - start for ids, start in largest),
             several=any(len(own) > 1 for own in micros),
             dtype=dtype,
@@ -84,4 +85,4 @@ def _tokens(sequences: Sequences) -> int:
 
 
 def _size(size: int) -> str:
-    return f"{size / 1e9:.2f} GB"
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

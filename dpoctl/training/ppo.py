@@ -1,121 +1,157 @@
-"""One PPO step, as PAPER section 6 lists its details: roll out, score, advantages, some passes of clipped updates.
+"""Proximal policy optimisation of a policy on any reward, with a KL penalty to its reference (1909.08593, 1707.06347).
 
-Everything random is a function of the seed, the prompt and the step, and the rest of the state is in `state`, so a run
-that is continued at any step is the uninterrupted one.
+A step rolls out responses, scores them, computes advantages, and makes some passes of clipped updates. Everything random
+is a function of the seed, the prompt and the step, and the rest of the state is in `state`, so a run that is resumed at
+any step is byte-identical to the uninterrupted one.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from itertools import groupby, zip_longest
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import log
-from ..data.batching import Stream, pack, permutation, share
+from ..config.scorer import parse_scorer
+from ..config.training import TrainPPO
+from ..data.batching import Stream, pack, permutation, share, shuffled
+from ..data.schema import Rows, load_rows
+from ..data.tokens import fingerprint
 from ..errors import InputError, NumericalError
 from ..inference import policy_evaluation
 from ..inference.generate import batch_slices, generate
-from ..inference.scorers import Scorer
+from ..inference.scorers import Scorer, load_scorer
+from ..models.load import context_length, load_classifier
 from ..models.logprobs import micro_batches, response_token_logps
-from ..models.rewards import ActorCritic
+from ..models.rewards import make_critic
 from ..objectives import ppo
-from ..runtime import collectives, devices
-from .loop import Run, listed
+from ..outputs.claims import Output
+from ..runtime import collectives
+from . import setup
+from .experience import Episodes, Experience, in_order, mask_of, scatter
+from .frontier import FrontierEvaluation
+from .loop import Trainer
+from .task import Sums, Task, listed
 
 
-@dataclass
-class Episodes:
-    """A step's prompts and responses: rows with text and ids, `sequences` (ids, start) with EOS where one ended."""
+class Micro(NamedTuple):
+    """Episodes forwarded together, the response tokens of their mini-batch, and the tokens that are forwarded."""
 
-    rows: list[dict]
-    sequences: list[tuple[list[int], int]]
+    members: list[int]
+    minibatch_tokens: int
+    tokens: int
+
+
+class PPO(Task):
+    """The models, the reward, and what changes from step to step."""
+
+    config: TrainPPO
+    unit = "episodes"
+    next_command = "dpoctl evaluate --model {out} --ref {ref} --prompts PROMPTS.jsonl --out eval.jsonl"
+
+    def __init__(self, config: TrainPPO, output: Output):
+        super().__init__(config, output)
+        self.ref = config.ref or config.model
+        self.reference, self.as_reference = self._open_reference()
+        self.reward = load_scorer(
+            config.reward,
+            device=str(self.compute.device),
+            revision=config.revision,
+            text=config.score_text,
+            score_type=config.score_type,
+        )
+        prompts = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows)
+        self.prompts = prompts.rows
+        self.ids = policy_evaluation.prompt_ids(
+            prompts.rows, self.tokenizer, None, prompts.path, prompts.lines, config.max_prompt_length
+        )
+        check_room(prompts, self.ids, config, context_length(self.policy))
+        self.stream = stream_of(config, len(self.ids))
+        warn_of_reach(config, self.stream.steps)
+        reward_model = self._value_start()
+        self.model = make_critic(self.policy, config.value_model, reward_model)
+        self.state |= {"kl_coef": config.kl_coef, "episodes": 0, "moments": [0, 0.0, 0.0], "flops": 0}
+        self.seconds: dict[str, float] = {}
+        self.episodes: Episodes
+        self.experience: Experience
+        method = method_name(config, self.reward)
+        self.extra_metrics = {"method": method, "prompts": len(self.ids)} | prompts.skipped
+        if config.eval_prompts:
+            self.frontier = FrontierEvaluation(self, method, self.ref, {tuple(i) for i in self.ids})
+            self.frontier.learned = self.reward
+        log.say(f"{config.prompts}: {len(self.ids)} prompts; {self.stream.steps} steps of {config.batch_size} episodes")
 
     @property
-    def lengths(self) -> list[int]:
-        return [len(ids) - start for ids, start in self.sequences]
+    def saved_model(self) -> Any:
+        return self.adapters or self.policy
 
+    def _open_reference(self) -> tuple[Any, Callable[[], AbstractContextManager]]:
+        """(reference, the context in which it is the reference): with adapters on --model, the same model without them."""
+        if self.adapters and self.ref == self.config.model:
+            return self.policy, self.adapters.disable_adapter
+        reference, tokenizer = setup.open_model(self.config, self.ref, self.compute.device)
+        setup.same_tokenizer(self.tokenizer, tokenizer, self.config.model, self.ref)
+        return reference, nullcontext
 
-@dataclass
-class Experience:
-    """What a step learns from, per response token [B, T] (0 behind the end)."""
+    def _value_start(self) -> Any:
+        """The reward model from which a separate value model starts, where its tokens are the policy's; else None."""
+        config = self.config
+        if config.value_model != "separate" or self.reward.score_type != "reward":
+            return None
+        path = parse_scorer(config.reward).parts[0]
+        model, tokenizer = load_classifier(path, revision=config.revision)
+        if not hasattr(model, "score") or fingerprint(tokenizer) != fingerprint(self.tokenizer):
+            log.say(f"{path}: its tokenizer is not the policy's, so the value model starts from the policy")
+            return None
+        if config.lora:
+            setup.add_lora(model, config, config.reward, None)
+        return model
 
-    mask: Tensor
-    logps: Tensor
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
+    # --- a step
 
-
-@dataclass
-class Trainer:
-    """The models, the reward and what changes from step to step."""
-
-    config: Any
-    critic: ActorCritic
-    reference: Any
-    as_reference: Callable[[], AbstractContextManager]  # within it, `reference` is the reference
-    tokenizer: Any
-    reward: Scorer
-    prompts: list[dict]
-    ids: list[list[int]]
-    stream: Stream
-    device: torch.device
-    dtype: torch.dtype
-    state: dict[str, Any] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.state |= {"kl_coef": self.config.kl_coef, "episodes": 0, "moments": [0, 0.0, 0.0], "flops": 0}
-
-    def step(self, step: int, run: Run) -> float:
+    def step(self, step: int, trainer: Trainer) -> float:
         """One PPO step; returns the mean loss of its updates."""
         with self._timed("generating"):
-            episodes = self.roll_out(step)
+            self.episodes = self.roll_out(step)
         with self._timed("scoring"):
-            scores = self.score(episodes)
+            scores = self.score(self.episodes)
         with self._timed("log_probs"):
-            experience, metrics = self.evaluate(episodes, scores, step, run)
+            self.experience, sums = self.collect(self.episodes, scores, step, trainer.last_good())
         with self._timed("learning"):
-            loss = self.learn(episodes, experience, step, run)
-        run.meter.add_all(metrics)
-        self.state["flops"] += self._flops(episodes)
+            loss = self.learn(step, trainer)
+        trainer.meter.add_all(sums)
+        self.state["flops"] += self._flops(self.episodes)
         return loss
 
-    # --- the parts of a step, in order
-
     def roll_out(self, step: int) -> Episodes:
-        """Sample a response to each prompt of the step; k of the random numbers is the pass over the prompts.
+        """Sample a response to each prompt of the step; the pass over the prompts is k of the random numbers.
 
-        The waves are dealt over the ranks, and every rank gets all episodes, in the prompts' order.
+        Generation batches are dealt over the ranks, and every rank gets all episodes, in the prompts' order.
         """
         first = step * self.config.batch_size
         places = list(enumerate(self.stream.batch(step), start=first))
         groups = [(e, [i for _, i in g]) for e, g in groupby(places, key=lambda place: place[0] // self.stream.n)]
-        dealt = [(e, m[w]) for e, m in groups for w in batch_slices(len(m), 1, self.config.generation_batch_size)]
-        own = [
-            self._roll_out_batch(epoch, members)
-            for epoch, members in dealt[collectives.rank() :: collectives.world_size()]
-        ]
-        every = _in_order(collectives.gather(own))
+        dealt = [(e, m[s]) for e, m in groups for s in batch_slices(len(m), 1, self.config.generation_batch_size)]
+        rank, world = collectives.rank(), collectives.world_size()
+        every = in_order(collectives.gather([self._respond(epoch, members) for epoch, members in dealt[rank::world]]))
         return Episodes([row for batch in every for row in batch.rows], [s for batch in every for s in batch.sequences])
 
-    def _roll_out_batch(self, epoch: int, members: list[int]) -> Episodes:
+    def _respond(self, epoch: int, members: list[int]) -> Episodes:
         rows, ids = [self.prompts[i] for i in members], [self.ids[i] for i in members]
         keys, sampling = [row["prompt_id"] for row in rows], policy_evaluation.sampling_of(self.config)
-        with devices.autocast(self.device, self.dtype):
-            responses = generate(self.critic.policy, self.tokenizer, ids, keys, [epoch], sampling, self.config.seed)
+        with self.compute.autocast():
+            responses = generate(self.policy, self.tokenizer, ids, keys, [epoch], sampling, self.config.seed)
         ends = {"stop": [self.tokenizer.eos_token_id], "length": []}
         sequences = [(p + c.ids + ends[c.finish], len(p)) for p, [c] in zip(ids, responses, strict=True)]
         return Episodes(policy_evaluation.completion_rows(self.tokenizer, rows, ids, responses), sequences)
 
     def score(self, episodes: Episodes) -> Tensor:
-        """Rewards [B] of the texts, a response that never ended getting the penalty where there is one."""
-        own = episodes.rows[collectives.rank() :: collectives.world_size()]
-        values = _in_order(collectives.gather(self.reward.score(own).values))
+        """Rewards [B] float64 of the texts; a response that did not end gets --missing-eos-penalty where it is given."""
+        rows = episodes.rows[collectives.rank() :: collectives.world_size()]
+        values = in_order(collectives.gather(self.reward.score(rows).values))
         scores = torch.tensor(values, dtype=torch.float64)
         if self.config.missing_eos_penalty is not None:
             unfinished = torch.tensor([row["finish"] == "length" for row in episodes.rows])
@@ -123,40 +159,29 @@ class Trainer:
         return scores
 
     @torch.no_grad()
-    def evaluate(self, episodes: Episodes, scores: Tensor, step: int, run: Run) -> tuple[Experience, dict]:
-        """Old log-probs with values in one forward, the reference's in one pass; rewards, advantages, figures.
+    def collect(self, episodes: Episodes, scores: Tensor, step: int, hint: str) -> tuple[Experience, Sums]:
+        """Log-probs and values of the sampling policy, the reference's log-probs; rewards, advantages, what is logged.
 
-        Ranks share the forwards; what follows every rank computes alike, over the whole batch.
+        Ranks share the forward passes; the rest every rank computes over the whole batch. Raises NumericalError, with
+        `hint`, for a sequence KL above --max-kl.
         """
         config, coefficient = self.config, self.state["kl_coef"]
-        mask = _mask(episodes.lengths)
-        logps, values, ref_logps, entropies = (torch.zeros(mask.shape) for _ in range(4))
-        groups = list(micro_batches(episodes.sequences, config.tokens_per_batch))
-        for indices in groups[collectives.rank() :: collectives.world_size()]:
-            batch = [episodes.sequences[i] for i in indices]
-            with devices.autocast(self.device, self.dtype):
-                own, value, entropy, _ = self.critic(batch, config.temperature, entropy=True)
-                with self.as_reference():
-                    other, _ = response_token_logps(self.reference, batch, config.temperature)
-            for target, flat in ((logps, own), (values, value), (entropies, entropy), (ref_logps, other)):
-                _scatter(target, indices, mask, flat)
-        for each in (logps, values, ref_logps, entropies):
-            collectives.sum_over_ranks(each)  # every row is one rank's, and 0 on the others
+        mask = mask_of(episodes.lengths)
+        logps, values, ref_logps, entropies = self._token_values(episodes, mask)
         log_ratios = (logps - ref_logps).double().sum(1)
         kl = log_ratios.mean().item()
         if not kl <= config.max_kl:
             raise NumericalError(
-                f"step {step + 1}: the sequence KL is {kl:.1f}, above --max-kl {config.max_kl:g}: it runs away",
-                hint=f"{run.last_good()}; a larger --kl-coef or an adaptive --target-kl holds it",
+                f"step {step + 1}: the sequence KL is {kl:.1f}, above --max-kl {config.max_kl:g}",
+                hint=f"{hint}; a larger --kl-coef or an adaptive --target-kl holds it",
             )
-        used = self._normalized(scores).float()
-        rewards = ppo.token_rewards(logps, ref_logps, used, mask, coefficient)
+        rewards = ppo.token_rewards(logps, ref_logps, self._normalized(scores).float(), mask, coefficient)
         if config.whiten_rewards:
             rewards = ppo.whiten(rewards, mask, keep_mean=True)
         advantages, returns = ppo.gae(rewards, values, mask, config.gamma, config.lam)
         n, tokens = float(len(scores)), float(mask.sum())
         self.state["episodes"] += len(scores)
-        metrics = {
+        sums: Sums = {
             "objective/kl": (log_ratios.sum().item(), n),
             "objective/kl_coef": (coefficient, 1.0),
             "objective/scores": (scores.sum().item(), n),
@@ -169,56 +194,82 @@ class Trainer:
         }
         if config.target_kl is not None:
             self.state["kl_coef"] = ppo.next_kl_coef(coefficient, kl, config.target_kl, len(scores), config.kl_horizon)
-        return Experience(mask, logps, values, ppo.whiten(advantages, mask), returns), metrics
+        return Experience(mask, logps, values, ppo.whiten(advantages, mask), returns), sums
 
-    def learn(self, episodes: Episodes, experience: Experience, step: int, run: Run) -> float:
+    def _token_values(self, episodes: Episodes, mask: Tensor) -> list[Tensor]:
+        """[log-probs, values, reference log-probs, entropies], each [B, T], of all ranks' forward passes."""
+        tensors = [torch.zeros(mask.shape) for _ in range(4)]
+        groups = list(micro_batches(episodes.sequences, self.config.tokens_per_batch))
+        for indices in groups[collectives.rank() :: collectives.world_size()]:
+            batch = [episodes.sequences[i] for i in indices]
+            with self.compute.autocast():
+                logps, values, entropies, _ = self.model(batch, self.config.temperature, entropy=True)
+                with self.as_reference():
+                    ref_logps, _ = response_token_logps(self.reference, batch, self.config.temperature)
+            for target, flat in zip(tensors, (logps, values, ref_logps, entropies), strict=True):
+                scatter(target, indices, mask, flat)
+        for tensor in tensors:
+            collectives.sum_over_ranks(tensor)  # each row is computed on one rank and 0 on the others
+        return tensors
+
+    def learn(self, step: int, trainer: Trainer) -> float:
         """The passes over the step's episodes, mini-batch by mini-batch; returns the mean loss."""
         config, size, losses = self.config, self.config.minibatch_size, []
-        lengths, whole = episodes.lengths, [len(ids) for ids, _ in episodes.sequences]
         for epoch in range(config.ppo_epochs):
-            order = permutation(config.seed, step * config.ppo_epochs + epoch, len(lengths)).tolist()
+            order = permutation(config.seed, step * config.ppo_epochs + epoch, len(self.episodes.rows)).tolist()
             for start in range(0, len(order), size):
                 members = order[start : start + size]
-                tokens = sum(lengths[i] for i in members)
-                own = share(members, whole.__getitem__, collectives.rank(), collectives.world_size())
-                groups = pack(own, whole.__getitem__, whole.__getitem__, config.tokens_per_batch)
-                micros = [(group, tokens, sum(whole[i] for i in group)) for group in groups]
-                losses.append(
-                    run.optimize(
-                        micros,
-                        lambda micro: self._loss(episodes, experience, micro[0], micro[1]),
-                        f"PPO step {step + 1}, pass {epoch + 1} (prompt_id "
-                        f"{listed(episodes.rows[i]['prompt_id'] for i in members)})",
-                    )
-                )
+                listed_ids = listed(self.episodes.rows[i]["prompt_id"] for i in members)
+                where = f"PPO step {step + 1}, pass {epoch + 1} (prompt_id {listed_ids})"
+                losses.append(trainer.optimize(self._micro_batches(members), where))
         return sum(losses) / len(losses)
 
-    def _loss(self, episodes: Episodes, experience: Experience, group: list[int], tokens: int) -> tuple[Tensor, dict]:
+    def _micro_batches(self, members: list[int]) -> list[Micro]:
+        """This rank's micro-batches of a mini-batch of episodes."""
+        lengths, totals = self.episodes.lengths, [len(ids) for ids, _ in self.episodes.sequences]
+        tokens = sum(lengths[i] for i in members)
+        shared = share(members, totals.__getitem__, collectives.rank(), collectives.world_size())
+        groups = pack(shared, totals.__getitem__, totals.__getitem__, self.config.tokens_per_batch)
+        return [Micro(group, tokens, sum(totals[i] for i in group)) for group in groups]
+
+    def loss(self, micro: Micro) -> tuple[Tensor, Sums]:
         """A micro-batch's share of the mini-batch's token mean: policy loss + vf_coef times the value loss."""
-        config = self.config
+        config, experience, group = self.config, self.experience, micro.members
         mask = experience.mask[group]
         old_logps, old_values, advantages, returns = (
-            t[group][mask].to(self.device)
+            t[group][mask].to(self.compute.device)
             for t in (experience.logps, experience.values, experience.advantages, experience.returns)
         )
-        logps, values, _, _ = self.critic([episodes.sequences[i] for i in group], config.temperature)
+        logps, values, _, _ = self.model([self.episodes.sequences[i] for i in group], config.temperature)
         policy, clipped = ppo.policy_loss(logps, old_logps, advantages, config.clip)
         value, value_clipped = ppo.value_loss(values, old_values, returns, config.value_clip)
+        logged = {
+            "loss/policy_avg": policy,
+            "loss/value_avg": value,
+            "policy/clipfrac_avg": clipped,
+            "val/clipfrac_avg": value_clipped,
+            "policy/approxkl_avg": 0.5 * (logps - old_logps) ** 2,
+        }
         n = float(len(logps))
-        sums = torch.stack(
-            [x.detach().double().sum() for x in (policy, value, clipped, value_clipped, 0.5 * (logps - old_logps) ** 2)]
-        ).tolist()
-        names = (
-            "loss/policy_avg",
-            "loss/value_avg",
-            "policy/clipfrac_avg",
-            "val/clipfrac_avg",
-            "policy/approxkl_avg",
-        )
-        metrics = {name: (total, n) for name, total in zip(names, sums, strict=True)}
-        return (policy.sum() + config.vf_coef * value.sum()) / tokens, metrics
+        totals = torch.stack([x.detach().double().sum() for x in logged.values()]).tolist()
+        sums: Sums = {name: (total, n) for name, total in zip(logged, totals, strict=True)}
+        return (policy.sum() + config.vf_coef * value.sum()) / micro.minibatch_tokens, sums
+
+    def dummy_loss(self) -> Tensor:
+        logps, values, _, _ = self.model([([0, 0], 1)], self.config.temperature)
+        return logps.sum() + values.sum()
+
+    def tokens(self, micro: Micro) -> int:
+        return micro.tokens
+
+    def describe(self, step: int) -> str:
+        return "prompt_id " + listed(self.prompts[i]["prompt_id"] for i in self.stream.batch(step))
 
     # --- bookkeeping
+
+    def timing(self) -> dict[str, float]:
+        taken, self.seconds = self.seconds, {}
+        return taken
 
     def _normalized(self, scores: Tensor) -> Tensor:
         if not self.config.normalize_rewards:
@@ -231,54 +282,43 @@ class Trainer:
     def _flops(self, episodes: Episodes) -> int:
         """Estimate of what is not training: 2 per parameter and token, for generating and for log-probs and values."""
         tokens = sum(len(ids) for ids, _ in episodes.sequences)
-        sizes = [sum(p.numel() for p in m.parameters()) for m in (self.critic.policy, self.critic, self.reference)]
+        sizes = [sum(p.numel() for p in m.parameters()) for m in (self.policy, self.model, self.reference)]
         return 2 * tokens * sum(sizes)
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
         start = time.monotonic()
         yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self.compute.device.type == "cuda":
+            torch.cuda.synchronize(self.compute.device)
         self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - start
 
-    def take_seconds(self) -> dict[str, float]:
-        """Seconds by part since the last call."""
-        taken, self.seconds = self.seconds, {}
-        return taken
+
+def method_name(config: TrainPPO, reward: Scorer) -> str:
+    """The paper's families: PPO on a learned reward, on the ground truth, and with another system's settings."""
+    family = "ppo" if reward.score_type == "reward" else "ppo-gt"
+    return f"{family}-{config.preset}" if config.preset == "trl-2023" else family
 
 
-def _in_order(dealt: list[list]) -> list:
-    """Items that were dealt out one by one, back in their order: [[a, c], [b]] is [a, b, c]."""
-    return [item for one_of_each in zip_longest(*dealt, fillvalue=None) for item in one_of_each if item is not None]
+def stream_of(config: TrainPPO, prompts: int) -> Stream:
+    """Batches of prompts in the order of --seed."""
+    return Stream(prompts, config.batch_size, config.epochs, config.max_steps, shuffled(config.seed, prompts))
 
 
-def _mask(lengths: list[int]) -> Tensor:
-    """True [B, T] on the tokens of responses of these lengths."""
-    return torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
-
-
-def _scatter(target: Tensor, rows: list[int], mask: Tensor, flat: Tensor) -> None:
-    """Put the per-token values [N] of some rows into `target` [B, T]."""
-    part = torch.zeros(len(rows), mask.shape[1])
-    part[mask[rows]] = flat.float().cpu()
-    target[rows] = part
-
-
-def check_room(path: str, ids: list[list[int]], lines: list[int], config, context: int | None) -> None:
-    """Raises InputError, by file and line, for a prompt that leaves no room for a whole response."""
+def check_room(prompts: Rows, ids: list[list[int]], config: TrainPPO, context: int | None) -> None:
+    """Raise InputError, with file and line, for a prompt that leaves no room for a response of --max-new-tokens."""
     limit = min(config.max_length, context or config.max_length)
-    for prompt, line in zip(ids, lines, strict=True):
+    for prompt, line in zip(ids, prompts.lines, strict=True):
         if len(prompt) + config.max_new_tokens > limit:
             raise InputError(
-                f"{path}:{line}: prompt: {len(prompt)} tokens and --max-new-tokens {config.max_new_tokens} are more than "
-                f"the {limit} that fit (--max-length, the model's context)",
+                f"{prompts.path}:{line}: prompt: {len(prompt)} tokens and --max-new-tokens {config.max_new_tokens} exceed "
+                f"the {limit} tokens of --max-length and the model's context",
                 hint="a smaller --max-new-tokens or --max-prompt-length",
             )
 
 
-def warn_of_reach(config, steps: int) -> None:
-    """Say where the controller cannot move the coefficient far enough to steer anything in this run."""
+def warn_of_reach(config: TrainPPO, steps: int) -> None:
+    """Warn where the adaptive coefficient cannot move far enough in this run to reach the target KL."""
     if config.target_kl is None:
         return
     reach = (1.0 + 0.2 * config.batch_size / config.kl_horizon) ** steps

@@ -1,4 +1,4 @@
-"""What training stages share before the loop: models on the device, held-out and frontier functions, the plan."""
+"""What training tasks share before the loop: joining ranks, loading, adapters, sharding, lengths."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,132 +7,112 @@ import torch
 from transformers.utils import logging as hf_logging
 
 from .. import log
-from ..data.schema import load_rows
 from ..data.tokens import fingerprint
 from ..errors import InputError
-from ..inference import policy_evaluation
-from ..inference.scorers import load_scorer
-from ..models import lora
+from ..models import lora, packed
+from ..models.blocks import blocks
+from ..models.hub import is_adapter, resolve
 from ..models.load import context_length, load_policy
-from ..outputs import claims
+from ..models.logprobs import can_pack, has_plain_head
+from ..outputs.claims import Output
 from ..runtime import collectives, devices, fsdp, rendezvous
+from ..runtime.devices import Compute
 
 
-def open_device(config, output: claims.Output | None = None) -> tuple[torch.device, torch.dtype]:
-    """The device and precision of a command; a training run's ranks meet here, and hear what rank 0 found of `work`."""
-    together = output is not None and collectives.world_size() > 1
-    if together:
+def open_training(config: Any, output: Output) -> Compute:
+    """The device and precision of a training command.
+
+    Under torchrun the ranks join here, and learn from rank 0 whether `output` is resumed.
+    """
+    distributed = collectives.world_size() > 1
+    if distributed:
         output.resuming = rendezvous.broadcast_start(output.resuming, config.rank_timeout)
-    hf_logging.set_verbosity_error()  # its advice is for its own trainers
+    hf_logging.set_verbosity_error()  # its advice is meant for its own trainers
+    hf_logging.disable_progress_bar()
+    device = devices.pick_device(config.device)
+    if distributed:
+        collectives.join_ranks(device, config.rank_timeout)
+    return Compute(device, devices.pick_dtype(config.dtype, device))
+
+
+def open_device(config, output: Output | None = None) -> tuple[torch.device, torch.dtype]:
+    hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     device = devices.pick_device(getattr(config, "device", "cpu"))
-    if together:
-        collectives.join_ranks(device, config.rank_timeout)
     return device, devices.pick_dtype(getattr(config, "dtype", "float32"), device)
 
 
-def open_model(config, path: str, device: torch.device):
-    """(model, tokenizer) with float32 weights, where `load` wants it."""
+def open_model(config: Any, path: str, device: torch.device) -> tuple[Any, Any]:
+    """(model, tokenizer) of a causal language model with float32 weights, placed where `load` says."""
     options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     return load(config, device, lambda place: load_policy(path, device=place, **options))
 
 
-def load(config, device: torch.device, load_at: Callable[[str], Any]) -> Any:
-    """`load_at(place)`: the device; of a model that is to be sharded, main memory on rank 0 and none on the others.
+def load(config: Any, device: torch.device, load_at: Callable[[str], Any]) -> Any:
+    """`load_at(place)` at the device; of a model to be sharded, in main memory on rank 0 and without memory on the others.
 
-    There rank 0's InputError is raised on every rank: only it has seen the weights.
+    In that case rank 0's InputError is raised on every rank: only rank 0 has seen the weights.
     """
-    if not _shards(config):
+    if not _is_sharded_run(config):
         return load_at(str(device))
     found, error = None, None
     try:
         found = load_at("meta" if collectives.rank() else "cpu")
     except InputError as e:
         error = e
-    told = collectives.from_rank_0(error and (error.message, error.hint))
-    if told:
-        raise InputError(*told)
+    refusal = collectives.from_rank_0(error and (error.message, error.hint))
+    if refusal:
+        raise InputError(*refusal)
     if error:
         raise error
     return found
 
 
-def _shards(config) -> bool:
+def _is_sharded_run(config: Any) -> bool:
     return getattr(config, "parallel", "ddp") == "fsdp" and collectives.world_size() > 1
 
 
-def share(config, model, device: torch.device, dtype: torch.dtype) -> None:
-    """Shard a model over the ranks where --parallel fsdp asks for it."""
-    if _shards(config):
-        fsdp.shard(model, device, dtype)
+def shard_model(config: Any, model: Any, compute: Compute) -> None:
+    """Shard a model over the ranks where --parallel fsdp asks for it. Raises InputError as `fsdp.shard` and `blocks` do."""
+    if not _is_sharded_run(config):
+        return
+    # What is tried on a model's full weights, rank 0 tries for all.
+    found = (can_pack(model), has_plain_head(model)) if collectives.rank() == 0 else None
+    packs, plain = collectives.from_rank_0(found)
+    if packs:
+        model.set_attn_implementation(packed.NAME)
+    model._dpoctl_can_pack, model._dpoctl_plain_head = packs, plain
+    fsdp.shard(model, blocks(model), compute.device, compute.dtype)
 
 
-def adapt(config, model, task: str = "CAUSAL_LM"):
+def adapt(config: Any, model: Any, task: str = "CAUSAL_LM") -> Any:
     """peft's wrapper of a model whose adapters are trained, and which saves them; None without --lora.
 
     Raises InputError as `lora.adapt` does, and for a model that is an adapter itself.
     """
-    from ..models.hub import is_adapter, resolve
-
     if not config.lora:
         return None
     if is_adapter(resolve(config.model, config.revision, weights=False)):
         raise InputError(f"--lora: {config.model} is an adapter itself", hint="merge it first (dpoctl merge)")
-    wrapper = lora.adapt(model, config, config.model, task)
+    wrapper = add_lora(model, config, config.model, task)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    log.say(f"adapters of rank {config.lora}: {trained:,} weights are trained, the others frozen")
+    log.say(f"adapters of rank {config.lora}: {trained:,} weights are trained, the others are frozen")
     return wrapper
 
 
-def lengths(config, model) -> tuple[int, int]:
-    """(max length, max prompt length) within the model's context; where a shorter context lowers them it is said."""
+def add_lora(model: Any, config: Any, base: str, task: str | None) -> Any:
+    """peft's wrapper of `model` with the adapters of --lora; `base` is the model that the saved adapters name."""
+    return lora.adapt(model, config, base, task)
+
+
+def lengths(config: Any, model: Any) -> tuple[int, int]:
+    """(max length, max prompt length) within the model's context; says so where a shorter context lowers them."""
     context = context_length(model)
     if context is None or config.max_length <= context:
         return config.max_length, config.max_prompt_length
     prompt = min(config.max_prompt_length, context // 2)
     log.say(f"the model's context lowers --max-length to {context}, --max-prompt-length to {prompt}")
     return context, prompt
-
-
-def frontier_point(
-    config, model, tokenizer, device, dtype, method: str, ref: str, trained_on: set[tuple[int, ...]], learned=None
-) -> Callable[[int], tuple[dict[str, Any], list[dict]]] | None:
-    """The function that measures a point of the frontier at an update, where `--eval-prompts` asks for them.
-
-    It returns a row for eval.jsonl and the completions, with their scores, that it rests on.
-    The reference comes into memory for each point and leaves it again. `trained_on`: prompts' ids of the training data;
-    an overlap is warned about, since a reward on seen prompts says little. `learned`: the reward that is trained on, whose
-    mean goes beside the ground truth's.
-    """
-    if not config.eval_prompts:
-        return None
-    rows = load_rows(config.eval_prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.eval_limit)
-    ids = policy_evaluation.prompt_ids(
-        rows.rows, tokenizer, context_length(model), rows.path, rows.lines, config.max_prompt_length
-    )
-    seen = sum(tuple(i) in trained_on for i in ids)
-    if seen:
-        log.warn(f"{seen} of {len(ids)} prompts of {config.eval_prompts} are in the training data too")
-    scorer = load_scorer(config.scorer, device=str(device), revision=config.revision, text=config.score_text)
-    names = ("beta", "loss", "alpha", "target_kl", "kl_coef", "preset")
-    options = {"seed": config.seed} | {k: getattr(config, k) for k in names if getattr(config, k, None) is not None}
-
-    def point(step: int) -> tuple[dict[str, Any], list[dict]]:
-        reference, _ = open_model(config, ref, device)
-        with devices.autocast(device, dtype):
-            metrics, completions = policy_evaluation.evaluate_policy(
-                model, reference, tokenizer, rows.rows, ids, scorer, config, n=1, seed=config.seed
-            )
-        del reference
-        if learned:
-            metrics["learned_reward"] = sum(learned.score(completions).values) / len(completions)
-        head = {"model": config.out, "method": method, "options": options, "step": step}
-        row = head | {"temperature": config.temperature, "scorer": f"{scorer.name}@{scorer.score_type}"} | metrics
-        kl = f", KL {row['kl']:.2f}" if row["kl"] is not None else ""
-        log.say(f"update {step}: reward {row['reward']:.3f} +- {row['reward_se']:.3f}{kl}")
-        return row, completions
-
-    return point
 
 
 def same_tokenizer(own, other, own_path: str, other_path: str) -> None:

@@ -1,0 +1,215 @@
+"""Direct preference optimization and its relatives: reference log-probs once, then updates on pairs (2305.18290)."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import log
+from ..config.training import LOSS_OPTIONS, TrainDPO
+from ..data.encode import PairData, encode_pairs
+from ..data.schema import load_rows
+from ..data.tokens import fingerprint
+from ..errors import NumericalError
+from ..models.hub import resolve
+from ..models.logprobs import Sequences, summed_logps
+from ..objectives.preference import LOSSES, PairLogps
+from ..outputs.claims import Output
+from ..outputs.files import sha256_path
+from ..runtime import collectives, fsdp
+from . import pairs, setup
+from .displacement import LogRatioMonitor
+from .frontier import FrontierEvaluation
+from .metrics import Meter
+from .pair_task import PairTask
+from .pairs import PairBatch
+from .reference_cache import ReferenceCache
+from .task import Sums
+
+_LARGEST_START = {torch.float32: 1e-2}  # rounding of a sum over a response; other precisions: 2 nats
+
+
+class Dataset(NamedTuple):
+    """Pairs, the sequences of their unique completions, and the reference's summed log-probs of those [completions]."""
+
+    pairs: PairData
+    sequences: Sequences
+    ref_logps: Tensor
+
+
+class Micro(NamedTuple):
+    """Pairs forwarded together, and the batch mean that KTO's loss reads (None for the others)."""
+
+    batch: PairBatch
+    batch_mean: Tensor | None
+
+
+class DPO(PairTask):
+    """A policy that learns from pairs by the objective of --loss, relative to its reference."""
+
+    config: TrainDPO
+    next_command = "dpoctl evaluate --model {out} --ref {ref} --prompts PROMPTS.jsonl --out eval.jsonl"
+
+    def __init__(self, config: TrainDPO, output: Output):
+        super().__init__(config, output)
+        self.ref = config.ref or config.model
+        self.objective = LOSSES[config.loss]
+        given = {name: getattr(config, name) for name in LOSS_OPTIONS[config.loss]}
+        self.loss_options = {name: value for name, value in given.items() if value is not None}
+        self.data = self._encode(config.data)
+        held_out = self._encode(config.eval_data) if config.eval_data else None
+        self.train_set = self._with_reference(self.data)
+        self.stream = pairs.pair_stream(self.data, config, config.shuffle)
+        self.held_out = self._with_reference(held_out) if held_out else None
+        self.has_held_out = held_out is not None
+        self._check_start()
+        self.extra_metrics = dict(self.data.counts)
+        self.monitor = LogRatioMonitor(config.loss, config.beta, self.objective)
+        if config.eval_prompts:
+            trained_on = {tuple(p) for p in self.data.prompts}
+            self.frontier = FrontierEvaluation(self, method_name(config), self.ref, trained_on)
+
+    def _encode(self, path: str) -> PairData:
+        rows = load_rows(path, "preferences", skip_bad=self.config.skip_bad_rows)
+        max_length, max_prompt = setup.lengths(self.config, self.model)
+        data = encode_pairs(rows, self.tokenizer, max_length=max_length, max_prompt_length=max_prompt)
+        size = f"{len(data.pairs)} pairs over {len(data.completions)} completions of {len(data.prompts)} prompts"
+        log.say(f"{path}: {size}")
+        for name, what in (
+            ("truncated", "were truncated"),
+            ("equal_dropped", "have equal completions: dropped"),
+            ("empty_dropped", "have an empty prompt or completion: dropped"),
+        ):
+            if data.counts.get(name):
+                log.say(f"{path}: {data.counts[name]} pairs {what}")
+        return data
+
+    def _with_reference(self, data: PairData) -> Dataset:
+        """The data with the reference's log-probs; zeros for an objective without a reference."""
+        config, sequences = self.config, pairs.sequences(data)
+        if not self.objective.needs_reference:
+            return Dataset(data, sequences, torch.zeros(len(sequences)))
+        key = {
+            "weights": sha256_path(resolve(self.ref, config.revision)),
+            "tokenizer": fingerprint(self.tokenizer),
+            "dtype": str(self.compute.dtype),
+            "device": self.compute.device.type,
+            "format": 1,
+        }
+        cache = ReferenceCache(config.cache_dir, key, config.tokens_per_batch)
+        return Dataset(data, sequences, cache.logps(self._load_reference, sequences, self.compute))
+
+    def _load_reference(self) -> Any:
+        if self.ref == self.config.model:
+            return self.model  # not trained yet: the same weights
+        reference, tokenizer = setup.open_model(self.config, self.ref, self.compute.device)
+        setup.same_tokenizer(self.tokenizer, tokenizer, self.config.model, self.ref)
+        setup.shard_model(self.config, reference, self.compute)
+        return reference
+
+    # --- an update
+
+    def micro_batches(self, step: int) -> list[Micro]:
+        batches = self.pair_batches(step)
+        mean = self._batch_mean(batches) if self.objective.needs_batch_mean else None
+        return [Micro(batch, mean) for batch in batches]
+
+    def loss(self, micro: Micro) -> tuple[Tensor, Sums]:
+        logps = self._pair_logps(micro.batch, self.train_set, micro.batch_mean)
+        losses = self.objective.loss(logps, self.config.beta, **self.loss_options)
+        return losses.sum() / micro.batch.n_global, _sums(logps, self.config.beta)
+
+    def dummy_loss(self) -> Tensor:
+        return summed_logps(self.model, [([0, 0], 1)]).sum()
+
+    def tokens(self, micro: Micro) -> int:
+        return pairs.batch_tokens(self.data, micro.batch)
+
+    def _pair_logps(self, batch: PairBatch, dataset: Dataset, batch_mean: Tensor | None = None) -> PairLogps:
+        """The policy's and the reference's log-probs of a micro-batch's pairs."""
+        device = self.compute.device
+        policy = pairs.batch_logps(self.model, dataset.sequences, batch)
+        reference = dataset.ref_logps[batch.completions].to(device)
+        lengths = [float(len(dataset.pairs.completions[i])) for i in batch.completions]
+        tokens = torch.tensor(lengths, device=device)
+        w, l = batch.pairs.to(device).unbind(1)  # noqa: E741
+        return PairLogps(policy[w], policy[l], reference[w], reference[l], tokens[w], tokens[l], batch_mean)
+
+    @torch.no_grad()
+    def _batch_mean(self, batches: list[PairBatch]) -> Tensor:
+        """Mean of c and r over the global batch: KTO's z before its clamp."""
+        total = torch.zeros((), device=self.compute.device)
+        with self.compute.autocast():
+            for batch in fsdp.in_lockstep(self.model, batches, self.dummy_loss):
+                p = self._pair_logps(batch, self.train_set)
+                total += (p.c.sum() + p.r.sum()) / (2 * batch.n_global)
+        return collectives.sum_over_ranks(total)
+
+    # --- around the updates
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """The logged metrics and the loss over all held-out pairs."""
+        assert self.held_out is not None
+        data, meter = self.held_out.pairs, Meter()
+        every, rank, world = list(range(len(data.pairs))), collectives.rank(), collectives.world_size()
+        batches = pairs.micro_batches(data, every, self.config.tokens_per_batch, rank, world)
+        with self.compute.autocast():
+            in_lockstep = fsdp.in_lockstep(self.model, batches, self.dummy_loss)
+            compared = [self._pair_logps(batch, self.held_out) for batch in in_lockstep]
+        mean = None
+        if self.objective.needs_batch_mean:
+            total = sum((p.c.sum() + p.r.sum() for p in compared), torch.zeros((), device=self.compute.device))
+            mean = collectives.sum_over_ranks(total / (2 * len(every)))
+        for p in compared:
+            losses = self.objective.loss(replace(p, batch_mean=mean), self.config.beta, **self.loss_options)
+            meter.add("loss", losses.double().sum().item(), float(len(p.chosen)))
+            meter.add_all(_sums(p, self.config.beta))
+        return meter.take()
+
+    def on_log(self, row: dict[str, float]) -> None:
+        self.monitor.check(row)
+
+    @torch.no_grad()
+    def _check_start(self) -> None:
+        """Before the first update, check that a policy that starts from its reference has log-ratios of 0, and say so."""
+        if not self.objective.needs_reference or self.output.resuming:
+            return
+        with self.compute.autocast():
+            micros = fsdp.in_lockstep(self.model, self.micro_batches(0), self.dummy_loss)
+            compared = [self._pair_logps(micro.batch, self.train_set) for micro in micros]
+        on_this_rank = max((float(torch.stack([p.c, p.r]).abs().max()) for p in compared), default=0.0)
+        largest = max(collectives.gather(on_this_rank))
+        revision = self.config.revision
+        same = sha256_path(resolve(self.ref, revision)) == sha256_path(resolve(self.config.model, revision))
+        if same and largest > _LARGEST_START.get(self.compute.dtype, 2.0):
+            raise NumericalError(
+                f"policy and reference are the same model, yet a log-ratio of the first batch is {largest:.3g}",
+                hint="was the cache written by other software or hardware? try another --cache-dir",
+            )
+        start = "" if same else " (the policy does not start from its reference)"
+        log.say(f"log-ratios before the first update: at most {largest:.1e}{start}")
+
+
+def method_name(config: TrainDPO) -> str:
+    """The name of the method in evaluation rows."""
+    return "dpo" if config.loss == "sigmoid" else config.loss
+
+
+def _sums(p: PairLogps, beta: float) -> Sums:
+    """Sums and weights of what is logged: implicit rewards, margins, accuracy, log-probs, lengths."""
+    n = float(len(p.chosen))
+    margin = beta * p.d.detach()
+    values = {
+        "rewards/chosen": beta * p.c,
+        "rewards/rejected": beta * p.r,
+        "rewards/margins": margin,
+        "rewards/accuracies": (margin > 0).float(),
+        "logps/chosen": p.chosen,
+        "logps/rejected": p.rejected,
+        "length/chosen": p.chosen_tokens,
+        "length/rejected": p.rejected_tokens,
+    }
+    sums = torch.stack([v.detach().double().sum() for v in values.values()]).tolist()
+    return {name: (total, n) for name, total in zip(values, sums, strict=True)}

@@ -1,0 +1,49 @@
+"""What a PPO step collects: episodes, and per response token the quantities that it learns from."""
+
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Episodes:
+    """A step's prompts and responses: rows with text and ids, `sequences` (ids, start) with the EOS of those that ended."""
+
+    rows: list[dict[str, Any]]
+    sequences: list[tuple[list[int], int]]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each response, the EOS counted."""
+        return [len(ids) - start for ids, start in self.sequences]
+
+
+@dataclass
+class Experience:
+    """What a step learns from, per response token [B, T]; 0 after a response's end."""
+
+    mask: Tensor
+    logps: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+
+def in_order(dealt: list[list]) -> list:
+    """Items that were dealt out round-robin, in their order again: [[a, c], [b]] is [a, b, c]."""
+    return [item for one_of_each in zip_longest(*dealt, fillvalue=None) for item in one_of_each if item is not None]
+
+
+def mask_of(lengths: list[int]) -> Tensor:
+    """True [B, T] on the tokens of responses of these lengths."""
+    return torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+
+
+def scatter(target: Tensor, rows: list[int], mask: Tensor, flat: Tensor) -> None:
+    """Write the per-token values [N] of some rows into `target` [B, T]."""
+    part = torch.zeros(len(rows), mask.shape[1])
+    part[mask[rows]] = flat.float().cpu()
+    target[rows] = part

@@ -1,0 +1,70 @@
+"""Points of the reward-KL frontier during training (2305.18290, section 6.1): what --eval-prompts asks for."""
+
+from typing import TYPE_CHECKING, Any
+
+from .. import log
+from ..data.schema import load_rows
+from ..inference import policy_evaluation
+from ..inference.scorers import Scorer, load_scorer
+from ..models.load import context_length
+from . import setup
+
+if TYPE_CHECKING:
+    from .task import Task
+
+_OPTIONS = ("beta", "loss", "alpha", "target_kl", "kl_coef", "preset")  # what tells the points of a sweep apart
+
+
+class FrontierEvaluation:
+    """Measures the reward of a policy's completions and its KL to the reference, at any update.
+
+    The reference is loaded for each point and freed after it. `trained_on` holds the ids of the training prompts: an
+    overlap is warned of, since the reward on prompts seen in training says little.
+    """
+
+    def __init__(self, task: "Task", method: str, ref: str, trained_on: set[tuple[int, ...]]):
+        config = self.config = task.config
+        self.policy, self.tokenizer, self.compute = task.policy, task.tokenizer, task.compute
+        self.method, self.ref = method, ref
+        self.learned: Scorer | None = None  # the reward that is trained on; its mean is reported next to --scorer's
+        self.prompts = load_rows(config.eval_prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.eval_limit)
+        self.ids = policy_evaluation.prompt_ids(
+            self.prompts.rows,
+            self.tokenizer,
+            context_length(self.policy),
+            self.prompts.path,
+            self.prompts.lines,
+            config.max_prompt_length,
+        )
+        seen = sum(tuple(ids) in trained_on for ids in self.ids)
+        if seen:
+            log.warn(f"{seen} of {len(self.ids)} prompts of {config.eval_prompts} are in the training data too")
+        self.scorer = load_scorer(
+            config.scorer, device=str(self.compute.device), revision=config.revision, text=config.score_text
+        )
+
+    def measure(self, step: int) -> tuple[dict[str, Any], list[dict]]:
+        """(a row for eval.jsonl, the completions with scores that it rests on) of the policy after update `step`."""
+        config = self.config
+        reference, _ = setup.open_model(config, self.ref, self.compute.device)
+        with self.compute.autocast():
+            metrics, completions = policy_evaluation.evaluate_policy(
+                self.policy,
+                reference,
+                self.tokenizer,
+                self.prompts.rows,
+                self.ids,
+                self.scorer,
+                config,
+                n=1,
+                seed=config.seed,
+            )
+        if self.learned:
+            metrics["learned_reward"] = sum(self.learned.score(completions).values) / len(completions)
+        options = {name: getattr(config, name, None) for name in _OPTIONS}
+        options = {"seed": config.seed} | {name: value for name, value in options.items() if value is not None}
+        row = {"model": config.out, "method": self.method, "options": options, "step": step}
+        row |= {"temperature": config.temperature, "scorer": f"{self.scorer.name}@{self.scorer.score_type}"} | metrics
+        kl = f", KL {row['kl']:.2f}" if row["kl"] is not None else ""
+        log.say(f"update {step}: reward {row['reward']:.3f} +- {row['reward_se']:.3f}{kl}")
+        return row, completions

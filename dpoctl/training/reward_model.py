@@ -1,0 +1,202 @@
+"""A reward model by Bradley-Terry (2305.18290, eq. 2): the best validated weights, centred on the reference's completions."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import log
+from ..config.training import TrainRM
+from ..data.encode import PairData, encode_pairs
+from ..data.schema import load_rows
+from ..data.tokens import encode_completion, encode_prompt, fingerprint
+from ..errors import InputError
+from ..models.load import load_reward_start
+from ..models.logprobs import Sequences
+from ..models.rewards import last_token_rewards, rewards_of
+from ..objectives.reward import bradley_terry, calibration
+from ..outputs.claims import Output
+from . import pairs, setup
+from .pair_task import PairTask
+from .pairs import PairBatch
+from .task import Sums
+
+_MARGIN_EDGES = (0.0, 0.1, 0.25, 0.5, float("inf"))  # bins of the rows' score margins, for accuracy by margin
+_EVALUATIONS_PER_EPOCH = 4
+
+
+class RewardModel(PairTask):
+    """A sequence classifier with one label, trained so that chosen completions get higher rewards."""
+
+    config: TrainRM
+    adapter_task = "SEQ_CLS"
+    next_command = (
+        "dpoctl train-ppo --model {model} --reward {out} --prompts PROMPTS.jsonl --target-kl 6 --out runs/ppo"
+    )
+
+    def __init__(self, config: TrainRM, output: Output):
+        super().__init__(config, output)
+        self.data, self.held_out = self._split()
+        self.stream = pairs.pair_stream(self.data, config)
+        if config.eval_every is None:
+            per_epoch = max(1, len(self.data.pairs) // (config.batch_size * _EVALUATIONS_PER_EPOCH))
+            self.config = replace(config, eval_every=per_epoch)
+        self.sequences, self.held_out_sequences = pairs.sequences(self.data), pairs.sequences(self.held_out)
+        self.has_held_out = True
+        self.select = "accuracy" if config.select == "best" else ""
+        counts = {"train_pairs": len(self.data.pairs), "validation_pairs": len(self.held_out.pairs)}
+        self.extra_metrics = dict(self.data.counts) | counts
+
+    def load_model(self) -> tuple[Any, Any]:
+        config = self.config
+        options = {
+            "seed": config.seed,
+            "revision": config.revision,
+            "trust_remote_code": config.trust_remote_code,
+        }
+        return setup.load(
+            config,
+            self.compute.device,
+            lambda place: load_reward_start(config.model, device=place, **options),
+        )
+
+    def _split(self) -> tuple[PairData, PairData]:
+        """(training, validation) pairs; no prompt is in both."""
+        config = self.config
+        data = self._encode(config.data)
+        if config.eval_data is None:
+            data, held_out = pairs.split_by_prompt(data, config.validation, config.seed)
+        else:
+            every = self._encode(config.eval_data)
+            held_out = pairs.without_prompts(every, data)
+            if dropped := len(every.pairs) - len(held_out.pairs):
+                log.warn(
+                    f"{config.eval_data}: left out {dropped} of {len(every.pairs)} pairs whose prompts are trained on"
+                )
+            if not held_out.pairs:
+                raise InputError(f"{config.eval_data}: all of its prompts are trained on", "leave --eval-data out")
+        log.say(f"{config.data}: {len(data.pairs)} pairs to train on, {len(held_out.pairs)} of other prompts held out")
+        return data, held_out
+
+    def _encode(self, path: str) -> PairData:
+        max_length, max_prompt = setup.lengths(self.config, self.model)
+        rows = load_rows(path, "preferences", skip_bad=self.config.skip_bad_rows)
+        return encode_pairs(rows, self.tokenizer, max_length=max_length, max_prompt_length=max_prompt)
+
+    # --- an update
+
+    def micro_batches(self, step: int) -> list[PairBatch]:
+        return self.pair_batches(step)
+
+    def loss(self, micro: PairBatch) -> tuple[Tensor, Sums]:
+        rewards = last_token_rewards(self.model, [self.sequences[i] for i in micro.completions])
+        w, l = micro.pairs.to(self.compute.device).unbind(1)  # noqa: E741
+        margin = self._margins(micro.rows) if self.config.use_margins else 0.0
+        loss = bradley_terry(rewards[w], rewards[l], margin).sum() / micro.n_global
+        return loss, _sums(rewards.detach(), w, l)
+
+    def dummy_loss(self) -> Tensor:
+        return last_token_rewards(self.model, [([0, 0], 1)]).sum()
+
+    def tokens(self, micro: PairBatch) -> int:
+        return pairs.batch_tokens(self.data, micro)
+
+    def _margins(self, rows: list[int]) -> Tensor:
+        margins = [self.data.margins[i] for i in rows]
+        if None in margins:
+            line = self.data.lines[rows[margins.index(None)]]
+            raise InputError(f"line {line}: --use-margins needs a margin in every row", "or leave it out")
+        return torch.tensor(margins).to(self.compute.device)
+
+    # --- around the updates
+
+    def evaluate(self) -> dict[str, float]:
+        with self.compute.autocast():
+            return self._validate()[0]
+
+    def on_log(self, row: dict[str, float]) -> None:
+        if row["step"] == 1:
+            log.say(f"update 1: loss {row['loss']:.4f} (log 2 is 0.6931), accuracy {row['accuracy']:.3f}")
+
+    def finalize(self) -> dict[str, Any]:
+        """Centre the rewards, then measure the model that is kept, by score margin and by confidence."""
+        with self.compute.autocast():
+            shift, scale = self._moments()
+            metrics, details = self._validate()
+        self.model.config.reward_shift, self.model.config.reward_scale = shift, scale
+        log.say(
+            f"held-out accuracy {metrics['accuracy']:.3f} on {len(self.held_out.pairs)} pairs of prompts not trained "
+            f"on; rewards shifted by {shift:.3f}, divided by {scale:.3f}"
+        )
+        for low, high, accuracy, n in details["accuracy_by_margin"]:
+            log.say(f"  score margin {low:g} to {high:g}: {accuracy:.3f} of {n}")
+        held_out = {f"eval/{name}": value for name, value in metrics.items()}
+        return held_out | details | {"reward_shift": shift, "reward_scale": scale}
+
+    def _validate(self) -> tuple[dict[str, float], dict[str, Any]]:
+        """(logged metrics, accuracy by score margin and by confidence) on the held-out pairs."""
+        data = self.held_out
+        used = sorted({i for pair in data.pairs for i in pair})
+        sequences = [self.held_out_sequences[i] for i in used]
+        values = rewards_of(self.model, sequences, tokens_per_batch=self.config.tokens_per_batch)
+        rewards = dict(zip(used, values.tolist(), strict=True))
+        chosen, rejected = (torch.tensor([rewards[pair[side]] for pair in data.pairs]) for side in (0, 1))
+        margin = chosen - rejected
+        error, bins = calibration(margin)
+        right = (margin > 0).double()
+        metrics = {
+            "loss": bradley_terry(chosen, rejected).mean().item(),
+            "accuracy": right.mean().item(),
+            "margin": margin.mean().item(),
+            "mean_reward": values.mean().item(),
+            "min_reward": values.min().item(),
+            "max_reward": values.max().item(),
+            "calibration_error": error,
+        }
+        by_margin = []
+        for low, high in zip(_MARGIN_EDGES, _MARGIN_EDGES[1:], strict=False):
+            members = [i for i, m in enumerate(data.margins) if m is not None and low <= m < high]
+            if members:
+                by_margin.append([low, min(high, 1.0), right[members].mean().item(), len(members)])
+        return metrics, {"accuracy_by_margin": by_margin, "calibration": [list(b) for b in bins]}
+
+    def _moments(self) -> tuple[float, float]:
+        """(shift, scale) with which the rewards of the reference's completions have mean 0 (and standard deviation 1)."""
+        config = self.config
+        if config.normalize == "none":
+            return 0.0, 1.0
+        sequences: Sequences = self.sequences
+        if config.reference_completions:
+            sequences = self._completion_sequences(config.reference_completions)
+        rewards = rewards_of(self.model, sequences, tokens_per_batch=config.tokens_per_batch).double()
+        scale = rewards.std(correction=0).item() if config.normalize == "shift-scale" else 1.0
+        return rewards.mean().item(), scale or 1.0
+
+    def _completion_sequences(self, path: str) -> list[tuple[list[int], int]]:
+        """(ids, start of the completion) of the rows of a completions file, truncated to --max-length."""
+        tokenizer, found = self.tokenizer, []
+        tokens_of, (max_length, _) = fingerprint(tokenizer), setup.lengths(self.config, self.model)
+        for row in load_rows(path, "completions", skip_bad=self.config.skip_bad_rows).rows:
+            finished = row.get("finish") != "length"
+            if row.get("tokenizer") == tokens_of:
+                prompt = row["prompt_ids"]
+                ids = prompt + row["completion_ids"] + ([tokenizer.eos_token_id] if finished else [])
+            else:
+                prompt = encode_prompt(tokenizer, row["prompt"])
+                answer = encode_completion(tokenizer, row["prompt"], row["completion"], prompt, finished=finished)
+                ids = prompt + answer
+            found.append((ids[:max_length], min(len(prompt), max_length - 1)))
+        return found
+
+
+def _sums(rewards: Tensor, w: Tensor, l: Tensor) -> Sums:  # noqa: E741
+    """Sums and weights of what is logged: accuracy and margin over pairs, the reward over completions, its extremes."""
+    margin = rewards[w] - rewards[l]
+    return {
+        "accuracy": ((margin > 0).double().sum().item(), float(len(w))),
+        "margin": (margin.double().sum().item(), float(len(w))),
+        "mean_reward": (rewards.double().sum().item(), float(len(rewards))),
+        "min_reward": (rewards.min().item(), min),
+        "max_reward": (rewards.max().item(), max),
+    }

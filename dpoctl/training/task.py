@@ -1,0 +1,116 @@
+"""The base class of what a training stage trains: a model on its device, batches of data, a loss, and what to measure."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..data.batching import Stream
+from ..outputs.claims import Output
+from . import setup
+from .frontier import FrontierEvaluation
+
+if TYPE_CHECKING:
+    from .loop import Trainer
+
+Sums = dict[str, tuple[float, Any]]  # name -> (total, weight) of a mean, or (value, min or max) of an extreme
+
+
+class Task(ABC):
+    """One training run as the loop sees it.
+
+    The constructor opens the device, the model with its adapters, and shards it; a subclass then reads its data and sets
+    `stream`.
+
+    Attributes: `unit` names what a batch counts; `select` names the held-out metric whose best weights are saved (empty:
+    the last weights); `has_held_out` says whether `evaluate` is called; `state` is saved and restored with checkpoints;
+    `extra_metrics` go into the manifest; `frontier` measures points of the reward-KL frontier (None without --eval-prompts);
+    `next_command` is what the closing summary suggests.
+    """
+
+    unit = "examples"
+    select = ""
+    adapter_task = "CAUSAL_LM"
+    next_command = ""
+
+    def __init__(self, config: Any, output: Output):
+        self.config, self.output = config, output
+        self.compute = setup.open_training(config, output)
+        self.model, self.tokenizer = self.load_model()
+        self.policy = self.model  # what generates at points of the frontier
+        self.adapters = setup.adapt(config, self.model, self.adapter_task)
+        setup.shard_model(config, self.model, self.compute)
+        self.stream: Stream
+        self.has_held_out = False
+        self.frontier: FrontierEvaluation | None = None
+        self.state: dict[str, Any] = {}
+        self.extra_metrics: dict[str, Any] = {}
+
+    @property
+    def saved_model(self) -> Any:
+        """The model of the run directory: the adapters alone where only they are trained."""
+        return self.adapters or self.model
+
+    def load_model(self) -> tuple[Any, Any]:
+        """(model, tokenizer) to train, of --model."""
+        return setup.open_model(self.config, self.config.model, self.compute.device)
+
+    # --- an update
+
+    @abstractmethod
+    def step(self, step: int, trainer: "Trainer") -> float:
+        """Update number `step` (0-based), by one optimizer step or several; returns the loss to log."""
+
+    @abstractmethod
+    def loss(self, micro: Any) -> tuple[Tensor, Sums]:
+        """(loss, sums to log) of a micro-batch.
+
+        The loss is the micro-batch's share of the global mean: the losses of all micro-batches and ranks add up to it.
+        """
+
+    @abstractmethod
+    def dummy_loss(self) -> Tensor:
+        """A loss that reaches all weights, for ranks with fewer micro-batches than others where all must run as many."""
+
+    @abstractmethod
+    def tokens(self, micro: Any) -> int:
+        """Tokens that a micro-batch forwards."""
+
+    @abstractmethod
+    def describe(self, step: int) -> str:
+        """The batch of update `step` (0-based) in words, for an error message."""
+
+    # --- around the updates
+
+    def evaluate(self) -> dict[str, float]:
+        """Metrics on held-out data; called only where `has_held_out` is set."""
+        return {}
+
+    def on_log(self, row: dict[str, float]) -> None:  # noqa: B027  (a hook)
+        """Looks at each row of metrics.jsonl; may warn, or raise NumericalError."""
+
+    def timing(self) -> dict[str, float]:
+        """Seconds by part of a step since the last call, for timing.jsonl."""
+        return {}
+
+    def finalize(self) -> dict[str, Any]:
+        """Called with the weights that will be saved; may change them, and returns metrics for the manifest."""
+        return {}
+
+
+class BatchTask(Task):
+    """A task whose update is one optimizer step on the micro-batches of a batch of rows."""
+
+    @abstractmethod
+    def micro_batches(self, step: int) -> list:
+        """This rank's micro-batches of update `step` (0-based)."""
+
+    def step(self, step: int, trainer: "Trainer") -> float:
+        return trainer.optimize(self.micro_batches(step), f"update {step + 1} ({self.describe(step)})")
+
+
+def listed(rows: Iterable, most: int = 32) -> str:
+    """The rows of a batch, by their lines or ids, as an error message names them."""
+    rows = list(rows)
+    return ", ".join(map(str, rows[:most])) + (f" and {len(rows) - most} more" if len(rows) > most else "")
