@@ -42,12 +42,17 @@ class Command(TyperCommand):
 class Group(TyperGroup):
     """The application: its page lists the commands by group, and ends with the first ones to type."""
 
+    def get_help_option(self, ctx: typer.Context) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False  # typer would import pydantic, 0.1 s, to convert None
+        return option
+
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:
         panels: dict[str, Rows] = {}
         for name, command in self.commands.items():
             panels.setdefault(PAGES[name].group, []).append((name, command.help or ""))
-        # the completion options are left out: the first commands show the one to type
-        panels["Options"] = _rows(p for p in self.get_params(ctx) if "completion" not in (p.name or ""))
+        panels["Options"] = _rows(self.get_params(ctx))
         formatter.write(_page(self.help or "", self.get_usage(ctx), panels, ("First commands", FIRST_STEPS)))
 
 
@@ -84,7 +89,7 @@ def _print_panels(console: "Console", panels: "dict[str, Rows]") -> None:
 
 
 def _rows(params: Iterable[Any]) -> "Rows":
-    return [(_name(p), p.help or "") for p in params]
+    return [(_name(p), p.help or "") for p in params if not p.hidden]
 
 
 def _name(param: Any) -> str:

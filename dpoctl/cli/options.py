@@ -46,8 +46,9 @@ def _panel_order(panels: list[str]) -> list[str]:
 def _parameter(f: Field, hint: Any, panel: str) -> inspect.Parameter:
     spec = schema.spec_of(f)
     kind, many = schema.base_type(hint)
+    given = bool if kind is bool else str  # numbers are read with the recipe's, so that all mistakes are told together
     if spec.commas:
-        kind, many = str, False
+        many = False
     info: Any
     if spec.argument:
         metavar = getattr(spec, "metavar", "") or f.name.upper()
@@ -63,7 +64,7 @@ def _parameter(f: Field, hint: Any, panel: str) -> inspect.Parameter:
             rich_help_panel=panel,
             autocompletion=_complete(spec),
         )
-    return _keyword(f.name, list[kind] if many else kind, info)  # type: ignore[valid-type]
+    return _keyword(f.name, list[given] if many else given, info)  # type: ignore[valid-type]
 
 
 def _flag(name: str, kind: type, flags: tuple[str, ...], help: str, metavar: str | None = None) -> inspect.Parameter:

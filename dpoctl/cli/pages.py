@@ -74,9 +74,9 @@ PAGES = {
         GENERATION,
         "Sample completions of prompts from a model.",
         (
-            "dpoctl sample --model runs/dpo --prompts prompts.test.jsonl --out samples.jsonl",
+            "dpoctl sample --model runs/dpo --prompts test.jsonl --out samples.jsonl",
             "# the best of 16 by a reward model\n"
-            "dpoctl sample --model runs/sft --prompts prompts.test.jsonl --best-of 16 \\\n"
+            "dpoctl sample --model runs/sft --prompts test.jsonl --best-of 16 \\\n"
             "  --scorer runs/rm --out best.jsonl",
         ),
     ),
@@ -109,7 +109,8 @@ PAGES = {
             "dpoctl judge dpo.jsonl sft.jsonl --backend scorer \\\n"
             "  --scorer runs/toy/classifier --criterion sentiment --out wins.jsonl",
             "# people: write a form for the browser, then read what it exports\n"
-            "dpoctl judge dpo.jsonl sft.jsonl --backend human --form form.html --out wins.jsonl",
+            "dpoctl judge dpo.jsonl sft.jsonl --backend human --form form.html \\\n"
+            "  --out wins.jsonl",
             "dpoctl judge dpo.jsonl sft.jsonl --backend human --answers ada.json \\\n"
             "  --out wins.jsonl",
             "# more in the documentation\ndpoctl docs judging",
@@ -154,7 +155,7 @@ FIRST_STEPS = (
     "# DPO on a file of rows with prompt, chosen and rejected\n"
     "dpoctl train-dpo --model MODEL --data preferences.jsonl --out runs/dpo",
     "# the documentation; the options of a command\ndpoctl docs\ndpoctl train-dpo --help",
-    "# completion of commands and options in this shell\ndpoctl --install-completion",
+    "# completion of commands and options in your shell (--show-completion prints it)\ndpoctl --install-completion",
 )
 
 # The notation of every SCORER option, explained once on a page

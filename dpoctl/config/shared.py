@@ -8,10 +8,7 @@ RUN, DATA, OPT, GEN, EVAL, LOSS = "Run", "Data", "Optimisation", "Generation", "
 PPO, JUDGE, SERVER, SCORING, PEOPLE = "PPO", "Judging", "Server", "Scoring", "People"
 DEVICES = "Many devices, and memory"
 SIEBERT = "siebert/sentiment-roberta-large-english"
-SCORER_HELP = (
-    "SCORER: a sequence classifier or reward model (hub id or directory; @prob, @logit or @log-odds picks "
-    "the reading), implicit:POLICY,REFERENCE, or python:FILE.py:FUNCTION."
-)
+SCORER_HELP = "TEMP."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,3 +34,6 @@ class Device:
     )
     revision: str | None = option(None, "Branch, tag or commit of hub ids.", RUN)
     trust_remote_code: bool = option(False, "Run the code that a hub model brings along.", RUN)
+
+
+PANELS = (DATA, JUDGE, SERVER, SCORING, PEOPLE, LOSS, PPO, OPT, GEN, EVAL, DEVICES, RUN)
