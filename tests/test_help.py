@@ -100,7 +100,12 @@ def test_the_applications_page_has_whole_summaries_by_group_and_the_first_comman
     for name, shown in pages.PAGES.items():
         assert re.search(rf"│ {name} +{re.escape(shown.summary)} +│", panels[shown.group])
     assert "…" not in text and "..." not in text.replace("[ARGS]...", "")
-    for first in ("dpoctl init toy && make -C toy", "dpoctl train-dpo --model MODEL", "dpoctl docs", "--install-completion"):
+    for first in (
+        "dpoctl init toy && make -C toy",
+        "dpoctl train-dpo --model MODEL",
+        "dpoctl docs",
+        "--install-completion",
+    ):
         assert first in text[text.index("First commands") :]
 
 
@@ -125,7 +130,12 @@ def test_examples_are_valid(example, monkeypatch):
 
 
 def test_color_on_a_terminal_unless_no_color_is_set(monkeypatch):
-    page = ("A sentence.", "Usage: x", {"Data": [("--data FILE", "Rows. [dim]\\[default: 1][/dim]")]}, ("Examples", ["x"]))
+    page = (
+        "A sentence.",
+        "Usage: x",
+        {"Data": [("--data FILE", "Rows. [dim]\\[default: 1][/dim]")]},
+        ("Examples", ["x"]),
+    )
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert "\x1b[36m--data FILE" in help._page(*page)

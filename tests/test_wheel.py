@@ -19,7 +19,9 @@ def installed(tmp_path_factory) -> Path:
     build = ["wheel", str(ROOT), "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder)]
     subprocess.run([*PIP, *build], check=True)
     wheel = next(folder.glob("dpoctl-*.whl"))
-    subprocess.run([*PIP, "install", str(wheel), "--no-deps", "--no-index", "--target", str(folder / "site")], check=True)
+    subprocess.run(
+        [*PIP, "install", str(wheel), "--no-deps", "--no-index", "--target", str(folder / "site")], check=True
+    )
     return folder
 
 
@@ -29,7 +31,9 @@ def dpoctl(installed, tmp_path):
 
     def call(*argv: str) -> str:
         env = os.environ | {"PYTHONPATH": str(installed / "site")}
-        done = subprocess.run([sys.executable, "-m", "dpoctl", *argv], cwd=tmp_path, env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "dpoctl", *argv], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 

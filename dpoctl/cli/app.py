@@ -1,6 +1,7 @@
 """The `dpoctl` application: its commands, and how every outcome becomes an exit code. No torch at import time."""
 
 import os
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -37,7 +38,9 @@ def _root(
     install: Annotated[
         bool, typer.Option("--install-completion", callback=install_callback, is_eager=True, hidden=True)
     ] = False,
-    show: Annotated[bool, typer.Option("--show-completion", callback=show_callback, is_eager=True, hidden=True)] = False,
+    show: Annotated[
+        bool, typer.Option("--show-completion", callback=show_callback, is_eager=True, hidden=True)
+    ] = False,
 ) -> None:
     if version:
         print(f"dpoctl {__version__}")
@@ -49,8 +52,9 @@ def _root(
 for _name, _page in PAGES.items():
     if _name in COMMANDS:
         add_command(app, _name)
-for _name, _call in {"init": init.run, "docs": docs.run, "env": env.run}.items():
-    app.command(_name, cls=Command, help=PAGES[_name].summary, rich_help_panel=PAGES[_name].group)(_call)
+_WITHOUT_STAGE: dict[str, Callable[..., None]] = {"init": init.run, "docs": docs.run, "env": env.run}
+for _name, _call in _WITHOUT_STAGE.items():
+    app.command(_name, cls=Command, help=PAGES[_name].summary)(_call)
 
 
 def run(argv: list[str]) -> int:

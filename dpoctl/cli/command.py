@@ -25,8 +25,7 @@ def add_command(app: typer.Typer, name: str) -> None:
         return run_stage(name, resolve(config_class, name, _values(config_class, flags), recipe))
 
     call.__signature__ = inspect.Signature(parameters(config_class))  # type: ignore[attr-defined]
-    page = PAGES[name]
-    app.command(name, cls=Command, help=page.summary, rich_help_panel=page.group)(call)
+    app.command(name, cls=Command, help=PAGES[name].summary)(call)
 
 
 def _values(config_class: type, flags: dict[str, Any]) -> dict[str, Any]:

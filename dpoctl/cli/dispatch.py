@@ -1,4 +1,4 @@
-"""How a resolved command is run: planned, under torchrun, or in this process alone."""
+"""How a resolved command runs: as a plan, under torchrun, or in this process alone."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def run_stage(name: str, config: Any) -> int:
     if rendezvous.world_size() > 1 and isinstance(config, Sharded):
         return torchrun_rows.run(name, config)
     if isinstance(config, Merge):
-        if config.is_rows:  # claims its output as the command without --shard would
+        if config.is_rows:  # claims its output as the command without --shard does
             stage(name).join_shards(config)
             return 0
         manifests.check_inputs(inputs_of(config))

@@ -6,7 +6,6 @@ Drawn here rather than by typer, which puts arguments and options in panels of t
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import typer
 from typer.core import TyperCommand, TyperGroup
 
 from .pages import FIRST_STEPS, PAGES, SCORER
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
     Rows = list[tuple[str, str]]  # (name, description as rich markup)
 
+# The contexts and formatters below are those of typer's private copy of click, and untyped therefore.
 REQUIRED = "Required"
 LAST_PANEL = "Run"
 SCORER_METAVAR = "SCORER"
@@ -23,14 +23,14 @@ _MAX_WIDTH = 100
 
 
 class Command(TyperCommand):
-    """A command whose options are listed in the order and the panels (`rich_help_panel`) that they are declared with."""
+    """A command whose page lists its options in the order, and in the panels, that they are declared with."""
 
-    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
         required = [_name(p) for p in self.get_params(ctx) if _panel(p) == REQUIRED]
         optional = [f"[{_name(p)}]" for p in self.get_params(ctx) if _is_argument(p) and _panel(p) != REQUIRED]
         return [*required, *optional, "[OPTIONS]"]
 
-    def format_help(self, ctx: typer.Context, formatter: Any) -> None:
+    def format_help(self, ctx: Any, formatter: Any) -> None:
         params = self.get_params(ctx)
         panels = {_panel(p): _rows(q for q in params if _panel(q) == _panel(p)) for p in params}
         if any(p.metavar == SCORER_METAVAR for p in params):
@@ -42,13 +42,13 @@ class Command(TyperCommand):
 class Group(TyperGroup):
     """The application: its page lists the commands by group, and ends with the first ones to type."""
 
-    def get_help_option(self, ctx: typer.Context) -> Any:
+    def get_help_option(self, ctx: Any) -> Any:
         option = super().get_help_option(ctx)
         if option is not None:
             option.default = False  # typer would import pydantic, 0.1 s, to convert None
         return option
 
-    def format_help(self, ctx: typer.Context, formatter: Any) -> None:
+    def format_help(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, Rows] = {}
         for name, command in self.commands.items():
             panels.setdefault(PAGES[name].group, []).append((name, command.help or ""))

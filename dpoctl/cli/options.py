@@ -11,7 +11,6 @@ from ..config import schema, shared
 from ..config.shared import Device
 from .help import LAST_PANEL, REQUIRED
 
-_PANELS = ("Data", "Judging", "Server", "Scoring", "People", "Objective", "PPO", "Optimisation", "Generation", "Evaluation on the way", "Many devices, and memory", "Run")
 _FIRST_PANEL = "Data"
 _UNNAMED_PANEL = "Options"  # of options that name no panel
 _INPUT_METAVARS = {"file": "FILE", "model": "MODEL", "scorer": "SCORER", schema.NAME_OR_FILE: "NAME"}
@@ -24,7 +23,9 @@ def parameters(config_class: type) -> list[inspect.Parameter]:
     `config`, `verbose` and `quiet` are added to the fields of the config class, `verbose` to commands that run a model.
     """
     hints = get_type_hints(config_class)
-    found = [(LAST_PANEL, _flag("config", str, ("--config",), "Recipe with values of options; flags override it.", "FILE"))]
+    found = [
+        (LAST_PANEL, _flag("config", str, ("--config",), "Recipe with values of options; flags override it.", "FILE"))
+    ]
     # --out is asked for last, after what is read
     for f in sorted(fields(config_class), key=lambda f: schema.is_required(f) and f.name == "out"):
         spec = schema.spec_of(f)
@@ -39,7 +40,7 @@ def parameters(config_class: type) -> list[inspect.Parameter]:
 
 def _panel_order(panels: list[str]) -> list[str]:
     """Required options first, then the known panels; unknown ones come before the last."""
-    known = [p for p in getattr(shared, "PANELS", _PANELS) if p != LAST_PANEL]
+    known = [p for p in shared.PANELS if p != LAST_PANEL]
     return [REQUIRED, *known, *(p for p in panels if p not in (*known, LAST_PANEL)), LAST_PANEL]
 
 
@@ -51,7 +52,7 @@ def _parameter(f: Field, hint: Any, panel: str) -> inspect.Parameter:
         many = False
     info: Any
     if spec.argument:
-        metavar = getattr(spec, "metavar", "") or f.name.upper()
+        metavar = spec.metavar or f.name.upper()
         info = typer.Argument(
             help=_help(f), show_default=False, metavar=metavar, rich_help_panel=panel, autocompletion=_complete(spec)
         )
@@ -80,8 +81,8 @@ def _keyword(name: str, kind: Any, info: Any) -> inspect.Parameter:
 
 def _metavar(f: Field, kind: type) -> str:
     spec = schema.spec_of(f)
-    if metavar := getattr(spec, "metavar", ""):
-        return metavar
+    if spec.metavar:
+        return spec.metavar
     if spec.commas:
         return "X,..."
     return "NAME" if spec.choices else _INPUT_METAVARS.get(spec.input) or _TYPE_METAVARS[kind]

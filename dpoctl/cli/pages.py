@@ -9,7 +9,7 @@ DATA, TRAINING, GENERATION, RESULTS, HELP = "Data", "Training", "Generation and 
 class Page:
     """`summary` is one sentence that fits on a line of 80 columns beside the command's name.
 
-    An example starts with `dpoctl`; it may span lines that end with a backslash, and follow a line that starts with `#`.
+    An example is a command, after a comment where it needs one; its lines may end with a backslash.
     """
 
     group: str
@@ -111,8 +111,7 @@ PAGES = {
             "# people: write a form for the browser, then read what it exports\n"
             "dpoctl judge dpo.jsonl sft.jsonl --backend human --form form.html \\\n"
             "  --out wins.jsonl",
-            "dpoctl judge dpo.jsonl sft.jsonl --backend human --answers ada.json \\\n"
-            "  --out wins.jsonl",
+            "dpoctl judge dpo.jsonl sft.jsonl --backend human --answers ada.json \\\n  --out wins.jsonl",
             "# more in the documentation\ndpoctl docs judging",
         ),
     ),
@@ -147,8 +146,8 @@ PAGES = {
 }
 
 DESCRIPTION = (
-    "Run the experiments of Direct Preference Optimization (Rafailov et al., 2023): each stage is a command, and stages "
-    "exchange files."
+    "Run the experiments of Direct Preference Optimization (Rafailov et al., 2023): each stage is a command, and "
+    "stages exchange files."
 )
 FIRST_STEPS = (
     "# the main experiment of the paper on a generated toy task, offline on a CPU\ndpoctl init toy && make -C toy",

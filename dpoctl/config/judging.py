@@ -8,7 +8,6 @@ from .shared import (
     DATA,
     JUDGE,
     PEOPLE,
-    SCORER_HELP,
     SCORING,
     SERVER,
     Common,
@@ -21,6 +20,7 @@ class Judge(Sharded, Common):
         help="A.jsonl, and B.jsonl or nothing: then A is judged against its rows' `reference`.",
         argument=True,
         input="file",
+        metavar="A.jsonl [B.jsonl]",
     )
     backend: str = option(
         "openai",
@@ -53,7 +53,7 @@ class Judge(Sharded, Common):
         JUDGE,
         input="file",
     )
-    scorer: str | None = option(None, "backend scorer: the higher score wins. " + SCORER_HELP, SCORING, input="scorer")
+    scorer: str | None = option(None, "backend scorer: the higher score wins.", SCORING, input="scorer")
     score_text: str = option(
         "joined",
         "backend scorer: score prompt and completion joined, or the completion alone.",
@@ -67,7 +67,10 @@ class Judge(Sharded, Common):
         SERVER,
     )
     base_url: str | None = option(
-        None, "backend openai: address of another server than OpenAI's, such as http://localhost:8000/v1.", SERVER
+        None,
+        "backend openai: address of another server than OpenAI's, such as http://localhost:8000/v1.",
+        SERVER,
+        metavar="URL",
     )
     concurrency: int = option(8, "backend openai: requests under way at once.", SERVER, at_least=1, identity=False)
     timeout: float = option(60.0, "backend openai: seconds to wait for an answer.", SERVER, above=0, identity=False)
@@ -105,9 +108,15 @@ class Judge(Sharded, Common):
         identity=False,
     )
     cache_dir: str | None = option(
-        None, "backend openai: where answers are kept (default: the user's cache folder).", SERVER, identity=False
+        None,
+        "backend openai: where answers are kept (default: the user's cache folder).",
+        SERVER,
+        identity=False,
+        metavar="DIR",
     )
-    form: str | None = option(None, "backend human: write the blinded form here.", PEOPLE, identity=False)
+    form: str | None = option(
+        None, "backend human: write the blinded form here.", PEOPLE, identity=False, metavar="FILE"
+    )
     answers: tuple[str, ...] = option(
         (), "backend human: exported answers; may be given several times, one a person.", PEOPLE, input="file"
     )
