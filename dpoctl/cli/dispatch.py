@@ -6,6 +6,7 @@ from ..config.files import Merge
 from ..config.sampling import Sharded
 from ..config.training import Training
 from ..outputs import manifests
+from ..outputs.stdout import print_json
 from ..runtime import rendezvous
 from . import torchrun_rows, torchrun_training
 from .claiming import inputs_of, run_claimed, stage
@@ -15,7 +16,11 @@ def run_stage(name: str, config: Any) -> int:
     """Run the command and return its exit code."""
     if config.dry_run:
         manifests.check_inputs(inputs_of(config))
-        print("\n".join(f"{key:<22} {value}" for key, value in stage(name).plan(config).items()))
+        plan = stage(name).plan(config)
+        if getattr(config, "json", False):
+            print_json(plan)
+        else:
+            print("\n".join(f"{key:<22} {value}" for key, value in plan.items()))
         return 0
     if rendezvous.world_size() > 1 and isinstance(config, Training):
         return torchrun_training.run(name, config)

@@ -85,7 +85,7 @@ def _print_panels(console: "Console", panels: "dict[str, Rows]") -> None:
         table.add_column(ratio=1)
         for row in rows:
             table.add_row(*row)
-        console.print(Panel(table, title=title, title_align="left", border_style="dim"))
+        console.print(Panel(table, title=f"[not dim]{title}[/]", title_align="left", border_style="dim"))
 
 
 def _rows(params: Iterable[Any]) -> "Rows":

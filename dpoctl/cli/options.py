@@ -95,7 +95,8 @@ def _help(f: Field) -> str:
     spec = schema.spec_of(f)
     notes = [f"choices: {', '.join(spec.choices)}"] if spec.choices else []
     if f.default not in (MISSING, None, (), False):
-        notes.append(f"default: {','.join(f'{x:g}' for x in f.default) if spec.commas else f.default}")
+        values = f.default if isinstance(f.default, tuple) else (f.default,)
+        notes.append(f"default: {','.join(f'{v:g}' if isinstance(v, float) else str(v) for v in values)}")
     return escape(spec.help) + "".join(f" [dim]{escape(f'[{note}]')}[/dim]" for note in notes)
 
 

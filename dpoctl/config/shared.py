@@ -25,6 +25,13 @@ class Common:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tabular:
+    """A command that ends in a table on stdout."""
+
+    json: bool = option(False, "Print one JSON object on stdout in place of the table.", RUN, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Device:
     device: str = option(
         "auto", "cpu, cuda, cuda:1, mps; auto takes the GPU where there is one.", RUN, identity=False, metavar="DEVICE"
