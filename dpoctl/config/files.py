@@ -8,6 +8,7 @@ from .shared import (
     DATA,
     RUN,
     Common,
+    Tabular,
 )
 
 
@@ -46,7 +47,7 @@ class Prepare(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merge(Common):
+class Merge(Tabular, Common):
     inputs: tuple[str, ...] = option(
         help="All shards of a row output, or the directory of one adapter.",
         argument=True,
@@ -80,7 +81,7 @@ class Merge(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(Common):
+class Report(Tabular, Common):
     inputs: tuple[str, ...] = option(
         help="Run directories; files of evaluations, judgements and completions.",
         argument=True,

@@ -11,11 +11,12 @@ from .shared import (
     SCORING,
     SERVER,
     Common,
+    Tabular,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge(Sharded, Common):
+class Judge(Tabular, Sharded, Common):
     candidates: tuple[str, ...] = option(
         help="A.jsonl, and B.jsonl or nothing: then A is judged against its rows' `reference`.",
         argument=True,
@@ -146,6 +147,8 @@ class Judge(Sharded, Common):
             found.append("--price-in and --price-out go together")
         if self.max_cost and self.price_in is None:
             found.append("--max-cost needs --price-in and --price-out, dollars per million tokens")
+        if self.form and self.json:
+            found.append("--json has no effect with --form, which makes no judgements")
         if self.form and self.answers:
             found.append("--form writes the form and --answers reads what people said: one at a time")
         if self.canary is not None and self.backend == "human":

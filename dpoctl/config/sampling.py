@@ -11,6 +11,7 @@ from .shared import (
     SIEBERT,
     Common,
     Device,
+    Tabular,
 )
 
 
@@ -123,7 +124,7 @@ class Score(Sharded, Device, Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Sharded, Generation, Device, Common):
+class Evaluate(Tabular, Sharded, Generation, Device, Common):
     model: tuple[str, ...] = option((), "Model to evaluate; may be given several times.", input="model")
     completions: tuple[str, ...] = option(
         (), "A completions file to evaluate instead (no KL); may be repeated.", input="file"

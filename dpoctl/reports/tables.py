@@ -116,11 +116,14 @@ def win_rates(judged: Iterable[Judged]) -> Rows:
     """Who wins against whom: at each temperature where there are several, or at the last of several training steps."""
     rows = []
     for j in judged:
-        last = [(f"{j.name}, update {s['step']}", s) for s in j.by_step[-1:]]
-        each = [(f"{j.name}, T = {s['temperature']:g}", s) for s in j.by_temperature]
-        for label, summary in last or each or [(j.name, j.summary)]:
-            rows.append([label, j.against, *_summary(summary), str(summary["n"])])
+        for s in _shown(j):
+            place = f", update {s['step']}" if "step" in s else f", T = {s['temperature']:g}" if "temperature" in s else ""
+            rows.append([j.name + place, j.against, *_summary(s), str(s["n"])])
     return Rows(["policy", "against", *_SUMMARY_HEAD, "n"], rows)
+
+
+def _shown(judged: Judged) -> list[Summary]:
+    return judged.by_step[-1:] or judged.by_temperature or [judged.summary]
 
 
 def judgement_summaries(summaries: dict[str, Summary]) -> Rows:
@@ -166,7 +169,24 @@ def costs(collected: Collected) -> Rows:
 
 
 def dpo_against_rlhf(collected: Collected) -> Rows | None:
-    """Time, FLOPs and memory of one DPO run against a reward model and one PPO run on it; means over runs.
+    """Time, FLOPs and memory of one DPO run against a reward model and one PPO run on it; None where one is missing."""
+    means = _mean_costs(collected)
+    if means is None:
+        return None
+    rows = []
+    for what, name, scale, unit in (
+        ("wall time", "wall_seconds", 1.0, "s"),
+        ("FLOPs (est.)", "flops", 1e12, "TFLOP"),
+        ("peak memory", "peak_memory_bytes", 1e9, "GB"),
+    ):
+        values = [value / scale for value in means[name].values()]
+        cells = [f"{v:.2f} {unit}" if v < 100 else f"{v:.0f} {unit}" for v in values]
+        rows.append([what, *cells, f"{values[-1] / values[0]:.1f}×" if values[0] else NONE])
+    return Rows(["", "DPO", "reward model", "PPO", "reward model + PPO", "RLHF / DPO"], rows)
+
+
+def _mean_costs(collected: Collected) -> dict[str, dict[str, float]] | None:
+    """Cost name -> the mean over runs of `dpo`, `reward_model` and `ppo`, and of `rlhf`, the last two together.
 
     None where one of the three is missing. PPO runs on the ground-truth reward have no reward model: they do not count.
     """
@@ -178,18 +198,27 @@ def dpo_against_rlhf(collected: Collected) -> Rows | None:
     stages = ("train-dpo", "train-rm", "train-ppo")
     if not all(by_stage.get(stage) for stage in stages):
         return None
-    rows = []
-    for what, name, scale, unit in (
-        ("wall time", "wall_seconds", 1.0, "s"),
-        ("FLOPs (est.)", "flops", 1e12, "TFLOP"),
-        ("peak memory", "peak_memory_bytes", 1e9, "GB"),
-    ):
-        dpo, rm, ppo = (_mean(by_stage[stage], name) / scale for stage in stages)
+    found = {}
+    for name in ("wall_seconds", "flops", "peak_memory_bytes"):
+        dpo, rm, ppo = (_mean(by_stage[stage], name) for stage in stages)
         rlhf = max(rm, ppo) if name == "peak_memory_bytes" else rm + ppo
-        cells = [f"{v:.2f} {unit}" if v < 100 else f"{v:.0f} {unit}" for v in (dpo, rm, ppo, rlhf)]
-        rows.append([what, *cells, f"{rlhf / dpo:.1f}×" if dpo else NONE])
-    return Rows(["", "DPO", "reward model", "PPO", "reward model + PPO", "RLHF / DPO"], rows)
+        found[name] = {"dpo": dpo, "reward_model": rm, "ppo": ppo, "rlhf": rlhf}
+    return found
 
 
 def _mean(costs: list[dict], name: str) -> float:
     return sum(cost.get(name) or 0 for cost in costs) / len(costs)
+
+
+# --- as data
+
+
+def numbers(collected: Collected) -> dict[str, Any]:
+    """The numbers of the tables of a report, unformatted; keys without numbers are left out."""
+    found: dict[str, Any] = {
+        "evaluations": collected.final_points,
+        "win_rates": [{"policy": j.name, "against": j.against, **s} for j in collected.judged for s in _shown(j)],
+        "costs": [{"output": name, "stage": m["stage"], **m.get("cost", {})} for name, m in collected.costs],
+        "dpo_against_rlhf": _mean_costs(collected),
+    }
+    return {name: value for name, value in found.items() if value}
