@@ -117,8 +117,9 @@ def win_rates(judged: Iterable[Judged]) -> Rows:
     rows = []
     for j in judged:
         for s in _shown(j):
-            place = f", update {s['step']}" if "step" in s else f", T = {s['temperature']:g}" if "temperature" in s else ""
-            rows.append([j.name + place, j.against, *_summary(s), str(s["n"])])
+            label = f"{j.name}, update {s['step']}" if "step" in s else j.name
+            label += f", T = {s['temperature']:g}" if "temperature" in s else ""
+            rows.append([label, j.against, *_summary(s), str(s["n"])])
     return Rows(["policy", "against", *_SUMMARY_HEAD, "n"], rows)
 
 
