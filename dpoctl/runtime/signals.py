@@ -1,7 +1,7 @@
-"""SIGTERM, SIGINT, SIGUSR1: the handler sets a flag, which the work reads at its next boundary. A second ends at once."""
+"""SIGTERM, SIGINT and SIGUSR1 set a flag that commands read between units of work; a second signal kills."""
 
 import signal
-from typing import Any
+from types import FrameType
 
 from ..errors import Interrupted
 
@@ -9,12 +9,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Stop:
-    """`signal` is the name of the first that came, empty before."""
+    """A signal handler; `signal` is the name of the first signal that arrived, empty before."""
 
     def __init__(self) -> None:
         self.signal = ""
 
-    def __call__(self, number: int, frame: Any) -> None:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -25,11 +25,12 @@ stop = Stop()
 
 
 def listen() -> None:
+    """Install the handler."""
     for number in SIGNALS:
         signal.signal(number, stop)
 
 
-def at_boundary(behind: str) -> None:
-    """Raise Interrupted where a signal has come; `behind` says what is done and kept."""
+def at_boundary(done: str) -> None:
+    """Raise Interrupted where a signal has arrived; `done` says what is complete and kept."""
     if stop.signal:
-        raise Interrupted(f"stopped by {stop.signal} behind {behind}", hint="the same command again continues")
+        raise Interrupted(f"stopped by {stop.signal} after {done}", hint="rerun the command to resume")
