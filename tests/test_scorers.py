@@ -265,7 +265,7 @@ def test_the_notation(root, tmp_path, monkeypatch):
         f"python:{root}/none.py:f": "no such file",
         f"{root}/clasifier@prob": "clasifier: no such model directory\nhint: .*classifier",
         "@prob": "no model named",
-        str(root): "no config.json\nhint: a model lies in",
+        str(root): "no config.json\nhint: there is a model in",
     }.items():
         with pytest.raises(InputError, match=message):
             parse_scorer(spec)

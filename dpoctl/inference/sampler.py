@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from .. import log
 from ..data.schema import load_rows
 from ..errors import InputError
-from ..models.load import context_length
+from ..models.load import context_length, count_weights
 from ..outputs.shards import share_of
 from ..runtime import devices
 from ..training import setup
@@ -83,7 +83,7 @@ def plan_of_sampling(config, n: int, temperatures: int = 1) -> dict:
     rows = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.limit)
     share = share_of(config.shard, batch_slices(len(rows.rows), n, config.generation_batch_size) * temperatures)
     tokens = share.count * n * config.max_new_tokens
-    weights = setup.count_weights(config)
+    weights = count_weights(config.model, config.revision)
     return {
         "prompts": len(rows.rows),
         "completions": share.count * n,

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..inference import curves as curve
 from ..inference import policy_evaluation
 from ..inference.scorers import Scorer, load_scorer
-from ..models.load import context_length
+from ..models.load import context_length, require_same_tokenizer
 from ..outputs.claims import Output
 from ..outputs.manifests import read_manifest
 from ..outputs.row_writer import RowWriter
@@ -74,7 +74,7 @@ def _prompts(config: Evaluate) -> Rows | None:
 def _model_metrics(config, path, prompts, scorer: Scorer, reference, lm, device) -> dict:
     model, tokenizer = setup.open_model(config, path, device)
     ids = policy_evaluation.prompt_ids(prompts.rows, tokenizer, context_length(model), prompts.path, prompts.lines)
-    setup.same_tokenizer(tokenizer, reference[1], path, config.ref)
+    require_same_tokenizer(tokenizer, reference[1], path, config.ref)
     with log.progress(f"evaluate {path}", len(ids) * config.n, "completions") as meter:
         metrics, _ = policy_evaluation.evaluate_policy(
             model,

@@ -24,7 +24,7 @@ from ..errors import InputError, NumericalError
 from ..inference import policy_evaluation
 from ..inference.generate import batch_slices, generate
 from ..inference.scorers import Scorer, load_scorer
-from ..models.load import context_length, load_classifier
+from ..models.load import context_length, load_classifier, require_same_tokenizer
 from ..models.logprobs import micro_batches, response_token_logps
 from ..models.rewards import make_critic
 from ..objectives import ppo
@@ -93,7 +93,7 @@ class PPO(Task):
         if self.adapters and self.ref == self.config.model:
             return self.policy, self.adapters.disable_adapter
         reference, tokenizer = setup.open_model(self.config, self.ref, self.compute.device)
-        setup.same_tokenizer(self.tokenizer, tokenizer, self.config.model, self.ref)
+        require_same_tokenizer(self.tokenizer, tokenizer, self.config.model, self.ref)
         return reference, nullcontext
 
     def _value_start(self) -> Any:
