@@ -91,7 +91,7 @@ def test_resolve_leaves_directories_alone_and_names_what_is_missing(good, monkey
         resolve(str(good / "clasifier"))
     with pytest.raises(InputError, match="polcy: .*Hub.*\nhint: .*HF_TOKEN.*; policy is a local directory"):
         resolve("polcy")  # could be a hub id: said to be neither
-    with pytest.raises(InputError, match="policy/config.json: a file"):
+    with pytest.raises(InputError, match="policy/config.json: is a file"):
         resolve("policy/config.json")
     with pytest.raises(InputError, match="no config.json\nhint: there is a model in .*classifier"):
         resolve(str(good))

@@ -19,10 +19,10 @@ class ScorerJudge:
     last_failure = ""
 
     def __init__(self, config, state: dict):
-        from ..inference.scorers import load_scorer
+        from ..inference.scorers import ScorerOptions, load_scorer
 
         self.config = config
-        self.scorer = load_scorer(config.scorer, text=config.score_text)
+        self.scorer = load_scorer(config.scorer, ScorerOptions(text=config.score_text))
 
     def rows(self, batch: Sequence[Comparison]) -> list[dict]:
         texts = [{"prompt": c.prompt, "completion": side} for c in batch for side in (c.a, c.b)]

@@ -4,6 +4,7 @@ Code in a model's directory runs only on request (`trust_remote_code`). Adapters
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import (
@@ -21,7 +22,13 @@ from . import adapter, packed
 from .hub import base_of, is_adapter, resolve
 from .pretrained import Source, as_input_error, load_complete, load_shape, prepared, quiet
 
-Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+class Loaded(NamedTuple):
+    """A model with its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
 
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "spm.model"),
@@ -56,7 +63,7 @@ def load_policy(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     _check_fit(path, model, tokenizer)
-    return model.to(device), tokenizer
+    return Loaded(model.to(device), tokenizer)
 
 
 def load_classifier(
@@ -87,7 +94,7 @@ def load_classifier(
     if model.config.get_text_config().pad_token_id is None:  # a decoder finds the last real token by it
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     _check_fit(path, model, tokenizer)
-    return model.to(device), tokenizer
+    return Loaded(model.to(device), tokenizer)
 
 
 def load_reward_start(
@@ -122,7 +129,7 @@ def load_reward_start(
         with torch.no_grad():
             model.score.weight.copy_(torch.randn(1, width, generator=generator) / (width + 1) ** 0.5)
     _check_fit(path, model, tokenizer)
-    return model.to(device), tokenizer
+    return Loaded(model.to(device), tokenizer)
 
 
 def _use_separate_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -152,7 +159,7 @@ def load_merged(path: str, base: str, revision: str | None = None, trust_remote_
     folder = Path(path).expanduser()
     if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         tokenizer = load_tokenizer(path, folder=str(folder))
-    return adapter.merge_into(model, found, base), tokenizer
+    return Loaded(adapter.merge_into(model, found, base), tokenizer)
 
 
 def load_merged_reward(path: str, base: str, revision: str | None = None, trust_remote_code: bool = False) -> Loaded:
@@ -162,7 +169,7 @@ def load_merged_reward(path: str, base: str, revision: str | None = None, trust_
         raise InputError(f"{path}: an adapter of task {found.task_type}, where one of train-rm's is expected")
     model, tokenizer = load_reward_start(base, revision=revision, trust_remote_code=trust_remote_code)
     model.config.reward_shift, model.config.reward_scale = found.shape["reward_shift"], found.shape["reward_scale"]
-    return adapter.merge_into(model, found, base).eval(), tokenizer
+    return Loaded(adapter.merge_into(model, found, base).eval(), tokenizer)
 
 
 def _adapted_policy(path: str, folder: str, device: str | torch.device, trust_remote_code: bool) -> Loaded:
@@ -174,7 +181,7 @@ def _adapted_policy(path: str, folder: str, device: str | torch.device, trust_re
     base = resolve(base, with_code=trust_remote_code)
     model = load_shape(AutoModelForCausalLM, Source(path, base, trust_remote_code), torch.float32)
     holder = folder if _has_tokenizer(folder) else base
-    return model, load_tokenizer(path, folder=holder, trust_remote_code=trust_remote_code)
+    return Loaded(model, load_tokenizer(path, folder=holder, trust_remote_code=trust_remote_code))
 
 
 # --- models without weights ------------------------------------------------------------------------------------------
