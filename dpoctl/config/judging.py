@@ -60,6 +60,9 @@ class Judge(Sharded, Common):
         SCORING,
         choices=("joined", "completion"),
     )
+    device: str = option(
+        "auto", "cpu, cuda, cuda:1, mps; auto takes the GPU where there is one.", SCORING, identity=False
+    )
     model: str | None = option(
         None,
         "backend openai, and required there: the judge, for example gpt-5.2, gpt-5-mini or a served model's name (the paper's "
