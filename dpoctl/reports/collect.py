@@ -18,8 +18,12 @@ _JUDGEMENT_FIELDS = ("prompt_id", "k", "a", "b", "verdict", "criterion", "judge"
 
 @dataclass
 class Run:
-    """A run directory; without a manifest it is unfinished. `points` are the rows of eval.jsonl."""
+    """A run directory; without a manifest it is unfinished.
 
+    `index` is its place among the report's runs, which gives its colour; `points` are the rows of eval.jsonl.
+    """
+
+    index: int
     name: str
     stage: str
     options: dict[str, Any]
@@ -81,7 +85,7 @@ def collect(paths: Iterable[str]) -> Collected:
             if not (Path(path) / "config.yaml").exists():
                 hint = "give the output directory of a training command"
                 raise InputError(f"{path}: not a run directory (no config.yaml)", hint)
-            found.runs.append(_run(Path(path), manifest))
+            found.runs.append(_run(len(found.runs), Path(path), manifest))
         elif is_row_file(path):
             _add_rows(found, path, manifest)
         else:
@@ -98,11 +102,11 @@ def policy_of(path: str) -> str:
     return name_of(path).removeprefix("samples.").removeprefix("scored.")
 
 
-def _run(path: Path, manifest: dict | None) -> Run:
+def _run(index: int, path: Path, manifest: dict | None) -> Run:
     options = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     metrics, points = (_rows_of(path / f"{name}.jsonl") for name in ("metrics", "eval"))
     stage = options.pop("stage", "run")
-    return Run(path.name, stage, options, metrics, [_with_errors(row) for row in points], manifest)
+    return Run(index, path.name, stage, options, metrics, [_with_errors(row) for row in points], manifest)
 
 
 def _with_errors(point: dict) -> dict:

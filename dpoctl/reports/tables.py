@@ -179,15 +179,14 @@ def dpo_against_rlhf(collected: Collected) -> Rows | None:
     if not all(by_stage.get(stage) for stage in stages):
         return None
     rows = []
-    for what, name, scale, unit in (
-        ("wall time", "wall_seconds", 1.0, "s"),
-        ("FLOPs (est.)", "flops", 1e12, "TFLOP"),
-        ("peak memory", "peak_memory_bytes", 1e9, "GB"),
+    for what, name, as_text in (
+        ("wall time", "wall_seconds", lambda seconds: f"{seconds:.2f} s" if seconds < 100 else f"{seconds:.0f} s"),
+        ("FLOPs (est.)", "flops", lambda flops: f"{flops:.1e}"),
+        ("peak memory", "peak_memory_bytes", lambda size: f"{size / 1e9:.2f} GB"),
     ):
-        dpo, rm, ppo = (_mean(by_stage[stage], name) / scale for stage in stages)
+        dpo, rm, ppo = (_mean(by_stage[stage], name) for stage in stages)
         rlhf = max(rm, ppo) if name == "peak_memory_bytes" else rm + ppo
-        cells = [f"{v:.2f} {unit}" if v < 100 else f"{v:.0f} {unit}" for v in (dpo, rm, ppo, rlhf)]
-        rows.append([what, *cells, f"{rlhf / dpo:.1f}×" if dpo else NONE])
+        rows.append([what, *map(as_text, (dpo, rm, ppo, rlhf)), f"{rlhf / dpo:.1f}×" if dpo else NONE])
     return Rows(["", "DPO", "reward model", "PPO", "reward model + PPO", "RLHF / DPO"], rows)
 
 
