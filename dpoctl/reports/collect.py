@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..judging.summary import Summary, summaries_by, summarise
 from ..outputs.manifests import is_row_file, read_manifest
 
+_STAGES = ("train-dpo", "train-ppo")  # first in the order of colours, as their methods are in the reward-KL plane
 _JUDGEMENT_FIELDS = ("prompt_id", "k", "a", "b", "verdict", "criterion", "judge")
 
 
@@ -20,16 +21,16 @@ _JUDGEMENT_FIELDS = ("prompt_id", "k", "a", "b", "verdict", "criterion", "judge"
 class Run:
     """A run directory; without a manifest it is unfinished.
 
-    `index` is its place among the report's runs, which gives its colour; `points` are the rows of eval.jsonl.
+    `points` are the rows of eval.jsonl; `index` gives the run its colour, one in all figures.
     """
 
-    index: int
     name: str
     stage: str
     options: dict[str, Any]
     metrics: list[dict]
     points: list[dict]
     manifest: dict | None
+    index: int = 0
 
 
 @dataclass
@@ -85,11 +86,14 @@ def collect(paths: Iterable[str]) -> Collected:
             if not (Path(path) / "config.yaml").exists():
                 hint = "give the output directory of a training command"
                 raise InputError(f"{path}: not a run directory (no config.yaml)", hint)
-            found.runs.append(_run(len(found.runs), Path(path), manifest))
+            found.runs.append(_run(Path(path), manifest))
         elif is_row_file(path):
             _add_rows(found, path, manifest)
         else:
             raise InputError(f"{path}: neither a run directory nor a .jsonl file", hint="see dpoctl report --help")
+    order = [*_STAGES, *(run.stage for run in found.runs)]
+    for i, run in enumerate(sorted(found.runs, key=lambda run: order.index(run.stage))):
+        run.index = i
     return found
 
 
@@ -102,11 +106,11 @@ def policy_of(path: str) -> str:
     return name_of(path).removeprefix("samples.").removeprefix("scored.")
 
 
-def _run(index: int, path: Path, manifest: dict | None) -> Run:
+def _run(path: Path, manifest: dict | None) -> Run:
     options = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     metrics, points = (_rows_of(path / f"{name}.jsonl") for name in ("metrics", "eval"))
     stage = options.pop("stage", "run")
-    return Run(index, path.name, stage, options, metrics, [_with_errors(row) for row in points], manifest)
+    return Run(path.name, stage, options, metrics, [_with_errors(row) for row in points], manifest)
 
 
 def _with_errors(point: dict) -> dict:
