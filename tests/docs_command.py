@@ -1,6 +1,6 @@
-"""The `dpoctl` of the documentation's command lines: the command as it is written, made small, on the warm server.
+"""The `dpoctl` of the documentation's command lines: runs the command on the warm server, with few steps and rows.
 
-Run as `docs_command.py ARGS...`. DOCS_WARM holds the warm command as JSON, DOCS_JUDGE the address of the judge's server.
+Run as `docs_command.py ARGS...`. DOCS_WARM holds the warm command as JSON, DOCS_JUDGE the address of a judge's server.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""Every command line of README and the pages is run on tiny models, or, where it cannot run here, resolved.
+"""Every command line of README and the pages is run on tiny models, or at least resolved.
 
-A block marked `sh` is given to bash as it is written; the `dpoctl` that it finds makes the work small (docs_command.py). A
-block after `<!-- not run: REASON -->` is only parsed: no unknown option and no impossible combination stands there.
+bash gets each block marked `sh` as it is written; the `dpoctl` on its PATH reduces steps and rows (docs_command.py). A
+block after `<!-- not run: REASON -->` is only resolved, which finds unknown options and impossible combinations.
 """
 
 import json
@@ -101,12 +101,11 @@ def given(prefs, tmp_path_factory) -> dict[str, Path]:
     few = ["--max-steps", "1", "--max-length", "96", "--max-prompt-length", "16"]
     run("train-dpo", "--model", "sft", "--data", "prefs.jsonl", *few, "--out", f"{made}/dpo")
     run("train-rm", "--model", "sft", "--data", "prefs.jsonl", *few, "--out", f"{made}/rm")
-    run(
-        "sample", "--model", "sft", "--prompts", "test.jsonl", "--max-new-tokens", "8", "--out", f"{made}/samples.jsonl"
-    )
+    sampled = made / "samples.jsonl"
+    run("sample", "--model", "sft", "--prompts", "test.jsonl", "--max-new-tokens", "8", "--out", str(sampled))
     found |= {f"runs/{run}": made / run for run in ("dpo", "rm")}
-    samples = [json.loads(line) for line in (made / "samples.jsonl").read_text().splitlines()]
-    found |= {file: made / "samples.jsonl" for file in ("samples.jsonl", "dpo.jsonl", "sft.jsonl", "best.jsonl")}
+    samples = [json.loads(line) for line in sampled.read_text().splitlines()]
+    found |= {file: sampled for file in ("samples.jsonl", "dpo.jsonl", "sft.jsonl", "best.jsonl")}
     shot = {"prompt": "A film", "completion": " I liked."}
     rows = {
         "summaries": [row | {"reference": "A quiet film about a harbour."} for row in samples],

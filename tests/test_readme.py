@@ -12,9 +12,8 @@ from dpoctl.objectives.preference import LOSSES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "dpoctl" / "docs").glob("*.md"))]
-RECIPES = [
-    path for kind in ("*/README.md", "*/Makefile", "*.mk", "*/recipe.yaml") for path in (ROOT / "recipes").glob(kind)
-]
+RECIPE_FILES = ("*/README.md", "*/Makefile", "*.mk", "*/recipe.yaml")
+RECIPES = [path for pattern in RECIPE_FILES for path in (ROOT / "recipes").glob(pattern)]
 FLAGS = {flag_of(f) for config in COMMANDS.values() for f in fields(config) if not spec_of(f).argument}
 OTHERS = {  # of every command, of dpoctl itself, of make, torchrun and Slurm
     "--config", "--help", "--version", "--json", "--install-completion", "--no-print-directory", "--nproc-per-node",
