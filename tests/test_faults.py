@@ -38,7 +38,7 @@ def test_a_death_loses_no_more_than_the_steps_since_the_last_checkpoint(lab):
     folder = lab.folder()
     assert lab.run(folder, STAGES["sft"], Fault("kill", saved[0] + 5)).code == 137
     outcome = lab.run(folder, STAGES["sft"])
-    assert outcome.code == 0 and "continues behind update 2" in outcome.said
+    assert outcome.code == 0 and "resuming after update 2" in outcome.said
     assert not differences(contents(folder), stage.whole)
 
 
@@ -72,9 +72,9 @@ def test_a_signal_stops_behind_the_wave_or_update(lab):
     for args, behind in ((score, "6 rows"), (ppo, "update 1")):  # the first rewards of ppo are those of its start
         (folder / "n").unlink(missing_ok=True)
         outcome = lab.run(folder, args, None, small_waves)
-        assert outcome.code == 75 and f"stopped by SIGUSR1 behind {behind}" in outcome.said, outcome.said
+        assert outcome.code == 75 and f"stopped by SIGUSR1 after {behind}" in outcome.said, outcome.said
         outcome = lab.run(folder, args, None, small_waves)
-        assert outcome.code == 0 and f"continues behind {behind}" in outcome.said, outcome.said
+        assert outcome.code == 0 and f"resuming after {behind}" in outcome.said, outcome.said
 
 
 def wait_for(path, seconds: float = 60) -> None:
@@ -165,21 +165,30 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
     from types import SimpleNamespace
 
     from dpoctl.errors import NumericalError
+    from dpoctl.runtime.devices import Compute
     from dpoctl.training import loop
+    from dpoctl.training.task import listed
 
     model = torch.nn.Linear(2, 1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     config = SimpleNamespace(max_grad_norm=1.0)
-    task = SimpleNamespace(tokens=lambda micro: 1)
-    run = loop.Run(model, task, config, tmp_path, torch.device("cpu"), torch.float32, optimizer, {}, None)
+    config.out, config.optimizer, config.lr, config.weight_decay = str(tmp_path), "adamw", 0.1, 0.0
+    task = SimpleNamespace(
+        config=config,
+        compute=Compute(torch.device("cpu"), torch.float32),
+        model=model,
+        output=None,
+        tokens=lambda micro: 1,
+        loss=lambda micro: (model(micro).sum(), {}),
+    )
+    trainer = loop.Trainer(task)
     for factor in (1.0, 1.0, float("inf"), float("nan")):
         before = [p.detach().clone() for p in model.parameters()]
         micros = [torch.ones(3, 2) * factor]
         if factor == 1.0:
-            run.optimize(micros, lambda m: (model(m).sum(), {}), "update")
+            trainer.optimize(micros, "update")
             continue
         with pytest.raises(NumericalError, match=r"update 3 \(rows at lines 7, 9\): the loss is"):
-            run.optimize(micros, lambda m: (model(m).sum(), {}), f"update 3 (rows at lines {loop.listed([7, 9])})")
+            trainer.optimize(micros, f"update 3 (rows at lines {listed([7, 9])})")
         assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
@@ -222,7 +231,7 @@ def test_pickles_in_checkpoints_and_runs_are_never_read(lab):
         for name in ("pytorch_model.bin", "optimizer.pt", "training_args.bin", "model.pt", "state.pkl"):
             torch.save({"transformer.wte.weight": Bomb()}, place / name)
     outcome = lab.run(folder, STAGES["sft"])
-    assert outcome.code == 0 and "continues behind update 2" in outcome.said
+    assert outcome.code == 0 and "resuming after update 2" in outcome.said
     assert (folder / "sft/model.safetensors").read_bytes() == (stage.folder / "sft/model.safetensors").read_bytes()
     args = [a.replace(f"{UP}/sft", "sft") for a in STAGES["sample"]]
     assert lab.run(folder, args).code == 0 and not (folder / "ran").exists()

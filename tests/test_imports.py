@@ -1,4 +1,4 @@
-"""The house's one direction: who may import whom, read from the source of every file."""
+"""The order of the package's folders, read from the imports of every file: one way, no cycles, no torch for help."""
 
 import ast
 import sys
@@ -6,99 +6,166 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dpoctl"
 
-BASE = {"artifacts", "files", "manifests", "tidy", "stopping", "errors", "launch", "log", "__init__"}
-LIBRARY = {"models", "data", "objectives"} | BASE
-ALLOWED = {  # room -> the rooms it may import; a room is a folder of dpoctl/ or a module of its own
-    "__main__": {"cli", "stopping"},
-    "cli": {"cli", "config", "options", "stages"} | BASE,
-    "config": {"options"} | BASE,
-    "options": {"config", "errors"},  # how options are declared and resolved: the other half of config
-    "stages": {"config", "training", "judging", "reports"} | LIBRARY,
-    "training": {"training"} | LIBRARY,
-    "judging": {"judging"} | LIBRARY,
-    "reports": {"reports", "judging"} | LIBRARY,  # a judgements file is shown by judging's own summary
-    "models": LIBRARY,
-    "data": LIBRARY - {"models"},
-    "objectives": {"objectives"},
-    "artifacts": {"files", "manifests", "tidy", "errors", "log", "__init__"},
-    "files": {"errors"},  # whole or absent, and by their sums: what artifacts and the rest write with
-    "manifests": {"files", "errors", "__init__"},
-    "tidy": set(),
-    "stopping": {"errors"},
-    "launch": {"errors"},
-    "log": set(),
-    "errors": set(),
-    "__init__": set(),
-}
-STANDARD = ("artifacts", "files", "manifests", "tidy", "stopping", "errors")  # rooms of the standard library alone
-OUTSIDE = {"objectives": {"torch"}} | {room: set() for room in STANDARD}  # what these may import beside the stdlib
-LIGHT = {
-    "__main__",
-    "__init__",
-    "cli",
-    "config",
-    "options",
-    "artifacts",
-    "files",
-    "manifests",
-    "tidy",
-    "stopping",
-    "errors",
-    "launch",
-    "log",
-}  # help and mistakes need these
-HEAVY = {"torch", "transformers", "datasets", "matplotlib", "numpy", "tokenizers", "safetensors"}
+# From top to bottom: a folder imports only from folders further down, or from one in its own row, without a cycle.
+ORDER = [
+    {"__main__"},
+    {"cli"},
+    {"stages"},
+    {"reports", "tasks", "training", "judging"},
+    {"inference"},
+    {"config", "models"},
+    {"data", "outputs"},
+    {"runtime"},
+    {"objectives"},
+    {"errors", "log"},
+    {"__init__"},
+]
+LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
+APART = {("config", "models"), ("models", "config")}  # models/ takes values, never a config object
+HEAVY = {"torch", "transformers", "datasets", "matplotlib", "numpy", "tokenizers", "safetensors", "jinja2"}
+ONLY_TORCH = {"objectives": {"torch"}}  # what these folders may import besides the standard library
 
 
-def imports(path: Path) -> list[tuple[str, str, int, bool]]:
-    """(library, room, line, at module level) of each import of a file; the room is empty outside of dpoctl."""
+class Import:
+    """One import: the library, the file of the package that it names (None outside), its line, and whether it runs at
+    import time."""
+
+    def __init__(self, library: str, target: Path | None, line: int, at_import: bool):
+        self.library, self.target, self.line, self.at_import = library, target, line, at_import
+
+
+def files() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def module_file(parts: list[str]) -> Path | None:
+    """The file of dpoctl.`parts`, where that is a module or package."""
+    base = PACKAGE.joinpath(*parts)
+    if base.with_suffix(".py").is_file() and parts:
+        return base.with_suffix(".py")
+    return base / "__init__.py" if (base / "__init__.py").is_file() else None
+
+
+def imports(path: Path) -> list[Import]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    inner = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.Lambda) for n in ast.walk(f)}
-    here = ["dpoctl", *path.relative_to(PACKAGE).parts[:-1]]
+    late = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.Lambda) for n in ast.walk(f)}
+    typing_only = {
+        id(n)
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.dump(branch.test)
+        for n in ast.walk(branch)
+    }
+    here = list(path.relative_to(PACKAGE).parts[:-1])
     found = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = here[: len(here) - node.level + 1] if node.level else []
-            base = ".".join([*base, *([node.module] if node.module else [])])
-            names = [f"{base}.{alias.name}" for alias in node.names] if base == "dpoctl" else [base]
-        else:
+        if id(node) in typing_only or not isinstance(node, ast.Import | ast.ImportFrom):
             continue
-        for name in names:
-            library, *rest = name.split(".")
-            room = "" if library != "dpoctl" else rest[0] if rest and is_room(rest[0]) else "__init__"
-            found.append((library, room, node.lineno, id(node) not in inner))
+        at_import = id(node) not in late
+        if isinstance(node, ast.Import):
+            found += [Import(a.name.split(".")[0], None, node.lineno, at_import) for a in node.names]
+            continue
+        if not node.level:
+            found.append(Import((node.module or "").split(".")[0], None, node.lineno, at_import))
+            continue
+        base = here[: len(here) - node.level + 1] + (node.module.split(".") if node.module else [])
+        for alias in node.names:
+            target = module_file([*base, alias.name]) or module_file(base)
+            assert target, f"{path}:{node.lineno}: {alias.name} is imported from nowhere"
+            found.append(Import("dpoctl", target, node.lineno, at_import))
     return found
 
 
-def is_room(name: str) -> bool:
-    return (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").is_file()
+def place(path: Path, line: int) -> str:
+    return f"dpoctl/{path.relative_to(PACKAGE)}:{line}"
 
 
-def test_imports_run_one_way():
+def test_folders_import_in_order():
     wrong = []
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        own, where = parts[0], f"dpoctl/{path.relative_to(PACKAGE)}"
-        assert own in ALLOWED, f"{where}: a room that this test does not know; DESIGN.md says where it stands"
-        for library, room, line, top in imports(path):
-            at = f"{where}:{line}"
-            if room and room not in ALLOWED[own]:
-                wrong.append(f"{at}: {own} imports {room}")
-            if room and own in LIGHT and top and room not in LIGHT:
-                wrong.append(f"{at}: {room} at import time, which --help must not wait for")
-            if library in HEAVY and own in LIGHT and top:
-                wrong.append(f"{at}: {library} at import time, which --help must not wait for")
-            if not room and own in OUTSIDE and library not in OUTSIDE[own] | sys.stdlib_module_names:
-                wrong.append(f"{at}: {own} imports {library}")
+    for path in files():
+        room = room_of(path)
+        assert room in LEVEL, f"dpoctl/{room}: where in the order does it belong?"
+        for each in imports(path):
+            if each.library == "dpoctl" and each.target is None:
+                wrong.append(f"{place(path, each.line)}: an absolute import of the package")
+            if each.target is None:
+                continue
+            other = room_of(each.target)
+            if LEVEL[other] < LEVEL[room] or (room, other) in APART:
+                wrong.append(f"{place(path, each.line)}: {room} imports {other}")
+            if room == other == "stages":
+                wrong.append(f"{place(path, each.line)}: a stage imports another")
     assert not wrong, "\n" + "\n".join(wrong)
 
 
-def test_it_sees_what_there_is():
-    """The reading itself: relative and absolute imports, inside functions and outside, of rooms and of names."""
-    seen = {(library, room) for path in PACKAGE.rglob("*.py") for library, room, _, _ in imports(path)}
-    assert {("torch", ""), ("dpoctl", "models"), ("dpoctl", "errors"), ("dpoctl", "__init__")} <= seen
+def test_no_cycles():
+    """Neither among files, imports inside functions included, nor among folders."""
+    by_file = {path: {each.target for each in imports(path) if each.target} - {path} for path in files()}
+    by_room: dict[str, set[str]] = {}
+    for path, targets in by_file.items():
+        by_room.setdefault(room_of(path), set()).update(map(room_of, targets - {None}))
+    for room, others in by_room.items():
+        others.discard(room)
+    packages = {path for path in by_file if path.name == "__init__.py"}
+    for graph in ({k: v - packages for k, v in by_file.items()}, by_room):
+        assert cycle(graph) == []
+
+
+def cycle(graph: dict) -> list:
+    """The nodes of a cycle, empty where there is none."""
+    done: set = set()
+
+    def visit(node, path: list) -> list:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in done:
+            return []
+        for other in graph.get(node, ()):
+            if found := visit(other, [*path, node]):
+                return found
+        done.add(node)
+        return []
+
+    return next((found for node in graph if (found := visit(node, []))), [])
+
+
+def test_the_cycle_finder_finds_one():
+    assert cycle({1: {2}, 2: {3}, 3: set()}) == []
+    assert cycle({1: {2}, 2: {3}, 3: {2}}) == [2, 3, 2]
+
+
+def test_objectives_import_torch_alone():
+    for path in files():
+        allowed = ONLY_TORCH.get(room_of(path))
+        if allowed is not None:
+            outside = {each.library for each in imports(path)} - {"dpoctl"} - set(sys.stdlib_module_names)
+            assert outside <= allowed, path
+
+
+def test_help_and_mistakes_import_nothing_heavy():
+    """What the command line imports before a stage runs, followed through the package."""
+    waiting = [PACKAGE / "__main__.py", PACKAGE / "cli" / "app.py"]
+    seen: set[Path] = set()
+    wrong = []
+    while waiting:
+        path = waiting.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for each in imports(path):
+            if each.at_import and each.library in HEAVY:
+                wrong.append(f"{place(path, each.line)}: {each.library}")
+            if each.at_import and each.target:
+                waiting += [each.target, *(p / "__init__.py" for p in each.target.parents if PACKAGE in p.parents)]
+    assert not wrong, "\n" + "\n".join(wrong)
+    assert len(seen) > 15  # the walk reaches the configs and the outputs
+
+
+def test_it_reads_what_is_there():
     main = imports(PACKAGE / "__main__.py")
-    assert ("dpoctl", "cli", False) in [(library, room, top) for library, room, _, top in main]
-    assert ("sys", "", True) in [(library, room, top) for library, room, _, top in main]
+    assert any(each.target == PACKAGE / "cli" / "app.py" and not each.at_import for each in main)
+    assert any(each.library == "sys" and each.at_import for each in main)
+    assert {"torch", "transformers", "yaml"} <= {each.library for path in files() for each in imports(path)}

@@ -69,7 +69,7 @@ def test_killed_run_ends_in_the_same_bytes(trained):
     assert not (trained.folder / "killed/manifest.json").exists()
     # the reference's log-probs come from the first run's cache: the key is content
     _, err = trained.run(*dpo("killed"))
-    assert "continues behind update" in err and "from the cache" in err
+    assert "resuming after update" in err and "from the cache" in err
     same_run(trained, "killed", "dpo")
 
 

@@ -135,7 +135,7 @@ def test_stopped_under_torchrun_it_is_requeued_and_then_finishes(world, slurm, m
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     job = start("one-gpu.sbatch", "batch", *SFT, cwd=world.folder)
     _, said = job.communicate(timeout=120)
-    assert job.returncode == 0 and "continues behind update" in said and "batch: complete" in said, said
+    assert job.returncode == 0 and "resuming after update" in said and "batch: complete" in said, said
     assert asked(slurm) == ["scontrol requeue 41"]
     assert world.rows("batch/metrics.jsonl")[-1]["step"] == 40
 

@@ -29,7 +29,7 @@ def listen() -> None:
         signal.signal(number, stop)
 
 
-def at_boundary(behind: str) -> None:
-    """Raise Interrupted where a signal has come; `behind` says what is done and kept."""
+def at_boundary(done: str) -> None:
+    """Raise Interrupted where a signal has arrived; `done` says what is complete and kept."""
     if stop.signal:
-        raise Interrupted(f"stopped by {stop.signal} behind {behind}", hint="the same command again continues")
+        raise Interrupted(f"stopped by {stop.signal} after {done}", hint="rerun the command to resume")
