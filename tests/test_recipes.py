@@ -2,26 +2,27 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 
 import pytest
 from chain import COLD, ROOT
 
+from dpoctl.cli import init
+
 EXPECTED = {"hh": {"dpo", "best-of-3", "base"}, "tldr": {"dpo", "ppo", "best-of-3"}, "cnn-dm": {"dpo", "ppo"}}
 
 
 @pytest.mark.parametrize("recipe", EXPECTED)
 def test_smoke(recipe, tmp_path, warm):
-    recipes = tmp_path / "recipes"
-    shutil.copytree(ROOT / "recipes", recipes, ignore=shutil.ignore_patterns("runs", "smoke"))
+    folder = tmp_path / recipe
+    init.copy(recipe, folder)  # as `dpoctl init` does
     env = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
     dpoctl = COLD if recipe == "cnn-dm" else warm  # one as a user runs it
     command = ["make", "smoke", f"DPOCTL={' '.join(dpoctl)}", f"PYTHON={sys.executable}"]
-    done = subprocess.run(command, cwd=recipes / recipe, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    out = recipes / recipe / "smoke"
+    out = folder / "smoke"
     for name in EXPECTED[recipe]:
         rows = [json.loads(line) for line in (out / f"wins.{name}.jsonl").read_text().splitlines()]
         samples = [json.loads(line) for line in (out / f"samples.{name}.jsonl").read_text().splitlines()]

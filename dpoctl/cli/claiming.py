@@ -1,6 +1,7 @@
-"""Claiming a command's output and running its stage there; a finished output answers without loading anything."""
+"""Claim a command's output and run its stage; for a complete output nothing is loaded."""
 
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -19,13 +20,13 @@ def stage(name: str) -> ModuleType:
 def inputs_of(config: Any) -> list[tuple[str, str, str]]:
     """(name, kind, path) of every input of the command."""
     if isinstance(config, Merge) and config.is_rows:
-        return []  # merge itself has more to say of missing or incomplete shards
+        return []  # merge checks its shards itself, with more specific messages
     found = inputs(config)
     return config.frontier_inputs(found) if isinstance(config, Frontier) else found
 
 
-def claim(name: str, config: Any, by=claims.claim):
-    """The claim of the command's output: a context that gives the Output."""
+def claim(name: str, config: Any, by: Callable[..., Any] = claims.claim) -> Any:
+    """What `by` returns for the command's output: of `claims.claim`, a context manager that yields the Output."""
     return by(config.out, name, as_options(config), identity(config), inputs_of(config), overwrite=config.overwrite)
 
 

@@ -1,9 +1,7 @@
-"""One command of the application, built from its config class: options and help from the dataclass's fields."""
+"""A command of the application that runs a stage, built from its config class."""
 
-import importlib
 import inspect
-from dataclasses import MISSING, fields
-from typing import Annotated, Any, Optional, get_type_hints
+from typing import Any, get_type_hints
 
 import typer
 
@@ -12,66 +10,32 @@ from ..config import schema
 from ..config.commands import COMMANDS
 from ..config.resolve import resolve
 from .dispatch import run_stage
+from .help import Command
+from .options import parameters
+from .pages import PAGES
 
 
 def add_command(app: typer.Typer, name: str) -> None:
-    """Add `name` to the app; its text is the docstring of `cli/<name>.py`."""
-    module = importlib.import_module(f"dpoctl.cli.{name.replace('-', '_')}")
+    """Add the command of a stage to the app."""
     config_class = COMMANDS[name]
 
     def call(**flags: Any) -> int:
-        recipe, verbose, quiet = flags.pop("config"), flags.pop("verbose"), flags.pop("quiet")
+        recipe, verbose, quiet = flags.pop("config"), flags.pop("verbose", None), flags.pop("quiet")
         log.set_verbosity(-1 if quiet else 1 if verbose else 0)
-        flags = {k: None if v in ((), []) or v is False else v for k, v in flags.items()}
-        return run_stage(name, resolve(config_class, name, flags, recipe))
+        return run_stage(name, resolve(config_class, name, _values(config_class, flags), recipe))
 
-    call.__signature__ = inspect.Signature(_parameters(config_class))
-    call.__doc__ = module.__doc__
-    app.command(name, rich_help_panel=None)(call)
+    call.__signature__ = inspect.Signature(parameters(config_class))  # type: ignore[attr-defined]
+    app.command(name, cls=Command, help=PAGES[name].summary)(call)
 
 
-def _parameters(config_class: type) -> list[inspect.Parameter]:
+def _values(config_class: type, flags: dict[str, Any]) -> dict[str, Any]:
+    """What the command line gave, by field name: integers read, anything else as text, None where it gave nothing."""
     hints = get_type_hints(config_class)
-    parameters = [
-        _option("config", str, "--config", "A recipe's YAML; flags go before its sections.", "Run", ""),
-        _option("verbose", bool, "-v", "Say more.", "Run", ""),
-        _option("quiet", bool, "-q", "Warnings and errors only.", "Run", ""),
-    ]
-    for f in fields(config_class):
-        spec = schema.spec_of(f)
-        kind, many = schema.base_type(hints[f.name])
-        if spec.argument:
-            kind = Optional[list[str]] if many else Optional[str]  # noqa: UP045  # absent is ours to report
-            annotation = Annotated[kind, typer.Argument(help=spec.help + _choices(spec), show_default=False)]
-            parameters.append(_parameter(f.name, annotation))
-            continue
-        default = "required" if f.default is MISSING else "" if f.default in (None, (), False) else str(f.default)
-        if spec.commas:
-            kind, many, default = str, False, ",".join(f"{item:g}" for item in f.default)
-        parameters.append(
-            _option(
-                f.name,
-                list[kind] if many else kind,
-                schema.flag_of(f),
-                spec.help + _choices(spec),
-                spec.panel,
-                default,
-            )
-        )
-    # what must be given stands first in the help
-    return sorted(parameters, key=lambda p: 0 if "required" in str(p.annotation) else 1)
-
-
-def _choices(spec: schema.Spec) -> str:
-    return f" [{'|'.join(spec.choices)}]" if spec.choices else ""
-
-
-def _option(name: str, kind: Any, flag: str, help: str, panel: str, default: str) -> inspect.Parameter:
-    help += " [required]" if default == "required" else f" [default: {default}]" if default else ""
-    metavar = None if kind is bool else {int: "N", float: "X"}.get(kind, "TEXT")
-    info = typer.Option(flag, help=help, show_default=False, metavar=metavar)
-    return _parameter(name, Annotated[Optional[kind], info])  # noqa: UP045
-
-
-def _parameter(name: str, annotation: Any) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    values = {name: None if value in ((), []) or value is False else value for name, value in flags.items()}
+    for name, value in values.items():
+        if isinstance(value, str) and schema.base_type(hints[name])[0] is int:
+            try:
+                values[name] = int(value)
+            except ValueError:
+                pass  # refused later, together with every other mistake
+    return values

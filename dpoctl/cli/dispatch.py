@@ -1,11 +1,15 @@
-"""How a resolved command is run: planned, under torchrun, or in this process alone."""
+"""How a resolved command runs: as a plan, under torchrun, or in this process alone; and what `--json` prints of it."""
 
+import io
+from contextlib import redirect_stdout
 from typing import Any
 
 from ..config.files import Merge
 from ..config.sampling import Sharded
+from ..config.shared import Tabular
 from ..config.training import Training
 from ..outputs import manifests
+from ..outputs.stdout import print_json
 from ..runtime import rendezvous
 from . import torchrun_rows, torchrun_training
 from .claiming import inputs_of, run_claimed, stage
@@ -13,18 +17,48 @@ from .claiming import inputs_of, run_claimed, stage
 
 def run_stage(name: str, config: Any) -> int:
     """Run the command and return its exit code."""
+    as_json = isinstance(config, Tabular) and config.json
     if config.dry_run:
         manifests.check_inputs(inputs_of(config))
-        print("\n".join(f"{key:<22} {value}" for key, value in stage(name).plan(config).items()))
+        plan = stage(name).plan(config)
+        if as_json:
+            print_json(plan)
+        else:
+            print("\n".join(f"{key:<22} {value}" for key, value in plan.items()))
         return 0
+    if not as_json:
+        return _run(name, config)
+    rank = rendezvous.rank()
+    with redirect_stdout(io.StringIO()):  # the tables, whose numbers follow as JSON
+        code = _run(name, config)
+    if code == 0 and rank == 0:
+        print_json(_result(config))
+    return code
+
+
+def _run(name: str, config: Any) -> int:
     if rendezvous.world_size() > 1 and isinstance(config, Training):
         return torchrun_training.run(name, config)
     if rendezvous.world_size() > 1 and isinstance(config, Sharded):
         return torchrun_rows.run(name, config)
     if isinstance(config, Merge):
-        if config.is_rows:  # claims its output as the command without --shard would
+        if config.is_rows:  # claims its output as the command without --shard does
             stage(name).join_shards(config)
             return 0
         manifests.check_inputs(inputs_of(config))
         config = stage(name).with_base(config)
     return run_claimed(name, config)
+
+
+def _result(config: Any) -> dict[str, Any]:
+    """The numbers of a complete output: of evaluate its rows, of a report its tables, else the manifest's metrics."""
+    from ..data.jsonl import read_jsonl
+    from ..reports import collect, tables
+
+    manifest = manifests.read_manifest(config.out)
+    assert manifest is not None  # the command succeeded
+    if manifest["stage"] == "report":
+        return tables.numbers(collect.collect(config.inputs))
+    if manifest["stage"] == "evaluate":
+        return {"evaluations": [row for _, row in read_jsonl(config.out)]}
+    return manifest["metrics"]

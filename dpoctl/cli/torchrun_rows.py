@@ -1,7 +1,7 @@
-"""A row command under torchrun: each rank does its own shard, and rank 0 joins them.
+"""A row command under torchrun: each rank writes one shard, and rank 0 joins the shards.
 
-Ranks meet only through files, so one that is slow, or that another job continues, holds up nobody but rank 0; and rank 0
-waits no longer than --rank-timeout for a shard that does not grow.
+Ranks exchange only files. A slow rank, or one whose shard another job resumes, delays rank 0 alone, which waits at most
+--rank-timeout minutes for a shard that does not grow.
 """
 
 import os
@@ -11,45 +11,45 @@ from typing import Any
 
 from .. import log
 from ..config.files import Merge
-from ..config.sampling import Sharded
 from ..errors import InputError, Interrupted
+from ..outputs.claims import Output
 from ..outputs.manifests import read_manifest
 from .claiming import claim, run_claimed
 
 _EVERY_S = 0.5
 
 
-def run(name: str, config: Sharded) -> int:
-    """This rank's part of the command.
+def run(name: str, config: Any) -> int:
+    """Run this rank's part of a command whose config is Sharded; returns the exit code.
 
-    Raises InputError where the shards are not for ranks to choose, Interrupted where another rank's shard stays away.
+    Raises InputError where --shard is given or the command cannot be sharded, Interrupted where a shard stops growing.
     """
-    # From here on this process is a job of its own: it must not wait for the others to join a process group.
+    # Without these variables nothing in this process waits for the others to join a process group.
     rank, world = int(os.environ.pop("RANK")), int(os.environ.pop("WORLD_SIZE"))
     if config.shard:
         raise InputError(f"--shard {config.shard}: {world} ranks split the work themselves", hint="leave --shard out")
     shards = [_shard(config, number, world) for number in range(1, world + 1)]
     if problems := shards[rank].problems():
-        raise InputError(problems[0], hint="start it without torchrun")
+        raise InputError(problems[0], hint="run it without torchrun")
     if rank:
         if read_manifest(config.out) and not config.overwrite:
-            return 0  # rank 0 says that there is nothing to do, or why not
+            return 0  # rank 0 reports that the output is complete, or refuses
         return run_claimed(name, shards[rank])
-    with claim(name, config) as whole:
-        if whole.finished:
+    with claim(name, config) as joined:
+        if joined.finished:
             log.say(f"{config.out}: complete already, nothing to do")
             return 0
         run_claimed(name, shards[0])
         _wait([shard.out for shard in shards], config.rank_timeout)
-        _join(shards, config, whole)
+        _join(shards, config, joined)
     return 0
 
 
 def _shard(config: Any, number: int, of: int) -> Any:
-    own = {"shard": f"{number}/{of}", "out": _named(config.out, number, of)}
-    if further := getattr(config, "completions_out", None):
-        own["completions_out"] = _named(further, number, of)
-    return replace(config, **own)
+    changed = {"shard": f"{number}/{of}", "out": _named(config.out, number, of)}
+    if completions := getattr(config, "completions_out", None):
+        changed["completions_out"] = _named(completions, number, of)
+    return replace(config, **changed)
 
 
 def _named(path: str, number: int, of: int) -> str:
@@ -58,7 +58,7 @@ def _named(path: str, number: int, of: int) -> str:
 
 
 def _wait(paths: list[str], minutes: float) -> None:
-    """Until every rank's shard is complete; Interrupted once those missing have not grown for `minutes`."""
+    """Return when every shard is complete. Raises Interrupted when the missing ones have not grown for `minutes`."""
     from ..stages.merge import unfinished
 
     seen, since = None, time.monotonic()
@@ -69,7 +69,7 @@ def _wait(paths: list[str], minutes: float) -> None:
         elif time.monotonic() - since > 60 * minutes:
             raise Interrupted(
                 f"{', '.join(missing)}: no progress for {minutes:g} minutes (--rank-timeout)",
-                hint="see why that rank stopped; the same command again continues every shard",
+                hint="see why that rank stopped; rerun the command to resume every shard",
             )
         time.sleep(_EVERY_S)
 
@@ -81,10 +81,10 @@ def _size(path: str) -> int:
         return -1
 
 
-def _join(shards: list[Any], config: Any, whole) -> None:
+def _join(shards: list[Any], config: Any, joined: Output) -> None:
     from ..stages import merge
 
-    if further := getattr(config, "completions_out", None):  # first, so that a complete --out has them beside it
+    if completions := getattr(config, "completions_out", None):  # first: a complete --out implies complete completions
         paths = tuple(shard.completions_out for shard in shards)
-        merge.join_shards(Merge(inputs=paths, out=further, overwrite=config.overwrite))
-    merge.join_ranks([shard.out for shard in shards], whole)
+        merge.join_shards(Merge(inputs=paths, out=completions, overwrite=config.overwrite))
+    merge.join_ranks([shard.out for shard in shards], joined)

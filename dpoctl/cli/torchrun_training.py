@@ -1,18 +1,19 @@
-"""A training command under torchrun: rank 0 claims the output, the others follow, and all end alike."""
+"""A training command under torchrun: rank 0 claims the output, the other ranks follow, and all exit alike."""
+
+from typing import Any
 
 from .. import log
-from ..config.training import Training
 from ..errors import DpoctlError, Interrupted, RankLost
 from ..outputs import claims
 from ..runtime import rendezvous
 from .claiming import claim, stage
 
 
-def run(name: str, config: Training) -> int:
-    """This rank's part of the command.
+def run(name: str, config: Any) -> int:
+    """Run this rank's part of a command whose config is Training; returns the exit code.
 
-    What every rank can see for itself (a mistake, a complete run) it answers without the others, and without torch.
-    Raises Interrupted where another rank is lost.
+    A mistake or a complete output is detected on every rank alone, without communication and without torch.
+    Raises RankLost where another rank died or does not answer.
     """
     if rendezvous.rank():
         log.only_errors()
@@ -29,7 +30,7 @@ def run(name: str, config: Training) -> int:
     except Interrupted:
         if rendezvous.rank() == 0:
             raise
-        return Interrupted.exit_code  # all stop at the same update, and rank 0 says it
+        return Interrupted.exit_code  # all ranks stop at the same update; rank 0 reports it
     except RuntimeError as e:
         if not rendezvous.is_lost(e):
             raise
@@ -37,7 +38,8 @@ def run(name: str, config: Training) -> int:
     return 0
 
 
-def _lead(name: str, config: Training) -> None:
+def _lead(name: str, config: Any) -> None:
+    """Rank 0: claim the output and run the stage; the other ranks are told of a refusal."""
     before = rendezvous.broadcasts()
     try:
         with claim(name, config) as output:

@@ -8,6 +8,7 @@ from .shared import (
     DATA,
     RUN,
     Common,
+    Tabular,
 )
 
 
@@ -46,9 +47,15 @@ class Prepare(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merge(Common):
+class Merge(Tabular, Common):
     inputs: tuple[str, ...] = option(
-        help="The shards of a row output, every one; or one adapter's directory.", argument=True, input="file"
+        help="All shards of a row output, or the directory of one adapter.",
+        argument=True,
+        input="file",
+        metavar="INPUT...",
+    )
+    out: str = option(
+        help="File to write, or directory of the merged model.", panel=RUN, identity=False, metavar="PATH"
     )
     base: str | None = option(
         None, "Model that the adapter was trained on (default: the one that it names).", input="model"
@@ -74,8 +81,11 @@ class Merge(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report(Common):
+class Report(Tabular, Common):
     inputs: tuple[str, ...] = option(
-        help="Run directories, evaluation and completions files.", argument=True, input="file"
+        help="Run directories; files of evaluations, judgements and completions.",
+        argument=True,
+        input="file",
+        metavar="INPUT...",
     )
     title: str = option("Reward against KL", "Heading of the page.")

@@ -8,19 +8,20 @@ from .shared import (
     DATA,
     JUDGE,
     PEOPLE,
-    SCORER_HELP,
     SCORING,
     SERVER,
     Common,
+    Tabular,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge(Sharded, Common):
+class Judge(Tabular, Sharded, Common):
     candidates: tuple[str, ...] = option(
         help="A.jsonl, and B.jsonl or nothing: then A is judged against its rows' `reference`.",
         argument=True,
         input="file",
+        metavar="A.jsonl [B.jsonl]",
     )
     backend: str = option(
         "openai",
@@ -53,12 +54,15 @@ class Judge(Sharded, Common):
         JUDGE,
         input="file",
     )
-    scorer: str | None = option(None, "backend scorer: the higher score wins. " + SCORER_HELP, SCORING, input="scorer")
+    scorer: str | None = option(None, "backend scorer: the higher score wins.", SCORING, input="scorer")
     score_text: str = option(
         "joined",
         "backend scorer: score prompt and completion joined, or the completion alone.",
         SCORING,
         choices=("joined", "completion"),
+    )
+    device: str = option(
+        "auto", "cpu, cuda, cuda:1, mps; auto takes the GPU where there is one.", SCORING, identity=False
     )
     model: str | None = option(
         None,
@@ -67,7 +71,10 @@ class Judge(Sharded, Common):
         SERVER,
     )
     base_url: str | None = option(
-        None, "backend openai: address of another server than OpenAI's, such as http://localhost:8000/v1.", SERVER
+        None,
+        "backend openai: address of another server than OpenAI's, such as http://localhost:8000/v1.",
+        SERVER,
+        metavar="URL",
     )
     concurrency: int = option(8, "backend openai: requests under way at once.", SERVER, at_least=1, identity=False)
     timeout: float = option(60.0, "backend openai: seconds to wait for an answer.", SERVER, above=0, identity=False)
@@ -105,9 +112,15 @@ class Judge(Sharded, Common):
         identity=False,
     )
     cache_dir: str | None = option(
-        None, "backend openai: where answers are kept (default: the user's cache folder).", SERVER, identity=False
+        None,
+        "backend openai: where answers are kept (default: the user's cache folder).",
+        SERVER,
+        identity=False,
+        metavar="DIR",
     )
-    form: str | None = option(None, "backend human: write the blinded form here.", PEOPLE, identity=False)
+    form: str | None = option(
+        None, "backend human: write the blinded form here.", PEOPLE, identity=False, metavar="FILE"
+    )
     answers: tuple[str, ...] = option(
         (), "backend human: exported answers; may be given several times, one a person.", PEOPLE, input="file"
     )
@@ -134,6 +147,8 @@ class Judge(Sharded, Common):
             found.append("--price-in and --price-out go together")
         if self.max_cost and self.price_in is None:
             found.append("--max-cost needs --price-in and --price-out, dollars per million tokens")
+        if self.form and self.json:
+            found.append("--json has no effect with --form, which makes no judgements")
         if self.form and self.answers:
             found.append("--form writes the form and --answers reads what people said: one at a time")
         if self.canary is not None and self.backend == "human":

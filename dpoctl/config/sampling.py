@@ -8,10 +8,10 @@ from .shared import (
     DATA,
     GEN,
     RUN,
-    SCORER_HELP,
     SIEBERT,
     Common,
     Device,
+    Tabular,
 )
 
 
@@ -30,8 +30,12 @@ class Generation:
 class Sharded:
     """A row work that jobs of their own, or the ranks of torchrun, can share; `dpoctl merge` joins what they write."""
 
+    out: str = option(help="JSONL file to write.", panel=RUN, identity=False, metavar="FILE")
     shard: str | None = option(
-        None, "Do only part i of n of the work, as i/n with i from 1 to n; dpoctl merge joins the parts.", RUN
+        None,
+        "Do only part i of n of the work, as i/n with i from 1 to n; dpoctl merge joins the parts.",
+        RUN,
+        metavar="I/N",
     )
     rank_timeout: float = option(
         60.0, "Under torchrun: minutes without progress of another rank's shard after which waiting for it ends.", RUN,
@@ -49,7 +53,7 @@ class Sharded:
 class MakePrefs(Sharded, Generation, Device, Common):
     model: str = option(help="The SFT model that is sampled.", input="model")
     prompts: str = option(help="Prompt rows.", input="file")
-    scorer: str = option(SIEBERT, SCORER_HELP, input="scorer")
+    scorer: str = option(SIEBERT, "Scorer of the completions.", input="scorer")
     score_text: str = option(
         "joined", "Score prompt and completion joined, or the completion alone.", choices=("joined", "completion")
     )
@@ -57,7 +61,7 @@ class MakePrefs(Sharded, Generation, Device, Common):
     pairs: str = option("all", "Which pairs of a prompt's samples to keep.", choices=("all", "best-worst", "random"))
     min_margin: float = option(0.0, "Drop pairs whose scores differ by less.", at_least=0)
     completions_out: str | None = option(
-        None, "Also keep the samples with their scores, in this .jsonl file.", identity=False
+        None, "Also keep the samples with their scores, in this .jsonl file.", identity=False, metavar="FILE"
     )
     limit: int | None = option(None, "Use the first so many prompts.", DATA, at_least=1)
     skip_bad_rows: bool = option(False, "Count and skip rows that are not as they should be.", DATA)
@@ -85,7 +89,7 @@ class Sample(Sharded, Generation, Device, Common):
     best_of: int | None = option(
         None, "Sample so many of each prompt and keep the one that --scorer likes best.", GEN, at_least=2
     )
-    scorer: str | None = option(None, "What --best-of chooses by. " + SCORER_HELP, GEN, input="scorer")
+    scorer: str | None = option(None, "What --best-of chooses by.", GEN, input="scorer")
     stop: tuple[str, ...] = option((), "A text that ends a completion; may be given several times.", GEN)
     max_prompt_length: int | None = option(
         None, "Longest prompt, in tokens, examples counted; longer ones keep their end.", DATA, at_least=1
@@ -109,7 +113,7 @@ class Sample(Sharded, Generation, Device, Common):
 @dataclass(frozen=True, kw_only=True)
 class Score(Sharded, Device, Common):
     data: str = option(help="Rows with text: completions, texts.", input="file")
-    scorer: str = option(help=SCORER_HELP, input="scorer")
+    scorer: str = option(help="Scorer of the rows.", input="scorer")
     score_text: str = option(
         "joined", "Score prompt and completion joined, or the completion alone.", choices=("joined", "completion")
     )
@@ -120,14 +124,14 @@ class Score(Sharded, Device, Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Sharded, Generation, Device, Common):
+class Evaluate(Tabular, Sharded, Generation, Device, Common):
     model: tuple[str, ...] = option((), "Model to evaluate; may be given several times.", input="model")
     completions: tuple[str, ...] = option(
         (), "A completions file to evaluate instead (no KL); may be repeated.", input="file"
     )
     ref: str | None = option(None, "Reference of the KL and of the perplexity.", input="model")
     prompts: str | None = option(None, "Prompts for the models, unseen in training.", input="file")
-    scorer: str = option(SIEBERT, SCORER_HELP, input="scorer")
+    scorer: str = option(SIEBERT, "Scorer of the completions.", input="scorer")
     score_text: str = option(
         "joined", "Score prompt and completion joined, or the completion alone.", choices=("joined", "completion")
     )

@@ -23,6 +23,7 @@ class Spec:
     argument: bool = False  # positional on the command line
     flag: str = ""  # the flag, where it is not the field's name
     commas: bool = False  # a list given as one text with commas
+    metavar: str = ""  # what the help calls the value, where type and `input` do not say it
 
 
 def option(default: Any = MISSING, help: str = "", panel: str = "Options", **spec: Any) -> Any:

@@ -13,7 +13,6 @@ from .shared import (
     OPT,
     PPO,
     RUN,
-    SCORER_HELP,
     SIEBERT,
     Common,
     Device,
@@ -112,7 +111,7 @@ class Frontier(Generation):
         None, "Prompts for points of the reward-KL frontier (eval.jsonl).", EVAL, input="file"
     )
     eval_limit: int | None = option(256, "Use the first so many of those prompts.", EVAL, at_least=1)
-    scorer: str = option(SIEBERT, "Reward of those points. " + SCORER_HELP, EVAL, input="scorer")
+    scorer: str = option(SIEBERT, "Reward of those points.", EVAL, input="scorer")
     score_text: str = option(
         "joined", "Score prompt and completion joined, or the completion alone.", EVAL, choices=("joined", "completion")
     )
@@ -196,6 +195,7 @@ class TrainDPO(Frontier, Training, Device, Common):
         "Where reference log-probs are kept for the next run (default: the user's cache folder).",
         RUN,
         identity=False,
+        metavar="DIR",
     )
     lr: float = option(1e-6, "Learning rate.", OPT, above=0)
     batch_size: int = option(64, "Pairs per update, over all devices.", OPT, at_least=1)
@@ -278,7 +278,7 @@ class TrainPPO(Frontier, Training, Device, Common):
     model: str = option(help="Policy to start from, usually the SFT model.", input="model")
     ref: str | None = option(None, "Reference of the KL penalty (default: --model).", input="model")
     prompts: str = option(help="Prompt rows to complete.", input="file")
-    reward: str = option(help="What is maximised. " + SCORER_HELP, input="scorer")
+    reward: str = option(help="What is maximised.", input="scorer")
     preset: str | None = option(
         None, "Published hyper-parameters, set together; --dry-run shows them.", PPO, choices=("paper", "trl-2023")
     )

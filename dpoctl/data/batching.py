@@ -3,8 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
@@ -55,12 +58,12 @@ def shuffled_groups(seed: int, group_of: Sequence[int]) -> Callable[[int], np.nd
     return order
 
 
-def share(units: Sequence, cost: Callable[[object], int], rank: int, world: int) -> list:
+def share(units: Sequence[T], cost: Callable[[T], int], rank: int, world: int) -> list:
     """This rank's units of a global batch, dealt out by falling cost so that ranks carry much the same."""
     return sorted(units, key=cost, reverse=True)[rank::world]
 
 
-def pack(units: Sequence, size: Callable[[object], int], width: Callable[[object], int], tokens: int) -> list[list]:
+def pack(units: Sequence[T], size: Callable[[T], int], width: Callable[[T], int], tokens: int) -> list[list]:
     """Units in micro-batches of at most `tokens` tokens, wide ones first; a unit is never split.
 
     `size(unit)`: its tokens; `width(unit)`: its longest sequence, so that units that must be padded are alike.

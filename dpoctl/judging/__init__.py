@@ -1,1 +1,1 @@
-"""Judges: which of two candidates is better, asked in ways that do not bend the answer, counted with intervals."""
+"""Judges: which of two candidates is better, asked in both orders, and counted with intervals."""

@@ -2,16 +2,18 @@
 
 import random
 from dataclasses import dataclass, replace
+from typing import Any
 
 from .. import log
-from ..data.schema import load_rows
+from ..config.judging import Judge
+from ..data.schema import Rows, load_rows
 from ..errors import InputError
 from .summary import key_of
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two candidates for a prompt; `orders` are those to ask in, AB or BA."""
+    """Two candidates for a prompt; `orders` are those in which they are judged, AB or BA."""
 
     prompt_id: str
     k: int
@@ -20,7 +22,7 @@ class Comparison:
     b: str
     orders: tuple[str, ...]
     temperature: float | None
-    step: int | None = None  # the training step that the candidate was sampled at
+    step: int | None = None  # the training step at which the candidate was sampled
     canary: bool = False
 
     @property
@@ -28,39 +30,41 @@ class Comparison:
         return f"{self.prompt_id} {self.k} {self.temperature} {self.step}" + (" canary" if self.canary else "")
 
     def shown(self, order: str) -> tuple[str, str]:
-        """The candidates as they stand in an order."""
+        """The candidates as they are shown in an order."""
         return (self.a, self.b) if order == "AB" else (self.b, self.a)
 
-    def row(self, config, order: str, choice: str | None, judge: str, raw: str) -> dict:
-        """A judgements row (DESIGN: judgements); `choice` is `A` or `B` as shown, `tie`, or None for no verdict."""
-        sides = {"A": "a", "B": "b"} if order == "AB" else {"A": "b", "B": "a"}
-        row = {"prompt_id": self.prompt_id, "k": self.k, "prompt": self.prompt, "a": self.a, "b": self.b, "order": order,
-               "verdict": (sides | {"tie": "tie", None: "invalid"})[choice], "criterion": config.criterion,
-               "temperature": self.temperature, "judge": judge, "raw": raw}  # fmt: skip
+    def row(self, order: str, choice: str | None, criterion: str, judge: str, raw: str) -> dict[str, Any]:
+        """A judgements row; `choice` is `A` or `B` as shown, `tie`, or None for no verdict; `raw` is the answer."""
+        sides: dict[str | None, str] = {"A": "a", "B": "b"} if order == "AB" else {"A": "b", "B": "a"}
+        row: dict[str, Any] = {
+            "prompt_id": self.prompt_id,
+            "k": self.k,
+            "prompt": self.prompt,
+            "a": self.a,
+            "b": self.b,
+            "order": order,
+            "verdict": (sides | {"tie": "tie", None: "invalid"})[choice],
+            "criterion": criterion,
+            "temperature": self.temperature,
+            "judge": judge,
+            "raw": raw,
+        }
         return row | ({"canary": True} if self.canary else {}) | ({} if self.step is None else {"step": self.step})
 
 
-def load(config) -> tuple[list[Comparison], dict[str, int]]:
-    """(comparisons of `judge`'s candidates in A's order, then those of the canary; how many of A's rows are and are not).
+def load(config: Judge) -> tuple[list[Comparison], dict[str, int]]:
+    """(comparisons in the order of A's file, then those of the canary; how many of A's rows are compared and are not).
 
-    Raises InputError where nothing pairs, or a pair's prompts differ.
+    Raises InputError where nothing pairs, or where the prompts of a pair differ.
     """
     first = load_rows(config.candidates[0], "completions", skip_bad=config.skip_bad_rows)
-    found, counts = [], {"compared": 0, "without_counterpart": 0}
-    others = _counterparts(config) if len(config.candidates) == 2 else None
+    counterparts = _counterparts(config) if len(config.candidates) == 2 else None
+    found: list[Comparison] = []
+    without = 0
     for line, row in zip(first.lines, first.rows, strict=True):
-        if others is None:
-            text = row.get("reference")
-        else:
-            match = others.get(key_of(row)) or others.get((row["prompt_id"], row["k"]))
-            text = match and match["completion"]
-            if match and match["prompt"] != row["prompt"]:
-                raise InputError(
-                    f"{first.path}:{line}: prompt: not that of {config.candidates[1]} for prompt_id {row['prompt_id']}",
-                    hint="both files must be of the same prompts",
-                )
+        text = row.get("reference") if counterparts is None else _counterpart(counterparts, first, line, row)
         if text is None:
-            counts["without_counterpart"] += 1
+            without += 1
             continue
         prompt, a, b = (_text(x) for x in (row["prompt"], row["completion"], text))
         when = row.get("temperature"), row.get("step")
@@ -68,30 +72,52 @@ def load(config) -> tuple[list[Comparison], dict[str, int]]:
         if len(found) == config.limit:
             break
     if not found:
-        against = "a `reference`" if others is None else config.candidates[1]
-        hint = "give a second completions file" if others is None else "rows pair by prompt_id, k and temperature"
+        against = "a `reference`" if counterparts is None else config.candidates[1]
+        hint = "give a second completions file" if counterparts is None else "rows pair by prompt_id, k and temperature"
         raise InputError(f"{first.path}: none of its rows has a counterpart in {against}", hint)
-    counts["compared"] = len(found)
-    if without := counts["without_counterpart"]:
+    if without:
         log.warn(f"{first.path}: {without} of {len(first.rows)} rows have no counterpart and are left out")
+    counts = {"compared": len(found), "without_counterpart": without}
     if config.canary is not None:
         once = {c.prompt_id: c for c in reversed(found)}
         found += [replace(c, a=config.canary, canary=True) for c in reversed(once.values())]
     return found, counts | first.skipped
 
 
-def _counterparts(config) -> dict[tuple, dict]:
-    """B's rows by prompt_id, k, temperature and step; by prompt_id and k alone where that names one row."""
-    rows = load_rows(config.candidates[1], "completions", skip_bad=config.skip_bad_rows).rows
-    short = {(r["prompt_id"], r["k"]): r for r in rows}
-    return {key_of(r): r for r in rows} | (short if len(short) == len(rows) else {})
+@dataclass(frozen=True)
+class _Counterparts:
+    """B's rows by prompt_id, k, temperature and step; by prompt_id and k alone where that is unique."""
+
+    path: str
+    by_key: dict[tuple, dict]
 
 
-def _orders(config, row: dict) -> tuple[str, ...]:
+def _counterparts(config: Judge) -> _Counterparts:
+    path = config.candidates[1]
+    rows = load_rows(path, "completions", skip_bad=config.skip_bad_rows).rows
+    short: dict[tuple, dict] = {(r["prompt_id"], r["k"]): r for r in rows}
+    full: dict[tuple, dict] = {key_of(r): r for r in rows}
+    return _Counterparts(path, full | (short if len(short) == len(rows) else {}))
+
+
+def _counterpart(others: _Counterparts, first: Rows, line: int, row: dict) -> str | list | None:
+    """The completion that B has for A's row at `line`. Raises InputError where their prompts differ."""
+    match = others.by_key.get(key_of(row)) or others.by_key.get((row["prompt_id"], row["k"]))
+    if match is None:
+        return None
+    if match["prompt"] != row["prompt"]:
+        raise InputError(
+            f"{first.path}:{line}: prompt: differs from that of {others.path} for prompt_id {row['prompt_id']}",
+            hint="both files must be completions of the same prompts",
+        )
+    return match["completion"]
+
+
+def _orders(config: Judge, row: dict) -> tuple[str, ...]:
     if config.order == "both" and config.backend != "human":
         return ("AB", "BA")
     return (random.Random(f"order {config.seed} {row['prompt_id']} {row['k']}").choice(("AB", "BA")),)
 
 
-def _text(value) -> str:
+def _text(value: str | list[dict]) -> str:
     return value if isinstance(value, str) else "\n".join(f"{m['role']}: {m['content']}" for m in value)

@@ -8,35 +8,35 @@ from . import form
 from .comparisons import Comparison
 
 
-def items(config, comparisons: Sequence[Comparison]) -> list[dict]:
-    """The form's items in the order they are shown, with nothing that names a side."""
+def items(comparisons: Sequence[Comparison], seed: int) -> list[dict]:
+    """The form's items, shuffled; nothing in them tells which candidate is A."""
     found = []
     for i, c in enumerate(comparisons):
         a, b = c.shown(c.orders[0])
         found.append({"id": f"c{i}", "prompt": c.prompt, "A": a, "B": b})
-    random.Random(f"form {config.seed}").shuffle(found)
+    random.Random(f"form {seed}").shuffle(found)
     return found
 
 
-def judgements(config, comparisons: Sequence[Comparison]) -> dict[str, list[dict]]:
-    """Judge -> its rows, of the files of --answers.
+def judgements(paths: Sequence[str], comparisons: Sequence[Comparison], seed: int, criterion: str) -> list[dict]:
+    """The judgement rows of exported answers, file by file.
 
-    Raises InputError for a file that is not this form's, one without answers, and two by one name.
+    Raises InputError for a file of another form, one without answers, and two of one person.
     """
-    own_items = items(config, comparisons)
-    rows: dict[str, list[dict]] = {}
+    form_items = items(comparisons, seed)
+    rows: list[dict] = []
     files: dict[str, str] = {}
-    for path in config.answers:
-        person, answers = form.read_answers(path, own_items)
-        judge = f"human:{person}"
-        if judge in rows:
+    for path in paths:
+        person, answers = form.read_answers(path, form_items)
+        if person in files:
             raise InputError(
-                f"{path}: by '{person}', as {files[judge]} is",
-                hint="one file a person: leave the older one out, or give `person` in the file another name",
+                f"{path}: answers of '{person}', as {files[person]} has",
+                hint="give one file per person: leave the older one out, or change `person` in one of them",
             )
         if not answers:
-            raise InputError(f"{path}: holds no answers", hint="the form's Export button writes them")
-        files[judge] = path
-        chosen = [(comparisons[int(item[1:])], choice) for item, choice in answers.items()]
-        rows[judge] = [c.row(config, c.orders[0], choice, judge, choice) for c, choice in chosen]
+            raise InputError(f"{path}: contains no answers", hint="the form's Export button writes them")
+        files[person] = path
+        for item, choice in answers.items():
+            c = comparisons[int(item[1:])]
+            rows.append(c.row(c.orders[0], choice, criterion, f"human:{person}", choice))
     return rows

@@ -1,7 +1,7 @@
-"""Win rates with what belongs beside them: intervals, length control, paired comparison, agreement (PAPER section 8)."""
+"""Statistics of win rates: intervals, length control, paired comparison, agreement."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ _DRAWS = 4000
 
 
 def wilson(rate: float, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a rate over n comparisons (a tie counts half a win)."""
+    """Wilson's 95 % interval of a rate over n comparisons (a tie counts as half a win)."""
     if n == 0:
         return 0.0, 1.0
     middle = (rate + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
@@ -19,7 +19,7 @@ def wilson(rate: float, n: int) -> tuple[float, float]:
 
 
 def bootstrap(values: Sequence[float], clusters: Sequence[Hashable], seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the mean, resampling clusters (prompts): comparisons of one prompt are alike."""
+    """95 % interval of the mean by resampling clusters (prompts), since comparisons of one prompt are correlated."""
     sums, counts = _by_cluster(values, clusters)
     rng = np.random.Generator(np.random.Philox(key=seed))
     picks = rng.integers(0, len(sums), size=(_DRAWS, len(sums)))
@@ -33,7 +33,7 @@ def _by_cluster(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[
     return np.bincount(place, weights=values), np.bincount(place).astype(float)
 
 
-def paired_difference(one: dict[Hashable, float], other: dict[Hashable, float], seed: int = 0) -> dict[str, float]:
+def paired_difference(one: Mapping[str, float], other: Mapping[str, float], seed: int = 0) -> dict[str, float]:
     """Difference of two mean scores over the prompts that both have, with a paired bootstrap's 95 % interval.
 
     `p` is the two-sided bootstrap probability of a difference at least as far from 0. Raises ValueError without a
@@ -54,7 +54,7 @@ def paired_difference(one: dict[Hashable, float], other: dict[Hashable, float], 
 def length_controlled(scores: Sequence[float], differences: Sequence[float]) -> float | None:
     """Win rate at equal lengths: a logistic model of the score (1, 0, ties 1/2) on the length difference, read at zero.
 
-    A little ridge keeps it finite where lengths separate wins from losses. None for fewer than two comparisons.
+    A small ridge penalty keeps it finite where lengths separate wins from losses. None for fewer than two comparisons.
     """
     y, x = np.asarray(scores, float), np.asarray(differences, float)
     if len(y) < 2:
@@ -75,7 +75,7 @@ def length_controlled(scores: Sequence[float], differences: Sequence[float]) -> 
 
 
 def agreement(one: Sequence[str], other: Sequence[str]) -> tuple[float, float]:
-    """(raw agreement, Cohen's kappa) of two judges over the same comparisons; kappa 1 where both say one thing only."""
+    """(raw agreement, Cohen's kappa) of two judges on the same comparisons; kappa is 1 where all verdicts are equal."""
     n = len(one)
     raw = sum(a == b for a, b in zip(one, other, strict=True)) / n
     chance = sum((one.count(v) / n) * (other.count(v) / n) for v in set(one) | set(other))

@@ -7,28 +7,29 @@ from typing import Any
 from . import statistics
 
 Key = tuple[str, int, float | None, int | None]
+Summary = dict[str, Any]  # what summarise returns
 
 
 def key_of(row: dict) -> Key:
-    """What names a comparison: prompt_id and k of the candidates, their temperature and training step."""
+    """What identifies a comparison: prompt_id and k of the candidates, their temperature and training step."""
     return row["prompt_id"], row["k"], row.get("temperature"), row.get("step")
 
 
 def outcomes(rows: Sequence[dict]) -> dict[Key, str]:
-    """One outcome a comparison: `a`, `b`, `tie`, `invalid`.
+    """One outcome per comparison: `a`, `b`, `tie`, `invalid`.
 
-    Judged in both orders, a win counts where both agree, else it is a tie; one order that could not be parsed makes the
-    comparison invalid. Several judges (people) have a vote each: what most say, a tie where they are even.
+    Judged in both orders, a win counts where both agree, else it is a tie; one order without a verdict makes the
+    comparison invalid. Several judges (people) have a vote each: the majority decides, and an even vote is a tie.
     """
     votes: dict[Key, list[str]] = {}
-    for (key, _), own in _by_judge(rows).items():
-        verdicts = {row["verdict"] for row in own}
+    for (key, _), judged in _by_judge(rows).items():
+        verdicts = {row["verdict"] for row in judged}
         outcome = "invalid" if "invalid" in verdicts else verdicts.pop() if len(verdicts) == 1 else "tie"
         votes.setdefault(key, []).append(outcome)
-    return {key: _elected(own) for key, own in votes.items()}
+    return {key: _majority(cast) for key, cast in votes.items()}
 
 
-def _elected(votes: list[str]) -> str:
+def _majority(votes: list[str]) -> str:
     valid = [score_of(vote) - 0.5 for vote in votes if vote != "invalid"]
     balance = sum(valid)
     return "invalid" if not valid else "a" if balance > 0 else "b" if balance < 0 else "tie"
@@ -47,8 +48,8 @@ def score_of(outcome: str) -> float:
     return {"a": 1.0, "tie": 0.5, "b": 0.0}[outcome]
 
 
-def summarise(rows: Sequence[dict]) -> dict[str, Any]:
-    """Win rate of a over b with a 95 % interval, and all that belongs beside it.
+def summarise(rows: Sequence[dict]) -> Summary:
+    """Win rate of a over b with a 95 % interval, and the numbers needed to judge it.
 
     The interval is Wilson's where each prompt was judged once, else a bootstrap over prompts. `flips`: the share of
     comparisons, valid in both orders, whose verdict depends on the order. Lengths are in words.
@@ -59,7 +60,7 @@ def summarise(rows: Sequence[dict]) -> dict[str, Any]:
     n = len(valid)
     texts = {key_of(row): (row["a"], row["b"]) for row in rows}
     lengths = {key: tuple(len(text.split()) for text in pair) for key, pair in texts.items()}
-    both = [[r["verdict"] for r in own] for own in _by_judge(rows).values() if len(own) == 2]
+    both = [[row["verdict"] for row in judged] for judged in _by_judge(rows).values() if len(judged) == 2]
     both = [pair for pair in both if "invalid" not in pair]
     rate = sum(scores.values()) / n if n else None
     interval: tuple[float, float] | None = None
@@ -84,8 +85,8 @@ def summarise(rows: Sequence[dict]) -> dict[str, Any]:
     }
 
 
-def summaries_by(name: str, rows: Sequence[dict]) -> list[dict[str, Any]]:
-    """A summary for each `temperature` or `step` of the candidates, where there are several; by rising value."""
+def summaries_by(name: str, rows: Sequence[dict]) -> list[Summary]:
+    """A summary for each `temperature` or `step` of the candidates, by rising value; empty where there is only one."""
     found = sorted({row[name] for row in rows if row.get(name) is not None})
     if len(found) < 2:
         return []
@@ -93,10 +94,10 @@ def summaries_by(name: str, rows: Sequence[dict]) -> list[dict[str, Any]]:
 
 
 def metrics_of(rows: Sequence[dict]) -> dict[str, Any]:
-    """What a judgements file comes to: the summary, the canary's, those by temperature and step, those of people."""
+    """Metrics of a judgements file: its summary, the canary's, one per temperature, step and person."""
     main, canary = ([row for row in rows if bool(row.get("canary")) is is_canary] for is_canary in (False, True))
-    named = {"summary": main, "canary": canary}  # a shard may hold none of either
-    metrics: dict[str, Any] = {name: summarise(own) for name, own in named.items() if own}
+    named = {"summary": main, "canary": canary}  # a shard may contain none of either
+    metrics: dict[str, Any] = {name: summarise(judged) for name, judged in named.items() if judged}
     metrics |= {f"by_{name}": found for name in ("temperature", "step") if (found := summaries_by(name, main))}
     people: dict[str, list[dict]] = {}
     for row in main:
@@ -104,7 +105,7 @@ def metrics_of(rows: Sequence[dict]) -> dict[str, Any]:
             people.setdefault(row["judge"], []).append(row)
     if not people:
         return metrics
-    metrics["people"] = {name: summarise(own) for name, own in people.items()}
+    metrics["people"] = {name: summarise(judged) for name, judged in people.items()}
     pairs = {f"{one} and {other}": agreement(people[one], people[other]) for one, other in combinations(people, 2)}
     return metrics | ({"agreement": pairs} if pairs else {})
 
@@ -125,4 +126,4 @@ def by_prompt(rows: Sequence[dict]) -> dict[str, float]:
     for (prompt, *_), outcome in outcomes(rows).items():
         if outcome != "invalid":
             scores.setdefault(prompt, []).append(score_of(outcome))
-    return {prompt: sum(own) / len(own) for prompt, own in scores.items()}
+    return {prompt: sum(found) / len(found) for prompt, found in scores.items()}

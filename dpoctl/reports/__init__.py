@@ -1,1 +1,1 @@
-"""Reports: what runs, evaluations and samples left on disk, as figures, an HTML page and a table on the terminal."""
+"""Reports: runs, evaluations, judgements and samples as figures, an HTML page and tables on the terminal."""

@@ -1,6 +1,7 @@
-"""Read run directories, evaluation, completions and preference files into one collection, told apart by content."""
+"""Read run directories and row files of several kinds into one collection; the kind is recognised by the content."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,15 @@ import yaml
 
 from ..data.schema import load_rows, read_jsonl
 from ..errors import InputError
-from ..judging.summary import summaries_by, summarise
+from ..judging.summary import Summary, summaries_by, summarise
 from ..outputs.manifests import is_row_file, read_manifest
+
+_JUDGEMENT_FIELDS = ("prompt_id", "k", "a", "b", "verdict", "criterion", "judge")
 
 
 @dataclass
 class Run:
-    """A run directory; without a manifest it is unfinished."""
+    """A run directory; without a manifest it is unfinished. `points` are the rows of eval.jsonl."""
 
     name: str
     stage: str
@@ -27,7 +30,7 @@ class Run:
 
 @dataclass
 class Samples:
-    """A completions file: its rows by prompt_id (k = 0)."""
+    """A completions file: its rows with k = 0, by prompt_id."""
 
     name: str
     rows: dict[str, dict]
@@ -35,19 +38,21 @@ class Samples:
 
 @dataclass
 class Judged:
-    """A judgements file: who was judged against whom, the summary, and one for each temperature and training step."""
+    """A judgements file: a policy judged against another; its summary, and one per temperature and training step."""
 
     name: str
     against: str
     criterion: str
     judge: str
-    summary: dict[str, Any]
-    by_temperature: list[dict]
-    by_step: list[dict]
+    summary: Summary
+    by_temperature: list[Summary]
+    by_step: list[Summary]
 
 
 @dataclass
 class Collected:
+    """Everything a report shows; `costs` are (name, manifest) of each input that has one."""
+
     runs: list[Run] = field(default_factory=list)
     evaluations: list[dict] = field(default_factory=list)
     samples: list[Samples] = field(default_factory=list)
@@ -59,9 +64,14 @@ class Collected:
         """Every measured point of the reward-KL plane."""
         return [p for run in self.runs for p in run.points] + self.evaluations
 
+    @property
+    def final_points(self) -> list[dict]:
+        """What the table of evaluations shows: the evaluation files, else the last point of each run."""
+        return self.evaluations or [run.points[-1] for run in self.runs if run.points]
 
-def collect(paths: tuple[str, ...]) -> Collected:
-    """Raises InputError for a path that is nothing a report can show, and for a broken row, by file and line."""
+
+def collect(paths: Iterable[str]) -> Collected:
+    """Raises InputError for a path of a kind that a report cannot show, and for an invalid row, by file and line."""
     found = Collected()
     for path in paths:
         manifest = read_manifest(path)
@@ -69,9 +79,8 @@ def collect(paths: tuple[str, ...]) -> Collected:
             found.costs.append((name_of(path), manifest))
         if Path(path).is_dir():
             if not (Path(path) / "config.yaml").exists():
-                raise InputError(
-                    f"{path}: not a run directory (no config.yaml)", hint="give what sft or train-dpo wrote"
-                )
+                hint = "give the output directory of a training command"
+                raise InputError(f"{path}: not a run directory (no config.yaml)", hint)
             found.runs.append(_run(Path(path), manifest))
         elif is_row_file(path):
             _add_rows(found, path, manifest)
@@ -85,21 +94,21 @@ def name_of(path: str) -> str:
 
 
 def policy_of(path: str) -> str:
-    """Whose completions a file holds, by its name: what stands before it in the recipes (samples.dpo.jsonl) goes."""
+    """The policy that sampled a completions file, from a file name as in the recipes (samples.dpo.jsonl)."""
     return name_of(path).removeprefix("samples.").removeprefix("scored.")
 
 
 def _run(path: Path, manifest: dict | None) -> Run:
     options = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    rows = {name: _rows_of(path / f"{name}.jsonl") for name in ("metrics", "eval")}
-    points = [_with_errors(row) for row in rows["eval"]]
-    return Run(path.name, options.pop("stage", "run"), options, rows["metrics"], points, manifest)
+    metrics, points = (_rows_of(path / f"{name}.jsonl") for name in ("metrics", "eval"))
+    stage = options.pop("stage", "run")
+    return Run(path.name, stage, options, metrics, [_with_errors(row) for row in points], manifest)
 
 
 def _with_errors(point: dict) -> dict:
-    """A point whose reward or KL has no standard error (one prompt alone) with nan for it, which plots as none."""
-    alone = [n for n in ("reward", "kl") if point.get(n) is not None and point.get(f"{n}_se") is None]
-    return point | {f"{n}_se": math.nan for n in alone}
+    """A point whose reward or KL has no standard error (a single prompt) with nan for it, which is not drawn."""
+    without = [n for n in ("reward", "kl") if point.get(n) is not None and point.get(f"{n}_se") is None]
+    return point | {f"{n}_se": math.nan for n in without}
 
 
 def _rows_of(path: Path) -> list[dict]:
@@ -111,29 +120,37 @@ def _add_rows(found: Collected, path: str, manifest: dict | None) -> None:
     if "verdict" in first:
         found.judged.append(_judged(path, manifest))
     elif "reward" in first:
-        found.evaluations.extend(map(_with_errors, load_rows(path, "evaluations").rows))
+        found.evaluations.extend(_evaluation(row) for row in load_rows(path, "evaluations").rows)
     elif "completion" in first:
         rows = [row for row in load_rows(path, "completions").rows if row["k"] == 0]
         found.samples.append(Samples(name_of(path), {row["prompt_id"]: row for row in rows}))
     elif "chosen" not in first:
         hint = "a report takes evaluations, completions, preferences and judgements"
-        raise InputError(f"{path}:1: neither reward, completion, chosen nor verdict", hint=hint)
+        raise InputError(f"{path}:1: none of reward, completion, chosen and verdict", hint=hint)
     elif manifest is None:
         raise InputError(f"{path}: preferences without a manifest have nothing to show", hint="leave the file out")
+
+
+def _evaluation(row: dict) -> dict:
+    method = row.get("method") or "model"
+    return _with_errors(row) | {"method": "optimum" if method == "ceiling" else method}  # the name in 0.1
 
 
 def _judged(path: str, manifest: dict | None) -> Judged:
     rows = []
     for line, row in read_jsonl(path):
-        missing = [name for name in ("prompt_id", "k", "a", "b", "verdict", "criterion", "judge") if name not in row]
+        missing = [name for name in _JUDGEMENT_FIELDS if name not in row]
         if missing:
-            raise InputError(f"{path}:{line}: field '{missing[0]}': expected a judgement's, got nothing")
+            raise InputError(f"{path}:{line}: field '{missing[0]}': missing; a judgement has it")
         if not row.get("canary"):
             rows.append(row)
     files = manifest["options"]["candidates"] if manifest else [path]
-    against = policy_of(files[1]) if len(files) > 1 else "reference"
-    judges = ", ".join(dict.fromkeys(row["judge"] for row in rows))
-    by = {name: summaries_by(name, rows) for name in ("temperature", "step")}
     return Judged(
-        policy_of(files[0]), against, rows[0]["criterion"], judges, summarise(rows), by["temperature"], by["step"]
+        name=policy_of(files[0]),
+        against=policy_of(files[1]) if len(files) > 1 else "reference",
+        criterion=rows[0]["criterion"],
+        judge=", ".join(dict.fromkeys(row["judge"] for row in rows)),
+        summary=summarise(rows),
+        by_temperature=summaries_by("temperature", rows),
+        by_step=summaries_by("step", rows),
     )

@@ -1,28 +1,113 @@
-"""The figures of a report. A figure without data is left out."""
+"""Draw and save the figures of a report. A figure without data is left out."""
 
-from dataclasses import replace
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..outputs.files import writing
 from . import frontier, shared, wins
 from .collect import Collected, Run
+from .shared import Drawing
 
-_NO_REFERENCE = ("simpo", "orpo", "unlikelihood")  # whose implicit reward is none
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_STYLE: Any = {  # rcParams; their names are a type in newer stubs only
+    "svg.hashsalt": "dpoctl",
+    "svg.fonttype": "path",
+    "font.size": 10,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+_MANY_POINTS = 30  # a line of as many points has no markers
 
 
-def draw(collected: Collected, folder: Path) -> list[tuple[str, str, list[Path]]]:
-    """Draw what there is data for; returns (name, caption, [PNG, SVG]) of each figure."""
+class SavedFigure(NamedTuple):
+    """A figure on disk, in both formats."""
+
+    name: str
+    caption: str
+    png: Path
+    svg: Path
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A figure of metrics against updates; each run that has one of `metrics` is drawn."""
+
+    name: str
+    metrics: tuple[str, ...]
+    ylabel: str
+    caption: str
+    xlabel: str = "updates"
+    zero_line: bool = False
+
+
+_ACCURACY = Curves(
+    "accuracy",
+    ("rewards/accuracies", "eval/rewards/accuracies", "accuracy", "eval/accuracy"),
+    "share of pairs ranked correctly",
+    "Share of pairs ranked correctly by DPO's implicit reward and by the reward model; eval/ is on held-out pairs.",
+)
+_LOSS = Curves("loss", ("loss", "eval/loss"), "loss", "Loss of each run against updates.")
+_LOG_RATIOS = Curves(
+    "log-ratios",
+    ("log-ratio/chosen", "log-ratio/rejected"),
+    "log-ratio to the reference (nats)",
+    "Log-ratios log π − log π_ref of chosen and rejected completions, mean over the batch; 0 where policy and "
+    "reference agree. Both falling together is likelihood displacement.",
+    zero_line=True,
+)
+_LOG_PROBS = Curves(
+    "logps",
+    ("logps/chosen", "logps/rejected"),
+    "summed log-prob (nats)",
+    "Raw log-probs of chosen and rejected completions, mean over the batch, of losses without a reference: with no "
+    "log-ratio to draw, the curves also show which pairs are in each batch.",
+)
+_MARGINS = Curves(
+    "margins",
+    ("rewards/margins", "eval/rewards/margins"),
+    "implicit-reward margin",
+    "Margin of the implicit rewards: beta times the difference of the log-ratios.",
+)
+_PPO_KL = Curves(
+    "ppo-kl",
+    ("objective/kl",),
+    "sequence KL of the episodes (nats)",
+    "PPO: KL to the reference of the episodes of each step.",
+    xlabel="PPO steps",
+)
+_PPO_COEFFICIENT = Curves(
+    "ppo-coefficient",
+    ("objective/kl_coef",),
+    "KL coefficient",
+    "PPO: coefficient of the KL penalty, as the controller sets it.",
+    xlabel="PPO steps",
+)
+
+
+def draw(collected: Collected, folder: Path) -> list[SavedFigure]:
+    """Draw what there is data for, and save it as PNG and SVG in `folder`."""
     import matplotlib
 
-    matplotlib.use("Agg")
-    matplotlib.rcParams.update({"svg.hashsalt": "dpoctl", "svg.fonttype": "path", "font.size": 10, "axes.grid": True,
-                                "grid.alpha": 0.3, "axes.spines.top": False, "axes.spines.right": False})  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context(_STYLE):
+        drawings = [drawing for drawing in _drawings(collected) if drawing]
+        folder.mkdir(parents=True, exist_ok=True)
+        return [SavedFigure(d.name, d.caption, *_save(d.figure, folder / d.name)) for d in drawings]
+
+
+def _drawings(collected: Collected) -> list[Drawing | None]:
     runs = collected.runs
-    dpo = [run for run in runs if any("rewards/accuracies" in row for row in run.metrics)]
-    implicit = [_behind_the_start(run) for run in dpo if run.options.get("loss") not in _NO_REFERENCE]
-    judges = implicit + [run for run in runs if run.stage == "train-rm"]
-    drawn = [
+    pairs = [run for run in runs if any("rewards/accuracies" in row for row in run.metrics)]
+    with_reference = [run for run in pairs if _has_reference(run)]
+    without_reference = [run for run in pairs if run not in with_reference]
+    implicit = [_after_first_update(run) for run in with_reference]
+    return [
         frontier.plane(collected),
         frontier.kl_against_beta(collected.points),
         frontier.reward_against_pairs(collected),
@@ -30,105 +115,123 @@ def draw(collected: Collected, folder: Path) -> list[tuple[str, str, list[Path]]
         wins.against_step(collected.judged),
         _over_optimisation(runs),
         _fluency(runs),
-        _curves(judges, ("rewards/accuracies", "eval/rewards/accuracies", "accuracy", "eval/accuracy"), "accuracy",
-                "share of pairs ranked right",
-                "Share of pairs ranked right: by DPO's implicit reward, and by the reward model; eval/ on held-out pairs."),
-        _curves([run for run in runs if run.stage not in ("train-ppo",)], ("loss", "eval/loss"), "loss", "loss",
-                "Loss of each run against updates."),
-        _curves(dpo, ("logps/chosen", "logps/rejected"), "logps", "summed log-prob (nats)",
-                "Log-probs of chosen and rejected completions apart. Both falling together is likelihood displacement."),
-        _curves(implicit, ("rewards/margins", "eval/rewards/margins"), "margins", "implicit-reward margin",
-                "Margin of the implicit rewards, beta times the difference of the log-ratios."),
-        _curves(runs, ("objective/kl",), "ppo-kl", "sequence KL of the episodes (nats)", "PPO: the KL of each step's episodes.",
-                "PPO steps"),
-        _curves(runs, ("objective/kl_coef",), "ppo-coefficient", "KL coefficient",
-                "PPO: the coefficient of the KL penalty, as the controller moved it.", "PPO steps"),
-    ]  # fmt: skip
-    return [(name, caption, _save(figure, folder / name)) for name, caption, figure in filter(None, drawn)]
+        _curves(implicit + [run for run in runs if run.stage == "train-rm"], _ACCURACY),
+        _curves([run for run in runs if run.stage != "train-ppo"], _LOSS),
+        _curves([_log_ratios(run) for run in with_reference], _LOG_RATIOS),
+        _curves(without_reference, _LOG_PROBS),
+        _curves(implicit, _MARGINS),
+        _curves(runs, _PPO_KL),
+        _curves(runs, _PPO_COEFFICIENT),
+    ]
 
 
-def _behind_the_start(run: Run) -> Run:
-    """Without the first update, where policy and reference are one and the sign of a margin is rounding."""
+def _has_reference(run: Run) -> bool:
+    """Does the run's loss compare the policy to a reference, so that implicit rewards are log-ratios?"""
+    from ..objectives.preference import LOSSES  # imports torch: only a report of such runs takes the time
+
+    loss = LOSSES.get(run.options.get("loss", "sigmoid"))
+    return loss is None or loss.needs_reference
+
+
+def _after_first_update(run: Run) -> Run:
+    """Without the first update, where policy and reference are equal and the sign of a margin is rounding."""
     return replace(run, metrics=[row for row in run.metrics if row.get("step", 0) > 1])
 
 
-def _save(figure, stem: Path) -> list[Path]:
-    import matplotlib.pyplot as plt
+def _log_ratios(run: Run) -> Run:
+    """The run with log-ratios, in nats, as its metrics: the implicit rewards divided by beta."""
+    beta = run.options["beta"]
+    rows = [
+        {"step": row["step"]} | {f"log-ratio/{side}": row[f"rewards/{side}"] / beta for side in ("chosen", "rejected")}
+        for row in run.metrics
+        if "rewards/chosen" in row
+    ]
+    return replace(run, metrics=rows)
 
-    paths = [stem.with_suffix(".png"), stem.with_suffix(".svg")]
+
+def _save(figure: Figure, stem: Path) -> tuple[Path, Path]:
+    """(PNG, SVG), without a date or version in them: equal data gives equal bytes."""
+    png, svg = stem.with_suffix(".png"), stem.with_suffix(".svg")
     with writing(stem):
-        figure.savefig(paths[0], dpi=150, metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None})
-    plt.close(figure)
-    return paths
+        figure.savefig(png, dpi=150, metadata={"Software": None})
+        figure.savefig(svg, metadata={"Date": None})
+    return png, svg
 
 
-def _curves(runs: list[Run], names: tuple[str, ...], name: str, label: str, caption: str, x: str = "updates"):
-    series = [(run, key, [(r["step"], r[key]) for r in run.metrics if key in r]) for run in runs for key in names]
-    series = [(run, key, points) for run, key, points in series if points]
+def _curves(runs: list[Run], curves: Curves) -> Drawing | None:
+    """One colour for each run, one line style and marker for each of its metrics."""
+    series = [
+        (i, which, points)
+        for i, run in enumerate(runs)
+        for which, metric in enumerate(curves.metrics)
+        if (points := [(row["step"], row[metric]) for row in run.metrics if metric in row])
+    ]
     if not series:
         return None
     figure, axes = shared.axes()
-    order = {run.name: i for i, run in enumerate(runs)}
-    for run, key, points in series:
-        which = names.index(key)
-        style = {"marker": shared.MARKERS[which], "markersize": 4} if len(points) < 30 else {}
-        shown = f"{run.name}: {key}" if len(names) > 1 else run.name
-        colour = shared.COLOURS[order[run.name] % 7]
-        line = shared.LINES[(which + order[run.name] // 7) % 4]
-        axes.plot(*zip(*points, strict=True), line, color=colour, label=shown, **style)
-    axes.set_xlabel(x)
-    axes.set_ylabel(label)
+    if curves.zero_line:
+        axes.axhline(0, color="#777777", linewidth=0.8)
+    for i, which, points in series:
+        style: dict[str, Any] = {"color": shared.colour(i), "linestyle": shared.line(which + i // len(shared.COLOURS))}
+        if len(points) < _MANY_POINTS:
+            style |= {"marker": shared.marker(which), "markersize": 4}
+        several = len(curves.metrics) > 1
+        label = f"{runs[i].name}: {curves.metrics[which]}" if several else runs[i].name
+        axes.plot(*zip(*points, strict=True), label=label, **style)
+    axes.set_xlabel(curves.xlabel)
+    axes.set_ylabel(curves.ylabel)
     shared.legend(figure, axes)
-    return name, caption, figure
+    return Drawing(curves.name, curves.caption, figure)
 
 
-def _over_optimisation(runs: list[Run]):
-    """The learned reward beside the ground truth over PPO's training, each in its own units."""
-    series = [(run, [p for p in run.points if "learned_reward" in p]) for run in runs]
-    series = [(run, points) for run, points in series if len(points) > 1 and points[0]["method"] == "ppo"]
+def _over_optimisation(runs: list[Run]) -> Drawing | None:
+    """The learned reward next to the ground truth over PPO's training, each in its own units."""
+    found = [(run, [p for p in run.points if "learned_reward" in p]) for run in runs]
+    series = [(run, points) for run, points in found if len(points) > 1 and points[0]["method"] == "ppo"]
     if not series:
         return None
     figure, axes = shared.axes()
     right = axes.twinx()
     right.grid(False)
+    right.spines["right"].set_visible(True)
     for i, (run, points) in enumerate(series):
         steps = [p["step"] for p in points]
-        colour = shared.COLOURS[i % 7]
-        axes.errorbar(steps, [p["reward"] for p in points], yerr=[p["reward_se"] for p in points], color=colour, marker="o",
-                      markersize=4, label=f"{run.name}: ground truth (left)")  # fmt: skip
-        right.plot(steps, [p["learned_reward"] for p in points], "--", color=colour, marker="s", markersize=4)
-        axes.plot([], [], "--", color=colour, marker="s", markersize=4, label=f"{run.name}: learned reward (right)")
+        true, errors, learned = ([p[name] for p in points] for name in ("reward", "reward_se", "learned_reward"))
+        style: dict[str, Any] = {"color": shared.colour(i), "markersize": 4}
+        axes.errorbar(steps, true, yerr=errors, marker="o", label=f"{run.name}: ground truth (left)", **style)
+        right.plot(steps, learned, "--", marker="s", **style)
+        axes.plot([], [], "--", marker="s", label=f"{run.name}: learned reward (right)", **style)  # for the legend
     axes.set_xlabel("PPO steps")
     axes.set_ylabel("ground-truth reward")
     right.set_ylabel("learned reward")
     shared.legend(figure, axes)
     caption = (
-        "What PPO maximises beside what is wanted, on test prompts: a learned reward that rises while the ground truth "
-        "falls is over-optimisation. Bars of one standard error."
+        "The learned reward that PPO maximises and the ground truth, on test prompts: a learned reward that rises "
+        "while the ground truth falls is over-optimisation. Bars are one standard error."
     )
-    return "over-optimisation", caption, figure
+    return Drawing("over-optimisation", caption, figure)
 
 
-def _fluency(runs: list[Run]):
+def _fluency(runs: list[Run]) -> Drawing | None:
     """Perplexity of the samples under the reference, and distinct-2, at each evaluation during training."""
-    series = [(run, [p for p in run.points if p.get("perplexity_ref")]) for run in runs]
-    series = [(run, points) for run, points in series if len(points) > 1]
+    found = [(run, [p for p in run.points if p.get("perplexity_ref")]) for run in runs]
+    series = [(run, points) for run, points in found if len(points) > 1]
     if not series:
         return None
-    figure, (left, right) = shared.axes(8.4, 2)
+    figure, left, right = shared.two_axes()
     for i, (run, points) in enumerate(series):
-        style = {"color": shared.COLOURS[i % 7], "linestyle": shared.LINES[i // 7 % 4], "marker": shared.MARKERS[i % 7]}
+        style: dict[str, Any] = {"color": shared.colour(i), "marker": shared.marker(i), "markersize": 4}
+        style["linestyle"] = shared.several_rounds(i)
         kl = [p["kl"] or 0.0 for p in points]
-        left.plot(kl, [p["perplexity_ref"] for p in points], markersize=4, label=run.name, **style)
-        right.plot(kl, [p["distinct_2"] for p in points], markersize=4, **style)
+        left.plot(kl, [p["perplexity_ref"] for p in points], label=run.name, **style)
+        right.plot(kl, [p["distinct_2"] for p in points], **style)
     left.set_ylabel("perplexity under the reference")
     right.set_ylabel("distinct-2")
     for axes in (left, right):
         axes.set_xlabel("sequence KL to the reference (nats)")
     shared.legend(figure, left)
     caption = (
-        "Fluency along training, against the KL: perplexity of the samples under the reference (left) and the share of "
-        "distinct word pairs (right)."
+        "Fluency during training, against the KL: perplexity of the samples under the reference (left) and the share "
+        "of distinct word pairs (right)."
     )
-    return "fluency", caption, figure
+    return Drawing("fluency", caption, figure)

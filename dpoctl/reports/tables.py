@@ -1,150 +1,225 @@
-"""Tables of a report, as plain rows that both the page and the terminal show."""
+"""Tables as plain rows of text, which the report's page and the terminal both show."""
 
 import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from rich.console import Console
 from rich.table import Table
 
+from ..judging.summary import Summary
 from .collect import Collected, Judged
 
-Rows = tuple[list[str], list[list[str]]]
+NONE = "–"
+_PIPE_WIDTH = 150  # columns where stdout is no terminal, so that no row wraps
 
 
-def evaluations(points: list[dict]) -> Rows:
-    """Reward, KL, lengths and fluency of evaluated models; ± is one standard error over prompts."""
+class Rows(NamedTuple):
+    """A table: the column names, and one list of cells per row. The first column is aligned left, the others right."""
+
+    head: list[str]
+    rows: list[list[str]]
+
+
+# --- on the terminal
+
+
+def show(table: Rows, title: str, console: Console | None = None) -> None:
+    """Print a table on stdout, or on `console`."""
+    if console is None:
+        console = Console()
+        console = console if console.is_terminal else Console(width=_PIPE_WIDTH)
+    drawn = Table(title=title, title_justify="left")
+    for i, name in enumerate(table.head):
+        drawn.add_column(name, justify="left" if i == 0 else "right")
+    for row in table.rows:
+        drawn.add_row(*row)
+    console.print(drawn)
+
+
+def show_evaluations(points: Sequence[dict], console: Console | None = None) -> None:
+    """Print the table of evaluation rows with which evaluate, merge and report end."""
+    show(evaluations(points), "Evaluation (± one standard error over prompts)", console)
+
+
+# --- evaluations
+
+
+def evaluations(points: Iterable[dict]) -> Rows:
+    """Reward, KL (nats), lengths (tokens) and fluency of evaluated models; ± is one standard error over prompts.
+
+    The points of an optimum are left out: they are a curve, which the report draws.
+    """
     head = ["model", "reward", "KL", "KL exact", "length", "ended", "ppl ref", "distinct-1/2/3", "loops", "n"]
-    rows = []
-    for p in points:
-        if p["method"] == "optimum":  # a curve of many points: drawn
-            continue
-        distinct = "/".join(f"{p[f'distinct_{n}']:.2f}" for n in (1, 2, 3) if f"distinct_{n}" in p)
-        ppl = f"{p['perplexity_ref']:.2f}" if p.get("perplexity_ref") else "–"
-        name = f"best of {p['options']['n']}" if p["method"] == "best-of-n" else Path(p["model"]).name
-        row = [name, _pm(p, "reward", 3), _pm(p, "kl", 2), _pm(p, "kl_exact", 2), _pm(p, "length", 1)]
-        share = [f"{p['ended']:.0%}" if "ended" in p else "–", ppl, distinct or "–"]
-        rows.append([*row, *share, f"{p['repetition']:.1%}" if "repetition" in p else "–", str(p["n"])])
-    return head, rows
+    return Rows(head, [_evaluation(p) for p in points if p["method"] != "optimum"])
 
 
-def win_rates(judged: list[Judged]) -> Rows:
-    """Who wins against whom, at each temperature where there are several, at the last training step."""
-    head = [
-        "policy",
-        "against",
-        "win rate",
-        "95 %",
-        "win / tie / loss",
-        "flips",
-        "invalid",
-        "words",
-        "at equal length",
-        "n",
+def _evaluation(point: dict) -> list[str]:
+    distinct = "/".join(f"{point[f'distinct_{n}']:.3f}" for n in (1, 2, 3) if f"distinct_{n}" in point)
+    return [
+        f"best of {point['options']['n']}" if point["method"] == "best-of-n" else Path(point["model"]).name,
+        _with_error(point, "reward", 3),
+        _with_error(point, "kl", 2),
+        _with_error(point, "kl_exact", 2),
+        _with_error(point, "length", 1),
+        f"{point['ended']:.0%}" if "ended" in point else NONE,
+        f"{point['perplexity_ref']:.2f}" if point.get("perplexity_ref") else NONE,
+        distinct or NONE,
+        f"{point['repetition']:.1%}" if "repetition" in point else NONE,
+        str(point["n"]),
     ]
+
+
+def _with_error(point: dict, name: str, digits: int) -> str:
+    value, error = point.get(name), point.get(f"{name}_se")
+    if value is None:
+        return NONE
+    return f"{value:.{digits}f}" + ("" if error is None or math.isnan(error) else f" ± {error:.{digits}f}")
+
+
+def seeds(collected: Collected) -> Rows | None:
+    """Spread of the final reward over training seeds and over sampling seeds; None where nothing was repeated.
+
+    Training seeds: runs that differ in nothing else. Sampling seeds: evaluations of one model more than once.
+    """
+    trained: dict[str, list[tuple[Any, dict]]] = {}
+    for p in (run.points[-1] for run in collected.runs if run.points):
+        options = p.get("options") or {}
+        others = {k: v for k, v in options.items() if k != "seed"}
+        trained.setdefault(f"{p['method']} {others}", []).append((options.get("seed"), p))
+    sampled: dict[str, list[tuple[Any, dict]]] = {}
+    for i, p in enumerate(p for p in collected.evaluations if p["method"] not in ("best-of-n", "optimum")):
+        sampled.setdefault(p["model"], []).append((i, p))
+    rows = []
+    for kind, groups in (("training", trained), ("sampling", sampled)):
+        for group in groups.values():
+            if len({seed for seed, _ in group}) > 1:
+                rows.append(_spread(kind, [p for _, p in group]))
+    head = ["runs", "seeds of", "mean reward", "sd over seeds", "standard error of one run", "seeds"]
+    return Rows(head, rows) if rows else None
+
+
+def _spread(kind: str, points: list[dict]) -> list[str]:
+    rewards = [p["reward"] for p in points]
+    mean = sum(rewards) / len(rewards)
+    deviation = (sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1)) ** 0.5
+    error = sum(p["reward_se"] for p in points) / len(points)
+    names = ", ".join(dict.fromkeys(Path(p["model"]).name for p in points))
+    return [names, kind, f"{mean:.3f}", f"{deviation:.3f}", f"{error:.3f}", str(len(points))]
+
+
+# --- judgements
+
+
+def win_rates(judged: Iterable[Judged]) -> Rows:
+    """Who wins against whom: at each temperature where there are several, or at the last of several training steps."""
     rows = []
     for j in judged:
-        last = [s | {"label": f"{j.name}, update {s['step']}"} for s in j.by_step[-1:]]
-        each = [s | {"label": f"{j.name}, T = {s['temperature']:g}"} for s in j.by_temperature]
-        for s in last or each or [j.summary]:
-            interval = f"{s['interval'][0]:.3f} to {s['interval'][1]:.3f}" if s["interval"] else "–"
-            rows.append([s.get("label", j.name), j.against, _share(s["win_rate"]), interval,
-                         f"{s['wins']} / {s['ties']} / {s['losses']}", _share(s["flips"]), _share(s["invalid"]),
-                         f"{s['length_a']:.1f} / {s['length_b']:.1f}", _share(s["length_controlled"]), str(s["n"])])  # fmt: skip
-    return head, rows
+        for s in _shown(j):
+            label = f"{j.name}, update {s['step']}" if "step" in s else j.name
+            label += f", T = {s['temperature']:g}" if "temperature" in s else ""
+            rows.append([label, j.against, *_summary(s), str(s["n"])])
+    return Rows(["policy", "against", *_SUMMARY_HEAD, "n"], rows)
+
+
+def _shown(judged: Judged) -> list[Summary]:
+    return judged.by_step[-1:] or judged.by_temperature or [judged.summary]
+
+
+def judgement_summaries(summaries: dict[str, Summary]) -> Rows:
+    """One row for each named summary of one judgements file."""
+    return Rows(["", *_SUMMARY_HEAD], [[name, *_summary(summary)] for name, summary in summaries.items()])
+
+
+_SUMMARY_HEAD = ["win rate", "95 %", "win / tie / loss", "flips", "invalid", "words A / B", "at equal length"]
+
+
+def _summary(summary: Summary) -> list[str]:
+    interval = summary["interval"]
+    return [
+        _share(summary["win_rate"]),
+        f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else NONE,
+        f"{summary['wins']} / {summary['ties']} / {summary['losses']}",
+        _share(summary["flips"]),
+        _share(summary["invalid"]),
+        f"{summary['length_a']:.1f} / {summary['length_b']:.1f}",
+        _share(summary["length_controlled"]),
+    ]
+
+
+def _share(value: float | None) -> str:
+    return NONE if value is None else f"{value:.3f}"
+
+
+# --- cost
 
 
 def costs(collected: Collected) -> Rows:
     """What each stage cost, from its manifest."""
-    head = ["work", "stage", "seconds", "tokens", "FLOPs (est.)", "peak memory", "device"]
+    head = ["output", "stage", "seconds", "tokens", "FLOPs (est.)", "peak memory", "device"]
     rows = []
     for name, manifest in collected.costs:
         cost = manifest.get("cost", {})
-        tokens = f"{cost['tokens']:,}" if cost.get("tokens") else "–"
-        flops = f"{cost['flops']:.1e}" if cost.get("flops") else "–"
-        memory = f"{cost['peak_memory_bytes'] / 1e9:.2f} GB" if cost.get("peak_memory_bytes") else "–"
-        rows.append(
-            [
-                name,
-                manifest["stage"],
-                f"{cost.get('wall_seconds', 0):.0f}",
-                tokens,
-                flops,
-                memory,
-                cost.get("device", "–"),
-            ]
-        )
-    return head, rows
+        tokens = f"{cost['tokens']:,}" if cost.get("tokens") else NONE
+        flops = f"{cost['flops']:.1e}" if cost.get("flops") else NONE
+        memory = f"{cost['peak_memory_bytes'] / 1e9:.2f} GB" if cost.get("peak_memory_bytes") else NONE
+        seconds, device = f"{cost.get('wall_seconds', 0):.0f}", cost.get("device", NONE)
+        rows.append([name, manifest["stage"], seconds, tokens, flops, memory, device])
+    return Rows(head, rows)
 
 
 def dpo_against_rlhf(collected: Collected) -> Rows | None:
-    """Time, FLOPs and memory of one DPO run against a reward model and one PPO run on it; means over runs."""
-    by_stage: dict[str, list[dict]] = {}
-    for _, manifest in collected.costs:
-        learned = manifest["stage"] != "train-ppo" or manifest["metrics"].get("method", "ppo") == "ppo"
-        if learned:
-            by_stage.setdefault(manifest["stage"], []).append(manifest["cost"])
-    if not all(by_stage.get(stage) for stage in ("train-dpo", "train-rm", "train-ppo")):
+    """Time, FLOPs and memory of one DPO run against a reward model and one PPO run on it; None where one is missing."""
+    means = _mean_costs(collected)
+    if means is None:
         return None
-
-    def mean(stage: str, name: str) -> float:
-        return sum(cost.get(name) or 0 for cost in by_stage[stage]) / len(by_stage[stage])
-
     rows = []
     for what, name, scale, unit in (
         ("wall time", "wall_seconds", 1.0, "s"),
         ("FLOPs (est.)", "flops", 1e12, "TFLOP"),
         ("peak memory", "peak_memory_bytes", 1e9, "GB"),
     ):
-        dpo, rm, ppo = (mean(stage, name) / scale for stage in ("train-dpo", "train-rm", "train-ppo"))
-        rlhf = max(rm, ppo) if name == "peak_memory_bytes" else rm + ppo
-        ratio = f"{rlhf / dpo:.1f}×" if dpo else "–"
-        rows.append([what, *(f"{v:.2f} {unit}" if v < 100 else f"{v:.0f} {unit}" for v in (dpo, rm, ppo, rlhf)), ratio])
-    return ["", "DPO", "reward model", "PPO", "reward model + PPO", "RLHF / DPO"], rows
+        values = [value / scale for value in means[name].values()]
+        cells = [f"{v:.2f} {unit}" if v < 100 else f"{v:.0f} {unit}" for v in values]
+        rows.append([what, *cells, f"{values[-1] / values[0]:.1f}×" if values[0] else NONE])
+    return Rows(["", "DPO", "reward model", "PPO", "reward model + PPO", "RLHF / DPO"], rows)
 
 
-def seeds(collected: Collected) -> Rows | None:
-    """Spread of the final reward over training seeds (runs that differ in nothing else), and over sampling seeds.
+def _mean_costs(collected: Collected) -> dict[str, dict[str, float]] | None:
+    """Cost name -> the mean over runs of `dpo`, `reward_model` and `ppo`, and of `rlhf`, the last two together.
 
-    The latter are evaluations of one model more than once.
+    None where one of the three is missing. PPO runs on the ground-truth reward have no reward model: they do not count.
     """
-    groups: dict[str, list[tuple[int, dict]]] = {}
-    for p in (run.points[-1] for run in collected.runs if run.points):
-        options = {k: v for k, v in (p.get("options") or {}).items() if k != "seed"}
-        groups.setdefault(f"{p['method']} {options}", []).append(((p.get("options") or {}).get("seed"), p))
-    resampled: dict[str, list[tuple[int, dict]]] = {}
-    for i, p in enumerate(p for p in collected.evaluations if p["method"] not in ("best-of-n", "optimum")):
-        resampled.setdefault(p["model"], []).append((i, p))
-    rows = []
-    for kind, own in [*(("training", g) for g in groups.values()), *(("sampling", g) for g in resampled.values())]:
-        if len({seed for seed, _ in own}) < 2:
-            continue
-        rewards = [p["reward"] for _, p in own]
-        mean = sum(rewards) / len(rewards)
-        spread = (sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1)) ** 0.5
-        error = sum(p["reward_se"] for _, p in own) / len(own)
-        names = ", ".join(dict.fromkeys(Path(p["model"]).name for _, p in own))
-        rows.append([names, kind, f"{mean:.3f}", f"{spread:.3f}", f"{error:.3f}", str(len(own))])
-    return (
-        (["runs", "seeds of", "mean reward", "sd over seeds", "one run's standard error", "seeds"], rows)
-        if rows
-        else None
-    )
+    by_stage: dict[str, list[dict]] = {}
+    for _, manifest in collected.costs:
+        learned = manifest["stage"] != "train-ppo" or manifest["metrics"].get("method", "ppo") == "ppo"
+        if learned:
+            by_stage.setdefault(manifest["stage"], []).append(manifest["cost"])
+    stages = ("train-dpo", "train-rm", "train-ppo")
+    if not all(by_stage.get(stage) for stage in stages):
+        return None
+    found = {}
+    for name in ("wall_seconds", "flops", "peak_memory_bytes"):
+        dpo, rm, ppo = (_mean(by_stage[stage], name) for stage in stages)
+        rlhf = max(rm, ppo) if name == "peak_memory_bytes" else rm + ppo
+        found[name] = {"dpo": dpo, "reward_model": rm, "ppo": ppo, "rlhf": rlhf}
+    return found
 
 
-def terminal(rows: Rows, title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for i, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if i == 0 else "right")
-    for row in rows[1]:
-        table.add_row(*row)
-    return table
+def _mean(costs: list[dict], name: str) -> float:
+    return sum(cost.get(name) or 0 for cost in costs) / len(costs)
 
 
-def _pm(point: dict, name: str, digits: int) -> str:
-    value, error = point.get(name), point.get(f"{name}_se")
-    if value is None:
-        return "–"
-    return f"{value:.{digits}f}" + ("" if error is None or math.isnan(error) else f" ± {error:.{digits}f}")
+# --- as data
 
 
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def numbers(collected: Collected) -> dict[str, Any]:
+    """The numbers of the tables of a report, unformatted; keys without numbers are left out."""
+    found: dict[str, Any] = {
+        "evaluations": collected.final_points,
+        "win_rates": [{"policy": j.name, "against": j.against, **s} for j in collected.judged for s in _shown(j)],
+        "costs": [{"output": name, "stage": m["stage"], **m.get("cost", {})} for name, m in collected.costs],
+        "dpo_against_rlhf": _mean_costs(collected),
+    }
+    return {name: value for name, value in found.items() if value}

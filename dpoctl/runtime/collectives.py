@@ -1,4 +1,4 @@
-"""Collectives over the ranks of a run: joining them, sums, gathering and broadcasting. Without torchrun there is one rank."""
+"""Collectives over the ranks of a run: sums, gathering, broadcasting. Without torchrun there is one rank."""
 
 from datetime import timedelta
 from typing import Any

@@ -21,7 +21,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and in which precision a command computes: its device, and the dtype of forward passes over float32 weights."""
+    """The device that a command computes on, and the dtype of its forward passes over float32 weights."""
 
     device: torch.device
     dtype: torch.dtype
@@ -94,7 +94,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed blocks: by default it returns them to the system at every step and page-faults them in again."""
+    """Let glibc keep freed blocks; by default it returns them to the system and page-faults them in at every step."""
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no separately mapped blocks

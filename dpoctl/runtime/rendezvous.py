@@ -1,7 +1,7 @@
-"""The processes that torchrun starts for one run: which of them this is, and rank 0's word to the others.
+"""Which of torchrun's processes this is, and what rank 0 broadcasts to the others before a process group exists.
 
-Rank 0 alone claims the output. What it found (go on, or refused) the others hear over torchrun's own store, before any
-process group exists. Nothing is imported here beside the standard library until ranks meet.
+Rank 0 alone claims the output. Whether the run starts, resumes or is refused, the others learn through torchrun's own
+store. Only the standard library is imported until then.
 """
 
 import json
@@ -11,9 +11,9 @@ from typing import Any
 
 from ..errors import DpoctlError, RankLost
 
-_WORD, _HEARD = "dpoctl/word", "dpoctl/heard"
+_MESSAGE, _RECEIVED = "dpoctl/message", "dpoctl/received"
 _store: Any = None
-_broadcasts = 0  # of this process: a word is for one of them
+_broadcasts = 0  # by this process: each message has the number of one
 
 
 def rank() -> int:
@@ -24,7 +24,7 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def store(minutes: float):
+def store(minutes: float) -> Any:
     """The store that all ranks of this start share."""
     global _store
     if _store is None:
@@ -35,60 +35,60 @@ def store(minutes: float):
 
 
 def broadcast_refusal(error: DpoctlError, minutes: float) -> None:
-    """Rank 0 cannot go on: let the others end with its exit code, and wait until they know."""
-    _say({"refused": error.message, "hint": error.hint, "code": error.exit_code}, minutes)
-    heard = [f"{_HEARD}/{_broadcasts}/{other}" for other in range(1, world_size())]
+    """From rank 0: the run is refused. The others end with the same exit code; wait until they have read it."""
+    _broadcast({"refused": error.message, "hint": error.hint, "code": error.exit_code}, minutes)
+    received = [f"{_RECEIVED}/{_broadcasts}/{other}" for other in range(1, world_size())]
     try:
-        store(minutes).wait(heard, timedelta(minutes=min(minutes, 1.0)))
+        store(minutes).wait(received, timedelta(minutes=min(minutes, 1.0)))
     except RuntimeError:
-        pass  # a rank that is not there needs no telling
+        pass  # a rank that is not there has nothing to read
 
 
 def broadcast_start(resuming: bool, minutes: float) -> bool:
-    """Wait for rank 0's word that the run goes on, and return whether it continues one that was begun.
+    """Wait until rank 0 starts the run; returns whether it resumes an earlier one.
 
-    `resuming` is what rank 0 found. Raises rank 0's refusal with its exit code, RankLost where rank 0 stays away.
+    `resuming` is what rank 0 found. Raises rank 0's refusal with its exit code, RankLost where rank 0 does not answer.
     """
     global _broadcasts
     if rank() == 0:
-        _say({"resuming": resuming}, minutes)
+        _broadcast({"resuming": resuming}, minutes)
         return resuming
     _broadcasts += 1
     try:
-        store(minutes).wait([f"{_WORD}/{_broadcasts}"], timedelta(minutes=minutes))
+        store(minutes).wait([f"{_MESSAGE}/{_broadcasts}"], timedelta(minutes=minutes))
     except RuntimeError as e:
         raise lost(e, minutes) from None
-    word = json.loads(store(minutes).get(f"{_WORD}/{_broadcasts}"))
-    store(minutes).set(f"{_HEARD}/{_broadcasts}/{rank()}", "")
-    if "refused" in word:
-        error = DpoctlError(word["refused"], word["hint"])
-        error.exit_code = word["code"]
+    message = json.loads(store(minutes).get(f"{_MESSAGE}/{_broadcasts}"))
+    store(minutes).set(f"{_RECEIVED}/{_broadcasts}/{rank()}", "")
+    if "refused" in message:
+        error = DpoctlError(message["refused"], message["hint"])
+        error.exit_code = message["code"]
         raise error
-    return word["resuming"]
+    return message["resuming"]
 
 
 def broadcasts() -> int:
-    """How often ranks have met: where rank 0 was not refused before, the others see for themselves."""
+    """How many messages rank 0 has sent. Until the first one, the other ranks find mistakes themselves."""
     return _broadcasts
 
 
-def _say(word: dict[str, Any], minutes: float) -> None:
+def _broadcast(message: dict[str, Any], minutes: float) -> None:
     global _broadcasts
     _broadcasts += 1
-    store(minutes).set(f"{_WORD}/{_broadcasts}", json.dumps(word))
+    store(minutes).set(f"{_MESSAGE}/{_broadcasts}", json.dumps(message))
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error means that another rank does not answer any more: it died, or it hangs."""
+    """Whether an error means that another rank died or hangs."""
     return type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError") or (
         isinstance(error, RuntimeError) and ("gloo" in str(error) or "Connection closed by peer" in str(error))
     )
 
 
 def lost(error: BaseException, minutes: float) -> RankLost:
-    """What to raise then: the work can be continued, from its last checkpoint or from its start."""
+    """The exception to raise then; the run can be resumed from its last checkpoint or from its start."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return RankLost(
-        f"rank {rank()}: another rank has died, or has not answered for {minutes:g} minutes (--rank-timeout): {reason[:200]}",
-        hint="see what that rank said; the same command again continues from the last checkpoint",
+        f"rank {rank()}: another rank died, or did not answer for {minutes:g} minutes (--rank-timeout): {reason[:200]}",
+        hint="see that rank's log; rerun the command to resume from the last checkpoint",
     )

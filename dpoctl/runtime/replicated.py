@@ -1,25 +1,25 @@
-"""One model on several ranks: equal at the start, and one gradient, the sum over the ranks' shares of the batch.
+"""Data parallelism: the model is replicated on all ranks, and gradients are summed over them.
 
-Ranks may have different numbers of micro-batches, so gradients are summed once, when all of an update's are there.
+Ranks may have different numbers of micro-batches, so gradients are summed once per update, after the last one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import collectives
 from .fsdp_root import is_sharded
 
-BUCKET_BYTES = 32 << 20  # gradients go over the wire in flat buffers of this size, not one by one
+BUCKET_BYTES = 32 << 20  # gradients are communicated in flat buffers of this size
 
 
-def trainable(model) -> list[torch.nn.Parameter]:
+def trainable(model: nn.Module) -> list[torch.nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
 @torch.no_grad()
-def broadcast_weights(model) -> None:
+def broadcast_weights(model: nn.Module) -> None:
     """Give every rank rank 0's weights."""
     if collectives.world_size() == 1 or is_sharded(model):
         return
@@ -30,9 +30,9 @@ def broadcast_weights(model) -> None:
 
 
 @torch.no_grad()
-def sum_gradients(model) -> None:
-    """Sum gradients over the ranks, in place; a weight that no rank has a gradient of keeps none, as in one process."""
-    if collectives.world_size() == 1 or is_sharded(model):  # FSDP sums as it goes back
+def sum_gradients(model: nn.Module) -> None:
+    """Sum gradients over the ranks, in place; weights without a gradient on any rank keep none."""
+    if collectives.world_size() == 1 or is_sharded(model):  # FSDP sums in its backward pass
         return
     parameters = trainable(model)
     reached = collectives.reduce_over_ranks(
@@ -42,13 +42,13 @@ def sum_gradients(model) -> None:
     for p in used:
         if p.grad is None:
             p.grad = torch.zeros_like(p)
-    for bucket in _buckets([p.grad for p in used]):
+    for bucket in _buckets([p.grad for p in used if p.grad is not None]):
         flat = torch.cat([g.reshape(-1) for g in bucket])
         _copy_back(collectives.sum_over_ranks(flat), bucket)
 
 
-def _buckets(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors side by side, in groups of one dtype and at most a bucket's bytes (one tensor at least)."""
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Consecutive tensors in groups of one dtype and at most a bucket's bytes (at least one tensor)."""
     group: list[Tensor] = []
     held = 0
     for tensor in tensors:

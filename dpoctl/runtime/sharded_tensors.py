@@ -1,6 +1,6 @@
-"""Tensors of a checkpoint as safetensors: one file, or one a rank, each with its rows of every tensor (the first dimension).
+"""Tensors of a checkpoint as safetensors: one file, or one per rank with its rows (dimension 0) of every tensor.
 
-The rows of the files follow each other, and a rank reads what it holds from whichever files have it: a checkpoint that was
+The files' rows follow each other, and a rank reads its rows from whichever files hold them, so a checkpoint that was
 written at one world size is read at any other.
 """
 
@@ -19,7 +19,7 @@ def write(folder: Path, kind: str, tensors: dict[str, Tensor], sharded: bool) ->
     """Write this rank's rows of the tensors; returns the file."""
     of = f"-{collectives.rank() + 1:05d}-of-{collectives.world_size():05d}" if sharded else ""
     path = folder / f"{kind}{of}.safetensors"
-    save_file({name: fsdp.own(t.detach()).contiguous() for name, t in tensors.items()}, path)
+    save_file({name: fsdp.local_part(t.detach()).contiguous() for name, t in tensors.items()}, path)
     return path
 
 
@@ -34,14 +34,14 @@ def read(folder: Path, kind: str, targets: dict[str, Tensor]) -> None:
     with ExitStack() as stack:
         files = [stack.enter_context(safe_open(path, "pt")) for path in _files(folder, kind)]
         for name, target in targets.items():
-            first, behind = fsdp.rows_of(target)
+            first, end = fsdp.rows_of(target)
             at = 0
             for file in files:
                 rows = file.get_slice(name)
                 size = rows.get_shape()[0]
-                low, high = max(first, at), min(behind, at + size)
+                low, high = max(first, at), min(end, at + size)
                 if low < high:
-                    fsdp.own(target)[low - first : high - first].copy_(rows[low - at : high - at])
+                    fsdp.local_part(target)[low - first : high - first].copy_(rows[low - at : high - at])
                 at += size
 
 

@@ -1,7 +1,7 @@
-"""SIGTERM, SIGINT, SIGUSR1: the handler sets a flag, which the work reads at its next boundary. A second ends at once."""
+"""SIGTERM, SIGINT and SIGUSR1 set a flag that commands read between units of work; a second signal kills."""
 
 import signal
-from typing import Any
+from types import FrameType
 
 from ..errors import Interrupted
 
@@ -9,12 +9,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Stop:
-    """`signal` is the name of the first that came, empty before."""
+    """A signal handler; `signal` is the name of the first signal that arrived, empty before."""
 
     def __init__(self) -> None:
         self.signal = ""
 
-    def __call__(self, number: int, frame: Any) -> None:
+    def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.signal:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
@@ -25,6 +25,7 @@ stop = Stop()
 
 
 def listen() -> None:
+    """Install the handler."""
     for number in SIGNALS:
         signal.signal(number, stop)
 

@@ -1,11 +1,6 @@
 """Reward, sequence KL to the reference, lengths and fluency of models, or of completions files, on unseen prompts."""
 
 import json
-import math
-from pathlib import Path
-
-from rich.console import Console
-from rich.table import Table
 
 from .. import log
 from ..config.sampling import Evaluate
@@ -20,6 +15,7 @@ from ..outputs.manifests import read_manifest
 from ..outputs.row_writer import RowWriter
 from ..outputs.shard_totals import of_evaluate
 from ..outputs.shards import cut, share_of
+from ..reports import tables
 from ..runtime import devices
 from ..training import setup
 
@@ -54,8 +50,7 @@ def run(config: Evaluate, output: Output) -> None:
     counts = {"rows": len(rows)}
     writer.finish(of_evaluate(counts) | (prompts.skipped if prompts else {}), cost, share.record(counts))
     if rows:  # a shard may have none
-        console = Console()
-        (console if console.is_terminal else Console(width=140)).print(table(rows))
+        tables.show_evaluations(rows)
 
 
 def _subjects(config: Evaluate) -> list[tuple[str, bool]]:
@@ -150,34 +145,6 @@ def _who(path: str) -> dict:
     }.get(stage, stage)
     method = manifest["metrics"].get("method", method)
     return {"model": path, "method": method, "options": kept, "step": manifest["metrics"].get("step")}
-
-
-def table(rows: list[dict]) -> Table:
-    """Evaluation rows for the terminal."""
-    shown = Table(title=f"{rows[0]['n']} completions each; ± is one standard error over prompts", title_justify="left")
-    for name in ("model", "reward", "KL", "KL exact", "length", "ended", "ppl ref", "distinct-2", "loops"):
-        shown.add_column(name, justify="left" if name == "model" else "right")
-    for r in rows:
-        if r["method"] == "optimum":  # a curve of many points: drawn by report
-            continue
-        shown.add_row(
-            f"best of {r['options']['n']}" if r["method"] == "best-of-n" else Path(r["model"]).name,
-            _pm(r["reward"], r["reward_se"], 3),
-            _pm(r["kl"], r["kl_se"], 2),
-            _pm(r.get("kl_exact"), r.get("kl_exact_se"), 2),
-            f"{r['length']:.1f}" if "length" in r else "-",
-            f"{r['ended']:.0%}" if "ended" in r else "-",
-            f"{r['perplexity_ref']:.1f}" if r.get("perplexity_ref") else "-",
-            f"{r['distinct_2']:.3f}" if "distinct_2" in r else "-",
-            f"{r['repetition']:.1%}" if "repetition" in r else "-",
-        )
-    return shown
-
-
-def _pm(value: float | None, error: float | None, digits: int) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.{digits}f}" + ("" if error is None or math.isnan(error) else f" ± {error:.{digits}f}")
 
 
 def plan(config: Evaluate) -> dict:

@@ -12,8 +12,6 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from .. import log
 from ..config.files import Merge
 from ..data.jsonl import read_jsonl
@@ -155,18 +153,15 @@ def _cost(parts: list[Part]) -> dict[str, Any]:
 
 
 def _show(output: Output, metrics: dict[str, Any]) -> None:
-    """The table that the whole's own stage ends with."""
+    """The table with which the stage itself ends."""
     if output.stage == "judge":
-        from ..judging.table import show
+        from ..reports import judgements
 
-        show(output.options, str(output.out), metrics)
+        judgements.show(output.options, str(output.out), metrics)
     elif output.stage == "evaluate":
         from ..reports import tables
 
-        rows = tables.evaluations([row for _, row in read_jsonl(output.out)])
-        console = Console()
-        console = console if console.is_terminal else Console(width=150)
-        console.print(tables.terminal(rows, "Evaluation (± one standard error over prompts)"))
+        tables.show_evaluations([row for _, row in read_jsonl(output.out)])
 
 
 def plan(config: Merge) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Supervised fine-tuning on texts, on completions, or on one side of preferences (Preferred-FT)."""
 
+from typing import Any
+
 import torch
 
 from ..config.training import SFT
@@ -25,7 +27,7 @@ def plan(config: SFT) -> dict:
         groups = fine_tuning.share_and_pack(batch, config.tokens_per_batch, config.plan_world_size or 1)
         return [[(e.ids, e.start) for e in group] for group in groups]
 
-    def loss(model, sequences: Sequences) -> torch.Tensor:
+    def loss(model: Any, sequences: Sequences) -> torch.Tensor:
         return -response_token_logps(model, sequences)[0].sum()
 
     return plan_of_training(config, "policy", stream.steps, micros, loss, rows=len(examples))

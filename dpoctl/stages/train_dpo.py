@@ -1,5 +1,7 @@
 """Align a policy with preferences by DPO or one of its relatives (2305.18290, section 4)."""
 
+from typing import Any
+
 import torch
 
 from ..config.training import TrainDPO
@@ -20,5 +22,5 @@ def plan(config: TrainDPO) -> dict:
     return plan_of_pairs(config, "policy", _loss, config.shuffle)
 
 
-def _loss(model, sequences: Sequences) -> torch.Tensor:
+def _loss(model: Any, sequences: Sequences) -> torch.Tensor:
     return summed_logps(model, sequences).sum()

@@ -1,5 +1,7 @@
 """Train a reward model on preferences, for PPO and best-of-N (2305.18290, section 3)."""
 
+from typing import Any
+
 import torch
 
 from ..config.training import TrainRM
@@ -21,5 +23,5 @@ def plan(config: TrainRM) -> dict:
     return plan_of_pairs(config, "reward", _loss)
 
 
-def _loss(model, sequences: Sequences) -> torch.Tensor:
+def _loss(model: Any, sequences: Sequences) -> torch.Tensor:
     return last_token_rewards(model, sequences).sum()

@@ -1,7 +1,7 @@
-"""Checkpoints of a training run: safetensors and JSON, whole or absent, checked by their sums when read.
+"""Checkpoints of a training run: safetensors and JSON, complete or absent, verified by checksums when read.
 
-One holds all that the run needs to go on from there: the weights, the optimizer's state, the run's logs up to there and
-the best weights so far, so that damage to the run directory is mended by going back to it.
+A checkpoint holds all that resuming needs: the weights, the optimizer's state, the run's logs so far and the best
+weights so far, so that damage to the run directory is repaired from it.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from .. import log
 from ..errors import InputError, NumericalError
@@ -23,12 +24,12 @@ from ..runtime.fsdp_root import is_sharded
 KEPT = 2
 
 
-def save(out: Path, step: int, model, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Write `out/checkpoints/step-00000000` with the step in its name, then drop all but the newest two.
+def save(out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Write `out/checkpoints/step-XXXXXXXX`, then remove all but the newest two.
 
-    `state["sizes"]` are the bytes, up to here, of the run's logs by name; `state["best"]` is set where best weights have
-    been put aside. Called on every rank: of a sharded model each writes what it holds, the rest is rank 0's. Raises
-    StorageError; what stood before stands.
+    `state["sizes"]` holds the bytes of the run's logs so far, by name; `state["best"]` is set where best weights have
+    been saved. Called on every rank: each writes its shard of a sharded model, and rank 0 the rest. Raises
+    StorageError, and keeps the earlier checkpoints.
     """
     folder, first, sharded = out / "checkpoints", collectives.rank() == 0, is_sharded(model)
     final, tmp = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
@@ -39,16 +40,16 @@ def save(out: Path, step: int, model, optimizer: torch.optim.Optimizer, state: d
         try:
             if first:
                 tmp.mkdir(parents=True)
-            collectives.from_rank_0(None)  # the folder is there
-            own = []
+            collectives.from_rank_0(None)  # the folder exists
+            written = []
             if first or sharded:
-                own.append(sharded_tensors.write(tmp, "model", weights, sharded))
-                own.append(sharded_tensors.write(tmp, "optimizer", optimizer_tensors, sharded))
+                written.append(sharded_tensors.write(tmp, "model", weights, sharded))
+                written.append(sharded_tensors.write(tmp, "optimizer", optimizer_tensors, sharded))
             if first:
-                own += _write_state(out, tmp, state | {"step": step})
-            for file in own:
+                written += _write_state(out, tmp, state | {"step": step})
+            for file in written:
                 sync_file(file)
-            sums = collectives.gather({file.name: sha256_file(file) for file in own})
+            sums = collectives.gather({file.name: sha256_file(file) for file in written})
             if first:
                 write_atomic(tmp / "checksums.json", dump({name: s for each in sums for name, s in each.items()}))
                 if final.exists():
@@ -60,14 +61,14 @@ def save(out: Path, step: int, model, optimizer: torch.optim.Optimizer, state: d
             raise
     if not first:
         return
-    for passed_over in folder.glob("step-*"):
-        if passed_over.name > final.name:  # damaged: the run went back behind it
-            remove(passed_over)
+    for damaged in folder.glob("step-*"):
+        if damaged.name > final.name:  # the run was resumed from an earlier one
+            remove(damaged)
     prune(out, KEPT)
 
 
 def _write_state(out: Path, tmp: Path, state: dict[str, Any]) -> list[Path]:
-    """What is not tensors, and the best weights so far; returns the files."""
+    """Write what is not tensors, and the best weights so far; returns the files."""
     for name, size in state.get("sizes", {}).items():
         _copy(out / f"{name}.jsonl", tmp / f"{name}.jsonl", size)
     best = [tmp / BEST.name] if state.get("best") else []
@@ -77,19 +78,19 @@ def _write_state(out: Path, tmp: Path, state: dict[str, Any]) -> list[Path]:
     return [tmp / "state.json", *best, *(tmp / f"{name}.jsonl" for name in state.get("sizes", {}))]
 
 
-def check_finite(model, optimizer: torch.optim.Optimizer | None, where: str, hint: str) -> None:
-    """Raise NumericalError, on every rank, where a weight, or a number of the optimizer's, is not finite."""
+def check_finite(model: nn.Module, optimizer: torch.optim.Optimizer | None, where: str, hint: str) -> None:
+    """Raise NumericalError, on every rank, where a weight or a value of the optimizer's state is not finite."""
     tensors = _weights(model) | (_optimizer_tensors(model, optimizer) if optimizer else {})
-    own = ((name, fsdp.own(t)) for name, t in tensors.items())
-    bad = next((n for n, t in own if t.is_floating_point() and not bool(t.isfinite().all())), None)
+    local = ((name, fsdp.local_part(t)) for name, t in tensors.items())
+    bad = next((n for n, t in local if t.is_floating_point() and not bool(t.isfinite().all())), None)
     bad = next(filter(None, collectives.gather(bad)), None)
     if bad:
-        raise NumericalError(f"{where}: left {bad} with a number that is not finite; it is not saved", hint=hint)
+        raise NumericalError(f"{where}: {bad} is not finite; it is not saved", hint=hint)
 
 
-def save_best(out: Path, model) -> str:
-    """Put the weights that are trained aside as the best so far; returns their SHA-256. Called on every rank."""
-    path, weights, digest = out / BEST, fsdp.whole(_weights(model)), None
+def save_best(out: Path, model: nn.Module) -> str:
+    """Save the trained weights as the best so far; returns their SHA-256. Called on every rank."""
+    path, weights, digest = out / BEST, fsdp.full_tensors(_weights(model)), None
     if collectives.rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         tmp = path.with_name(f".{path.name}.tmp")
@@ -105,21 +106,21 @@ def save_best(out: Path, model) -> str:
     return collectives.from_rank_0(digest)
 
 
-def load_best(out: Path, model, sha256: str) -> None:
-    """Load the weights that were put aside. Raises InputError where they are not those any more."""
+def load_best(out: Path, model: nn.Module, sha256: str) -> None:
+    """Load the best weights. Raises InputError where the file was changed."""
     if not (out / BEST).exists() or sha256_file(out / BEST) != sha256:
-        raise InputError(f"{out / BEST}: damaged", hint="the same command again continues from the last checkpoint")
+        raise InputError(f"{out / BEST}: damaged", hint="rerun the command to resume from the last checkpoint")
     sharded_tensors.read((out / BEST).parent, BEST.stem, _weights(model))
 
 
-def load_latest(out: Path, model, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Load the newest checkpoint that is whole into model, optimizer and run directory, and return its state.
+def load_latest(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """Load the newest undamaged checkpoint into model, optimizer and run directory, and return its state.
 
-    A damaged one is passed over with a warning. None where there is none; InputError where all are damaged. Called on
-    every rank: rank 0 chooses.
+    Damaged ones are skipped with a warning. None where there is no checkpoint; InputError where all are damaged. Called
+    on every rank: rank 0 chooses.
     """
     known = sorted((out / "checkpoints").glob("step-*"), reverse=True)
-    found = _newest_whole(known) if collectives.rank() == 0 else None
+    found = _newest_undamaged(known) if collectives.rank() == 0 else None
     known, found = collectives.from_rank_0((known, found))
     if found:
         sharded_tensors.read(found, "model", _weights(model))
@@ -127,10 +128,10 @@ def load_latest(out: Path, model, optimizer: torch.optim.Optimizer) -> dict[str,
         state = json.loads((found / "state.json").read_text())
         if collectives.rank() == 0:
             _restore_files(out, found, state)
-        collectives.from_rank_0(None)  # the logs are as they were
+        collectives.from_rank_0(None)  # the logs are restored
         return state
     if known:
-        raise InputError(f"{out}: every checkpoint is damaged", hint="--overwrite starts anew")
+        raise InputError(f"{out}: every checkpoint is damaged", hint="use --overwrite to restart")
     return None
 
 
@@ -143,7 +144,7 @@ def _restore_files(out: Path, found: Path, state: dict[str, Any]) -> None:
             _link(found / BEST.name, out / BEST)
 
 
-def _newest_whole(known: list[Path]) -> Path | None:
+def _newest_undamaged(known: list[Path]) -> Path | None:
     for folder in known:
         problem = _damage(folder)
         if not problem:
@@ -158,7 +159,7 @@ def _damage(folder: Path) -> str:
         bad = [name for name, digest in sums.items() if sha256_file(folder / name) != digest]
     except (OSError, ValueError, AttributeError) as e:
         return f"cannot be read ({type(e).__name__})"
-    return f"{bad[0]} does not fit its checksum" if bad else ""
+    return f"{bad[0]} does not match its checksum" if bad else ""
 
 
 def _copy(source: Path, target: Path, size: int) -> None:
@@ -170,24 +171,24 @@ def _copy(source: Path, target: Path, size: int) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same content under another name, without a copy where the file system can."""
+    """Link a file to another name; copy it where the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
 
 
-def _bytes(tensors: dict[str, torch.Tensor]) -> int:
+def _bytes(tensors: dict[str, Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
-def _weights(model) -> dict[str, torch.Tensor]:
-    """What is trained: all of a model, or its adapters."""
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """The trained weights: those of the model, or of its adapters."""
     return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
 
 
-def _optimizer_tensors(model, optimizer) -> dict[str, torch.Tensor]:
-    names = {p: n for n, p in model.named_parameters()}
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
     return {
         f"{names[p]}:{key}": value.reshape(value.shape or (1,))
         for p, entries in optimizer.state.items()
@@ -196,8 +197,10 @@ def _optimizer_tensors(model, optimizer) -> dict[str, torch.Tensor]:
     }
 
 
-def _restore_optimizer(model, optimizer, folder: Path) -> None:
-    by_name, counts, targets = dict(model.named_parameters()), {}, {}
+def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    by_name = dict(model.named_parameters())
+    counts: dict[str, Tensor] = {}
+    targets: dict[str, Tensor] = {}
     for full in sharded_tensors.names(folder, "optimizer"):
         name, _, key = full.rpartition(":")
         p = by_name[name]

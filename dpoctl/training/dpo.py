@@ -173,7 +173,7 @@ class DPO(PairTask):
 
     @torch.no_grad()
     def _check_start(self) -> None:
-        """Before the first update, check that a policy that starts from its reference has log-ratios of 0, and say so."""
+        """Check, before the first update, that a policy that starts from its reference has log-ratios of 0."""
         if not self.objective.needs_reference or self.output.resuming:
             return
         with self.compute.autocast():

@@ -1,16 +1,18 @@
-"""What an update will cost before it is paid for: memory by part and FLOPs, from the update itself run without data.
+"""What an update will cost: memory by part and FLOPs, measured by running the update on fake tensors.
 
-The model is built of fake tensors (shapes, no memory), and the very functions that train it run a micro-batch forward and
-back and an optimizer step on them, while a ledger notes every storage that comes and goes. So activation checkpointing,
-adapters, precision and the head's tiles need no formula of their own.
+The model is built of fake tensors (shapes without memory). The functions that train it run forward and backward on a
+micro-batch and an optimizer step, while a ledger records every storage that is allocated and freed. So activation
+checkpointing, adapters, precision and the head's tiles need no formulas.
 """
 
 import gc
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
@@ -23,7 +25,7 @@ from ..runtime import devices, replicated
 
 @dataclass
 class Estimate:
-    """Bytes of one device by part, at the moment when most is held; `flops` of the micro-batch, forward and back."""
+    """Bytes on one device by part at the peak; `flops` of the micro-batch's forward and backward pass."""
 
     weights: int
     gradients: int
@@ -39,14 +41,14 @@ PARTS = ("weights", "gradients", "optimizer", "activations", "head")
 
 
 class _Ledger(TorchDispatchMode):
-    """Bytes of all storages alive, and the most there were."""
+    """Bytes of all live storages, now and at the peak."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sizes: dict[int, int] = {}
         self.now = self.peak = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         tree_map_only(torch.Tensor, self._note, out)
         return out
@@ -66,10 +68,11 @@ class _Ledger(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Update:
-    """What an update does on one device: `loss(model)` of its largest micro-batch, which has `rows` response tokens.
+    """What an update does on one device.
 
-    `several`: whether there are more micro-batches, so that gradients are held while the next is computed. Of `world`
-    devices each holds everything, or (`sharded`) its share of weights, gradients and optimizer state.
+    `loss(model)` is that of its largest micro-batch, which has `rows` response tokens; `several` says whether there are
+    more micro-batches, so that gradients are held while the next one is computed. Each of `world` devices holds
+    everything, or (`sharded`) its shard of weights, gradients and optimizer state.
     """
 
     loss: Callable[[torch.nn.Module], torch.Tensor]
@@ -85,7 +88,8 @@ class Update:
 def estimate(build: Callable[[], torch.nn.Module], update: Update) -> Estimate:
     """The estimate for the model that `build()` gives, ready to train.
 
-    Blocks are alike, so one and two of them are run and the rest is added: a large model costs no more than a small one.
+    Blocks are alike, so the update runs with one and with two of them and the others are extrapolated: estimating a
+    large model takes no longer than estimating a small one.
     """
     with torch.device("meta"):
         model = build()
@@ -116,18 +120,22 @@ def estimate(build: Callable[[], torch.nn.Module], update: Update) -> Estimate:
     )
 
 
-def _replace(model, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Put what `change` gives in the place of each weight and buffer; tied ones stay tied."""
-    known: dict[int, torch.Tensor] = {}
+def _replace(model: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+    """Replace each weight and buffer by what `change` returns; tied ones stay tied."""
+    known: dict[int, Tensor] = {}
     for module in model.modules():
-        for held, make in ((module._parameters, torch.nn.Parameter), (module._buffers, lambda t, _: t)):
+        tables: list[tuple[dict[str, Any], Any]] = [
+            (module._parameters, nn.Parameter),
+            (module._buffers, lambda tensor, _: tensor),
+        ]
+        for held, make in tables:
             for name, old in held.items():
                 if old is not None:
                     new = known.get(id(old))
                     held[name] = known[id(old)] = make(change(old.detach()), old.requires_grad) if new is None else new
 
 
-def _run(model, depth: int, update: Update, ledger: _Ledger) -> tuple[int, int, float]:
+def _run(model: nn.Module, depth: int, update: Update, ledger: _Ledger) -> tuple[int, int, float]:
     """(bytes beyond weights, gradients and state at the peak, FLOPs, state by gradients) with the first `depth` blocks.
 
     Autocast's copies of the weights are among those bytes: they are kept for the backward pass.
@@ -141,7 +149,7 @@ def _run(model, depth: int, update: Update, ledger: _Ledger) -> tuple[int, int, 
     held, gradients = _bytes(model.parameters()), _bytes(replicated.trainable(model))
     state = _bytes(v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor))
     ratio = state / max(1, gradients)
-    if update.sharded:  # a block is gathered in the precision that autocast would copy it to; its update is of a share
+    if update.sharded:  # a block is gathered in the compute dtype; its optimizer step is on a shard
         del optimizer
         state = 0
         _replace(model, lambda t: t.to(update.dtype) if t.is_floating_point() else t)
@@ -152,35 +160,35 @@ def _run(model, depth: int, update: Update, ledger: _Ledger) -> tuple[int, int, 
         model.zero_grad(set_to_none=True)
     gc.collect()
     ledger.peak = ledger.now
-    _back_and_forth(model, update)
+    _forward_backward(model, update)
     if not update.sharded:
         optimizer.step()
     beyond = ledger.peak - held - gradients - state
-    with FlopCounterMode(display=False) as counter:  # a run of its own: what it looks at, it keeps
-        _back_and_forth(model, update)
+    with FlopCounterMode(display=False) as counter:  # a separate run: the counter keeps tensors alive
+        _forward_backward(model, update)
     model.zero_grad(set_to_none=True)
     return beyond, counter.get_total_flops(), ratio
 
 
-def _back_and_forth(model, update: Update) -> None:
+def _forward_backward(model: nn.Module, update: Update) -> None:
     with devices.autocast(torch.device("cpu"), update.dtype):
         loss = update.loss(model)
-    loss.backward()  # outside, as in the loop: autocast's own copies are gone then
+    loss.backward()  # outside autocast, as in the loop: its copies of the weights are freed by then
 
 
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def _head_bytes(model, update: Update) -> int:
-    """The softmax tiles that the head keeps for the backward pass, or the one it computes anew."""
+def _head_bytes(model: nn.Module, update: Update) -> int:
+    """Bytes of the softmax tiles that the head keeps for the backward pass, or of the one that it recomputes."""
     output = getattr(model, "get_output_embeddings", lambda: None)()
     return 0 if output is None else tiled_head.kept_bytes(update.rows, output.weight.shape[0], update.dtype.itemsize)
 
 
-def _gathered_bytes(model, dtype: torch.dtype) -> int:
-    """What is whole for a while: weights and gradients of the embeddings and of two blocks of those that take turns, and
-    the float32 sums that the gradients of one of them go into."""
+def _gathered_bytes(model: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes that FSDP gathers: weights and gradients of the embeddings and of two blocks at a time, and the float32
+    buffer that one block's gradients are summed in."""
     every, trained = (
         [sum(p.numel() for p in ps(block)) for block in blocks(model)] for ps in (lambda m: m.parameters(), _trained)
     )
@@ -190,5 +198,5 @@ def _gathered_bytes(model, dtype: torch.dtype) -> int:
     return (rest + rest_trained + 2 * (max(every) + max(trained))) * dtype.itemsize + sums
 
 
-def _trained(module) -> list[torch.nn.Parameter]:
+def _trained(module: nn.Module) -> list[torch.nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]

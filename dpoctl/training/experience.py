@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass
 class Episodes:
-    """A step's prompts and responses: rows with text and ids, `sequences` (ids, start) with the EOS of those that ended."""
+    """A step's prompts and responses: rows of text and ids; `sequences` (ids, start) include the EOS."""
 
     rows: list[dict[str, Any]]
     sequences: list[tuple[list[int], int]]

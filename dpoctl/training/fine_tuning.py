@@ -1,6 +1,6 @@
 """Supervised fine-tuning: next-token loss on texts, on completions, or on one side of preferences (Preferred-FT)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -103,7 +103,7 @@ def share_and_pack(examples: list[Example], tokens: int, world: int | None = Non
 
 
 def encode(
-    config: SFT, path: str, tokenizer, max_length: int, max_prompt_length: int
+    config: SFT, path: str, tokenizer: Any, max_length: int, max_prompt_length: int
 ) -> tuple[list[Example], dict[str, int]]:
     """(examples, counts) of the rows of a file. Raises InputError as load_rows and encode_examples do."""
     examples, counts = encode_examples(

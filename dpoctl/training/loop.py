@@ -25,8 +25,8 @@ from .task import Task
 def train(task: Task) -> None:
     """Run a task from its last checkpoint to its end, then save the model and write the manifest.
 
-    Raises Interrupted (state saved) on a signal, NumericalError on a non-finite loss or gradient norm, before the update
-    that it would have spoilt.
+    Raises Interrupted (state saved) on a signal, NumericalError on a non-finite loss or gradient norm, before the
+    update that it would have spoilt.
     """
     config, steps, output = task.config, task.stream.steps, task.output
     if config.warmup_steps >= steps:
@@ -61,8 +61,9 @@ def _save_and_stop(trainer: "Trainer", step: int) -> None:
     if due or stopped:
         trainer.save(step)
     if stopped and step < steps:
+        by = stop.signal or "a signal to another rank"
         raise Interrupted(
-            f"stopped by {stop.signal or 'a signal to another rank'} after update {step} of {steps}; the state is saved",
+            f"stopped by {by} after update {step} of {steps}; the state is saved",
             hint="rerun the command to resume",
         )
 
@@ -246,7 +247,7 @@ def _finish(trainer: Trainer, last_row: dict[str, float]) -> None:
         log.say(f"{out}: keeps update {trainer.best['step']}, {task.select} {trainer.best['value']:.4f}")
     metrics |= task.finalize()
     saved, trained = task.saved_model, trainer.model
-    state = fsdp.whole(saved.state_dict()) if is_sharded(trained) else None
+    state = fsdp.full_tensors(saved.state_dict()) if is_sharded(trained) else None
     if collectives.rank() != 0:
         return
     model_files = save_model(saved, task.tokenizer, out, devices.torch_dtype(trainer.config.save_dtype), state)

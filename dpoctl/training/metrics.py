@@ -1,8 +1,7 @@
-"""metrics.jsonl, timing.jsonl and eval.jsonl of a run: means over everything since the last line, on all ranks."""
+"""metrics.jsonl, timing.jsonl and eval.jsonl of a run: means over everything since the last row, on all ranks."""
 
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from ..runtime import collectives
 
 
 class Meter:
-    """Sums and weights by name, and extremes; `take()` gives means and extremes over all ranks and starts anew."""
+    """Sums and weights by name, and extremes; `take()` returns means and extremes over all ranks."""
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
@@ -21,7 +20,7 @@ class Meter:
         self.highest: dict[str, float] = {}
 
     def merge(self) -> None:
-        """Bring what all ranks counted to rank 0; the others start anew. What a checkpoint holds is the whole."""
+        """Add up all ranks' sums on rank 0 and reset the others', so that a checkpoint holds the sums of all ranks."""
         states = collectives.gather(self.state)
         self.restore({})
         if collectives.rank() == 0:
@@ -43,8 +42,8 @@ class Meter:
         self.sums[name] = self.sums.get(name, 0.0) + total
         self.weights[name] = self.weights.get(name, 0.0) + weight
 
-    def add_all(self, metrics: dict[str, tuple[float, float | Callable]]) -> None:
-        """Add figures by name: (total, weight) of a mean, or (value, min) and (value, max) of an extreme."""
+    def add_all(self, metrics: dict[str, tuple[float, Any]]) -> None:
+        """Add metrics by name: (total, weight) of a mean, or (value, min) or (value, max) of an extreme."""
         for name, (value, kind) in metrics.items():
             if kind is min:
                 self.lowest[name] = min(self.lowest.get(name, value), value)
@@ -54,6 +53,7 @@ class Meter:
                 self.add(name, value, kind)
 
     def take(self) -> dict[str, float]:
+        """Means and extremes over all ranks since the last call."""
         self.merge()
         means = {n: self.sums[n] / self.weights[n] for n in sorted(self.sums) if self.weights[n] > 0}
         taken = collectives.from_rank_0(means | dict(sorted(self.lowest.items())) | dict(sorted(self.highest.items())))
@@ -62,7 +62,7 @@ class Meter:
 
 
 class Log:
-    """An append-only JSONL file of a run, cut back to where a checkpoint left it."""
+    """An append-only JSONL file of a run, truncated to its size at the last checkpoint."""
 
     def __init__(self, path: Path, size: int = 0):
         self.path = path
@@ -80,7 +80,7 @@ class Log:
                 self.file.flush()
 
     def sync(self) -> int:
-        """The size on disk, after making sure it is on disk."""
+        """Flush to disk and return the size."""
         if collectives.rank() != 0:
             return 0
         with writing(self.path):
@@ -90,15 +90,16 @@ class Log:
 
 
 def rounded(row: dict[str, float], digits: int = 6) -> dict[str, float]:
-    """Figures with `digits` significant digits: what float32 can stand for, and lines that people can read."""
+    """The row with floats of `digits` significant digits: about float32's precision, and readable."""
     return {k: float(f"{v:.{digits}g}") if isinstance(v, float) and math.isfinite(v) else v for k, v in row.items()}
 
 
 class Board:
-    """The same figures on TensorBoard or Weights & Biases, where `--log-to` asks for one."""
+    """The same metrics on TensorBoard or Weights & Biases, where --log-to asks for one."""
 
     def __init__(self, kind: str | None, out: Path, options: dict[str, Any]):
         self.kind = kind if collectives.rank() == 0 else None
+        self.writer: Any = None
         try:
             if self.kind == "tensorboard":
                 from torch.utils.tensorboard import SummaryWriter

@@ -1,6 +1,7 @@
-"""Preference pairs as training batches in which every completion is forwarded once, and the reference's log-probs."""
+"""Preference pairs as training batches in which every completion is forwarded once."""
 
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -8,7 +9,20 @@ from torch import Tensor
 from ..data.batching import Stream, pack, permutation, share, shuffled, shuffled_groups
 from ..data.encode import PairData
 from ..errors import InputError
-from ..models.logprobs import summed_logps
+from ..models.logprobs import Sequences, summed_logps
+
+
+class StreamOptions(Protocol):
+    """The options that pair_stream reads."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def epochs(self) -> float: ...
+    @property
+    def max_steps(self) -> int | None: ...
 
 
 @dataclass(frozen=True)
@@ -26,13 +40,15 @@ def sequences(data: PairData) -> list[tuple[list[int], int]]:
     return [(data.prompts[p] + c, len(data.prompts[p])) for p, c in zip(data.prompt_of, data.completions, strict=True)]
 
 
-def pair_stream(data: PairData, config, shuffle: str = "prompts") -> Stream:
-    """Batches of pairs; by prompts, so that a prompt's pairs meet, or pair by pair."""
+def pair_stream(data: PairData, options: StreamOptions, shuffle: str = "prompts") -> Stream:
+    """Batches of pairs in random order: by prompts, so that a prompt's pairs share a batch, or pair by pair."""
     prompt_of_pair = [data.prompt_of[chosen] for chosen, _ in data.pairs]
     order = (
-        shuffled_groups(config.seed, prompt_of_pair) if shuffle == "prompts" else shuffled(config.seed, len(data.pairs))
+        shuffled_groups(options.seed, prompt_of_pair)
+        if shuffle == "prompts"
+        else shuffled(options.seed, len(data.pairs))
     )
-    return Stream(len(data.pairs), config.batch_size, config.epochs, config.max_steps, order)
+    return Stream(len(data.pairs), options.batch_size, options.epochs, options.max_steps, order)
 
 
 def split_by_prompt(data: PairData, held_out: float, seed: int) -> tuple[PairData, PairData]:
@@ -60,7 +76,7 @@ def without_prompts(data: PairData, other: PairData) -> PairData:
 
 def _only(data: PairData, pairs: list[int]) -> PairData:
     """The same completions with fewer pairs."""
-    kept = {name: [getattr(data, name)[i] for i in pairs] for name in ("pairs", "lines", "margins")}
+    kept: dict[str, Any] = {name: [getattr(data, name)[i] for i in pairs] for name in ("pairs", "lines", "margins")}
     return replace(data, **kept)
 
 
@@ -76,10 +92,10 @@ def micro_batches(data: PairData, pairs: list[int], tokens: int, rank: int = 0, 
     lengths = {p: [len(data.completions[i]) for i in completions] for p, completions in held.items()}
     size = {p: len(data.prompts[p]) + sum(lengths[p]) for p in units}
     width = {p: len(data.prompts[p]) + max(lengths[p]) for p in units}
-    own = share(list(units), size.__getitem__, rank, world)
+    shared = share(list(units), size.__getitem__, rank, world)
     return [
         _batch(data, [pair for p in group for pair in units[p]], len(pairs))
-        for group in pack(own, size.__getitem__, width.__getitem__, tokens)
+        for group in pack(shared, size.__getitem__, width.__getitem__, tokens)
     ]
 
 
@@ -96,6 +112,6 @@ def batch_tokens(data: PairData, batch: PairBatch) -> int:
     return sum(len(data.prompts[p]) for p in prompts) + sum(len(data.completions[i]) for i in batch.completions)
 
 
-def batch_logps(model, seqs: list[tuple[list[int], int]], batch: PairBatch) -> Tensor:
+def batch_logps(model: Any, seqs: Sequences, batch: PairBatch) -> Tensor:
     """Summed log-probs [C] of a micro-batch's completions; differentiable."""
     return summed_logps(model, [seqs[i] for i in batch.completions])

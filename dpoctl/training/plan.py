@@ -1,4 +1,4 @@
-"""What --dry-run shows of a training stage: updates, tokens, FLOPs, and the memory of one device by part."""
+"""What --dry-run prints for a training stage: updates, tokens, FLOPs, and the memory of one device by part."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,31 +11,31 @@ from ..runtime import devices
 from . import estimate, pairs, setup
 from .optimization import make_optimizer
 
-_LOOKED_AT = 64  # updates whose micro-batches are made to find the largest
+_INSPECTED = 64  # updates whose micro-batches are built to find the largest
 
 
 def plan_of_training(
-    config, kind: str, steps: int, micros_of: Callable[[int], Iterable[Sequences]], loss: Callable, **head: Any
+    config: Any, kind: str, steps: int, micros_of: Callable[[int], Iterable[Sequences]], loss: Callable, **head: Any
 ) -> dict[str, Any]:
     """The plan of `steps` updates of a model of `kind` (`policy`, `reward`).
 
-    `micros_of(step)`: the sequences of rank 0's micro-batches, which are the largest. `loss(model, sequences)`: a scalar
-    that costs what the stage's loss does.
+    `micros_of(step)`: the sequences of rank 0's micro-batches, which are the largest. `loss(model, sequences)`: a
+    scalar that costs what the stage's loss does.
     """
     device = devices.pick_device(config.device)
     dtype = devices.pick_dtype(config.dtype, device)
     world = config.plan_world_size or 1
-    micros = [list(micros_of(step)) for step in range(min(steps, _LOOKED_AT))]
-    largest = max((m for own in micros for m in own), key=_tokens)
-    seen = sum(_tokens(m) for own in micros for m in own) * steps / len(micros)
-    process = devices.process_bytes(device)  # before the estimate's own work
+    micros = [list(micros_of(step)) for step in range(min(steps, _INSPECTED))]
+    largest = max((m for of_step in micros for m in of_step), key=_tokens)
+    tokens = sum(_tokens(m) for of_step in micros for m in of_step) * steps / len(micros)
+    process = devices.process_bytes(device)  # before the estimate allocates anything
     found = estimate.estimate(
         lambda: _build(config, kind),
         estimate.Update(
             loss=lambda model: loss(model, largest),
             optimizer=lambda model: make_optimizer(config, model),
             rows=sum(len(ids) - start for ids, start in largest),
-            several=any(len(own) > 1 for own in micros),
+            several=any(len(of_step) > 1 for of_step in micros),
             dtype=dtype,
             world=world,
             sharded=config.parallel == "fsdp" and world > 1,
@@ -45,10 +45,10 @@ def plan_of_training(
     parts = {name.replace("_", " "): getattr(found, name) for name in estimate.PARTS} | {"process": process}
     shown = {
         "updates": steps,
-        "tokens": int(seen * world),
+        "tokens": int(tokens * world),
         "parameters": found.parameters,
         "trained parameters": found.trained,
-        "FLOPs": f"{found.flops / max(1, _tokens(largest)) * seen * world:.2e}",
+        "FLOPs": f"{found.flops / max(1, _tokens(largest)) * tokens * world:.2e}",
         "devices": f"{world} ({config.parallel})" if world > 1 else 1,
         "largest micro-batch": f"{_tokens(largest)} tokens",
     }
@@ -56,7 +56,7 @@ def plan_of_training(
     return head | shown | memory | {"memory of a device": _size(sum(parts.values()))}
 
 
-def plan_of_pairs(config, kind: str, loss: Callable, *shuffle: str) -> dict[str, Any]:
+def plan_of_pairs(config: Any, kind: str, loss: Callable, *shuffle: str) -> dict[str, Any]:
     """The plan of a training on preferences, in the order of `pairs.pair_stream`."""
     tokenizer = setup.load_tokenizer(config)
     rows = load_rows(config.data, "preferences", skip_bad=config.skip_bad_rows)
@@ -72,14 +72,14 @@ def plan_of_pairs(config, kind: str, loss: Callable, *shuffle: str) -> dict[str,
     return plan_of_training(config, kind, stream.steps, micros, loss, **head)
 
 
-def _build(config, kind: str):
+def _build(config: Any, kind: str) -> Any:
     model = untrained(config.model, kind, revision=config.revision)
     setup.adapt(config, model, {"policy": "CAUSAL_LM", "reward": "SEQ_CLS"}[kind])
     return model
 
 
 def _tokens(sequences: Sequences) -> int:
-    """Tokens, those of a prompt that several share counted once."""
+    """Tokens of a micro-batch, each prompt counted once."""
     prompts = {tuple(ids[:start]) for ids, start in sequences}
     return sum(map(len, prompts)) + sum(len(ids) - start for ids, start in sequences)
 

@@ -1,8 +1,8 @@
 """Proximal policy optimisation of a policy on any reward, with a KL penalty to its reference (1909.08593, 1707.06347).
 
-A step rolls out responses, scores them, computes advantages, and makes some passes of clipped updates. Everything random
-is a function of the seed, the prompt and the step, and the rest of the state is in `state`, so a run that is resumed at
-any step is byte-identical to the uninterrupted one.
+A step rolls out responses, scores them, computes advantages, and makes some passes of clipped updates. Everything
+random is a function of the seed, the prompt and the step, and the rest of the state is in `state`, so a run that is
+resumed at any step is byte-identical to the uninterrupted one.
 """
 
 import time
@@ -89,7 +89,7 @@ class PPO(Task):
         return self.adapters or self.policy
 
     def _open_reference(self) -> tuple[Any, Callable[[], AbstractContextManager]]:
-        """(reference, the context in which it is the reference): with adapters on --model, the same model without them."""
+        """(reference, context in which it is the reference): with adapters on --model, that model without them."""
         if self.adapters and self.ref == self.config.model:
             return self.policy, self.adapters.disable_adapter
         reference, tokenizer = setup.open_model(self.config, self.ref, self.compute.device)
@@ -149,7 +149,7 @@ class PPO(Task):
         return Episodes(policy_evaluation.completion_rows(self.tokenizer, rows, ids, responses), sequences)
 
     def score(self, episodes: Episodes) -> Tensor:
-        """Rewards [B] float64 of the texts; a response that did not end gets --missing-eos-penalty where it is given."""
+        """Rewards [B] float64; a response that did not end gets --missing-eos-penalty where it is given."""
         rows = episodes.rows[collectives.rank() :: collectives.world_size()]
         values = in_order(collectives.gather(self.reward.score(rows).values))
         scores = torch.tensor(values, dtype=torch.float64)
@@ -311,8 +311,8 @@ def check_room(prompts: Rows, ids: list[list[int]], config: TrainPPO, context: i
     for prompt, line in zip(ids, prompts.lines, strict=True):
         if len(prompt) + config.max_new_tokens > limit:
             raise InputError(
-                f"{prompts.path}:{line}: prompt: {len(prompt)} tokens and --max-new-tokens {config.max_new_tokens} exceed "
-                f"the {limit} tokens of --max-length and the model's context",
+                f"{prompts.path}:{line}: prompt: {len(prompt)} tokens and --max-new-tokens {config.max_new_tokens} "
+                f"exceed the {limit} tokens of --max-length and the model's context",
                 hint="a smaller --max-new-tokens or --max-prompt-length",
             )
 
@@ -324,7 +324,7 @@ def warn_of_reach(config: TrainPPO, steps: int) -> None:
     reach = (1.0 + 0.2 * config.batch_size / config.kl_horizon) ** steps
     if reach < 2.0:
         log.warn(
-            f"--target-kl {config.target_kl:g} can hardly be reached: in {steps} steps of {config.batch_size} episodes, "
-            f"--kl-horizon {config.kl_horizon} lets the coefficient grow by a factor of {reach:.2f} at most. Start "
-            f"--kl-coef near its final value, or lower the horizon"
+            f"--target-kl {config.target_kl:g} can hardly be reached: {steps} steps of {config.batch_size} episodes and "
+            f"--kl-horizon {config.kl_horizon} let the coefficient grow by at most a factor of {reach:.2f}. "
+            "Start --kl-coef near its final value, or lower the horizon"
         )

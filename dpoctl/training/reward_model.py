@@ -1,4 +1,4 @@
-"""A reward model by Bradley-Terry (2305.18290, eq. 2): the best validated weights, centred on the reference's completions."""
+"""A reward model by Bradley-Terry (2305.18290, eq. 2), centred on the reference's completions."""
 
 from dataclasses import replace
 from typing import Any
@@ -31,9 +31,7 @@ class RewardModel(PairTask):
 
     config: TrainRM
     adapter_task = "SEQ_CLS"
-    next_command = (
-        "dpoctl train-ppo --model {model} --reward {out} --prompts PROMPTS.jsonl --target-kl 6 --out runs/ppo"
-    )
+    next_command = "dpoctl train-ppo --model {model} --reward {out} --prompts PROMPTS.jsonl --out runs/ppo"
 
     def __init__(self, config: TrainRM, output: Output):
         super().__init__(config, output)
@@ -50,7 +48,7 @@ class RewardModel(PairTask):
 
     def load_model(self) -> tuple[Any, Any]:
         config = self.config
-        options = {
+        options: dict[str, Any] = {
             "seed": config.seed,
             "revision": config.revision,
             "trust_remote_code": config.trust_remote_code,
@@ -162,7 +160,7 @@ class RewardModel(PairTask):
         return metrics, {"accuracy_by_margin": by_margin, "calibration": [list(b) for b in bins]}
 
     def _moments(self) -> tuple[float, float]:
-        """(shift, scale) with which the rewards of the reference's completions have mean 0 (and standard deviation 1)."""
+        """(shift, scale) that give the rewards of the reference's completions mean 0 (and standard deviation 1)."""
         config = self.config
         if config.normalize == "none":
             return 0.0, 1.0

@@ -35,7 +35,7 @@ def open_training(config: Any, output: Output) -> Compute:
     return Compute(device, devices.pick_dtype(config.dtype, device))
 
 
-def open_device(config, output: Output | None = None) -> tuple[torch.device, torch.dtype]:
+def open_device(config: Any, output: Output | None = None) -> tuple[torch.device, torch.dtype]:
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     device = devices.pick_device(getattr(config, "device", "cpu"))
@@ -49,7 +49,7 @@ def open_model(config: Any, path: str, device: torch.device) -> tuple[Any, Any]:
 
 
 def load(config: Any, device: torch.device, load_at: Callable[[str], Any]) -> Any:
-    """`load_at(place)` at the device; of a model to be sharded, in main memory on rank 0 and without memory on the others.
+    """`load_at(place)` at the device; a model to be sharded, in main memory on rank 0 and as shapes on the others.
 
     In that case rank 0's InputError is raised on every rank: only rank 0 has seen the weights.
     """
@@ -73,7 +73,7 @@ def _is_sharded_run(config: Any) -> bool:
 
 
 def shard_model(config: Any, model: Any, compute: Compute) -> None:
-    """Shard a model over the ranks where --parallel fsdp asks for it. Raises InputError as `fsdp.shard` and `blocks` do."""
+    """Shard a model with --parallel fsdp. Raises InputError as `fsdp.shard` and `blocks` do."""
     if not _is_sharded_run(config):
         return
     # What is tried on a model's full weights, rank 0 tries for all.
@@ -115,15 +115,16 @@ def lengths(config: Any, model: Any) -> tuple[int, int]:
     return context, prompt
 
 
-def same_tokenizer(own, other, own_path: str, other_path: str) -> None:
-    if fingerprint(own) != fingerprint(other):
+def same_tokenizer(policy: Any, reference: Any, policy_path: str, reference_path: str) -> None:
+    """Raise InputError where two models' tokenizers differ, so that their log-probs cannot be compared."""
+    if fingerprint(policy) != fingerprint(reference):
         raise InputError(
-            f"{other_path}: its tokenizer is not that of {own_path}, so their log-probs do not compare",
+            f"{reference_path}: its tokenizer is not that of {policy_path}, so their log-probs cannot be compared",
             hint="a reference has the policy's tokenizer",
         )
 
 
-def count_weights(config) -> int:
+def count_weights(config: Any) -> int:
     """Parameters of `config.model`, from its configuration alone."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -141,7 +142,8 @@ def count_weights(config) -> int:
     return sum(p.numel() for p in shape.parameters())
 
 
-def load_tokenizer(config):
+def load_tokenizer(config: Any) -> Any:
+    """The tokenizer of --model."""
     from ..models.load import load_tokenizer
 
     return load_tokenizer(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)

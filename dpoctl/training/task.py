@@ -1,4 +1,4 @@
-"""The base class of what a training stage trains: a model on its device, batches of data, a loss, and what to measure."""
+"""The base class of what a training stage trains: a model, batches of data, a loss, and what to measure."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -20,13 +20,13 @@ Sums = dict[str, tuple[float, Any]]  # name -> (total, weight) of a mean, or (va
 class Task(ABC):
     """One training run as the loop sees it.
 
-    The constructor opens the device, the model with its adapters, and shards it; a subclass then reads its data and sets
-    `stream`.
+    The constructor opens the device, the model with its adapters, and shards it; a subclass then reads its data and
+    sets `stream`.
 
-    Attributes: `unit` names what a batch counts; `select` names the held-out metric whose best weights are saved (empty:
-    the last weights); `has_held_out` says whether `evaluate` is called; `state` is saved and restored with checkpoints;
-    `extra_metrics` go into the manifest; `frontier` measures points of the reward-KL frontier (None without --eval-prompts);
-    `next_command` is what the closing summary suggests.
+    Attributes: `unit` names what a batch counts; `select` names the held-out metric whose best weights are saved
+    (empty: the last weights); `has_held_out` says whether `evaluate` is called; `state` is saved and restored with
+    checkpoints; `extra_metrics` go into the manifest; `frontier` measures points of the reward-KL frontier (None
+    without --eval-prompts); `next_command` is what the closing summary suggests.
     """
 
     unit = "examples"
@@ -71,7 +71,7 @@ class Task(ABC):
 
     @abstractmethod
     def dummy_loss(self) -> Tensor:
-        """A loss that reaches all weights, for ranks with fewer micro-batches than others where all must run as many."""
+        """A loss that reaches all weights, for ranks that have fewer micro-batches than others under FSDP."""
 
     @abstractmethod
     def tokens(self, micro: Any) -> int:

@@ -1,0 +1,108 @@
+"""Help pages: a sentence, usage, required options, the other options by panel, and examples to copy.
+
+Drawn here rather than by typer, which puts arguments and options in panels of their own and re-wraps examples.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from typer.core import TyperCommand, TyperGroup
+
+from .pages import FIRST_STEPS, PAGES, SCORER
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    Rows = list[tuple[str, str]]  # (name, description as rich markup)
+
+# The contexts and formatters below are those of typer's private copy of click, and untyped therefore.
+REQUIRED = "Required"
+LAST_PANEL = "Run"
+SCORER_METAVAR = "SCORER"
+_MAX_WIDTH = 100
+
+
+class Command(TyperCommand):
+    """A command whose page lists its options in the order, and in the panels, that they are declared with."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        required = [_name(p) for p in self.get_params(ctx) if _panel(p) == REQUIRED]
+        optional = [f"[{_name(p)}]" for p in self.get_params(ctx) if _is_argument(p) and _panel(p) != REQUIRED]
+        return [*required, *optional, "[OPTIONS]"]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        params = self.get_params(ctx)
+        panels = {_panel(p): _rows(q for q in params if _panel(q) == _panel(p)) for p in params}
+        if any(p.metavar == SCORER_METAVAR for p in params):
+            panels[f"{SCORER_METAVAR} is one of"] = list(SCORER)
+        examples = PAGES[self.name or ""].examples
+        formatter.write(_page(self.help or "", self.get_usage(ctx), panels, ("Examples", examples)))
+
+
+class Group(TyperGroup):
+    """The application: its page lists the commands by group, and ends with the first ones to type."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False  # typer would import pydantic, 0.1 s, to convert None
+        return option
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, Rows] = {}
+        for name, command in self.commands.items():
+            panels.setdefault(PAGES[name].group, []).append((name, command.help or ""))
+        panels["Options"] = _rows(self.get_params(ctx))
+        formatter.write(_page(self.help or "", self.get_usage(ctx), panels, ("First commands", FIRST_STEPS)))
+
+
+def _page(sentence: str, usage: str, panels: "dict[str, Rows]", examples: tuple[str, Sequence[str]]) -> str:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    console.width = min(console.width, _MAX_WIDTH)
+    with console.capture() as captured:
+        console.print(f"{sentence}\n")
+        console.print(Text(f"{usage}\n"))
+        _print_panels(console, panels)
+        title, commands = examples
+        console.print(f"\n[bold]{title}[/bold]\n")
+        for line in "\n".join(commands).splitlines():  # never re-wrapped
+            console.print(Text(f"  {line}", style="dim" if line.startswith("#") else ""), soft_wrap=True)
+    return captured.get()
+
+
+def _print_panels(console: "Console", panels: "dict[str, Rows]") -> None:
+    """Panels with one row a line of `Rows`; the descriptions start at the same column in all of them."""
+    from rich.panel import Panel
+    from rich.table import Table
+
+    width = max(len(name) for rows in panels.values() for name, _ in rows)
+    for title, rows in panels.items():
+        table = Table.grid(padding=(0, 2), expand=True)
+        table.add_column(style="cyan", no_wrap=True, width=width)
+        table.add_column(ratio=1)
+        for row in rows:
+            table.add_row(*row)
+        console.print(Panel(table, title=f"[not dim]{title}[/]", title_align="left", border_style="dim"))
+
+
+def _rows(params: Iterable[Any]) -> "Rows":
+    return [(_name(p), p.help or "") for p in params if not p.hidden]
+
+
+def _name(param: Any) -> str:
+    """`--lr X`, `-q, --quiet`, `TASK`."""
+    if _is_argument(param):
+        return param.metavar
+    flags = ", ".join(sorted(param.opts, key=len))
+    return f"{flags} {param.metavar}" if param.metavar else flags
+
+
+def _panel(param: Any) -> str:
+    return getattr(param, "rich_help_panel", None) or LAST_PANEL
+
+
+def _is_argument(param: Any) -> bool:
+    return param.param_type_name == "argument"

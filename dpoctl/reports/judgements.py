@@ -1,0 +1,31 @@
+"""The table with which judge ends, and with which merge ends after joining judge's shards."""
+
+from pathlib import Path
+from typing import Any
+
+from .. import log
+from . import tables
+
+_MANY_INVALID = 0.1  # share of judgements
+
+
+def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
+    """Print judge's metrics on stdout and comparisons as log lines; `options` are judge's, by their names in recipes."""
+    names = [Path(p).name for p in options["candidates"]] + ["reference"]
+    named = {"A over B": metrics.get("summary"), "canary over B": metrics.get("canary")}
+    shown = {name: summary for name, summary in named.items() if summary} | metrics.get("people", {})
+    shown |= {f"  {n} {s[n]:g}": s for n in ("temperature", "step") for s in metrics.get(f"by_{n}", [])}
+    if shown:  # a shard may have judged nothing
+        title = f"{names[0]} (A) against {names[1]} (B), criterion {options['criterion']}"
+        tables.show(tables.judgement_summaries(shown), title)
+    if metrics.get("summary", {}).get("invalid", 0) > _MANY_INVALID:
+        log.warn(f"{metrics['summary']['invalid']:.0%} of the answers contain no verdict: see `raw` in {out}")
+    if "compare" in metrics:
+        c = metrics["compare"]
+        interval = f"{c['difference']:+.3f} ({c['low']:+.3f} to {c['high']:+.3f})"
+        log.say(f"against {options['compare']}: {interval}, p {c['p']:.3f}, {c['n']} prompts")
+    agreements = {f"of {name}": a for name, a in metrics.get("agreement", {}).items()}
+    agreements |= {f"with {options['against']}": metrics["against"]} if "against" in metrics else {}
+    for name, a in agreements.items():
+        if a:
+            log.say(f"agreement {name}: {a['raw']:.3f}, kappa {a['kappa']:.3f} over {a['n']} comparisons")
