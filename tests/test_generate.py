@@ -69,7 +69,7 @@ def ids_of(result):
     return [[completion.ids for completion in row] for row in result]
 
 
-# ---- pick: the distribution
+# ---- sample_token: the distribution
 
 
 def allotted(logits, n, **options):
@@ -109,7 +109,7 @@ def exact(logits, temperature=1.0, top_k=0, top_p=1.0):
         {"temperature": 1.3, "top_k": 200, "top_p": 0.8},
     ],
 )
-def test_pick_gives_each_token_its_share_of_the_unit_interval(vocab, options):
+def test_sample_token_gives_each_token_its_share_of_the_unit_interval(vocab, options):
     logits = torch.from_numpy(np.random.default_rng(0).normal(0, 2, vocab)).float()
     n = 4000
     # A token owns one interval of u (two-level search included); a grid of n points puts n * p +- 1 into it.
@@ -118,7 +118,7 @@ def test_pick_gives_each_token_its_share_of_the_unit_interval(vocab, options):
 
 @pytest.mark.parametrize("vocab", [5, 1024, 2500])  # less than a tile of the head, one tile, tiles and a rest
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_the_head_and_pick_in_one_give_the_same_shares(vocab, temperature):
+def test_the_fused_head_gives_the_same_shares(vocab, temperature):
     draw = np.random.default_rng(1)
     state, weight = (torch.from_numpy(draw.normal(0, 1, shape)).float() for shape in ((1, 6), (vocab, 6)))
     n = 4000
@@ -129,7 +129,7 @@ def test_the_head_and_pick_in_one_give_the_same_shares(vocab, temperature):
         sample_token_from_states(state * torch.nan, weight, u[:1], temperature)
 
 
-def test_pick_never_draws_what_has_no_probability_even_at_the_ends():
+def test_sample_token_never_draws_what_has_no_probability_even_at_the_ends():
     logits = torch.full((600,), -torch.inf)
     logits[[300, 599]] = 0.0
     ends = torch.tensor([0.0, 0.5 - 1e-16, 0.5, 1 - 2**-53], dtype=torch.float64)
@@ -200,7 +200,7 @@ def test_two_tokens_follow_the_model_s_joint_distribution():
     assert chi < df + 4 * (2 * df) ** 0.5  # 4 standard deviations; the seed is fixed
 
 
-def test_a_row_is_the_same_whatever_shares_its_wave():
+def test_a_row_is_the_same_whatever_shares_its_batch():
     model, tokenizer = make_model(), make_tokenizer()
     sampling = Sampling(max_new_tokens=24, top_p=0.95, seed=5)
     together = ids_of(generate(model, tokenizer, PROMPTS, keys(PROMPTS), [0, 1, 2, 3], sampling))
@@ -297,7 +297,7 @@ def test_a_leading_space_survives_tokenizers_that_drop_it_at_a_start():
     assert generate_module._text_after(tokenizer, [1, 2], [4, 3]) == "s was"
 
 
-def test_waves_are_fixed_slices_of_consecutive_prompts():
+def test_batches_are_fixed_slices_of_consecutive_prompts():
     assert batch_slices(10, 4, 16) == [slice(0, 4), slice(4, 8), slice(8, 10)]
     assert batch_slices(3, 1000, 16) == [slice(0, 1), slice(1, 2), slice(2, 3)]
     assert batch_slices(0, 4) == []

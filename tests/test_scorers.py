@@ -144,6 +144,21 @@ def test_long_texts_are_cut_at_the_classifier_s_own_limit_and_said_once(root, ca
     assert said.count("2 texts are longer than its 18 tokens") == 1
 
 
+@pytest.mark.parametrize("spec", ["classifier@logit", "reward", "implicit"])
+def test_scores_are_float32_whatever_the_precision_around_them(root, spec):
+    spec = f"implicit:{root / 'policy'},{root / 'reference'}" if spec == "implicit" else str(root / spec)
+    scorer = load_scorer(spec)
+    expected = scorer.score(ROWS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert scorer.score(ROWS) == expected
+
+
+@pytest.mark.parametrize("spec", ["python:{}/none.py:f", "{}/no-such", "implicit:{}/policy,{}/no-such"])
+def test_a_scorer_that_does_not_exist_is_refused(root, spec):
+    with pytest.raises(InputError, match="no such (file|model directory)"):
+        load_scorer(spec.format(root, root))
+
+
 def test_a_classifier_without_a_positive_label_is_refused(root, tmp_path):
     model = RobertaForSequenceClassification.from_pretrained(root / "classifier")
     tokenizer_of(WORDS, wrap=True, pad_token="<pad>").save_pretrained(tmp_path)
