@@ -78,20 +78,21 @@ def classifier_logits(root, texts, name="classifier"):
 NOISE = {"abs": 1e-5}
 
 
-@pytest.mark.parametrize("reading", [None, "prob", "logit", "log-odds"])
+@pytest.mark.parametrize("score_type", [None, "prob", "logit", "log-odds"])
 @pytest.mark.parametrize("tokens_per_batch", [1, 12, 16384])
-def test_a_classifier_s_readings(root, reading, tokens_per_batch):
+def test_a_classifier_s_score_types(root, score_type, tokens_per_batch):
     scorer = load_scorer(
-        str(root / "classifier") + (f"@{reading}" if reading else ""), ScorerOptions(tokens_per_batch=tokens_per_batch)
+        str(root / "classifier") + (f"@{score_type}" if score_type else ""),
+        ScorerOptions(tokens_per_batch=tokens_per_batch),
     )
     scores = scorer.score(ROWS)
     logits = classifier_logits(root, [row["prompt"] + row["completion"] for row in ROWS])
     odds = (logits[:, 1] - logits[:, 0]).tolist()
     expected = {"logit": logits[:, 1].tolist(), "log-odds": odds}
     expected["prob"] = [1 / (1 + math.exp(-x)) for x in odds]
-    assert scorer.score_type == (reading or "prob")
+    assert scorer.score_type == (score_type or "prob")
     assert scores.keys == pytest.approx(odds, **NOISE)
-    assert scores.values == pytest.approx(expected[reading or "prob"], **NOISE)
+    assert scores.values == pytest.approx(expected[score_type or "prob"], **NOISE)
     assert max(odds) - min(odds) > 0.1  # the texts do differ
 
 

@@ -39,7 +39,7 @@ def run(config: Score, output: Output) -> None:
     counts = {"rows": share.count, "sum": state["sum"]}
     metrics = shard_totals.of_score(counts)
     cost = {"peak_memory_bytes": compute.peak_memory_bytes(), "device": compute.name}
-    writer.finish(metrics | {"reading": scorer.score_type} | skipped, cost, share.record(counts))
+    writer.finish(metrics | {"score_type": scorer.score_type} | skipped, cost, share.record(counts))
     log.say(f"{config.out}: {share.count} rows, mean score {metrics['mean_score']:.3f} ({scorer.score_type})")
 
 
