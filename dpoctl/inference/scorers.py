@@ -30,7 +30,7 @@ _POSITIVE = ("positive", "pos")
 
 @dataclass(frozen=True)
 class ScorerOptions:
-    """How a scorer is opened.
+    """How a scorer is opened. `revision` and `trust_remote_code` concern its models on the Hub.
 
     `text`: `joined` scores prompt and completion joined, `completion` the completion alone (classifiers and reward
     models only). `score_type`: a classifier's, where the notation leaves it open. `tokens_per_batch`: at most so many
@@ -43,6 +43,7 @@ class ScorerOptions:
     text: str = "joined"
     score_type: str = "prob"
     tokens_per_batch: int = 16384
+    trust_remote_code: bool = False
 
     @property
     def joined(self) -> bool:
@@ -190,8 +191,9 @@ class ImplicitScorer(Scorer):
     def __init__(self, name: str, options: ScorerOptions, policy: str, reference: str):
         """Raises InputError as `load_policy` does, for different tokenizers, and without a beta."""
         super().__init__(name, options)
-        self.policy = load_policy(policy, device=options.device)
-        self.reference = load_policy(reference, device=options.device)
+        code = options.trust_remote_code
+        self.policy = load_policy(policy, device=options.device, trust_remote_code=code)
+        self.reference = load_policy(reference, device=options.device, trust_remote_code=code)
         require_same_tokenizer(self.policy.tokenizer, self.reference.tokenizer, policy, reference)
         self.beta = _beta(policy)
         contexts = [context_length(loaded.model) for loaded in (self.policy, self.reference)]
