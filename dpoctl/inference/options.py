@@ -33,6 +33,19 @@ class EvaluationOptions(GenerationOptions, Protocol):
     def tokens_per_batch(self) -> int: ...
 
 
+class ScoringOptions(Protocol):
+    """What --scorer reads, and how its models are loaded from the Hub."""
+
+    @property
+    def score_text(self) -> str: ...
+
+    @property
+    def scorer_revision(self) -> str | None: ...
+
+    @property
+    def scorer_trust_remote_code(self) -> bool: ...
+
+
 class SamplerOptions(SamplingOptions, Protocol):
     """What the sampling commands have in common: model, device, prompts, seed and shard."""
 

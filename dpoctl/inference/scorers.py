@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..models.hub import check_path, resolve
 from ..models.load import Loaded, context_length, load_classifier, load_policy, require_same_tokenizer
 from ..models.logprobs import response_logps
+from .options import ScoringOptions
 from .scorer_text import PairEncoder, PairTokens, TextEncoder, TruncationWarning, completion_of, describe
 
 _POSITIVE = ("positive", "pos")
@@ -43,12 +44,16 @@ class ScorerOptions:
     text: str = "joined"
     score_type: str = "prob"
     tokens_per_batch: int = 16384
-    trust_remote_code: bool = False
 
     @property
     def joined(self) -> bool:
         """Whether prompt and completion are scored together."""
         return self.text == "joined"
+
+
+def scorer_options(options: ScoringOptions, device: torch.device) -> ScorerOptions:
+    """How a command's options say to open --scorer."""
+    return ScorerOptions(device, options.scorer_revision, options.scorer_trust_remote_code, options.score_text)
 
 
 @dataclass
@@ -191,11 +196,17 @@ class ImplicitScorer(Scorer):
     def __init__(self, name: str, options: ScorerOptions, policy: str, reference: str):
         """Raises InputError as `load_policy` does, for different tokenizers, and without a beta."""
         super().__init__(name, options)
-        code = options.trust_remote_code
-        self.policy = load_policy(policy, device=options.device, trust_remote_code=code)
-        self.reference = load_policy(reference, device=options.device, trust_remote_code=code)
+        self.policy, self.reference = (
+            load_policy(
+                path,
+                device=options.device,
+                revision=options.revision,
+                trust_remote_code=options.trust_remote_code,
+            )
+            for path in (policy, reference)
+        )
         require_same_tokenizer(self.policy.tokenizer, self.reference.tokenizer, policy, reference)
-        self.beta = _beta(policy)
+        self.beta = _beta(policy, options.revision)
         contexts = [context_length(loaded.model) for loaded in (self.policy, self.reference)]
         limit = min((n for n in contexts if n), default=None)
         self.tokens = PairTokens(self.policy.tokenizer, limit)
@@ -282,9 +293,9 @@ def classifier_logits(model: Any, tokenizer: Any, sequences: list[list[int]], to
     return logits
 
 
-def _beta(path: str) -> float:
+def _beta(path: str, revision: str | None) -> float:
     """The beta of a train-dpo run. Raises InputError without a config.yaml that has one."""
-    config = Path(resolve(path)) / "config.yaml"
+    config = Path(resolve(path, revision)) / "config.yaml"
     try:
         beta = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("beta")
     except (OSError, yaml.YAMLError, AttributeError) as e:

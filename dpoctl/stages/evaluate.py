@@ -1,6 +1,7 @@
 """Reward, sequence KL to the reference, lengths and fluency of models, or of completions files, on unseen prompts."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from .. import log
@@ -10,7 +11,7 @@ from ..errors import InputError
 from ..inference import curves
 from ..inference.completions import PromptSet, prompt_ids
 from ..inference.policy_evaluation import NO_KL, NamedModel, PolicyEvaluation, perplexity, perplexity_of_lm, statistics
-from ..inference.scorers import Scorer, ScorerOptions, load_scorer
+from ..inference.scorers import Scorer, load_scorer, scorer_options
 from ..models.load import Loaded, context_length, load_policy, require_same_tokenizer
 from ..models.pretrained import silence_transformers
 from ..outputs.claims import Output
@@ -60,16 +61,14 @@ class Evaluator:
         silence_transformers()
         self.compute = open_compute(config.device, config.dtype)
         self.prompts = _prompts(config)
-        self.scorer = self._open_scorer(config.scorer, config.scorer_revision, config.score_text)
+        scoring = scorer_options(config, self.compute.device)
+        self.scorer = load_scorer(config.scorer, scoring)
         self.reference = self._open_model(config.ref, config.ref_revision) if config.ref else None
         self.lm = NamedModel(config.lm, self._open_model(config.lm, config.lm_revision)) if config.lm else None
         self.selection_scorer: Scorer | None = None
         if config.selection_scorer:
-            self.selection_scorer = self._open_scorer(config.selection_scorer, config.selection_scorer_revision)
-
-    def _open_scorer(self, spec: str, revision: str | None, text: str = "joined") -> Scorer:
-        trust = self.config.scorer_trust_remote_code
-        return load_scorer(spec, ScorerOptions(self.compute.device, revision, trust, text))
+            selecting = replace(scoring, revision=config.selection_scorer_revision, text="joined")
+            self.selection_scorer = load_scorer(config.selection_scorer, selecting)
 
     def _open_model(self, path: str, revision: str | None) -> Loaded:
         return load_policy(

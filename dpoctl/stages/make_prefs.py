@@ -11,7 +11,7 @@ from typing import Any
 from .. import log
 from ..config.sampling import MakePrefs
 from ..inference.sampler import Sampler, plan_of_sampling
-from ..inference.scorers import ScorerOptions, load_scorer
+from ..inference.scorers import load_scorer, scorer_options
 from ..outputs.claims import Output
 from ..outputs.row_writer import RowWriter
 from ..outputs.shard_totals import BINS, of_make_prefs
@@ -28,10 +28,7 @@ def run(config: MakePrefs, output: Output) -> None:
     """Write the preference rows, and on request the samples, batch by batch."""
     sampler = Sampler(config, config.completions)
     share = share_of(config.shard, sampler.batches)
-    options = ScorerOptions(
-        sampler.compute.device, config.scorer_revision, config.scorer_trust_remote_code, config.score_text
-    )
-    scorer = load_scorer(config.scorer, options)
+    scorer = load_scorer(config.scorer, scorer_options(config, sampler.compute.device))
     writer = RowWriter(output, config.completions_out)
     counts = writer.state or _NO_COUNTS
     started = time.monotonic()

@@ -5,7 +5,7 @@ from typing import Any
 from .. import log
 from ..config.sampling import Sample
 from ..inference.sampler import Sampler, plan_of_sampling
-from ..inference.scorers import ScorerOptions, Scores, load_scorer
+from ..inference.scorers import Scores, load_scorer, scorer_options
 from ..outputs import shard_totals
 from ..outputs.claims import Output
 from ..outputs.row_writer import RowWriter
@@ -25,10 +25,7 @@ def run(config: Sample, output: Output) -> None:
     share = share_of(config.shard, [batch for _, batch in batches])
     scorer = None
     if config.scorer:
-        options = ScorerOptions(
-            sampler.compute.device, config.scorer_revision, config.scorer_trust_remote_code, config.score_text
-        )
-        scorer = load_scorer(config.scorer, options)
+        scorer = load_scorer(config.scorer, scorer_options(config, sampler.compute.device))
     writer = RowWriter(output)
     state = writer.state or {"ended": 0}
     total = share.count * sampler.n

@@ -8,7 +8,7 @@ from typing import Any
 from .. import log
 from ..config.sampling import Score
 from ..data.schema import stream_rows, warn_of_skipped
-from ..inference.scorers import ScorerOptions, load_scorer
+from ..inference.scorers import load_scorer, scorer_options
 from ..models.pretrained import silence_transformers
 from ..outputs import shard_totals
 from ..outputs.claims import Output
@@ -24,10 +24,7 @@ def run(config: Score, output: Output) -> None:
     share, skipped = _share(config)
     silence_transformers()
     compute = open_compute(config.device)
-    scorer = load_scorer(
-        config.scorer,
-        ScorerOptions(compute.device, config.scorer_revision, config.scorer_trust_remote_code, config.score_text),
-    )
+    scorer = load_scorer(config.scorer, scorer_options(config, compute.device))
     writer = RowWriter(output)
     state = writer.state or {"sum": 0.0}
     with log.progress("score", share.count, "rows", writer.rows[0]) as meter:

@@ -6,7 +6,7 @@ from .. import log
 from ..data.schema import load_rows
 from ..inference.completions import PromptSet, prompt_ids
 from ..inference.policy_evaluation import PolicyEvaluation
-from ..inference.scorers import Scorer, ScorerOptions, load_scorer
+from ..inference.scorers import Scorer, load_scorer, scorer_options
 from ..models.load import Loaded, context_length
 from . import setup
 
@@ -33,10 +33,7 @@ class FrontierEvaluation:
         seen = sum(tuple(ids) in trained_on for ids in self.ids)
         if seen:
             log.warn(f"{seen} of {len(self.ids)} prompts of {config.eval_prompts} are in the training data too")
-        options = ScorerOptions(
-            self.compute.device, config.scorer_revision, config.scorer_trust_remote_code, config.score_text
-        )
-        self.scorer = load_scorer(config.scorer, options)
+        self.scorer = load_scorer(config.scorer, scorer_options(config, self.compute.device))
 
     def measure(self, step: int) -> tuple[dict[str, Any], list[dict]]:
         """(a row for eval.jsonl, the completions with scores that it rests on) of the policy after update `step`."""
