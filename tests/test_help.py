@@ -86,10 +86,13 @@ def test_scorer_notation_is_explained_once(name, page):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_default_is_shown_once(name):
-    for f in fields(COMMANDS[name]):
-        if f.default not in (None, (), False) and not is_required(f):
-            assert "default" not in spec_of(f).help, flag_of(f)
+def test_a_default_is_shown_once(name, page):
+    text = " ".join(page(name, "--help").replace("│", "").split())
+    with_default = [f for f in fields(COMMANDS[name]) if f.default not in (None, ()) and not is_required(f)]
+    with_default = [f for f in with_default if f.default is not False]
+    assert text.count("[default: ") == len(with_default) > 0
+    for f in with_default:
+        assert "default" not in spec_of(f).help, flag_of(f)
 
 
 def test_verbose_is_an_option_of_commands_that_run_a_model(page):
