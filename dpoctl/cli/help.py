@@ -1,7 +1,7 @@
 """Help pages: a sentence, usage, required options, the other options by panel, and examples to copy.
 
-Drawn here rather than by typer, which separates arguments from options and re-wraps examples. Contexts and formatters are
-untyped: their classes are in typer's private copy of click.
+Drawn here rather than by typer, which separates arguments from options and re-wraps examples. Contexts and formatters
+are untyped: their classes are in the private copy of click in typer.
 """
 
 from collections.abc import Iterable, Sequence
