@@ -52,7 +52,7 @@ def error(text: str) -> None:
 
 
 class Progress:
-    """Counts work done; `advance(n, loss="0.61")` moves it and sets the figures shown beside it."""
+    """Counts work done; `advance(n, loss="0.61")` moves it and sets the metrics that it shows."""
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0):
         self.what, self.total, self.unit = what, total, unit
@@ -95,7 +95,7 @@ def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Progre
         rp.BarColumn(bar_width=24),
         rp.MofNCompleteColumn(),
         rp.TextColumn(unit),
-        rp.TextColumn("{task.fields[figures]}"),
+        rp.TextColumn("{task.fields[metrics]}"),
         rp.TimeRemainingColumn(),
     ]
     with rp.Progress(*columns, console=console, transient=True) as bar:

@@ -1,4 +1,4 @@
-"""The blinded form as a person uses it: opened from disk in a headless Chromium, answered by keyboard, exported, read back."""
+"""The blinded form as a person uses it, in a headless Chromium: opened, answered by keyboard, exported, read back."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ HOSTILE = "</script><script>document.title = 'taken'</script> <b>bold</b>\nsecon
 
 @pytest.fixture
 def open_browser(tmp_path):
-    """A function that opens the browser on one profile, so that what it remembers outlives it."""
+    """A function that opens the browser on one profile, whose storage survives the browser."""
     if not (CHROMIUM and DRIVER):
         pytest.skip("the form is driven in Chromium by chromedriver: one of the two is missing")
     from selenium.webdriver import Chrome, ChromeOptions
@@ -26,8 +26,16 @@ def open_browser(tmp_path):
     def start() -> Chrome:
         options = ChromeOptions()
         options.binary_location = CHROMIUM
-        for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync",
-                     "--no-first-run", "--window-size=1200,800", f"--user-data-dir={tmp_path / 'profile'}"):  # fmt: skip
+        for flag in (
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-background-networking",
+            "--disable-sync",
+            "--no-first-run",
+            "--window-size=1200,800",
+            f"--user-data-dir={tmp_path / 'profile'}",
+        ):
             options.add_argument(flag)
         options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path)})
         opened.append(Chrome(options=options, service=Service(DRIVER)))

@@ -1,5 +1,7 @@
 """Generation: the sampler's distribution, agreement with transformers' own generate, and independence of rows."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ from transformers import (
 from dpoctl.errors import InputError, NumericalError
 from dpoctl.inference import generate as generate_module
 from dpoctl.inference.generate import Sampling, batch_slices, generate
-from dpoctl.inference.token_choice import sample_token, sample_token_from_states, uniforms
+from dpoctl.inference.token_sampling import sample_token, sample_token_from_states, uniforms
 from dpoctl.models.logprobs import has_plain_head
 
 ARCHITECTURES = ["gpt2", "neox", "llama", "qwen2", "mistral"]
@@ -169,7 +171,7 @@ def test_uniforms_are_a_function_of_seed_prompt_and_k():
 def test_greedy_is_transformers_own_greedy(kind):
     model, tokenizer = make_model(kind), make_tokenizer()
     model.generation_config.eos_token_id = tokenizer.eos_token_id = None  # full length: every position compared
-    ours = generate(model, tokenizer, PROMPTS, keys(PROMPTS), [0], Sampling(temperature=0, max_new_tokens=20), 0)
+    ours = generate(model, tokenizer, PROMPTS, keys(PROMPTS), [0], Sampling(temperature=0, max_new_tokens=20))
     width = max(map(len, PROMPTS))
     ids = torch.tensor([[1] * (width - len(p)) + p for p in PROMPTS])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in PROMPTS])
@@ -181,7 +183,9 @@ def test_greedy_is_transformers_own_greedy(kind):
 def test_two_tokens_follow_the_model_s_joint_distribution():
     model, tokenizer = make_model(vocab=7, std=0.5), make_tokenizer(7)
     prompt, n = [3, 1], 3000
-    result = generate(model, tokenizer, [prompt], ["p"], list(range(n)), Sampling(temperature=0.8, max_new_tokens=2), 3)
+    result = generate(
+        model, tokenizer, [prompt], ["p"], list(range(n)), Sampling(temperature=0.8, max_new_tokens=2, seed=3)
+    )
     with torch.no_grad():
         first = (model(torch.tensor([prompt])).logits[0, -1].double() / 0.8).softmax(-1)
         after = torch.tensor([[*prompt, a] for a in range(7)])
@@ -198,14 +202,14 @@ def test_two_tokens_follow_the_model_s_joint_distribution():
 
 def test_a_row_is_the_same_whatever_shares_its_wave():
     model, tokenizer = make_model(), make_tokenizer()
-    sampling = Sampling(max_new_tokens=24, top_p=0.95)
-    together = ids_of(generate(model, tokenizer, PROMPTS, keys(PROMPTS), [0, 1, 2, 3], sampling, 5))
+    sampling = Sampling(max_new_tokens=24, top_p=0.95, seed=5)
+    together = ids_of(generate(model, tokenizer, PROMPTS, keys(PROMPTS), [0, 1, 2, 3], sampling))
     for i, prompt in enumerate(PROMPTS):
-        alone = ids_of(generate(model, tokenizer, [prompt], [f"p{i}"], [2], sampling, 5))
+        alone = ids_of(generate(model, tokenizer, [prompt], [f"p{i}"], [2], sampling))
         assert alone == [[together[i][2]]]
-    backwards = ids_of(generate(model, tokenizer, PROMPTS[::-1], keys(PROMPTS)[::-1], [3, 0], sampling, 5))
+    backwards = ids_of(generate(model, tokenizer, PROMPTS[::-1], keys(PROMPTS)[::-1], [3, 0], sampling))
     assert backwards == [[row[3], row[0]] for row in together[::-1]]
-    other_seed = ids_of(generate(model, tokenizer, PROMPTS, keys(PROMPTS), [0, 1, 2, 3], sampling, 6))
+    other_seed = ids_of(generate(model, tokenizer, PROMPTS, keys(PROMPTS), [0, 1, 2, 3], replace(sampling, seed=6)))
     assert all(a != b for a, b in zip(together, other_seed, strict=True))
     assert len({tuple(ids) for ids in together[1]}) == 4  # the ks of a prompt differ
 
@@ -218,11 +222,11 @@ def test_rows_that_leave_the_batch_change_nothing(monkeypatch, kind):
     assert has_plain_head(model)  # tried once, here
     sizes = []
     model.base_model.register_forward_pre_hook(lambda m, a, kw: sizes.append(len(kw["input_ids"])), with_kwargs=True)
-    compacted = generate(model, tokenizer, prompts, keys(prompts), [0, 1], sampling, 0)
+    compacted = generate(model, tokenizer, prompts, keys(prompts), [0, 1], sampling)
     assert min(sizes) < 24 / 2 and max(sizes) == 24
     monkeypatch.setattr(generate_module, "_COMPACT_AT", 2.0)
     sizes.clear()
-    assert compacted == generate(model, tokenizer, prompts, keys(prompts), [0, 1], sampling, 0)
+    assert compacted == generate(model, tokenizer, prompts, keys(prompts), [0, 1], sampling)
     assert set(sizes[1:]) == {24}
 
 
@@ -234,21 +238,21 @@ def test_a_prompt_is_run_once_for_all_its_completions():
         lambda m, a, kw: shapes.append(tuple(kw["input_ids"].shape)), with_kwargs=True
     )
     prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
-    result = generate(model, tokenizer, prompts, ["a", "b", "c"], [0, 1, 2], Sampling(max_new_tokens=3), 0)
+    result = generate(model, tokenizer, prompts, ["a", "b", "c"], [0, 1, 2], Sampling(max_new_tokens=3))
     assert shapes[0] == (2, 7) and shapes[1] == (9, 1)  # two different prompts; then nine rows, a token each
     assert result[0] != result[2]  # the same prompt under another key has other random numbers
 
 
 def test_eos_ends_a_row_and_is_not_among_its_ids():
     model, tokenizer = make_model(vocab=12, std=0.1), make_tokenizer(12)
-    result = generate(model, tokenizer, [[4]], ["p"], list(range(64)), Sampling(max_new_tokens=8), 0)[0]
+    result = generate(model, tokenizer, [[4]], ["p"], list(range(64)), Sampling(max_new_tokens=8))[0]
     assert all(0 not in completion.ids for completion in result)
     assert {completion.finish for completion in result} == {"stop", "length"}
     for completion in result:
         assert (len(completion.ids) == 8) == (completion.finish == "length")  # EOS counts: a stopped row has 7 at most
         assert completion.text == tokenizer.decode(completion.ids)
     model.generation_config.eos_token_id = [0, 3]  # the model's own list of ends holds too
-    again = generate(model, tokenizer, [[4]], ["p"], list(range(64)), Sampling(max_new_tokens=8), 0)[0]
+    again = generate(model, tokenizer, [[4]], ["p"], list(range(64)), Sampling(max_new_tokens=8))[0]
     for before, after in zip(result, again, strict=True):
         cut = before.ids.index(3) if 3 in before.ids else len(before.ids)
         assert after.ids == before.ids[:cut]
@@ -257,7 +261,7 @@ def test_eos_ends_a_row_and_is_not_among_its_ids():
 def test_a_stop_string_ends_a_row_and_the_text_before_it():
     model, tokenizer = make_model(), make_tokenizer()
     model.generation_config.eos_token_id = tokenizer.eos_token_id = None
-    draw = {"prompts": PROMPTS, "prompt_keys": keys(PROMPTS), "ks": [0, 1], "seed": 0}
+    draw = {"prompts": PROMPTS, "prompt_keys": keys(PROMPTS), "ks": [0, 1]}
     free = generate(model, tokenizer, **draw, sampling=Sampling(max_new_tokens=30))
     text = free[1][0].text
     for stop in (text[10:12], text[11:15], text[12]):  # some within a token, some over two or three
@@ -273,14 +277,14 @@ def test_the_context_bounds_the_length_and_a_full_one_is_refused():
     model, tokenizer = make_model("gpt2", context=16), make_tokenizer()
     model.generation_config.eos_token_id = tokenizer.eos_token_id = None
     prompts = [[1] * 13, [2] * 4]
-    result = generate(model, tokenizer, prompts, ["a", "b"], [0], Sampling(max_new_tokens=10), 0)
+    result = generate(model, tokenizer, prompts, ["a", "b"], [0], Sampling(max_new_tokens=10))
     assert [len(row[0].ids) for row in result] == [3, 10]
-    alone = generate(model, tokenizer, prompts[1:], ["b"], [0], Sampling(max_new_tokens=10), 0)
+    alone = generate(model, tokenizer, prompts[1:], ["b"], [0], Sampling(max_new_tokens=10))
     assert result[1] == alone[0]
     with pytest.raises(InputError, match="prompt b: its 16 tokens leave no room .* of 16"):
-        generate(model, tokenizer, [[1], [1] * 16], ["a", "b"], [0], Sampling(), 0)
+        generate(model, tokenizer, [[1], [1] * 16], ["a", "b"], [0], Sampling())
     with pytest.raises(InputError, match="prompt a: it has no tokens"):
-        generate(model, tokenizer, [[]], ["a"], [0], Sampling(), 0)
+        generate(model, tokenizer, [[]], ["a"], [0], Sampling())
 
 
 def test_a_leading_space_survives_tokenizers_that_drop_it_at_a_start():

@@ -1,5 +1,6 @@
-"""Judging: requests that cannot be bent, a server that misbehaves, money spent once, and the statistics by hand."""
+"""Judging: requests that resist injections, faults of a server, no answer paid for twice, and statistics by hand."""
 
+import hashlib
 import json
 import math
 import os
@@ -58,16 +59,22 @@ def candidates(folder: Path, n: int, good: str = "good", bad: str = "bad", **mor
     """Two completions files of n prompts; A's texts hold `good`, B's `bad`."""
     files = []
     for name, word in (("a", good), ("b", bad)):
-        rows = [{"prompt_id": f"p{i}", "prompt": f"Question {i}?", "completion": f"{word} {i}", "k": 0, "finish": "stop"} | more
-                for i in range(n)]  # fmt: skip
+        row = {"k": 0, "finish": "stop"} | more
+        rows = [{"prompt_id": f"p{i}", "prompt": f"Question {i}?", "completion": f"{word} {i}"} | row for i in range(n)]
         files.append(write(folder / f"{name}.jsonl", rows))
     return files
 
 
 def run(folder: Path, *args: str, code: int = 0, wait: bool = True):
     env = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"), "OPENAI_API_KEY": KEY}
-    process = subprocess.Popen([sys.executable, "-m", "dpoctl", "judge", *map(str, args)], cwd=folder, env=env,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dpoctl", "judge", *map(str, args)],
+        cwd=folder,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     if not wait:
         return process
     out, err = process.communicate(timeout=170)
@@ -144,7 +151,7 @@ def test_the_last_labelled_line_counts(answer, verdict):
     assert parse_verdict(answer) == verdict
 
 
-def test_a_template_of_ones_own(tmp_path):
+def test_a_template_file(tmp_path):
     path = tmp_path / "mine.txt"
     path.write_text("P {prompt} A {a} B {b} F {fence} {other}")
     criterion = load_criterion(str(path))
@@ -154,6 +161,17 @@ def test_a_template_of_ones_own(tmp_path):
         load_criterion(str(path))
     with pytest.raises(InputError, match="summary-c"):
         load_criterion("helpfull")
+
+
+def test_requests_stay_byte_identical():
+    """Answers are cached by the complete request: a changed letter makes users pay for every answer again."""
+    texts = [
+        load_criterion(n, noun).request("p {a}", "one", "two", "0 key") for n in CRITERIA for noun in (None, "news")
+    ]
+    assert (
+        hashlib.sha256("\0".join(texts).encode()).hexdigest()
+        == "8cf99f048717fdea6a7a752a01a39da8c6fc83bce49a573c9f8c165fc2065ec9"
+    )
 
 
 def test_injections_change_no_verdict(tmp_path):
@@ -184,8 +202,27 @@ def test_a_thousand_comparisons_on_a_bad_day(tmp_path):
         return "I cannot say." if "Question 7?" in text else likes_good(text)
 
     with JudgeServer(decide, faults) as server:
-        out, _ = run(tmp_path, a, b, "--model", "m", "--base-url", server.url, "--order", "random", "--concurrency", "64",
-                     "--timeout", "1", "--price-in", "1", "--price-out", "10", "--out", "j.jsonl")  # fmt: skip
+        out, _ = run(
+            tmp_path,
+            a,
+            b,
+            "--model",
+            "m",
+            "--base-url",
+            server.url,
+            "--order",
+            "random",
+            "--concurrency",
+            "64",
+            "--timeout",
+            "1",
+            "--price-in",
+            "1",
+            "--price-out",
+            "10",
+            "--out",
+            "j.jsonl",
+        )
         assert sum(server.served.values()) == 1000 and max(server.served.values()) == 1
         assert all(server.kinds[kind] > 20 for _, kind in faults)
         assert server.keys == {f"Bearer {KEY}"}
@@ -201,7 +238,7 @@ def test_a_thousand_comparisons_on_a_bad_day(tmp_path):
 
 
 @pytest.mark.parametrize("status", [400, 401, 404])
-def test_what_no_repetition_mends_fails_at_once(tmp_path, status):
+def test_what_no_retry_can_fix_fails_at_once(tmp_path, status):
     a, b = candidates(tmp_path, 8)
     with JudgeServer(likes_good, status=status) as server:
         start = time.monotonic()
@@ -230,12 +267,12 @@ def test_killed_nothing_is_paid_twice(tmp_path):
         kept = len(list((tmp_path / "cache/dpoctl/judge").rglob("*.json")))
         assert kept >= 110
         run(tmp_path, *args)
-        # only what was under way when the kill came, at most one a thread, can have been asked twice
+        # only requests in flight at the kill, at most one per thread, can have been made twice
         assert sum(server.served.values()) <= 400 + 4
     assert len(rows_of(tmp_path / "j.jsonl")) == 400
 
 
-def test_what_fails_for_a_passing_reason_stays_pending(tmp_path):
+def test_what_fails_for_a_transient_reason_stays_pending(tmp_path):
     a, b = candidates(tmp_path, 6)
 
     class Stubborn(JudgeServer):
@@ -255,11 +292,25 @@ def test_what_fails_for_a_passing_reason_stays_pending(tmp_path):
 
 
 def test_the_cost_is_a_limit_over_all_calls_of_the_command(tmp_path):
-    """0.011 dollars an answer: 0.72 are enough for 65, which lies behind the first wave of rows that are written."""
+    """0.011 dollars an answer: 0.72 are enough for 65, more than the first batch of rows that is written."""
     a, b = candidates(tmp_path, 70)
     with JudgeServer(likes_good) as server:
-        args = [a, b, "--model", "m", "--base-url", server.url, "--price-in", "100", "--price-out", "100", "--order", "random",
-                "--out", "j.jsonl"]  # fmt: skip
+        args = [
+            a,
+            b,
+            "--model",
+            "m",
+            "--base-url",
+            server.url,
+            "--price-in",
+            "100",
+            "--price-out",
+            "100",
+            "--order",
+            "random",
+            "--out",
+            "j.jsonl",
+        ]
         for _ in range(2):  # the second call spends nothing more
             _, err = run(tmp_path, *args, "--max-cost", "0.72", code=2)
             assert "--max-cost 0.72 is reached: 0.7150 dollars for 65 answers, 5 are left" in err
@@ -278,7 +329,7 @@ def test_an_odd_answer_is_an_answer_and_not_asked_again(tmp_path, answer, verdic
         _, err = run(tmp_path, a, b, "--model", "m", "--base-url", server.url, "--out", "j.jsonl")
         assert server.requests == 6
     assert {row["verdict"] for row in rows_of(tmp_path / "j.jsonl")} == verdicts
-    assert ("100% of the answers hold no verdict" in err) == (answer is None)
+    assert ("100% of the answers contain no verdict" in err) == (answer is None)
 
 
 def test_a_server_that_is_down_is_not_asked_everything(tmp_path):
@@ -306,7 +357,7 @@ def test_the_wait_that_a_server_asks_for(asked, seconds):
 
 
 def test_a_traceback_does_not_hold_the_key(tmp_path):
-    """A fault of our own where the key is at hand: exit 1 and a traceback, without the key."""
+    """An internal error while the key is known: exit 1 and a traceback, without the key."""
     candidates(tmp_path, 2)
     fault = "import openai; openai.OpenAI = lambda **given: 1 / 0; from dpoctl.__main__ import main; main()"
     env = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), "OPENAI_API_KEY": KEY}
@@ -349,9 +400,9 @@ def test_against_the_reference_with_a_canary(tmp_path):
 
     with JudgeServer(decide) as server:
         run(tmp_path, "a.jsonl", "--model", "m", "--base-url", server.url, "--canary", "I like it", "--out", "j.jsonl")
-    figures = json.loads((tmp_path / "j.jsonl.manifest.json").read_text())["metrics"]
+    metrics = json.loads((tmp_path / "j.jsonl.manifest.json").read_text())["metrics"]
     assert (
-        figures["summary"]["win_rate"] == 1.0 and figures["canary"]["win_rate"] == 0.0 and figures["canary"]["n"] == 20
+        metrics["summary"]["win_rate"] == 1.0 and metrics["canary"]["win_rate"] == 0.0 and metrics["canary"]["n"] == 20
     )
 
 
@@ -372,13 +423,13 @@ def test_a_scorer_judges_offline_and_two_policies_are_compared(tmp_path):
         "--out",
         "j.jsonl",
     )
-    figures = json.loads((tmp_path / "j.jsonl.manifest.json").read_text())["metrics"]
+    metrics = json.loads((tmp_path / "j.jsonl.manifest.json").read_text())["metrics"]
     assert (
-        figures["summary"]["win_rate"] == 1.0
-        and figures["compare"]["difference"] == 0.5
-        and figures["compare"]["p"] == 0
+        metrics["summary"]["win_rate"] == 1.0
+        and metrics["compare"]["difference"] == 0.5
+        and metrics["compare"]["p"] == 0
     )
-    assert figures["against"]["raw"] == 0.0 and "kappa" in err and "1.000" in out
+    assert metrics["against"]["raw"] == 0.0 and "kappa" in err and "1.000" in out
 
 
 @pytest.mark.parametrize(
@@ -391,9 +442,10 @@ def test_a_scorer_judges_offline_and_two_policies_are_compared(tmp_path):
         (["a.jsonl", "b.jsonl", "--backend", "scorer", "--model", "m"], "--scorer is required"),
         (["a.jsonl", "b.jsonl", "a.jsonl", "--model", "m"], "one or two"),
         (["a.jsonl", "b.jsonl", "--model", "m", "--price-in", "1"], "go together"),
-        (["a.jsonl", "b.jsonl", "--model", "m", "--score-text", "completion"], "--score-text means nothing"),
+        (["a.jsonl", "b.jsonl", "--model", "m", "--score-text", "completion"], "--score-text "),
+        (["a.jsonl", "b.jsonl", "--model", "m", "--device", "cpu"], "--device "),
         (["a.jsonl", "b.jsonl", "--model", "m", "--criterion", "helpfull"], "summary-c"),
-        (["a.jsonl", "b.jsonl", "--model", "m", "--cache-dir", "c.jsonl"], "a file is in the way"),
+        (["a.jsonl", "b.jsonl", "--model", "m", "--cache-dir", "c.jsonl"], "is a file; a directory is needed"),
     ],
 )
 def test_mistakes_are_one_clear_message(tmp_path, args, said):
@@ -452,8 +504,13 @@ def test_a_win_counts_only_where_both_orders_agree():
     def rows(*verdicts):
         return [{"prompt_id": "p", "k": 0, "verdict": v, "a": "x y", "b": "z"} for v in verdicts]
 
-    for verdicts, expected in ((("a", "a"), "a"), (("a", "b"), "tie"), (("b", "b"), "b"), (("a", "invalid"), "invalid"),
-                               (("tie", "tie"), "tie")):  # fmt: skip
+    for verdicts, expected in (
+        (("a", "a"), "a"),
+        (("a", "b"), "tie"),
+        (("b", "b"), "b"),
+        (("a", "invalid"), "invalid"),
+        (("tie", "tie"), "tie"),
+    ):
         assert outcomes(rows(*verdicts)) == {("p", 0, None, None): expected}
     found = summarise(rows("a", "b"))
     two = rows("a", "b") + [r | {"judge": "human:2"} for r in rows("a")]
@@ -474,7 +531,7 @@ def test_the_form_is_blind_and_reads_its_answers_back(tmp_path):
     run(tmp_path, *common, "--form", "form.html")
     page = (tmp_path / "form.html").read_text()
     assert "a.jsonl" not in page and page.count("</script>") == 2
-    assert not list(tmp_path.glob("j.jsonl*.json"))  # nothing is begun before there are answers
+    assert not list(tmp_path.glob("j.jsonl*.json"))  # no output is started before there are answers
     data = json.loads(re.search(r'type="application/json">(.*?)</script>', page, re.DOTALL).group(1))
     orders = {"good" in item["A"] for item in data["items"]}
     assert orders == {True, False}  # which side is A is drawn
@@ -484,19 +541,19 @@ def test_the_form_is_blind_and_reads_its_answers_back(tmp_path):
             json.dumps({"form": data["form"], "person": person, "answers": answers})
         )
     run(tmp_path, *common, "--answers", "Ann.json", "--answers", "Ben.json")
-    figures = json.loads((tmp_path / "j.jsonl.manifest.json").read_text())["metrics"]
-    assert figures["people"]["human:Ann"]["win_rate"] == 1.0
+    metrics = json.loads((tmp_path / "j.jsonl.manifest.json").read_text())["metrics"]
+    assert metrics["people"]["human:Ann"]["win_rate"] == 1.0
     share = sum("good" in item["A"] for item in data["items"]) / 6
-    assert figures["people"]["human:Ben"]["win_rate"] == pytest.approx(share)
-    assert figures["agreement"]["human:Ann and human:Ben"]["raw"] == pytest.approx(share)
+    assert metrics["people"]["human:Ben"]["win_rate"] == pytest.approx(share)
+    assert metrics["agreement"]["human:Ann and human:Ben"]["raw"] == pytest.approx(share)
     collected = collect((str(tmp_path / "j.jsonl"),)).judged[0]
-    assert collected.summary == figures["summary"] and collected.summary["flips"] is None
+    assert collected.summary == metrics["summary"] and collected.summary["flips"] is None
     _, err = run(tmp_path, *common, "--answers", "Ann.json", code=2)  # not what is in j.jsonl
     assert "--answers" in err
     (tmp_path / "again.json").write_text((tmp_path / "Ann.json").read_text())
     more = [*common[:-1], "k.jsonl", "--against", "j.jsonl"]
     _, err = run(tmp_path, *more, "--answers", "Ann.json", "--answers", "again.json", code=2)
-    assert "again.json: by 'Ann', as Ann.json is" in err
+    assert "again.json: answers of 'Ann', as Ann.json has" in err
     _, err = run(tmp_path, *more, "--answers", "Ann.json")
     assert "agreement of human:Ann and j.jsonl" in err
     with pytest.raises(InputError, match="another form"):
@@ -512,11 +569,21 @@ def test_dialogues_split_before_the_last_answer():
         "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: And?\n\nAssistant:",
         " Well, so.",
     )
-    for bad in ("", "no turns", "\n\nHuman: Hi", "\n\nHuman: Hi\n\nAssistant:  ", "\n\nAssistant: Hi",
-                "\n\nHuman: a\n\nAssistant: b\n\nHuman: c"):  # fmt: skip
+    for bad in (
+        "",
+        "no turns",
+        "\n\nHuman: Hi",
+        "\n\nHuman: Hi\n\nAssistant:  ",
+        "\n\nAssistant: Hi",
+        "\n\nHuman: a\n\nAssistant: b\n\nHuman: c",
+    ):
         assert hh.split_dialogue(bad) is None
-    rows = [(1, {"chosen": text, "rejected": text[:-3] + "no."}), (2, {"chosen": text, "rejected": "broken"}),
-            (3, {"chosen": text, "rejected": "\n\nHuman: other\n\nAssistant: x"}), (4, {"chosen": text, "rejected": text})]  # fmt: skip
+    rows = [
+        (1, {"chosen": text, "rejected": text[:-3] + "no."}),
+        (2, {"chosen": text, "rejected": "broken"}),
+        (3, {"chosen": text, "rejected": "\n\nHuman: other\n\nAssistant: x"}),
+        (4, {"chosen": text, "rejected": text}),
+    ]
     rows.append((5, {"chosen": text, "rejected": None}))
     kept, counts = hh.preferences(rows, "t-", "f")
     assert [r["prompt_id"] for r in kept] == ["t-1"] and counts == {"malformed": 2, "different_prompts": 1, "equal": 1}
@@ -525,8 +592,10 @@ def test_dialogues_split_before_the_last_answer():
 
 
 def test_summaries_follow_one_cue_after_one_space():
-    rows = [(5, {"prompt": "POST: long", "chosen": "TL;DR:  short ", "rejected": "other"}),
-            (6, {"prompt": "POST: long", "chosen": "same", "rejected": "TL;DR: same"})]  # fmt: skip
+    rows = [
+        (5, {"prompt": "POST: long", "chosen": "TL;DR:  short ", "rejected": "other"}),
+        (6, {"prompt": "POST: long", "chosen": "same", "rejected": "TL;DR: same"}),
+    ]
     kept, counts = tldr.comparisons(rows, "t-", "f")
     assert kept == [{"prompt_id": "t-5", "prompt": "POST: long\nTL;DR:", "chosen": " short", "rejected": " other"}]
     assert counts == {"equal": 1, "empty": 0}

@@ -89,11 +89,11 @@ def test_resolve_leaves_directories_alone_and_names_what_is_missing(good, monkey
         resolve("./polcy")
     with pytest.raises(InputError, match="clasifier: no such model directory\nhint: .*classifier"):
         resolve(str(good / "clasifier"))
-    with pytest.raises(InputError, match="polcy: .*hub.*\nhint: .*HF_TOKEN.*; policy is a directory here"):
+    with pytest.raises(InputError, match="polcy: .*Hub.*\nhint: .*HF_TOKEN.*; policy is a local directory"):
         resolve("polcy")  # could be a hub id: said to be neither
-    with pytest.raises(InputError, match="policy/config.json: a file"):
+    with pytest.raises(InputError, match="policy/config.json: is a file"):
         resolve("policy/config.json")
-    with pytest.raises(InputError, match="no config.json\nhint: a model lies in .*classifier"):
+    with pytest.raises(InputError, match="no config.json\nhint: there is a model in .*classifier"):
         resolve(str(good))
 
 

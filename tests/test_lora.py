@@ -1,7 +1,6 @@
 """Adapters from train-dpo to sample: only they are trained and saved, and the frozen model is the reference."""
 
 import json
-import types
 
 import pytest
 import torch
@@ -22,8 +21,8 @@ SHORT = ["--max-length", "96", "--max-prompt-length", "16", "--warmup-steps", "0
 SEQUENCES = [([5, 6, 7, 8, 9, 10], 2), ([5, 6, 20, 21], 2), ([30, 31, 32, 33, 34], 3)]
 
 
-def options(**given):
-    return types.SimpleNamespace(**{"lora": 4, "lora_alpha": None, "lora_targets": None, "seed": 0} | given)
+def settings():
+    return lora.LoraSettings(rank=4)
 
 
 def test_from_train_dpo_to_sample(here):
@@ -77,7 +76,7 @@ def test_a_reward_model_and_ppo(here):
 
 def test_the_value_function_shares_what_is_frozen(here):
     policy, _ = load_policy("sft")
-    lora.adapt(policy, options(), "sft", "CAUSAL_LM")
+    lora.adapt(policy, settings(), "sft", "CAUSAL_LM")
     critic = make_critic(policy, "separate")
     own = {n for n, p in critic.trunk.named_parameters() if p.requires_grad}
     assert own and all("lora" in n for n in own)
@@ -90,13 +89,13 @@ def test_the_value_function_shares_what_is_frozen(here):
     [
         (["--lora-alpha", "8"], "--lora-alpha means nothing without --lora"),
         (["--lora", "4", "--lora-targets", "nothing"], "--lora-targets nothing"),
-        (["--lora", "4", "--lora-targets", "lm_head"], "stay as they are"),
+        (["--lora", "4", "--lora-targets", "lm_head"], "cannot be adapted"),
         (["--lora", "4", "--model", "an-adapter"], "merge it first"),
     ],
 )
 def test_what_cannot_be_adapted_is_refused(here, capsys, flags, word):
     model, _ = load_policy("sft")
-    lora.adapt(model, options(), "sft", "CAUSAL_LM").save_pretrained("an-adapter")
+    lora.adapt(model, settings(), "sft", "CAUSAL_LM").save_pretrained("an-adapter")
     load_policy("sft")[1].save_pretrained("an-adapter")
     capsys.readouterr()
     args = ["train-dpo", "--model", "sft", "--data", "prefs.jsonl", "--out", "refused", *flags]

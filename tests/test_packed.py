@@ -113,8 +113,8 @@ def test_prompts_are_shared_where_it_pays():
     prompts, responses = 2 + 9 + 1, sum(len(s) - start for s, start in sequences)
     assert layout.ids.shape == (1, prompts + responses - len(sequences))  # the last tokens predict nothing
     texts = [([7] + [i] * 30, 1) for i in range(40)]  # one token in common: 40 branches would see each other's masks
-    assert len(packed.grow(texts, 32)) == 40
-    assert len(packed.grow([([7] * 200 + [i] * 9, 200) for i in range(8)], 32)) == 1
+    assert len(packed.group_by_prompt(texts, 32)) == 40
+    assert len(packed.group_by_prompt([([7] * 200 + [i] * 9, 200) for i in range(8)], 32)) == 1
 
 
 def test_flex_attention_sees_what_the_masks_show():

@@ -1,15 +1,30 @@
-"""Reports: told apart by content, escaped, of unfinished runs too; mistakes named by file and line."""
+"""Reports: inputs recognised by content, text escaped, unfinished runs shown; mistakes named by file and line."""
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 from dpoctl.errors import InputError
-from dpoctl.reports import figures, page, tables, wins
+from dpoctl.reports import figures, frontier, page, tables, wins
 from dpoctl.reports.collect import collect
 
-POINT = {"model": "runs/<b>dpo</b>", "method": "dpo", "options": {"beta": 0.1}, "step": 5, "temperature": 1.0, "reward": 0.8125,
-         "reward_se": 0.01, "kl": 3.25, "kl_se": 0.2, "n": 64, "length": 40.0, "length_se": 1.0, "scorer": "c@prob"}  # fmt: skip
+POINT = {
+    "model": "runs/<b>dpo</b>",
+    "method": "dpo",
+    "options": {"beta": 0.1},
+    "step": 5,
+    "temperature": 1.0,
+    "reward": 0.8125,
+    "reward_se": 0.01,
+    "kl": 3.25,
+    "kl_se": 0.2,
+    "n": 64,
+    "length": 40.0,
+    "length_se": 1.0,
+    "scorer": "c@prob",
+}
 
 
 def write(path, rows):
@@ -24,8 +39,8 @@ def test_text_is_escaped_and_figures_are_those_of_the_rows(tmp_path):
     samples = write(tmp_path / "samples.jsonl", rows)
     found = collect((evaluations, samples))
     drawn = figures.draw(found, tmp_path / "figures")
-    assert {name for name, _, _ in drawn} == {"frontier", "kl-against-beta"}
-    html = page.write(found, drawn, "a < b", tmp_path)
+    assert {figure.name for figure in drawn} == {"frontier", "kl-against-beta"}
+    html = page.write(found, drawn, "a < b")
     assert "<script>" not in html and "&lt;script&gt;" in html and "&amp; fine ⏎" in html and "a &lt; b" in html
     assert "0.812 ± 0.010" in html and "3.25 ± 0.20" in html
 
@@ -34,7 +49,7 @@ def test_an_unfinished_run_is_shown_as_one(tmp_path):
     write(tmp_path / "run/metrics.jsonl", [{"step": s, "loss": 1.0 / s} for s in (1, 2, 3)])
     (tmp_path / "run/config.yaml").write_text("stage: sft\nlr: 0.1\n")
     found = collect((str(tmp_path / "run"),))
-    html = page.write(found, figures.draw(found, tmp_path / "figures"), "t", tmp_path)
+    html = page.write(found, figures.draw(found, tmp_path / "figures"), "t")
     assert "run: sft (unfinished)" in html and "<svg" in html
 
 
@@ -65,18 +80,77 @@ def test_win_rates_against_temperature_and_along_training(tmp_path):
             for order in ("AB", "BA")
         ]
         paths.append(write(tmp_path / f"wins.{policy}.jsonl", rows))
-    along = [base | {"prompt_id": "p", "order": "AB", "temperature": 1.0, "step": step, "verdict": verdict}
-             for step, verdict in ((0, "b"), (50, "a"))]  # fmt: skip
+    along = [
+        base | {"prompt_id": "p", "order": "AB", "temperature": 1.0, "step": step, "verdict": verdict}
+        for step, verdict in ((0, "b"), (50, "a"))
+    ]
     paths.append(write(tmp_path / "along.dpo.jsonl", along))
     found = collect(tuple(paths))
     head, table = tables.win_rates(found.judged)
     shown = {row[0]: dict(zip(head, row, strict=True)) for row in table}
     rates = {name: row["win rate"] for name, row in shown.items()}
-    assert rates == {"wins.dpo, T = 0": "0.750", "wins.dpo, T = 1": "1.000", "wins.ppo, T = 0": "0.250",
-                     "wins.ppo, T = 1": "0.500", "along.dpo, update 50": "1.000"}  # fmt: skip
+    assert rates == {
+        "wins.dpo, T = 0": "0.750",
+        "wins.dpo, T = 1": "1.000",
+        "wins.ppo, T = 0": "0.250",
+        "wins.ppo, T = 1": "0.500",
+        "along.dpo, update 50": "1.000",
+    }
     assert shown["wins.ppo, T = 1"]["win / tie / loss"] == "2 / 0 / 2" and shown["wins.ppo, T = 1"]["n"] == "4"
-    drawn = {name: caption for name, caption, _ in figures.draw(found, tmp_path / "figures")}
+    drawn = {figure.name: figure.caption for figure in figures.draw(found, tmp_path / "figures")}
     assert set(drawn) == {"wins-by-temperature", "wins-by-step"} and "n = 4 comparisons" in drawn["wins-by-temperature"]
-    axes = wins.against_temperature(found.judged)[2].axes[0]
+    axes = wins.against_temperature(found.judged).figure.axes[0]
     lines = {c.get_label(): [round(y, 3) for y in c.lines[0].get_ydata()] for c in axes.containers}
     assert lines == {"wins.dpo": [0.75, 1.0], "wins.ppo": [0.25, 0.5]}
+
+
+def run_with(folder, loss, rows):
+    write(folder / "metrics.jsonl", rows)
+    (folder / "config.yaml").write_text(f"stage: train-dpo\nloss: {loss}\nbeta: 0.1\n")
+    return str(folder)
+
+
+def lines_of(drawing):
+    return {line.get_label(): [round(y, 6) for y in line.get_ydata()] for line in drawing.figure.axes[0].lines}
+
+
+def test_learning_curves_show_log_ratios_and_not_which_pairs_are_in_a_batch(tmp_path):
+    """Batches of long and short pairs in turn: raw log-probs jump by 50 nats, the log-ratios do not."""
+    chosen, rejected = [0.0, -0.02, -0.04], [0.0, -0.05, -0.1]
+    rows = [
+        {"step": i + 1, "loss": 0.6, "logps/chosen": -60.0 + 50 * (i % 2), "logps/rejected": -70.0 + 50 * (i % 2)}
+        | {"rewards/chosen": c, "rewards/rejected": r, "rewards/accuracies": 0.5, "rewards/margins": c - r}
+        for i, (c, r) in enumerate(zip(chosen, rejected, strict=True))
+    ]
+    found = collect((run_with(tmp_path / "dpo", "sigmoid", rows), run_with(tmp_path / "simpo", "simpo", rows)))
+    drawings = {drawing.name: drawing for drawing in figures.drawings(found) if drawing}
+    ratios = lines_of(drawings["log-ratios"])
+    assert ratios["dpo: log-ratio/chosen"] == [0.0, -0.2, -0.4]
+    assert ratios["dpo: log-ratio/rejected"] == [0.0, -0.5, -1.0]
+    assert not [label for label in ratios if label.startswith("simpo")]
+    raw = lines_of(drawings["logps"])
+    assert raw == {"simpo: logps/chosen": [-60.0, -10.0, -60.0], "simpo: logps/rejected": [-70.0, -20.0, -70.0]}
+    assert "without a reference" in drawings["logps"].caption
+    margins = lines_of(drawings["margins"])
+    assert list(margins) == ["dpo: rewards/margins"] and len(margins["dpo: rewards/margins"]) == 2  # not the first
+
+
+def test_the_table_of_evaluations_has_every_number_of_its_rows():
+    fluency = {"ended": 0.25, "perplexity_ref": 12.345, "distinct_1": 0.1, "distinct_2": 0.2, "distinct_3": 0.3}
+    curve = {"model": "ref.jsonl", "method": "best-of-n", "options": {"n": 8}, "reward": 0.5, "reward_se": 0.1, "n": 9}
+    out = io.StringIO()
+    rows = [POINT | fluency | {"repetition": 0.125, "kl_exact": 3.5, "kl_exact_se": 0.1}, curve]
+    tables.show_evaluations([*rows, curve | {"method": "optimum"}], Console(file=out, width=200))
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.getvalue().splitlines() if "│" in line]
+    kl = ["3.25 ± 0.20", "3.50 ± 0.10"]
+    measured = ["0.812 ± 0.010", *kl, "40.0 ± 1.0", "25%", "12.35", "0.100/0.200/0.300", "12.5%", "64"]
+    assert lines[0][1:] == measured
+    assert lines[1] == ["best of 8", "0.500 ± 0.100", "–", "–", "–", "–", "–", "–", "–", "9"]
+    assert len(lines) == 2
+
+
+def test_an_optimum_written_by_version_0_1_is_read(tmp_path):
+    point = POINT | {"method": "ceiling", "options": {"samples": 64}, "effective_samples": 12.0}
+    found = collect((write(tmp_path / "curves.jsonl", [point, point | {"kl": 1.0}]),))
+    assert [p["kl"] for p in frontier.optimum_curve(found)] == [1.0, 3.25]
+    assert tables.evaluations(found.evaluations).rows == []

@@ -17,7 +17,7 @@ from transformers import (
 
 from dpoctl.config.scorer import ScorerSpec, parse_scorer
 from dpoctl.errors import InputError
-from dpoctl.inference.scorers import load_scorer
+from dpoctl.inference.scorers import ScorerOptions, load_scorer
 from dpoctl.inference.text_statistics import distinct_n, mean_se, repetition_loop
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", *"the film was good bad very dull bright long short plot end a b".split()]
@@ -82,7 +82,7 @@ NOISE = {"abs": 1e-5}
 @pytest.mark.parametrize("tokens_per_batch", [1, 12, 16384])
 def test_a_classifier_s_readings(root, reading, tokens_per_batch):
     scorer = load_scorer(
-        str(root / "classifier") + (f"@{reading}" if reading else ""), tokens_per_batch=tokens_per_batch
+        str(root / "classifier") + (f"@{reading}" if reading else ""), ScorerOptions(tokens_per_batch=tokens_per_batch)
     )
     scores = scorer.score(ROWS)
     logits = classifier_logits(root, [row["prompt"] + row["completion"] for row in ROWS])
@@ -102,7 +102,7 @@ def test_completion_alone_messages_and_whole_texts(root):
         logits = classifier_logits(root, texts)
         return pytest.approx((logits[:, 1] - logits[:, 0]).tolist(), **NOISE)
 
-    alone = load_scorer(path, text="completion").score(ROWS)
+    alone = load_scorer(path, ScorerOptions(text="completion")).score(ROWS)
     assert alone.keys == odds([row["completion"] for row in ROWS])
     messages = [{"role": "user", "content": "the film"}, {"role": "assistant", "content": "was bad"}]
     rows = [{"prompt": messages, "completion": "very dull"}, {"text": "a film"}, {"messages": messages}]
@@ -170,7 +170,7 @@ def test_a_reward_model_reads_the_last_token_with_eos_only_where_the_text_ended(
     assert scorer.score_type == "reward"
     one_by_one = [scorer.score([row]).values[0] for row in ROWS]
     assert scores.values == pytest.approx(one_by_one, abs=1e-5)
-    with pytest.raises(InputError, match="one label.* no reading @prob"):
+    with pytest.raises(InputError, match="one label.* no score type @prob"):
         load_scorer(str(root / "reward@prob"))
 
 
@@ -208,7 +208,7 @@ def test_the_implicit_reward_is_beta_times_the_summed_log_ratio(root):
     with pytest.raises(InputError, match="config.yaml.*beta"):
         load_scorer(f"implicit:{root / 'reference'},{root / 'policy'}")
     with pytest.raises(InputError, match="never the completion alone"):
-        load_scorer(f"implicit:{root / 'policy'},{root / 'reference'}", text="completion")
+        load_scorer(f"implicit:{root / 'policy'},{root / 'reference'}", ScorerOptions(text="completion"))
 
 
 @pytest.fixture
@@ -265,7 +265,7 @@ def test_the_notation(root, tmp_path, monkeypatch):
         f"python:{root}/none.py:f": "no such file",
         f"{root}/clasifier@prob": "clasifier: no such model directory\nhint: .*classifier",
         "@prob": "no model named",
-        str(root): "no config.json\nhint: a model lies in",
+        str(root): "no config.json\nhint: there is a model in",
     }.items():
         with pytest.raises(InputError, match=message):
             parse_scorer(spec)

@@ -1,35 +1,42 @@
-"""Sample completions from a causal language model, one wave of prompts at a time.
+"""Sample completions from a causal language model, one batch of prompts at a time.
 
-A wave is one left-padded batch: each prompt is run once, its cache copied to its completions, and rows that have ended
-leave the batch. A row's random numbers are its own (see `pick`), but rounding depends on what shares a batch: the same
-waves give the same bytes, so work that is resumed or sharded is cut at waves (DESIGN.md section 4).
+A batch is padded on the left. Each prompt is run once, its cache is copied to its completions, and rows that have ended
+leave the batch. A row's random numbers do not depend on the others (`token_sampling`), but rounding depends on what
+shares a batch: equal batches give equal bytes, so a resumed or sharded command splits its rows only between batches.
 """
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from ..errors import InputError
 from ..models.load import context_length
 from ..models.logprobs import has_plain_head
-from .token_choice import sample_token, sample_token_from_states, uniforms
+from .options import SamplingOptions
+from .token_sampling import sample_token, sample_token_from_states, uniforms
 
-_COMPACT_AT = 0.25  # share of ended rows in the batch from which they are taken out of it
+_COMPACT_AT = 0.25  # fraction of ended rows in the batch at which they are removed from it
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: temperature 0 is greedy, top_p 1 and top_k 0 cut nothing, a text ends before a stop string."""
+    """How to sample.
+
+    Temperature 0 is greedy, top_p 1 and top_k 0 exclude nothing, and a text ends before a stop string. `seed` is the
+    seed of the random numbers.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     max_new_tokens: int = 64
     stop: tuple[str, ...] = ()
+    seed: int = 0
 
 
 @dataclass
@@ -41,25 +48,36 @@ class Completion:
     finish: str
 
 
+def sampling_of(options: SamplingOptions, temperature: float, seed: int, stop: tuple[str, ...] = ()) -> Sampling:
+    """How a command's options say to sample, at a temperature."""
+    return Sampling(
+        temperature=temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        max_new_tokens=options.max_new_tokens,
+        stop=stop,
+        seed=seed,
+    )
+
+
 def batch_slices(n_prompts: int, n_per_prompt: int, generation_batch_size: int = 256) -> list[slice]:
-    """Slices of consecutive prompts, as many as give at most `wave_rows` completions together; one prompt at least."""
+    """Slices of consecutive prompts with at most `generation_batch_size` completions each, but at least one prompt."""
     size = max(1, generation_batch_size // n_per_prompt)
     return [slice(start, min(start + size, n_prompts)) for start in range(0, n_prompts, size)]
 
 
 @torch.inference_mode()
 def generate(
-    model,
-    tokenizer,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     prompt_keys: list[str],
     ks: list[int],
     sampling: Sampling,
-    seed: int,
 ) -> list[list[Completion]]:
-    """Completions number `ks` of every prompt, as one wave: result[i][j] is prompt i's completion ks[j].
+    """Completions number `ks` of every prompt, as one batch: result[i][j] is prompt i's completion ks[j].
 
-    `prompts` are token ids, `prompt_keys` what names each in the random numbers (its prompt_id). The length is bounded
+    `prompts` are token ids; `prompt_keys` identify them in the random numbers (their prompt_id). The length is bounded
     by `max_new_tokens`, EOS counted, and by the end of the context. The model is expected in eval mode.
     Raises InputError for an empty prompt and one that leaves no room in the context.
     """
@@ -68,72 +86,76 @@ def generate(
     limits = _limits(model, prompts, prompt_keys, sampling.max_new_tokens)
     rows = [(i, k) for i in range(len(prompts)) for k in ks]
     steps = max(limits)
-    numbers = np.stack([uniforms(seed, prompt_keys[i], k, steps) for i, k in rows])
+    numbers = np.stack([uniforms(sampling.seed, prompt_keys[i], k, steps) for i, k in rows])
     ends, tail = _eos_ids(model, tokenizer), _tail_length(sampling.stop)
     tokens: list[list[int]] = [[] for _ in rows]
     finish = ["length"] * len(rows)
 
-    batch = _RunningBatch(model, prompts, [i for i, _ in rows], steps)
+    batch = _DecodingBatch(model, prompts, [i for i, _ in rows], steps)
     states = batch.prefill()
     active = set(range(len(rows)))
     for step in range(steps):
-        picked = _next_tokens(model, states, torch.from_numpy(numbers[batch.rows, step]), sampling).tolist()
-        for row, token in zip(batch.rows, picked, strict=True):
+        sampled = _next_tokens(model, states, torch.from_numpy(numbers[batch.rows, step]), sampling).tolist()
+        for row, token in zip(batch.rows, sampled, strict=True):
             if row not in active:
                 continue
-            if token not in ends:
+            ended = token in ends
+            if not ended:
                 tokens[row].append(token)
-            if token in ends or (
-                tail and _first_stop(tokenizer.decode(tokens[row][-tail:]), sampling.stop) is not None
-            ):
+                ended = bool(tail) and _first_stop(tokenizer.decode(tokens[row][-tail:]), sampling.stop) is not None
+            if ended:
                 finish[row] = "stop"
                 active.remove(row)
             elif len(tokens[row]) == limits[rows[row][0]]:
                 active.remove(row)
         if not active:
             break
-        states = batch.step(picked, active)
+        states = batch.step(sampled, active)
 
-    texts = iter([_completion(tokenizer, prompts[i], ids, end, sampling.stop)
-                  for (i, _), ids, end in zip(rows, tokens, finish, strict=True)])  # fmt: skip
-    return [[next(texts) for _ in ks] for _ in prompts]
+    completions = iter(
+        [
+            _completion(tokenizer, prompts[i], ids, end, sampling.stop)
+            for (i, _), ids, end in zip(rows, tokens, finish, strict=True)
+        ]
+    )
+    return [[next(completions) for _ in ks] for _ in prompts]
 
 
-def _next_tokens(model, states: torch.Tensor, u: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+def _next_tokens(model: PreTrainedModel, states: torch.Tensor, u: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """[rows] tokens drawn from the last hidden states [rows, d] (or logits, see logprobs.has_plain_head)."""
     plain = has_plain_head(model)
     output = model.get_output_embeddings()
-    whole = sampling.temperature > 0 and sampling.top_k == 0 and sampling.top_p == 1.0
-    if plain and whole and states.device.type == "cpu" and output.bias is None and states.dtype == output.weight.dtype:
+    full = sampling.temperature > 0 and sampling.top_k == 0 and sampling.top_p == 1.0
+    if plain and full and states.device.type == "cpu" and output.bias is None and states.dtype == output.weight.dtype:
         return sample_token_from_states(states, output.weight, u, sampling.temperature)
     logits = output(states) if plain else states
-    cut = {"top_k": sampling.top_k, "top_p": sampling.top_p}
-    return sample_token(logits, u.to(logits.device), temperature=sampling.temperature, **cut)
+    u = u.to(logits.device)
+    return sample_token(logits, u, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
 
 
-class _RunningBatch:
-    """The running batch: which rows are in it, their cache, mask and positions."""
+class _DecodingBatch:
+    """The rows that are being decoded, with their cache, mask and positions."""
 
-    def __init__(self, model, prompts: list[list[int]], prompt_of: list[int], steps: int):
+    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], prompt_of: list[int], steps: int):
         self.model, self.device = model, model.device
         self.rows = list(range(len(prompt_of)))
         self.context = context_length(model)
         self.width = max(map(len, prompts))
-        # Each different prompt is run once: `source` is, for each row, the line of the prefill it copies.
-        self.unique = list(dict.fromkeys(map(tuple, prompts)))
+        # Each distinct prompt is run once: `source` is, for each row, the line of the prefill that it copies.
+        self.unique: list[tuple[int, ...]] = list(dict.fromkeys(map(tuple, prompts)))
         place = {ids: n for n, ids in enumerate(self.unique)}
         self.source = torch.tensor([place[tuple(prompts[i])] for i in prompt_of], device=self.device)
         self.mask = torch.ones(len(self.unique), self.width + steps, dtype=torch.long, device=self.device)
+        self.positions = torch.zeros(len(self.rows), 1, dtype=torch.long, device=self.device)
         self.cache = DynamicCache(config=model.config)
-        plain = [type(layer) is DynamicLayer for layer in self.cache.layers]  # others, such as sliding windows, stay
-        self.cache.layers = [
-            _RoomyLayer(self.width + steps) if swap else layer
-            for swap, layer in zip(plain, self.cache.layers, strict=True)
+        self.cache.layers = [  # other kinds of layer, such as sliding windows, are kept
+            _PreallocatedLayer(self.width + steps) if type(layer) is DynamicLayer else layer
+            for layer in self.cache.layers
         ]
         self.trunk = model.base_model if has_plain_head(model) else model
         accepted = inspect.signature(self.trunk.forward).parameters
         self.takes_positions = "position_ids" in accepted  # models with ALiBi take none
-        self.cache_name = "cache" if "cache" in accepted else "past_key_values"  # its name of transformers up to 5.2x
+        self.cache_name = "cache" if "cache" in accepted else "past_key_values"  # the name up to transformers 5.2
         self.extra = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
     def prefill(self) -> torch.Tensor:
@@ -149,7 +171,7 @@ class _RunningBatch:
         return states
 
     def step(self, tokens: list[int], active: set[int]) -> torch.Tensor:
-        """[rows, d] states (or logits) of one more token in each row; rows not active may leave the batch first."""
+        """[rows, d] states (or logits) after one more token in each row; inactive rows may leave the batch first."""
         if len(active) <= (1 - _COMPACT_AT) * len(self.rows):
             keep = [n for n, row in enumerate(self.rows) if row in active]
             tokens, self.rows = [tokens[n] for n in keep], [self.rows[n] for n in keep]
@@ -157,7 +179,7 @@ class _RunningBatch:
             self.positions = self.positions[places]
             self._select(places)
         self.positions = self.positions + 1
-        if self.context:  # ended rows that are still in the batch may run past the end: what they give is not read
+        if self.context:  # ended rows that are still in the batch may pass the end; their output is not read
             self.positions.clamp_(max=self.context - 1)
         return self._forward(torch.tensor(tokens, device=self.device)[:, None], self.positions)
 
@@ -179,41 +201,49 @@ class _RunningBatch:
         return (output.logits if self.trunk is self.model else output.last_hidden_state)[:, -1]
 
 
-class _RoomyLayer(DynamicLayer):
-    """A cache layer with room for `capacity` positions from the start: `DynamicLayer` copies itself at every step."""
+class _PreallocatedLayer(DynamicLayer):
+    """A cache layer that allocates `capacity` positions at once; `DynamicLayer` copies itself at every step."""
+
+    is_initialized: bool
 
     def __init__(self, capacity: int):
         super().__init__()
         self.capacity = capacity
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append states [rows, heads, new, width]; returns the keys and values of all positions."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.rooms = [self._room_like(states) for states in (key_states, value_states)]
+            self.buffers = [self._buffer_like(states) for states in (key_states, value_states)]
         start = self.get_seq_length()
         end = start + key_states.shape[2]
-        for room, states in zip(self.rooms, (key_states, value_states), strict=True):
-            room[:, :, start:end] = states
-        self.keys, self.values = (room[:, :, :end] for room in self.rooms)
+        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = states
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
         return self.keys, self.values
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the rows at `indices`, in that order."""
         kept, self.is_initialized = (self.keys[indices], self.values[indices]), False
-        self.keys = self.values = None
+        del self.keys, self.values, self.buffers  # frees their memory before the new buffers are allocated
         self.update(*kept)
 
-    def _room_like(self, states: torch.Tensor) -> torch.Tensor:
+    def _buffer_like(self, states: torch.Tensor) -> torch.Tensor:
         rows, heads, _, width = states.shape
         return states.new_empty(rows, heads, self.capacity, width)
 
 
-def _limits(model, prompts: list[list[int]], prompt_keys: list[str], max_new_tokens: int) -> list[int]:
-    """The most new tokens of each prompt."""
+def _limits(model: PreTrainedModel, prompts: list[list[int]], prompt_keys: list[str], max_new_tokens: int) -> list[int]:
+    """The most new tokens of each prompt. Raises InputError for an empty prompt and one that fills the context."""
     context = context_length(model)
     limits = []
     for prompt, key in zip(prompts, prompt_keys, strict=True):
         if not prompt:
-            raise InputError(f"prompt {key}: it has no tokens", "a model continues at least one token (a BOS will do)")
+            raise InputError(
+                f"prompt {key}: it has no tokens", "a model needs at least one token to continue (a BOS is enough)"
+            )
         room = max_new_tokens if context is None else min(max_new_tokens, context - len(prompt))
         if room < 1:
             raise InputError(
@@ -224,7 +254,7 @@ def _limits(model, prompts: list[list[int]], prompt_keys: list[str], max_new_tok
     return limits
 
 
-def _eos_ids(model, tokenizer) -> set[int]:
+def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Every id that ends a text: the tokenizer's EOS and those of the model's generation configuration."""
     ids = getattr(model, "generation_config", None) and model.generation_config.eos_token_id
     ids = ids if isinstance(ids, list) else [ids]
@@ -232,7 +262,10 @@ def _eos_ids(model, tokenizer) -> set[int]:
 
 
 def _tail_length(stop: tuple[str, ...]) -> int:
-    """Last tokens to look at for a stop string: a token holds a byte at least, and some to spare for the first ones."""
+    """How many last tokens to search for a stop string; 0 without one.
+
+    A token holds at least one byte; the margin covers bytes of the first tokens that precede the string.
+    """
     return max((len(s.encode()) for s in stop), default=-8) + 8
 
 
@@ -241,8 +274,10 @@ def _first_stop(text: str, stop: tuple[str, ...]) -> int | None:
     return min(found, default=None)
 
 
-def _completion(tokenizer, prompt: list[int], ids: list[int], finish: str, stop: tuple[str, ...]) -> Completion:
-    """Token ids to text, cut before the first stop string; the ids kept are the most that stay within that text."""
+def _completion(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[int], ids: list[int], finish: str, stop: tuple[str, ...]
+) -> Completion:
+    """Token ids to text, cut before the first stop string, with the longest run of ids that fits into that text."""
     text = _text_after(tokenizer, prompt, ids)
     cut = _first_stop(text, stop)
     if cut is not None:
@@ -252,7 +287,7 @@ def _completion(tokenizer, prompt: list[int], ids: list[int], finish: str, stop:
     return Completion(ids, text, finish)
 
 
-def _text_after(tokenizer, prompt: list[int], ids: list[int]) -> str:
-    """The text that `ids` add to the prompt's: tokenizers that mark words by a leading space drop it at a start."""
-    before, whole = tokenizer.decode(prompt), tokenizer.decode([*prompt, *ids])
-    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(ids)
+def _text_after(tokenizer: PreTrainedTokenizerBase, prompt: list[int], ids: list[int]) -> str:
+    """The text that `ids` add to the prompt. Decoded alone, some tokenizers would drop a leading space."""
+    before, joined = tokenizer.decode(prompt), tokenizer.decode([*prompt, *ids])
+    return joined[len(before) :] if joined.startswith(before) else tokenizer.decode(ids)

@@ -1,92 +1,100 @@
-"""What sample and make-prefs share: prompts in, waves of completion rows out, seconds and tokens counted."""
+"""What sample and make-prefs share: prompts in, batches of completion rows out, seconds and tokens counted."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from .. import log
-from ..data.schema import load_rows
+from ..data.schema import Rows, load_rows
 from ..errors import InputError
-from ..models.load import context_length
+from ..models.load import context_length, count_weights, load_policy
+from ..models.pretrained import silence_transformers
 from ..outputs.shards import share_of
-from ..runtime import devices
-from ..training import setup
-from . import policy_evaluation
-from .generate import batch_slices, generate
+from ..runtime.devices import open_compute
+from .completions import PromptSet, completion_rows, prompt_ids
+from .generate import batch_slices, generate, sampling_of
+from .options import SamplerOptions
 
 
-@dataclass
 class Sampler:
-    """A model with its prompts, ready to complete them wave by wave (waves are fixed by row index)."""
+    """A model with its prompts, ready to complete them batch by batch; the row indices alone define the batches."""
 
-    config: object
-    n: int
+    def __init__(
+        self,
+        options: SamplerOptions,
+        n: int,
+        *,
+        few_shot: str | None = None,
+        stop: tuple[str, ...] = (),
+        max_prompt_length: int | None = None,
+    ):
+        """`n` completions of every prompt; `few_shot` is a file of examples that precede each prompt.
 
-    def __post_init__(self) -> None:
-        config = self.config
-        self.device, self.dtype = setup.open_device(config)
-        self.prompts = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.limit)
-        self.model, self.tokenizer = setup.open_model(config, config.model, self.device)
-        asked = self._after_examples(self.prompts.rows) if getattr(config, "few_shot", None) else self.prompts.rows
-        self.ids = policy_evaluation.prompt_ids(
-            asked,
-            self.tokenizer,
-            context_length(self.model),
-            self.prompts.path,
-            self.prompts.lines,
-            getattr(config, "max_prompt_length", None),
+        Raises InputError for whatever is wrong with device, prompts or model.
+        """
+        self.options, self.n, self.stop = options, n, stop
+        silence_transformers()
+        self.compute = open_compute(options.device, options.dtype)
+        self.prompts = load_rows(options.prompts, "prompts", skip_bad=options.skip_bad_rows, limit=options.limit)
+        self.policy = load_policy(
+            options.model,
+            device=self.compute.device,
+            revision=options.revision,
+            trust_remote_code=options.trust_remote_code,
         )
-        self.batches = batch_slices(len(self.ids), self.n, config.generation_batch_size)
+        asked = self._with_examples(few_shot) if few_shot else self.prompts
+        context = context_length(self.policy.model)
+        ids = prompt_ids(asked, self.policy.tokenizer, context, max_prompt_length)
+        self.prompt_set = PromptSet(self.prompts.rows, ids)
+        self.batches = batch_slices(len(ids), n, options.generation_batch_size)
         self.seconds = 0.0
         self.tokens = 0
 
-    def rows(self, batch: slice, meter: log.Progress, temperature: float | None = None) -> list[dict]:
-        """The completion rows of a wave of prompts; `temperature` where the config names several."""
-        sampling = policy_evaluation.sampling_of(self.config, getattr(self.config, "stop", ()), temperature)
+    def rows(self, batch: slice, meter: log.Progress, temperature: float) -> list[dict]:
+        """The completion rows of a batch of prompts at a temperature."""
+        prompts = self.prompt_set.part(batch)
+        sampling = sampling_of(self.options, temperature, self.options.seed, self.stop)
+        keys = [row["prompt_id"] for row in prompts.rows]
         start = time.monotonic()
-        rows = self.prompts.rows[batch]
-        with devices.autocast(self.device, self.dtype):
-            drawn = generate(
-                self.model,
-                self.tokenizer,
-                self.ids[batch],
-                [r["prompt_id"] for r in rows],
-                list(range(self.n)),
-                sampling,
-                self.config.seed,
-            )
+        with self.compute.autocast():
+            sampled = generate(*self.policy, prompts.ids, keys, list(range(self.n)), sampling)
         self.seconds += time.monotonic() - start
-        self.tokens += sum(len(c.ids) + (c.finish == "stop") for cs in drawn for c in cs)
-        meter.advance(len(rows) * self.n, **{"tok/s": f"{self.tokens / max(self.seconds, 1e-9):.0f}"})
-        return policy_evaluation.completion_rows(self.tokenizer, rows, self.ids[batch], drawn)
+        self.tokens += sum(len(c.ids) + (c.finish == "stop") for completions in sampled for c in completions)
+        meter.advance(len(prompts) * self.n, **{"tok/s": f"{self.tokens / max(self.seconds, 1e-9):.0f}"})
+        return completion_rows(self.policy.tokenizer, prompts, sampled)
 
-    def _after_examples(self, rows: list[dict]) -> list[dict]:
-        """The prompts as they are asked, behind the examples; the rows written keep their own prompt."""
-        examples = load_rows(self.config.few_shot, "completions", skip_bad=self.config.skip_bad_rows).rows
-        for row in [*examples, *rows]:
+    def _with_examples(self, few_shot: str) -> Rows:
+        """The prompts that the model sees, with the examples before each; the written rows keep the original prompt."""
+        examples = load_rows(few_shot, "completions", skip_bad=self.options.skip_bad_rows).rows
+        for row in [*examples, *self.prompts.rows]:
             if not isinstance(row["prompt"], str):
-                raise InputError(f"{self.config.few_shot}: examples stand before texts, not before messages")
+                raise InputError(f"{few_shot}: examples can precede text prompts only, not messages")
         shown = "".join(f"{e['prompt']}{e['completion'].rstrip()}\n\n" for e in examples)
-        return [{"prompt_id": row["prompt_id"], "prompt": shown + row["prompt"]} for row in rows]
+        asked = [{"prompt_id": row["prompt_id"], "prompt": shown + row["prompt"]} for row in self.prompts.rows]
+        return replace(self.prompts, rows=asked)
 
-    def cost(self) -> dict:
-        weights = sum(p.numel() for p in self.model.parameters())
+    def cost(self) -> dict[str, Any]:
+        """The `cost` of the manifest: generated tokens, FLOPs, peak memory and device."""
+        weights = sum(p.numel() for p in self.policy.model.parameters())
         return {
             "tokens": self.tokens,
             "flops": 2 * weights * self.tokens,
-            "peak_memory_bytes": devices.peak_memory_bytes(self.device),
-            "device": devices.device_name(self.device),
+            "peak_memory_bytes": self.compute.peak_memory_bytes(),
+            "device": self.compute.name,
         }
 
 
-def plan_of_sampling(config, n: int, temperatures: int = 1) -> dict:
-    """What --dry-run shows of a sampling stage, or of a shard of it: `n` completions of a prompt at each temperature."""
-    rows = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.limit)
-    share = share_of(config.shard, batch_slices(len(rows.rows), n, config.generation_batch_size) * temperatures)
-    tokens = share.count * n * config.max_new_tokens
-    weights = setup.count_weights(config)
+def plan_of_sampling(options: SamplerOptions, n: int, temperatures: Sequence[float]) -> dict[str, Any]:
+    """What --dry-run shows of a sampling command, or of a shard: `n` completions of a prompt at each temperature."""
+    rows = load_rows(options.prompts, "prompts", skip_bad=options.skip_bad_rows, limit=options.limit).rows
+    batches = batch_slices(len(rows), n, options.generation_batch_size) * len(temperatures)
+    completions = share_of(options.shard, batches).count * n
+    tokens = completions * options.max_new_tokens
+    weights = count_weights(options.model, options.revision)
     return {
-        "prompts": len(rows.rows),
-        "completions": share.count * n,
+        "prompts": len(rows),
+        "completions": completions,
         "tokens at most": tokens,
         "parameters": weights,
         "FLOPs at most": f"{2 * weights * tokens:.2e}",

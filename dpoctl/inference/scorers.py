@@ -1,311 +1,265 @@
-"""Scorers: text in, one number out. The notation is in `scorer_spec`, its meaning in `load_scorer`.
+"""Scorers: rows in, one number per row out. `load_scorer` opens what the SCORER notation names.
 
-A scorer has a tokenizer of its own and gets text. What it returns is independent of what shares a batch, but for
-rounding. Comparisons belong on `keys`: a probability saturates in float32, and its ties are none.
+A scorer gets text and has its own tokenizer. It computes in float32, also where the models around it run in lower
+precision, and a row's score depends on what shares its batch by rounding only. Compare by `keys`: a probability
+saturates in float32, which makes ties of texts that differ.
 """
 
 import importlib.util
 import math
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 
-from .. import log
-from ..config.scorer import parse_scorer
-from ..data.encode import truncate
-from ..data.tokens import encode_completion, encode_prompt, encode_text, fingerprint
+from ..config.scorer import ScorerSpec, parse_scorer
 from ..errors import InputError
-from ..models.hub import resolve
-from ..models.load import context_length, load_classifier, load_policy
+from ..models.hub import check_path, resolve
+from ..models.load import Loaded, context_length, load_classifier, load_policy, require_same_tokenizer
 from ..models.logprobs import response_logps
+from .scorer_text import PairEncoder, PairTokens, TextEncoder, TruncationWarning, completion_of, describe
 
 _POSITIVE = ("positive", "pos")
 
 
+@dataclass(frozen=True)
+class ScorerOptions:
+    """How a scorer is opened.
+
+    `text`: `joined` scores prompt and completion joined, `completion` the completion alone (classifiers and reward
+    models only). `score_type`: a classifier's, where the notation leaves it open. `tokens_per_batch`: at most so many
+    tokens per forward pass, padding counted.
+    """
+
+    device: str | torch.device = "cpu"
+    revision: str | None = None
+    text: str = "joined"
+    score_type: str = "prob"
+    tokens_per_batch: int = 16384
+
+    @property
+    def joined(self) -> bool:
+        """Whether prompt and completion are scored together."""
+        return self.text == "joined"
+
+
 @dataclass
 class Scores:
-    """`values`: the reading asked for. `keys`: float64 numbers to compare by (log-odds for a classifier)."""
+    """`values`: the score of each row. `keys`: float64 numbers to compare by (log-odds for a classifier)."""
 
     values: list[float]
     keys: list[float]
 
 
-@dataclass
-class Scorer:
-    """`score(rows)` gives the rows' scores in order; rows hold `prompt` (text or messages) and `completion`, or `text`.
+class Scorer(ABC):
+    """`name` is the SCORER as given; `score_type`: prob, logit, log-odds (classifiers), reward, implicit or python."""
 
-    `reading` is `prob`, `logit`, `log-odds` (classifiers), `reward`, `implicit` or `python`.
-    """
-
-    name: str
     score_type: str
-    _score: Callable[[list[dict]], Scores]
+
+    def __init__(self, name: str, options: ScorerOptions):
+        self.name, self.options = name, options
 
     def score(self, rows: list[dict]) -> Scores:
-        return self._score(rows) if rows else Scores([], [])
+        """The rows' scores in order; a row holds `prompt` (text or messages) and `completion`, or `text`.
+
+        Raises InputError, naming the row, where a score is not a finite number.
+        """
+        if not rows:
+            return Scores([], [])
+        with torch.autocast(torch.device(self.options.device).type, enabled=False):
+            scores = self._score(rows)
+        for row, value, key in zip(rows, scores.values, scores.keys, strict=True):
+            if not (math.isfinite(value) and math.isfinite(key)):
+                raise InputError(f"the scorer gave {value} for {describe(row)}", "a score must be a finite number")
+        return scores
+
+    @abstractmethod
+    def _score(self, rows: list[dict]) -> Scores:
+        """The scores of one row or more."""
 
 
-def load_scorer(
-    spec: str,
-    *,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    revision: str | None = None,
-    text: str = "joined",
-    tokens_per_batch: int = 16384,
-    score_type: str = "prob",
-) -> Scorer:
+def load_scorer(spec: str, options: ScorerOptions | None = None) -> Scorer:
     """The scorer that the SCORER notation names.
 
-    A classifier: with z its logits and z+ the one of its positive label, `logit` is z+, `log-odds` is
-    z+ - logsumexp(the others), `prob` their logistic. A model of one label is a reward model: its value
-    is (logit - reward_shift) / reward_scale, both of its config.json, 0 and 1 where absent. `implicit`:
-    beta * sum over the completion of log policy - log reference (2305.18290, section 4), beta from the policy's
-    config.yaml. `python`: what the function returns.
-
-    `reading` is a classifier's where the notation leaves it open.
-    `text`: `joined` scores prompt + completion, `completion` the completion alone (classifiers and reward models).
-    Raises InputError for whatever is wrong with notation, models or file; `score` raises it, naming the text, where a
-    score is not a finite number.
+    Raises InputError for whatever is wrong with notation, models, file or function, and where `text` is not `joined`
+    for a scorer that always reads both.
     """
+    options = options or ScorerOptions()
     parsed = parse_scorer(spec)
-    if parsed.kind != "model" and text != "joined":
-        raise InputError(f"scorer {spec!r}: it sees prompt and completion, never the completion alone")
+    _check_paths(spec, parsed)
+    if parsed.kind != "model" and not options.joined:
+        raise InputError(f"scorer {spec!r}: it reads prompt and completion, never the completion alone")
     if parsed.kind == "python":
-        return Scorer(spec, "python", _python_scorer(*parsed.parts))
+        return PythonScorer(spec, options, *parsed.parts)
     if parsed.kind == "implicit":
-        models = [load_policy(path, device=device, dtype=dtype) for path in parsed.parts]
-        return Scorer(spec, "implicit", _implicit_scorer(parsed.parts, models, tokens_per_batch))
+        return ImplicitScorer(spec, options, *parsed.parts)
     path = parsed.parts[0]
-    model, tokenizer = load_classifier(path, device=device, dtype=dtype, revision=revision)
-    joined = text == "joined"
-    if model.config.num_labels == 1:
-        if parsed.score_type:
-            raise InputError(f"{path}: a reward model (one label) has no reading @{parsed.score_type}", "leave it out")
-        return Scorer(spec, "reward", _reward_scorer(model, tokenizer, joined, tokens_per_batch))
-    score_type = parsed.score_type or score_type
-    return Scorer(spec, score_type, _classifier_scorer(path, model, tokenizer, score_type, joined, tokens_per_batch))
+    loaded = load_classifier(path, device=options.device, revision=options.revision)
+    if loaded.model.config.num_labels != 1:
+        return ClassifierScorer(spec, options, path, loaded, parsed.score_type or options.score_type)
+    if parsed.score_type:
+        hint = f"leave @{parsed.score_type} out"
+        raise InputError(f"{path}: a reward model (one label) has no score type @{parsed.score_type}", hint)
+    return RewardModelScorer(spec, options, loaded)
 
 
-# ---- the kinds
+def _check_paths(spec: str, parsed: ScorerSpec) -> None:
+    """Raises InputError for a model or a file that does not exist."""
+    if parsed.kind != "python":
+        for path in parsed.parts:
+            check_path(path)
+    elif not Path(parsed.parts[0]).expanduser().is_file():
+        raise InputError(f"scorer {spec!r}: no such file: {parsed.parts[0]}", hint="check the path")
 
 
-def _classifier_scorer(path, model, tokenizer, score_type, joined, tokens_per_batch):
-    labels = {int(i): name for i, name in model.config.id2label.items()}
-    positive = [i for i, name in labels.items() if str(name).lower() in _POSITIVE]
-    if len(positive) != 1:
-        raise InputError(
-            f"{path}: no label of this classifier is called positive; it has {', '.join(map(str, labels.values()))}",
-            hint="name it POSITIVE in config.json (id2label, label2id), or write a python:FILE.py:FUNCTION scorer",
-        )
-    encode = _text_encoder(path, model, tokenizer)
-
-    def score(rows: list[dict]) -> Scores:
-        logits = _logits(model, tokenizer, encode([_text(row, joined) for row in rows]), tokens_per_batch)
-        chosen = logits[:, positive[0]]
-        if model.config.problem_type == "multi_label_classification":  # each label is a yes or no of its own
-            keys = chosen
-        else:
-            keys = chosen - logits[:, [i for i in labels if i != positive[0]]].logsumexp(-1)
-        values = {"prob": torch.sigmoid(keys), "logit": chosen, "log-odds": keys}[score_type]
-        return _checked(rows, values.tolist(), keys.tolist())
-
-    return score
+# --- the kinds of scorer ---------------------------------------------------------------------------------------------
 
 
-def _reward_scorer(model, tokenizer, joined, tokens_per_batch):
-    path = model.config.name_or_path
-    shift, scale = getattr(model.config, "reward_shift", 0.0), getattr(model.config, "reward_scale", 1.0)
-    if hasattr(model, "score"):  # a decoder: read at the last token, encoded as it was trained
-        encode = _pair_encoder(path, model, tokenizer, joined)
-    else:
-        encode_texts = _text_encoder(path, model, tokenizer)
+class ClassifierScorer(Scorer):
+    """A sequence classifier with one positive label.
 
-        def encode(rows: list[dict]) -> list[list[int]]:
-            return encode_texts([_text(row, joined) for row in rows])
+    With z its logits and z+ that of the positive label, `logit` is z+, `log-odds` is z+ - logsumexp(the others), and
+    `prob` is the logistic function of the log-odds. With independent labels (multi-label) the log-odds are z+.
+    """
 
-    def score(rows: list[dict]) -> Scores:
-        values = ((_logits(model, tokenizer, encode(rows), tokens_per_batch)[:, 0] - shift) / scale).tolist()
-        return _checked(rows, values, list(values))
-
-    return score
-
-
-def _implicit_scorer(paths, models, tokens_per_batch):
-    (policy, tokenizer), (reference, other) = models
-    own = fingerprint(tokenizer)
-    if own != fingerprint(other):
-        raise InputError(
-            f"{paths[0]} and {paths[1]} have different tokenizers", "the reference must share the policy's"
-        )
-    beta = _beta(paths[0])
-    limit = min((context_length(m) for m in (policy, reference) if context_length(m)), default=None)
-    warn = _warn_once(f"{paths[0]}: {{}} texts are longer than its {limit} tokens and were cut")
-
-    def score(rows: list[dict]) -> Scores:
-        sequences = [_cut(*_pair_ids(tokenizer, own, row), limit) for row in rows]
-        for row, (prompt, _, _) in zip(rows, sequences, strict=True):
-            if not prompt:
-                raise InputError(f"the implicit reward needs a prompt: {_which(row)} has none")
-        warn(sum(cut for _, _, cut in sequences))
-        spans = [(prompt + completion, len(prompt)) for prompt, completion, _ in sequences]
-        with torch.inference_mode():
-            ours, base = (
-                torch.as_tensor(response_logps(m, spans, tokens_per_batch=tokens_per_batch)).double().cpu()
-                for m in (policy, reference)
+    def __init__(self, name: str, options: ScorerOptions, path: str, loaded: Loaded, score_type: str):
+        """Raises InputError unless exactly one label is called positive."""
+        super().__init__(name, options)
+        self.score_type = score_type
+        self.model, self.tokenizer = loaded
+        labels = {int(i): label for i, label in self.model.config.id2label.items()}
+        positive = [i for i, label in labels.items() if str(label).lower() in _POSITIVE]
+        if len(positive) != 1:
+            names = ", ".join(map(str, labels.values()))
+            raise InputError(
+                f"{path}: no label of this classifier is called positive; it has {names}",
+                hint="name it POSITIVE in config.json (id2label, label2id), or write a python:FILE.py:FUNCTION scorer",
             )
-        values = (beta * (ours - base)).tolist()
-        return _checked(rows, values, list(values))
+        self.positive = positive[0]
+        self.others = [i for i in labels if i != self.positive]
+        self.encoder = TextEncoder(path, self.model, self.tokenizer, options.joined)
 
-    return score
+    def _score(self, rows: list[dict]) -> Scores:
+        logits = classifier_logits(self.model, self.tokenizer, self.encoder.encode(rows), self.options.tokens_per_batch)
+        positive = logits[:, self.positive]
+        if self.model.config.problem_type == "multi_label_classification":
+            log_odds = positive
+        else:
+            log_odds = positive - logits[:, self.others].logsumexp(-1)
+        values = {"prob": torch.sigmoid(log_odds), "logit": positive, "log-odds": log_odds}[self.score_type]
+        return Scores(values.tolist(), log_odds.tolist())
 
 
-def _python_scorer(file: str, name: str):
-    path = Path(file).expanduser()
-    spec = importlib.util.spec_from_file_location(f"dpoctl_scorer_{path.stem}", path)
-    if spec is None:
-        raise InputError(f"scorer {file}: not a Python file", "its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as e:
-        raise InputError(f"scorer {file}: it cannot be imported: {_where(e, path)}") from e
-    function = getattr(module, name, None)
-    if not callable(function):
-        defined = [n for n, prompt_noun in vars(module).items() if callable(prompt_noun) and not n.startswith("_")]
-        raise InputError(f"scorer {file}: it has no function {name}", f"it has: {', '.join(defined) or 'none'}")
+class RewardModelScorer(Scorer):
+    """A model with one label: (logit - reward_shift) / reward_scale, both of its config.json, 0 and 1 where absent."""
 
-    def call(rows: list[dict]) -> list[float]:
-        pairs = [{"prompt": row.get("prompt", ""), "completion": _completion(row)} for row in rows]
-        return [float(x) for x in function(pairs)]
+    score_type = "reward"
 
-    def score(rows: list[dict]) -> Scores:
+    def __init__(self, name: str, options: ScorerOptions, loaded: Loaded):
+        super().__init__(name, options)
+        self.model, self.tokenizer = loaded
+        config = self.model.config
+        self.shift, self.scale = getattr(config, "reward_shift", 0.0), getattr(config, "reward_scale", 1.0)
+        # A decoder reads the reward at the last token, and its input is encoded as in training.
+        encoder: type[PairEncoder] | type[TextEncoder] = PairEncoder if hasattr(self.model, "score") else TextEncoder
+        self.encoder = encoder(config.name_or_path, self.model, self.tokenizer, options.joined)
+
+    def _score(self, rows: list[dict]) -> Scores:
+        logits = classifier_logits(self.model, self.tokenizer, self.encoder.encode(rows), self.options.tokens_per_batch)
+        values = ((logits[:, 0] - self.shift) / self.scale).tolist()
+        return Scores(values, list(values))
+
+
+class ImplicitScorer(Scorer):
+    """DPO's reward: beta times the sum over the completion of log policy - log reference (2305.18290, section 4).
+
+    beta is that of the policy's config.yaml.
+    """
+
+    score_type = "implicit"
+
+    def __init__(self, name: str, options: ScorerOptions, policy: str, reference: str):
+        """Raises InputError as `load_policy` does, for different tokenizers, and without a beta."""
+        super().__init__(name, options)
+        self.policy = load_policy(policy, device=options.device)
+        self.reference = load_policy(reference, device=options.device)
+        require_same_tokenizer(self.policy.tokenizer, self.reference.tokenizer, policy, reference)
+        self.beta = _beta(policy)
+        contexts = [context_length(loaded.model) for loaded in (self.policy, self.reference)]
+        limit = min((n for n in contexts if n), default=None)
+        self.tokens = PairTokens(self.policy.tokenizer, limit)
+        self.warning = TruncationWarning(policy, limit)
+
+    def _score(self, rows: list[dict]) -> Scores:
+        pairs = [self.tokens.ids(row) for row in rows]
+        for row, (prompt, _, _) in zip(rows, pairs, strict=True):
+            if not prompt:
+                raise InputError(f"the implicit reward needs a prompt: {describe(row)} has none")
+        self.warning.add(sum(truncated for _, _, truncated in pairs))
+        sequences = [(prompt + completion, len(prompt)) for prompt, completion, _ in pairs]
+        policy, reference = (self._logps(loaded, sequences) for loaded in (self.policy, self.reference))
+        values = (self.beta * (policy - reference)).tolist()
+        return Scores(values, list(values))
+
+    @torch.inference_mode()
+    def _logps(self, loaded: Loaded, sequences: list[tuple[list[int], int]]) -> Tensor:
+        """Summed log-probs [N] float64 of the completions."""
+        return response_logps(loaded.model, sequences, tokens_per_batch=self.options.tokens_per_batch).double()
+
+
+class PythonScorer(Scorer):
+    """A user's function: a list of {"prompt", "completion"} in, a list of numbers out."""
+
+    score_type = "python"
+
+    def __init__(self, name: str, options: ScorerOptions, file: str, function: str):
+        """Raises InputError for a file that cannot be imported or does not define the function."""
+        super().__init__(name, options)
+        self.label, self.path = f"scorer {file}:{function}", Path(file).expanduser()
+        self.function = _imported(file, self.path, function)
+
+    def _score(self, rows: list[dict]) -> Scores:
         try:
-            values = call(rows)
+            values = self._call(rows)
         except Exception as e:
-            raise InputError(f"scorer {file}:{name} failed: {_where(e, path)}{_culprit(call, rows)}") from e
+            raise InputError(f"{self.label} failed: {_location(e, self.path)}{self._culprit(rows)}") from e
         if len(values) != len(rows):
             raise InputError(
-                f"scorer {file}:{name} returned {len(values)} numbers for {len(rows)} texts, the first of them "
-                f"{_which(rows[0])}",
+                f"{self.label} returned {len(values)} numbers for {len(rows)} texts, the first of them "
+                f"{describe(rows[0])}",
                 hint="return one number for each text, in order",
             )
-        return _checked(rows, values, list(values))
+        return Scores(values, list(values))
 
-    return score
+    def _call(self, rows: list[dict]) -> list[float]:
+        pairs = [{"prompt": row.get("prompt", ""), "completion": completion_of(row)} for row in rows]
+        return [float(x) for x in self.function(pairs)]
 
-
-def _culprit(call: Callable, rows: list[dict]) -> str:
-    """Which row makes `call` fail when it is alone, if one does."""
-    for row in rows:
-        try:
-            call([row])
-        except Exception:
-            return f", on {_which(row)}"
-    return ""
-
-
-# ---- text and tokens
-
-
-def _content(text) -> str:
-    """Plain text; messages are joined by their contents, a line each."""
-    return text if isinstance(text, str) else "\n".join(message["content"] for message in text)
-
-
-def _completion(row: dict) -> str:
-    """The scored part of a row: its completion, or all of a text row."""
-    return _content(next(row[field] for field in ("completion", "text", "messages") if field in row))
-
-
-def _text(row: dict, joined: bool) -> str:
-    prompt = row.get("prompt", "")
-    if not joined or not prompt:
-        return _completion(row)
-    return _content(prompt) + ("" if isinstance(prompt, str) else "\n") + _completion(row)
-
-
-def _pair_ids(tokenizer, own: str, row: dict) -> tuple[list[int], list[int]]:
-    """(prompt ids, completion ids with EOS where the text ended); a sampled row's own ids where the tokenizer fits.
-
-    `own` is the tokenizer's fingerprint.
-    """
-    finished = row.get("finish", "stop") == "stop"
-    eos = tokenizer.eos_token_id
-    if "completion_ids" in row and "prompt_ids" in row and row.get("tokenizer") == own:
-        return row["prompt_ids"], row["completion_ids"] + ([eos] if finished and eos is not None else [])
-    prompt = encode_prompt(tokenizer, row.get("prompt", ""))
-    return prompt, encode_completion(tokenizer, row.get("prompt", ""), _completion(row), prompt, finished=finished)
-
-
-def _cut(prompt: list[int], completion: list[int], limit: int | None) -> tuple[list[int], list[int], bool]:
-    return truncate(prompt, completion, limit, limit) if limit else (prompt, completion, False)
-
-
-def _pair_encoder(path, model, tokenizer, joined):
-    """Rows to ids as a decoder's reward head is trained on them: prompt, completion, EOS where the text ended.
-
-    A decoder finds its last token as the last one that is not padding: where the EOS is the padding, it is left out.
-    """
-    limit = context_length(model)
-    warn = _warn_once(f"{path}: {{}} texts are longer than its {limit} tokens and were cut")
-    own = fingerprint(tokenizer)
-    no_eos = tokenizer.pad_token_id == tokenizer.eos_token_id
-
-    def encode(rows: list[dict]) -> list[list[int]]:
-        encoded, cuts = [], 0
+    def _culprit(self, rows: list[dict]) -> str:
+        """The first row with which the function fails alone, for the message; empty without one."""
         for row in rows:
-            row = row | {"finish": "length"} if no_eos else row
-            if joined and row.get("prompt"):
-                prompt, completion = _pair_ids(tokenizer, own, row)
-            else:
-                finished = row.get("finish", "stop") == "stop"
-                prompt, completion = [], encode_text(tokenizer, _completion(row), finished=finished)
-            prompt, completion, cut = _cut(prompt, completion, limit)
-            encoded.append(prompt + completion)
-            cuts += cut
-        warn(cuts)
-        return encoded
-
-    return encode
+            try:
+                self._call([row])
+            except Exception:
+                return f", on {describe(row)}"
+        return ""
 
 
-def _text_encoder(path, model, tokenizer):
-    """Texts to ids with the tokenizer's own special tokens, cut at what model and tokenizer take."""
-    limit = _text_limit(model, tokenizer)
-    warn = _warn_once(f"{path}: {{}} texts are longer than its {limit} tokens and were cut")
-
-    def encode(texts: list[str]) -> list[list[int]]:
-        if limit is None:
-            return tokenizer(texts)["input_ids"]
-        # One token more than fits shows which are cut.
-        encoded = tokenizer(texts, truncation=True, max_length=limit + 1)["input_ids"]
-        longer = [n for n, ids in enumerate(encoded) if len(ids) > limit]
-        for n in longer:
-            encoded[n] = tokenizer(texts[n], truncation=True, max_length=limit)["input_ids"]
-        warn(len(longer))
-        return encoded
-
-    return encode
-
-
-def _text_limit(model, tokenizer) -> int | None:
-    """The most tokens of a text. RoBERTa's kin count positions from the padding index on and so lose some."""
-    limit = context_length(model)
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            limit = module.num_embeddings - module.padding_idx - 1
-    own = tokenizer.model_max_length if tokenizer.model_max_length < 10**9 else None  # unset is a huge number
-    return min((n for n in (limit, own) if n), default=None)
+# --- parts -----------------------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
-def _logits(model, tokenizer, sequences: list[list[int]], tokens_per_batch: int) -> torch.Tensor:
-    """[sequences, labels] float64, in order; batches of like lengths, at most `tokens_per_batch` with the padding."""
+def classifier_logits(model: Any, tokenizer: Any, sequences: list[list[int]], tokens_per_batch: int) -> Tensor:
+    """Logits [sequences, labels] float64, in the order of `sequences`.
+
+    Batches hold sequences of similar length, at most `tokens_per_batch` tokens with the padding.
+    """
     logits = torch.empty(len(sequences), model.config.num_labels, dtype=torch.float64)
     order = sorted(range(len(sequences)), key=lambda n: -len(sequences[n]))
     start = 0
@@ -323,17 +277,8 @@ def _logits(model, tokenizer, sequences: list[list[int]], tokens_per_batch: int)
     return logits
 
 
-# ---- checks and words
-
-
-def _checked(rows: list[dict], values: list[float], keys: list[float]) -> Scores:
-    for row, value, key in zip(rows, values, keys, strict=True):
-        if not (math.isfinite(value) and math.isfinite(key)):
-            raise InputError(f"the scorer gave {value} for {_which(row)}", "a score must be a finite number")
-    return Scores(values, keys)
-
-
 def _beta(path: str) -> float:
+    """The beta of a train-dpo run. Raises InputError without a config.yaml that has one."""
     config = Path(resolve(path)) / "config.yaml"
     try:
         beta = (yaml.safe_load(config.read_text(encoding="utf-8")) or {}).get("beta")
@@ -344,26 +289,25 @@ def _beta(path: str) -> float:
     return float(beta)
 
 
-def _which(row: dict) -> str:
-    """A row named by what a person can look for: its id, if any, and its text's beginning."""
-    names = ", ".join(f"{field} {row[field]}" for field in ("prompt_id", "k") if field in row)
-    text = _text(row, joined=True)
-    return f"{names + ': ' if names else ''}{text[:60] + '...' if len(text) > 60 else text!r}"
+def _imported(file: str, path: Path, name: str) -> Callable[[list[dict]], Any]:
+    """The function `name` of a Python file. Raises InputError."""
+    spec = importlib.util.spec_from_file_location(f"dpoctl_scorer_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"scorer {file}: not a Python file", "its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as e:
+        raise InputError(f"scorer {file}: it cannot be imported: {_location(e, path)}") from e
+    function = getattr(module, name, None)
+    if not callable(function):
+        defined = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise InputError(f"scorer {file}: it has no function {name}", f"it has: {', '.join(defined) or 'none'}")
+    return function
 
 
-def _where(error: Exception, path: Path) -> str:
+def _location(error: Exception, path: Path) -> str:
+    """The last line of the file that took part in an error, and the error's first line."""
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
     at = f"line {lines[-1]}: " if lines else ""
     return f"{at}{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")
-
-
-def _warn_once(message: str) -> Callable[[int], None]:
-    said = False
-
-    def warn(count: int) -> None:
-        nonlocal said
-        if count and not said:
-            said = True
-            log.warn(message.format(count))
-
-    return warn

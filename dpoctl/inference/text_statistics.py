@@ -1,21 +1,21 @@
 """Statistics of generated text that need no model, and the mean with its standard error.
 
-Distinct-n is Li et al. 2016 (1510.03055): low where a policy says the same thing over and over.
+Distinct-n is from Li et al. 2016 (1510.03055); it is low for a policy that repeats itself.
 """
 
 from collections.abc import Hashable, Sequence
 from math import sqrt
 
-_LOOP_NGRAM = 8  # longest repeating unit looked for, in tokens
+_LOOP_NGRAM = 8  # longest repeating unit, in tokens
 _LOOP_TIMES = 3  # repetitions that make a loop
-_LOOP_TOKENS = 12  # tokens the repetitions must cover
+_LOOP_TOKENS = 12  # tokens that the repetitions must cover
 
 
 def distinct_n(texts: Sequence[str | Sequence[int]], n: int) -> float:
-    """Different n-grams over all n-grams, counted over the whole corpus; 0 where no text holds n units.
+    """Distinct n-grams divided by all n-grams of the corpus; 0 where no text holds n units.
 
-    A text given as a string is split at white space into words, one given as token ids is taken as it is. N-grams do
-    not cross texts. The figure falls with the size of the corpus: compare equal numbers of texts only.
+    A string is split into words at white space; token ids are used as given. N-grams do not cross texts. The value
+    falls with the size of the corpus, so compare only equal numbers of texts.
     """
     different: set[tuple[Hashable, ...]] = set()
     total = 0
@@ -30,7 +30,7 @@ def distinct_n(texts: Sequence[str | Sequence[int]], n: int) -> float:
 def repetition_loop(ids: Sequence[int]) -> bool:
     """Whether a text ends in a loop: its tail is one n-gram (n <= 8) three times or more, over 12 tokens or more.
 
-    The last repetition may be cut short, as where sampling stopped at its length limit.
+    The last repetition may be incomplete, as where sampling stopped at its length limit.
     """
     for n in range(1, _LOOP_NGRAM + 1):
         matched = 0  # tokens from the end that equal the token n before them
@@ -42,10 +42,10 @@ def repetition_loop(ids: Sequence[int]) -> bool:
 
 
 def mean_se(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> tuple[float, float]:
-    """(mean, standard error of it) of `values`; nan for the error of fewer than two.
+    """(mean, its standard error) of `values`; the error of fewer than two is nan.
 
-    With `clusters`, one key a value (the prompt of each sample): samples of one prompt are alike, so both are taken
-    over the cluster means, which weighs every prompt the same.
+    With `clusters`, one key per value (the prompt of each sample), both are computed over the cluster means, because
+    samples of one prompt are correlated; every prompt has the same weight.
     """
     if clusters is not None:
         groups: dict[Hashable, list[float]] = {}

@@ -35,12 +35,13 @@ class ScorerJudge:
     """The higher score wins, whatever the order."""
 
     def __init__(self, config: Judge, state: dict[str, Any]):
-        from ..inference.scorers import load_scorer
+        from ..inference.scorers import ScorerOptions, load_scorer
         from ..runtime.devices import pick_device
 
         self.last_failure = ""
         self.name, self.criterion = str(config.scorer), config.criterion
-        self.scorer = load_scorer(self.name, device=str(pick_device(config.device)), text=config.score_text)
+        options = ScorerOptions(device=str(pick_device(config.device)), text=config.score_text)
+        self.scorer = load_scorer(self.name, options)
 
     def rows(self, batch: Sequence[Comparison]) -> list[dict[str, Any]]:
         texts = [{"prompt": c.prompt, "completion": side} for c in batch for side in (c.a, c.b)]

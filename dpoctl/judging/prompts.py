@@ -1,7 +1,7 @@
-"""What a judge is asked: criteria structured like those of the DPO paper (arXiv 2305.18290, appendix), in our own words.
+"""What a judge is asked: criteria structured like those in the appendix of the DPO paper (arXiv 2305.18290).
 
-The texts stand between fences. The fence is drawn from the seed and the row, so that a repeated request is identical (the
-cache finds its answer), and a candidate cannot close it: the word of the fence is broken up wherever a text contains it.
+The texts are fenced. The fence is drawn from the seed and the row, so that a repeated request is identical (the cache
+finds its answer), and a candidate cannot close it: the word of the fence is broken up wherever a text contains it.
 """
 
 import hashlib
@@ -67,7 +67,7 @@ _LABEL = re.compile(r"^[\s>*_#-]*preferred[\s*_]*:[\s*_\"'`(\[]*([AB])[\s*_\"'`)
 
 @dataclass(frozen=True)
 class Criterion:
-    """A named criterion or a template file; `question` and `prompt_noun` are shown to people, and empty for a template."""
+    """A named criterion or a template file; `question` and `prompt_noun` are for people, and empty for a template."""
 
     template: str  # with {prompt}, {a}, {b} and {fence}
     question: str = ""

@@ -1,68 +1,79 @@
-"""A peft adapter merged into its base: one ordinary model, whose directory needs no peft to be loaded."""
+"""Read a peft adapter and merge it into its base: the result is an ordinary model that loads without peft."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..errors import InputError
-from .load import load_policy, load_reward_start, load_tokenizer
 
 _WEIGHTS = "adapter_model.safetensors"
 
 
-def load_merged(adapter: str, base: str, revision: str | None = None, trust_remote_code: bool = False):
-    """(model, tokenizer) of the language model `base` with the weights of `adapter` added, in float32 on the CPU.
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter's directory in memory: `shape` is its config.json (train-rm writes one), empty where there is none."""
 
-    The adapter's own tokenizer is taken where it has one. Raises InputError: peft is not installed; no adapter, one of
-    another kind of model, or one that does not fit the base; whatever `load_policy` raises of the base.
-    """
-    config, weights = _read(adapter)
-    if config.task_type not in (None, "CAUSAL_LM"):
-        raise InputError(f"{adapter}: an adapter of task {config.task_type}, where a language model's is expected")
-    model, tokenizer = load_policy(base, revision=revision, trust_remote_code=trust_remote_code)
-    folder = Path(adapter).expanduser()
-    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        tokenizer = load_tokenizer(adapter, folder=str(folder))
-    return _merged(model, config, weights, adapter, base), tokenizer
+    path: str
+    config: Any  # peft's PeftConfig
+    weights: dict[str, Tensor]
+    shape: dict[str, Any]
 
-
-def is_reward(adapter: str) -> bool:
-    """Whether an adapter's directory is one of train-rm's: adapters, score head, and the reward's shift and scale."""
-    return "reward_shift" in _shape(Path(adapter).expanduser())
+    @property
+    def task_type(self) -> str | None:
+        """peft's task type, such as CAUSAL_LM or SEQ_CLS."""
+        return self.config.task_type
 
 
-def load_merged_reward(adapter: str, base: str, revision: str | None = None, trust_remote_code: bool = False):
-    """(model, tokenizer) of a reward model that train-rm saved as adapters and score head; raises as `load_merged`."""
-    config, weights = _read(adapter)
-    own = _shape(Path(adapter).expanduser())
-    if config.task_type != "SEQ_CLS" or not {"reward_shift", "reward_scale"} <= set(own):
-        raise InputError(f"{adapter}: an adapter of task {config.task_type}, where one of train-rm's is expected")
-    model, tokenizer = load_reward_start(base, revision=revision, trust_remote_code=trust_remote_code)
-    model.config.reward_shift, model.config.reward_scale = own["reward_shift"], own["reward_scale"]
-    return _merged(model, config, weights, adapter, base).eval(), tokenizer
-
-
-def _read(adapter: str):
-    """(peft's configuration, weights) of an adapter's directory."""
+def read(path: str) -> Adapter:
+    """The adapter in a directory. Raises InputError: peft is not installed, no adapter, files that cannot be read."""
     try:
         from peft import PeftConfig
     except ImportError:
-        raise InputError(f"{adapter}: an adapter, which needs peft", hint="pip install 'dpoctl[lora]'") from None
-    folder = Path(adapter).expanduser()
+        raise InputError(f"{path}: an adapter, which needs peft", hint="pip install 'dpoctl[lora]'") from None
+    folder = Path(path).expanduser()
     if not (folder / _WEIGHTS).is_file():
-        raise InputError(f"{adapter}: no adapter, it has no {_WEIGHTS}", hint="give what peft's save_pretrained wrote")
+        raise InputError(f"{path}: no adapter, it has no {_WEIGHTS}", hint="give what peft's save_pretrained wrote")
     try:
-        return PeftConfig.from_pretrained(str(folder)), load_file(folder / _WEIGHTS)
+        config, weights = PeftConfig.from_pretrained(str(folder)), load_file(folder / _WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as e:
-        raise InputError(
-            f"{adapter}: cannot be read as an adapter: {_first_line(e)}", hint="is the copy complete?"
-        ) from e
+        reason = _main_line(e)
+        raise InputError(f"{path}: cannot be read as an adapter: {reason}", hint="is the copy complete?") from e
+    return Adapter(path, config, weights, _shape(folder))
 
 
-def _shape(folder: Path) -> dict:
-    """The adapter's config.json, which train-rm writes beside it; empty where there is none."""
+def is_reward(path: str) -> bool:
+    """Whether train-rm wrote the adapter: adapters, score head, and the reward's shift and scale."""
+    return "reward_shift" in _shape(Path(path).expanduser())
+
+
+def merge_into(model: PreTrainedModel, adapter: Adapter, base: str) -> PreTrainedModel:
+    """`model` with the adapter's weights merged in; `base` names the model in messages.
+
+    Raises InputError where a weight of the adapter has no layer in the model, or a layer no weight.
+    """
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    try:
+        adapted = get_peft_model(model, adapter.config)
+        expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+        missing = expected - set(adapter.weights)
+        unmatched = missing or set_peft_model_state_dict(adapted, adapter.weights).unexpected_keys
+        if unmatched:
+            raise ValueError(f"{sorted(unmatched)[0]} is in one of them alone")
+        return adapted.merge_and_unload(safe_merge=True).requires_grad_(True)  # peft froze the base
+    except (RuntimeError, ValueError, KeyError) as e:
+        hint = f"was the adapter trained on {base}?"
+        raise InputError(f"{adapter.path}: does not fit {base}: {_main_line(e)}", hint=hint) from e
+
+
+def _shape(folder: Path) -> dict[str, Any]:
+    """The config.json beside an adapter; empty where there is none."""
     try:
         return json.loads((folder / "config.json").read_text())
     except FileNotFoundError:
@@ -71,22 +82,7 @@ def _shape(folder: Path) -> dict:
         raise InputError(f"{folder / 'config.json'}: {e}", hint="is the copy complete?") from None
 
 
-def _merged(model, config, weights: dict, adapter: str, base: str):
-    """The model with the adapter's weights added; every weight of the adapter has its place, and every place a weight."""
-    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-
-    try:
-        adapted = get_peft_model(model, config)
-        expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-        strange = expected - set(weights) or set_peft_model_state_dict(adapted, weights).unexpected_keys
-        if strange:
-            raise ValueError(f"{sorted(strange)[0]} is in one of them alone")
-        return adapted.merge_and_unload(safe_merge=True).requires_grad_(True)  # an ordinary model again: peft froze it
-    except (RuntimeError, ValueError, KeyError) as e:
-        hint = f"was the adapter trained on {base}?"
-        raise InputError(f"{adapter}: does not fit {base}: {_first_line(e)}", hint=hint) from e
-
-
-def _first_line(error: Exception) -> str:
+def _main_line(error: Exception) -> str:
+    """The most telling line of an error: the last of torch's load_state_dict errors, the first of others."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1 if str(error).startswith("Error(s) in loading") else 0][:200] if lines else type(error).__name__

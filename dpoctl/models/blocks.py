@@ -1,4 +1,7 @@
-"""The transformer blocks of a model: what is computed again going back, and what is sharded one by one."""
+"""The transformer blocks of a model: the units of activation checkpointing and of sharding."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,9 +11,9 @@ from ..errors import InputError
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks of a model, or of the models within it, by the class names that transformers gives for them.
+    """The blocks of a model, or of the models that it contains, by the class names that transformers lists for them.
 
-    Raises InputError for an architecture that names none.
+    Raises InputError for an architecture without such a list.
     """
     names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     found = [module for module in model.modules() if type(module).__name__.removeprefix("FSDP") in names]
@@ -23,24 +26,27 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def stacks(model: nn.Module) -> list[nn.ModuleList]:
-    """The lists that hold the blocks one behind the other."""
+    """The module lists that hold the blocks in sequence."""
     known = set(blocks(model))
     return [m for m in model.modules() if isinstance(m, nn.ModuleList) and any(child in known for child in m)]
 
 
 def recompute_activations(model: nn.Module) -> None:
-    """Let every block keep only its input, and compute the rest again in the backward pass. Forward-only work is as before.
+    """Activation checkpointing: every block keeps its input and recomputes the rest in the backward pass.
 
-    No random numbers are restored: every dropout is 0 (`load`).
+    Passes without gradients are unaffected. No random state is restored, since every dropout is 0 (`pretrained`).
     """
     for block in blocks(model):
-        block.forward = _recomputed(block.forward)
+        block.forward = _Recomputed(block.forward)
 
 
-def _recomputed(forward):
-    def call(*args, **kwargs):
+class _Recomputed:
+    """A block's forward under activation checkpointing."""
+
+    def __init__(self, forward: Callable[..., Any]):
+        self.forward = forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
-
-    return call
+            return self.forward(*args, **kwargs)
+        return checkpoint(self.forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

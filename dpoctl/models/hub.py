@@ -1,6 +1,6 @@
-"""Where a model lies: a directory of this machine, or a hub id fetched into the hub's cache.
+"""Find a model's files: a local directory, or a hub id downloaded into the hub's cache.
 
-Standard library only at import time: a mistyped path is answered without waiting for torch.
+Standard library only at import time, so that a mistyped path is reported without waiting for torch.
 """
 
 import difflib
@@ -16,17 +16,17 @@ _IGNORED = ["*/*", "consolidated*", "training_args.bin", "optimizer*", "schedule
 
 
 def looks_like_hub_id(path: str) -> bool:
-    """Whether `path`, which is no directory here, can name a hub repository.
+    """Whether `path`, which is not a local directory, can name a hub repository.
 
-    `runs/sft` has the form of a hub id, but where a directory `runs` exists it is meant as a path.
+    `runs/sft` has the form of a hub id, but where a directory `runs` exists it is taken for a path.
     """
     return bool(_HUB_ID.fullmatch(path)) and not ("/" in path and Path(path).parent.is_dir())
 
 
 def check_path(path: str) -> None:
-    """Refuse a path that is neither a model's directory nor a possible hub id. Touches no network.
+    """Refuse a path that is neither a model's directory nor a possible hub id, without network access.
 
-    Raises InputError naming the path, with the nearest existing directory as a hint.
+    Raises InputError naming the path, with the most similar existing directory as a hint.
     """
     here = Path(path).expanduser()
     if here.is_dir():
@@ -34,14 +34,14 @@ def check_path(path: str) -> None:
             raise InputError(f"{path}: not a model directory, it has no config.json", hint=_inside(here))
         return
     if here.exists():
-        raise InputError(f"{path}: a file, where a model directory or hub id is expected", "give its directory")
+        raise InputError(f"{path}: is a file; a model directory or hub id is needed", "give its directory")
     if not looks_like_hub_id(path):
         near = _nearest(here)
         raise InputError(f"{path}: no such model directory", hint=f"did you mean {near}?" if near else "check the path")
 
 
 def base_of(adapter: str) -> str:
-    """The model that an adapter's directory names as its base. Raises InputError where it is none, or names none."""
+    """The base model that an adapter's directory names. Raises InputError: not an adapter, or no base named."""
     file = Path(adapter).expanduser() / "adapter_config.json"
     try:
         base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
@@ -56,41 +56,41 @@ def base_of(adapter: str) -> str:
 
 
 def is_adapter(folder: str) -> bool:
-    """Whether a directory holds an adapter and no whole model."""
+    """Whether a directory holds an adapter and no complete model."""
     files = Path(folder)
     return (files / "adapter_config.json").is_file() and not any(files.glob("model*.safetensors*"))
 
 
 def resolve(path: str, revision: str | None = None, *, with_code: bool = False, weights: bool = True) -> str:
-    """The directory that holds the model `path` names: a local directory as it is, a hub id downloaded or from cache.
+    """The local directory of the model that `path` names; a hub id is downloaded or read from the cache.
 
     Only what a model needs is fetched: configuration, tokenizer and safetensors (`.bin` where there are none), Python
-    files only `with_code`; without `weights`, what tells a model's shape and tokens. Raises InputError for a missing path
-    or a hub id that cannot be reached.
+    files only `with_code`; without `weights`, configuration and tokenizer alone. Raises InputError for a missing path
+    or a hub id that cannot be fetched.
     """
     check_path(path)
     if Path(path).expanduser().is_dir():
         return str(Path(path).expanduser())
-    from huggingface_hub import snapshot_download
-
     small = _SMALL_FILES + (["*.py"] if with_code else [])
-
-    def fetch(patterns: list[str]) -> str:
-        return snapshot_download(path, revision=revision, allow_patterns=patterns, ignore_patterns=_IGNORED)
-
     try:
-        folder = fetch([*small, "*.safetensors"] if weights else small)
+        folder = _fetch(path, revision, [*small, "*.safetensors"] if weights else small)
         if weights and not any(Path(folder).glob("*.safetensors")):
-            folder = fetch([*small, "*.bin"])
+            folder = _fetch(path, revision, [*small, "*.bin"])
             if not any(Path(folder).glob("*.bin")):
-                raise OSError("it has no weights, or the cache holds its small files alone")
+                raise OSError("it has no weights, or only its small files are in the cache")
     except (OSError, ValueError) as e:  # the hub's errors are OSErrors (no network, no such repository) or ValueErrors
         at = f" at revision {revision}" if revision else ""
         near = _nearest(Path(path).expanduser())
-        hint = "check the spelling, HF_TOKEN, or that the machine reaches the hub"
-        hint += f"; {near} is a directory here" if near else ""
-        raise InputError(f"{path}: no such directory, and not to be had from the hub{at} ({_reason(e)})", hint) from e
+        hint = "check the spelling, HF_TOKEN, and the connection to the hub"
+        hint += f"; {near} is a local directory" if near else ""
+        raise InputError(f"{path}: no such directory, and not found on the Hub{at} ({_reason(e)})", hint) from e
     return folder
+
+
+def _fetch(path: str, revision: str | None, patterns: list[str]) -> str:
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(path, revision=revision, allow_patterns=patterns, ignore_patterns=_IGNORED)
 
 
 def _reason(error: BaseException) -> str:
@@ -99,7 +99,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _nearest(path: Path) -> str | None:
-    """The directory that `path` may have meant: the nearest name beside it."""
+    """The directory that `path` may have meant: the most similar name in the same directory."""
     if not path.parent.is_dir():
         return None
     names = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
@@ -108,8 +108,8 @@ def _nearest(path: Path) -> str | None:
 
 
 def _inside(folder: Path) -> str:
-    """What to say of a directory without config.json: a model one level down is the usual slip."""
+    """The hint for a directory without config.json: often the model is one level down."""
     inner = sorted(config.parent for config in folder.glob("*/config.json"))
     if inner:
-        return f"a model lies in {inner[0]}"
+        return f"there is a model in {inner[0]}"
     return "give a directory as save_pretrained writes it: config.json, weights, tokenizer"

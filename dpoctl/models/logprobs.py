@@ -1,18 +1,21 @@
-"""Log-probs of responses under a causal model: float32, summed over the response, and no whole logits tensor.
+"""Log-probs of responses under a causal model: float32, summed over the response, without a full logits tensor.
 
 A sequence is `(ids, start)`: prompt and response tokens [T], of which `ids[start:]` (start >= 1) are the response. The
-hidden state at t - 1 predicts token t, so the head is applied to the rows before response tokens only, and the last token
-of a response, which predicts nothing, is not forwarded. A micro-batch is one packed row in which the completions of a
-prompt share it (`packed`); for an architecture that cannot take that it is padded on the right, where under a causal mask
-no real token sees the padding.
+hidden state at t - 1 predicts token t, so the head is applied only to the positions before response tokens, and the
+last token of a response, which predicts nothing, is not forwarded. A micro-batch is one packed row in which the
+completions of a prompt share it (`packed`). For architectures that do not support this it is padded on the right, where
+the causal mask hides the padding from every real token.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from .. import log
 from ..objectives.kl import kl
@@ -21,26 +24,29 @@ from . import packed, tiled_head
 
 Sequences = Sequence[tuple[Sequence[int], int]]
 
-_TILE_BYTES = 64 << 20  # float32 logits of one tile, where whole distributions are compared
+_TILE_BYTES = 64 << 20  # float32 logits of one tile, where full distributions are compared
 
 
-def response_token_logps(model, sequences: Sequences, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def response_token_logps(
+    model: PreTrainedModel, sequences: Sequences, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """(log-probs [N] float32, owner [N] int64) of all response tokens of a micro-batch; differentiable.
 
     `owner[i]` is the index of the sequence that token i belongs to. Logits are divided by `temperature`.
     """
 
-    def forward() -> tuple[Tensor, Tensor]:
-        layout = lay_out([model], sequences)
-        return token_logps(model, response_rows(model, layout), layout.targets, temperature)[0], layout.owner
+    return with_gathered_weights(model, partial(_response_token_logps, model, sequences, temperature))
 
-    return with_gathered_weights(model, forward)
+
+def _response_token_logps(model: PreTrainedModel, sequences: Sequences, temperature: float) -> tuple[Tensor, Tensor]:
+    layout = lay_out([model], sequences)
+    return token_logps(model, response_rows(model, layout), layout.targets, temperature)[0], layout.owner
 
 
 def token_logps(
-    model, rows: Tensor, targets: Tensor, temperature: float, *, entropy: bool = False
+    model: PreTrainedModel, rows: Tensor, targets: Tensor, temperature: float, *, entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """(log-probs [N] of `targets`, entropies [N] or None) from rows that `response_rows` gave; no gradient with entropy."""
+    """(log-probs [N] of `targets`, entropies [N] or None) from `response_rows`; no gradient with entropy."""
     if not has_plain_head(model):  # the rows are logits
         logps = F.log_softmax(rows.float() / temperature, dim=-1)
         return logps.gather(1, targets[:, None])[:, 0], -(logps.exp() * logps).sum(-1) if entropy else None
@@ -53,14 +59,16 @@ def token_logps(
     return tiled_head.token_logps(rows, output.weight, bias, targets), None
 
 
-def summed_logps(model, sequences: Sequences, temperature: float = 1.0) -> Tensor:
+def summed_logps(model: PreTrainedModel, sequences: Sequences, temperature: float = 1.0) -> Tensor:
     """Response log-probs [B] float32, summed over each sequence's response; differentiable."""
     logps, owner = response_token_logps(model, sequences, temperature)
     return logps.new_zeros(len(sequences)).index_add(0, owner, logps)
 
 
 @torch.no_grad()
-def response_logps(model, sequences: Sequences, *, tokens_per_batch: int, temperature: float = 1.0) -> Tensor:
+def response_logps(
+    model: PreTrainedModel, sequences: Sequences, *, tokens_per_batch: int, temperature: float = 1.0
+) -> Tensor:
     """Summed response log-probs [N] float32 on the CPU, in micro-batches that keep a prompt's completions together."""
     result = torch.empty(len(sequences))
     for indices in micro_batches(sequences, tokens_per_batch):
@@ -69,11 +77,18 @@ def response_logps(model, sequences: Sequences, *, tokens_per_batch: int, temper
 
 
 @torch.no_grad()
-def policy_kl(policy, reference, sequences: Sequences, *, tokens_per_batch: int, temperature: float = 1.0):
-    """(log-ratios [N], exact KLs [N], reference log-probs at temperature 1 [N]) of the policy's own samples.
+def policy_kl(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    sequences: Sequences,
+    *,
+    tokens_per_batch: int,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(log-ratios [N], exact KLs [N], reference log-probs at temperature 1 [N]) of samples from the policy, in nats.
 
-    The log-ratio is sum_t [log pi - log pi_ref] of the sampled tokens, whose mean estimates the sequence KL; the exact
-    form sums over time the KL of the two next-token distributions, which has the same mean and a lower variance.
+    The log-ratio is sum_t [log pi - log pi_ref] of the sampled tokens, whose mean estimates the sequence KL. The exact
+    form sums the KL of the two next-token distributions over time: the same mean, with lower variance.
     """
     log_ratio, exact, ref_logps = (torch.zeros(len(sequences)) for _ in range(3))
     for indices in micro_batches(sequences, tokens_per_batch):
@@ -82,21 +97,21 @@ def policy_kl(policy, reference, sequences: Sequences, *, tokens_per_batch: int,
         rows = max(16, _TILE_BYTES // (4 * _vocabulary(policy)))
         sums = torch.zeros(3, len(indices), device=hidden_p.device)
         tiles = (t.split(rows) for t in (hidden_p, hidden_r, layout.targets, layout.owner))
-        for hp, hr, y, own in zip(*tiles, strict=True):
+        for hp, hr, y, owner in zip(*tiles, strict=True):
             logits_r = _logits(reference, hr)
             p = F.log_softmax(_logits(policy, hp) / temperature, dim=-1)
             r = F.log_softmax(logits_r / temperature, dim=-1)
-            sums[0].index_add_(0, own, (p - r).gather(1, y[:, None])[:, 0])
-            sums[1].index_add_(0, own, kl(p, r))
-            sums[2].index_add_(0, own, -F.cross_entropy(logits_r, y, reduction="none"))
+            sums[0].index_add_(0, owner, (p - r).gather(1, y[:, None])[:, 0])
+            sums[1].index_add_(0, owner, kl(p, r))
+            sums[2].index_add_(0, owner, -F.cross_entropy(logits_r, y, reduction="none"))
         log_ratio[indices], exact[indices], ref_logps[indices] = sums.cpu()
     return log_ratio, exact, ref_logps
 
 
 def micro_batches(sequences: Sequences, tokens_per_batch: int) -> Iterator[list[int]]:
-    """Indices in groups of at most `tokens_per_batch` tokens, one sequence at least; those of one prompt side by side.
+    """Indices in groups of at most `tokens_per_batch` tokens, one sequence at least; those of a prompt are adjacent.
 
-    Longer prompts' sequences come first, so that a padded batch holds similar lengths.
+    Prompts with longer sequences come first, so that a padded batch holds similar lengths.
     """
     by_prompt: dict[tuple[int, ...], list[int]] = {}
     for i, (ids, start) in enumerate(sequences):
@@ -118,10 +133,10 @@ def micro_batches(sequences: Sequences, tokens_per_batch: int) -> Iterator[list[
 
 @dataclass(frozen=True)
 class Layout:
-    """A micro-batch of B sequences as the model's input, and where its response tokens stand.
+    """A micro-batch of B sequences as the model's input, with the places of its response tokens.
 
-    `ids` [rows, T]; `at` [N]: places in the flattened ids whose hidden states predict the response tokens `targets` [N] of
-    the sequences `owner` [N]; `ends` [B]: places of the last tokens; `tree` where the input is one packed row.
+    `ids` [rows, T]; `at` [N]: indices into the flattened ids whose hidden states predict the response tokens `targets`
+    [N]; `owner` [N]: the sequence of each; `ends` [B]: indices of the last tokens; `tree` where the input is packed.
     """
 
     ids: Tensor
@@ -132,10 +147,10 @@ class Layout:
     tree: packed.Tree | None
 
 
-def lay_out(models: Sequence, sequences: Sequences, *, whole: bool = False) -> Layout:
-    """The micro-batch on the models' device: packed where all `models` can take that, else padded on the right.
+def lay_out(models: Sequence[PreTrainedModel], sequences: Sequences, *, whole: bool = False) -> Layout:
+    """The micro-batch on the models' device: packed where all `models` support it, else padded on the right.
 
-    `whole`: the last tokens are forwarded too, whose hidden states a reward is read from.
+    With `whole` the last tokens are forwarded too: a reward is read from their hidden states.
     """
     device = next(models[0].parameters()).device
     if all(can_pack(model) for model in models):
@@ -149,7 +164,7 @@ def lay_out(models: Sequence, sequences: Sequences, *, whole: bool = False) -> L
     return Layout(ids.to(device), at.to(device), owner.to(device), targets.to(device), ends.to(device), tree)
 
 
-def _padded(sequences: Sequences, model) -> tuple[Tensor, Tensor, Tensor]:
+def _padded(sequences: Sequences, model: PreTrainedModel) -> tuple[Tensor, Tensor, Tensor]:
     """(ids [B, T], at [N], ends [B]), padded on the right."""
     pad = model.config.get_text_config().pad_token_id or 0
     width = max(len(ids) for ids, _ in sequences)
@@ -159,43 +174,43 @@ def _padded(sequences: Sequences, model) -> tuple[Tensor, Tensor, Tensor]:
     return ids, at, ends
 
 
-def trunk_states(model, layout: Layout) -> Tensor:
-    """Last hidden states [places, d] of a model's trunk (of a bare trunk: its own)."""
+def trunk_states(model: PreTrainedModel, layout: Layout) -> Tensor:
+    """Last hidden states [rows * T, d] of a model's trunk, or of a model that is a trunk."""
     return model.base_model(**_inputs(layout)).last_hidden_state.flatten(0, 1)
 
 
-def response_rows(model, layout: Layout, states: Tensor | None = None) -> Tensor:
+def response_rows(model: PreTrainedModel, layout: Layout, states: Tensor | None = None) -> Tensor:
     """Hidden rows [N, d] (or logits [N, V], see has_plain_head) that predict the response tokens.
 
-    `states` are the trunk's last states, where the caller has them.
+    `states` are the trunk's last hidden states, where the caller has them.
     """
     if not has_plain_head(model):
         return model(**_inputs(layout)).logits.flatten(0, 1).index_select(0, layout.at)
     states = trunk_states(model, layout) if states is None else states
-    return states.index_select(0, layout.at)  # whose gradient adds up in one order, as that of states[at] does not
+    return states.index_select(0, layout.at)  # deterministic gradient, unlike states[at]
 
 
-def _inputs(layout: Layout) -> dict:
+def _inputs(layout: Layout) -> dict[str, Any]:
     if layout.tree is None:
         return {"input_ids": layout.ids, "use_cache": False}
     return {"input_ids": layout.ids, "use_cache": False} | packed.arguments(layout.tree)
 
 
-def can_pack(model) -> bool:
-    """Whether a packed row gives the model's hidden states as a padded batch does; tried once per model, said if not.
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether a packed row gives the hidden states that a padded batch gives; tested once per model, logged if not.
 
-    The model's attention is set to `packed.attend`, which is transformers' own where there is no tree.
+    Sets the model's attention to `packed.attend`, which calls transformers' SDPA attention where there is no tree.
     """
     known = getattr(model, "_dpoctl_can_pack", None)
     if known is None:
         known = model._dpoctl_can_pack = _try_packing(model)
         if not known:
-            log.say(f"{type(model).__name__}: batches are padded, since packing gives other numbers with it")
+            log.say(f"{type(model).__name__}: batches are padded, because packing changes its hidden states")
     return known
 
 
 @torch.no_grad()
-def _try_packing(model) -> bool:
+def _try_packing(model: PreTrainedModel) -> bool:
     device = next(model.parameters()).device
     vocabulary = _vocabulary(model)
     texts = [(0, 1, 2, 3, 4), (0, 1, 2, 5, 6, 7, 8), (9, 8, 7)]
@@ -208,8 +223,8 @@ def _try_packing(model) -> bool:
             model.set_attn_implementation(packed.NAME)
             row, tree, at, _ = packed.pack(sequences, 1 << 20, device, whole=False)
             states = model.base_model(input_ids=row.to(device), use_cache=False, **packed.arguments(tree))
-            own = states.last_hidden_state.flatten(0, 1)[at]
-            same = bool((own - expected).abs().max() <= 1e-3 * expected.abs().max())
+            found = states.last_hidden_state.flatten(0, 1)[at]
+            same = bool((found - expected).abs().max() <= 1e-3 * expected.abs().max())
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as e:
             log.detail(f"{type(model).__name__} cannot take a packed row: {type(e).__name__}: {e}")
             same = False
@@ -218,10 +233,10 @@ def _try_packing(model) -> bool:
     return same
 
 
-def has_plain_head(model) -> bool:
-    """Whether logits are the output embedding of the last hidden state and nothing else; tried once per model.
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether logits are the output embedding of the last hidden state and nothing else; tested once per model.
 
-    Some architectures scale or cap their logits behind the head: for them the model's own logits are taken.
+    Some architectures scale or cap their logits after the head: for them the logits come from the model's forward.
     """
     known = getattr(model, "_dpoctl_plain_head", None)
     if known is None:
@@ -230,20 +245,20 @@ def has_plain_head(model) -> bool:
 
 
 @torch.no_grad()
-def _try_plain_head(model) -> bool:
+def _try_plain_head(model: PreTrainedModel) -> bool:
     output = model.get_output_embeddings()
     if output is None or model.base_model is model:
         return False
     device = next(model.parameters()).device
     ids = torch.arange(min(8, _vocabulary(model)), device=device)[None]
     logits = model(input_ids=ids, use_cache=False).logits.float()
-    own = output(model.base_model(input_ids=ids, use_cache=False).last_hidden_state).float()
-    return own.shape == logits.shape and bool((own - logits).abs().max() <= 1e-3 * logits.abs().max() + 1e-6)
+    found = output(model.base_model(input_ids=ids, use_cache=False).last_hidden_state).float()
+    return found.shape == logits.shape and bool((found - logits).abs().max() <= 1e-3 * logits.abs().max() + 1e-6)
 
 
-def _vocabulary(model) -> int:
+def _vocabulary(model: PreTrainedModel) -> int:
     return model.get_input_embeddings().num_embeddings
 
 
-def _logits(model, rows: Tensor) -> Tensor:
+def _logits(model: PreTrainedModel, rows: Tensor) -> Tensor:
     return (model.get_output_embeddings()(rows) if has_plain_head(model) else rows).float()

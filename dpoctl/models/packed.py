@@ -1,53 +1,54 @@
-"""A micro-batch of sequences as one row without padding, in which completions of one prompt share it: a forest of trees.
+"""A micro-batch as one row without padding, in which the completions of a prompt share it: a forest of trees.
 
     sequences   p0 p1 a0 a1 | p0 p1 b0 | q0 c0 c1           (two completions of p, one of q)
     packed      p0 p1 a0 a1 b0 q0 c0 c1
     position     0  1  2  3  2  0  1  2
     branch       0  0  1  1  2  0  0  0                     (0: trunk, seen by all branches of its group)
 
-A token sees the tokens of its group that are not behind it and lie on the trunk or on its own branch. `transformers` takes
-our attention function for every architecture (`AttentionInterface`), positions go in as `position_ids`, and the tree comes
-along as a keyword: no model code of ours. Where there is no tree, the function is transformers' own SDPA attention.
+A token attends to the tokens of its group at its position or before, on the trunk or on the same branch. transformers
+accepts a custom attention function for every architecture (`AttentionInterface`). Positions are passed as
+`position_ids` and the tree as a keyword argument, so no model code is replaced. Without a tree the function is
+transformers' SDPA attention.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "dpoctl_tree"
-_FLEX_BLOCK = 128  # FlexAttention's blocks: rows are filled up to whole ones
-# What attention functions of some architectures are given that changes the numbers, and that the tree's do not know.
-_UNKNOWN = ("softcap", "s_aux", "position_bias", "head_mask")
+_FLEX_BLOCK = 128  # FlexAttention's block size: rows are filled up to a multiple of it
+# Arguments by which some architectures change their attention, and which tree attention does not support.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
 
 
 @dataclass
 class Tree:
-    """Which token sees which in a packed row: group, branch and position of each of its N tokens, groups side by side."""
+    """Which token attends to which in a packed row: group, branch and position [N] of its tokens, group after group."""
 
     group: Tensor
     branch: Tensor
     position: Tensor
     sizes: list[int]  # tokens of each group
-    linear: list[bool]  # whether a group has no branches, so that plain causal attention is right
+    linear: list[bool]  # groups without branches, for which causal attention is exact
     longest: int
     cache: dict[Any, Any] = field(default_factory=dict)  # masks, built at first use, shared by all layers
 
     def visible(self, q: Tensor, k: Tensor, window: int | None) -> Tensor:
-        """Whether the tokens at `q` see those at `k`: index tensors of shapes that broadcast against each other."""
+        """Whether the tokens at `q` attend to those at `k`: index tensors that broadcast against each other."""
         seen = (self.group[q] == self.group[k]) & (self.position[k] <= self.position[q])
         seen = seen & ((self.branch[k] == 0) | (self.branch[k] == self.branch[q]))
         return seen if window is None else seen & (self.position[q] - self.position[k] < window)
 
     def masks(self, window: int | None) -> list[Tensor | None]:
-        """A mask [n, n] for each group, None where plain causal attention does."""
+        """A mask [n, n] for each group, None where causal attention is enough."""
         if window is not None and window >= self.longest:
             window = None
         if window not in self.cache:
@@ -60,8 +61,8 @@ class Tree:
             self.cache[window] = masks
         return self.cache[window]
 
-    def block_mask(self, window: int | None):
-        """The same as FlexAttention takes it."""
+    def block_mask(self, window: int | None) -> Any:
+        """The masks of all groups as one FlexAttention BlockMask [N, N]."""
         key = ("flex", window)
         if key not in self.cache:
             from torch.nn.attention.flex_attention import create_block_mask
@@ -87,7 +88,7 @@ def pack(
     sizes: list[int] = []
     at: list[list[int]] = [[] for _ in sequences]
     ends = [0] * len(sequences)
-    groups = grow(sequences, width)
+    groups = group_by_prompt(sequences, width)
     for g, members in enumerate(groups):
         base, start = len(ids), sequences[members[0]][1]
         ids.extend(sequences[members[0]][0][:start])
@@ -108,24 +109,24 @@ def pack(
             each.extend([filler] * room)
         position.extend(range(room))
         sizes.append(room)
-    place = (torch.tensor(x, device=device) for x in (group, branch, position))
+    places = [torch.tensor(x, device=device) for x in (group, branch, position)]
     linear = [len(members) == 1 for members in groups] + [True] * (len(sizes) - len(groups))
-    tree = Tree(*place, sizes, linear, max(position) + 1)
+    tree = Tree(places[0], places[1], places[2], sizes, linear, max(position) + 1)
     return torch.tensor([ids]), tree, torch.tensor([row for rows in at for row in rows]), torch.tensor(ends)
 
 
 def arguments(tree: Tree) -> dict[str, Any]:
-    """What a model's forward is given beside the packed ids."""
-    # A mask of four dimensions is taken as it is: without one, transformers would build [T, T] from the positions.
+    """The arguments of a model's forward beside the packed ids."""
+    # A four-dimensional mask is passed through; without one, transformers would build [T, T] from the positions.
     mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=tree.position.device)
     return {"position_ids": tree.position[None], "attention_mask": mask, "tree": tree}
 
 
-def grow(sequences: Sequence[tuple[Sequence[int], int]], width: int) -> list[list[int]]:
-    """Indices of sequences in groups that share their prompt, where sharing saves more than the wider masks cost.
+def group_by_prompt(sequences: Sequence[tuple[Sequence[int], int]], width: int) -> list[list[int]]:
+    """Indices of sequences in groups that share a prompt, where sharing saves more than the wider masks cost.
 
-    Sharing saves (k - 1) prompts of about 24 `width`^2 operations a token and layer, and costs attention between
-    branches, 4 `width` a pair of tokens; `width` is the model's hidden size.
+    Sharing saves k - 1 copies of the prompt, about 24 `width`^2 operations per token and layer, and costs attention
+    between branches, 4 `width` per pair of tokens. `width` is the model's hidden size.
     """
     same: dict[tuple[int, ...], list[int]] = {}
     for i, (ids, start) in enumerate(sequences):
@@ -133,24 +134,33 @@ def grow(sequences: Sequence[tuple[Sequence[int], int]], width: int) -> list[lis
     groups = []
     for prompt, members in same.items():
         tails = [len(sequences[i][0]) - len(prompt) for i in members]
-        together = (len(prompt) + sum(tails)) ** 2
-        apart = sum((len(prompt) + tail) ** 2 for tail in tails)
-        if (len(members) - 1) * len(prompt) * 6 * width >= together - apart:
+        shared = (len(prompt) + sum(tails)) ** 2
+        separate = sum((len(prompt) + tail) ** 2 for tail in tails)
+        if (len(members) - 1) * len(prompt) * 6 * width >= shared - separate:
             groups.append(members)
         else:
             groups.extend([i] for i in members)
     return groups
 
 
-def attend(module, query: Tensor, key: Tensor, value: Tensor, attention_mask, *, tree: Tree | None = None,
-           scaling: float | None = None, dropout: float = 0.0, sliding_window: int | None = None, **kwargs):  # fmt: skip
-    """transformers' attention interface: [1, heads, N, d] each in, ([1, N, heads, d], None) out."""
+def attend(  # the signature is transformers' attention interface
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    tree: Tree | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention by the tree: query, key and value [1, heads, N, d] in, ([1, N, heads, d], None) out.
+
+    Raises ValueError for an option of the architecture that changes the numbers and is not supported.
+    """
     if tree is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, sliding_window=sliding_window,
-            **kwargs,
-        )  # fmt: skip
-    if unknown := [name for name in _UNKNOWN if kwargs.get(name) is not None]:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    scaling, sliding_window = options.get("scaling"), options.get("sliding_window")
+    if unknown := [name for name in _UNSUPPORTED if options.get(name) is not None]:
         raise ValueError(f"attention with {unknown[0]}")
     repeats = query.shape[1] // key.shape[1]
     if query.is_cuda:
@@ -168,7 +178,7 @@ def attend(module, query: Tensor, key: Tensor, value: Tensor, attention_mask, *,
 
 
 @lru_cache(maxsize=1)
-def _compiled_flex_attention():
+def _compiled_flex_attention() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
     return torch.compile(flex_attention, dynamic=True)

@@ -1,29 +1,32 @@
 """Rewards and values: a scalar head on a trunk's hidden states, at the last token or before every response token."""
 
 import copy
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..runtime.fsdp_root import with_gathered_weights
 from .logprobs import Sequences, lay_out, micro_batches, response_rows, token_logps, trunk_states
 
 
-def last_token_rewards(model, sequences: Sequences) -> Tensor:
+def last_token_rewards(model: PreTrainedModel, sequences: Sequences) -> Tensor:
     """Rewards [B] float32 of a sequence classifier with one label at each sequence's last token; differentiable.
 
-    Without the shift and scale of its config: what training works on.
+    The shift and scale of its config are not applied: training uses the raw output.
     """
 
-    def forward() -> Tensor:
-        layout = lay_out([model], sequences, whole=True)
-        return model.score(trunk_states(model, layout)[layout.ends])[:, 0].float()
+    return with_gathered_weights(model, partial(_last_token_rewards, model, sequences))
 
-    return with_gathered_weights(model, forward)
+
+def _last_token_rewards(model: PreTrainedModel, sequences: Sequences) -> Tensor:
+    layout = lay_out([model], sequences, whole=True)
+    return model.score(trunk_states(model, layout)[layout.ends])[:, 0].float()
 
 
 @torch.no_grad()
-def rewards_of(model, sequences: Sequences, *, tokens_per_batch: int) -> Tensor:
+def rewards_of(model: PreTrainedModel, sequences: Sequences, *, tokens_per_batch: int) -> Tensor:
     """Rewards [N] float32 on the CPU, in micro-batches that keep a prompt's completions together."""
     result = torch.empty(len(sequences))
     for indices in micro_batches(sequences, tokens_per_batch):
@@ -32,13 +35,15 @@ def rewards_of(model, sequences: Sequences, *, tokens_per_batch: int) -> Tensor:
 
 
 class ActorCritic(nn.Module):
-    """A policy and its value function: a linear head on a trunk of its own, or (trunk None) on the policy's."""
+    """A policy and its value function: a linear head on a separate trunk, or on the policy's where `trunk` is None."""
 
-    def __init__(self, policy, trunk: nn.Module | None, head: nn.Linear):
+    def __init__(self, policy: PreTrainedModel, trunk: nn.Module | None, head: nn.Linear):
         super().__init__()
         self.policy, self.trunk, self.head = policy, trunk, head
 
-    def forward(self, sequences: Sequences, temperature: float, *, entropy: bool = False):
+    def forward(
+        self, sequences: Sequences, temperature: float, *, entropy: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """(log-probs [N], values [N], entropies [N] or None, owner [N]) at the response tokens of a micro-batch.
 
         The value of a token is read where it is predicted, one position before it. Entropies carry no gradient.
@@ -50,21 +55,21 @@ class ActorCritic(nn.Module):
         else:
             states = trunk_states(self.trunk, layout)
             rows = response_rows(self.policy, layout)
-        seen = states.index_select(0, layout.at)
+        before = states.index_select(0, layout.at)
         logps, entropies = token_logps(self.policy, rows, layout.targets, temperature, entropy=entropy)
-        return logps, self.head(seen.to(self.head.weight.dtype))[:, 0].float(), entropies, layout.owner
+        return logps, self.head(before.to(self.head.weight.dtype))[:, 0].float(), entropies, layout.owner
 
 
 def _copy(trunk: nn.Module) -> nn.Module:
-    """A trunk with weights of its own, but for the frozen ones, which both may read."""
+    """A copy of a trunk that shares the frozen weights."""
     return copy.deepcopy(trunk, {id(p): p for p in trunk.parameters() if not p.requires_grad})
 
 
-def make_critic(policy, kind: str, reward_model=None) -> ActorCritic:
-    """The policy with a value function: `shared` trunk or `separate`, from the reward model where there is one.
+def make_critic(policy: PreTrainedModel, kind: str, reward_model: PreTrainedModel | None = None) -> ActorCritic:
+    """The policy with a value function, on a `shared` or `separate` trunk.
 
-    A reward model gives trunk and head, its shift and scale folded into the head; otherwise the trunk is a copy of the
-    policy's and the head starts at 0.
+    A separate one starts from the reward model where one is given: its trunk, and its head with shift and scale folded
+    in. Otherwise the trunk is a copy of the policy's and the head starts at 0.
     """
     device = next(policy.parameters()).device
     if kind == "separate" and reward_model is not None:

@@ -1,33 +1,32 @@
-"""Log-probs of chosen tokens from hidden rows without a whole logits tensor: the vocabulary in tiles, forward and back.
+"""Log-probs of given tokens from hidden rows without a full logits tensor: head and softmax run over tiles of columns.
 
-Of each tile of columns its own softmax is kept, and the share of the whole probability that lies in the tile. The softmax
-over the whole vocabulary is their product, a factor a row, which in the backward pass goes into the small matrices beside
-the two products: no element of a tile is touched again. (torch's own linear_cross_entropy takes its gradients in the forward
-pass, where a preference loss does not know yet how much a sequence weighs.)
+For each tile the forward pass keeps the softmax within the tile and the tile's share of the total probability. The
+softmax over the vocabulary is their product, one factor per row, which the backward pass applies to the small matrices
+around the two products, so that no element of a tile is rescaled. (torch's linear_cross_entropy computes gradients in
+the forward pass, when a preference loss does not know the weight of a sequence yet.)
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-_KEPT_BYTES = 1 << 30  # above this many bytes of softmax tiles the backward pass computes them again
-_COLUMNS = {
-    "cpu": 1024
-}  # of a tile: products of this width run near a CPU's peak, and their softmax stays in its cache
-_WIDE = 16384  # elsewhere
+_KEPT_BYTES = 1 << 30  # above this many bytes of softmax tiles the backward pass recomputes them
+_COLUMNS = {"cpu": 1024}  # tile width: such products run near a CPU's peak, and their softmax stays in its cache
+_WIDE = 16384  # tile width on other devices
 
 
 def kept_bytes(rows: int, vocabulary: int, itemsize: int) -> int:
-    """Bytes of softmax tiles that are held for the backward pass of so many rows; of one tile where that is too much."""
-    whole = rows * vocabulary * itemsize
-    return whole if whole <= _KEPT_BYTES else rows * min(vocabulary, _WIDE) * itemsize
+    """Bytes of softmax tiles held for the backward pass: all tiles, or one where all of them are recomputed."""
+    total = rows * vocabulary * itemsize
+    return total if total <= _KEPT_BYTES else rows * min(vocabulary, _WIDE) * itemsize
 
 
 def token_logps(rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    """log softmax(rows @ weight.T + bias) at `targets`: [N] float32 from rows [N, d], weight [V, d]; differentiable once.
+    """log softmax(rows @ weight.T + bias) at `targets`: [N] float32; rows [N, d], weight [V, d]; differentiable once.
 
-    Products take the autocast's precision where one is on; normalisers are float32 (float64 for float64 rows).
+    Products use the autocast precision where one is active; normalisers are float32 (float64 for float64 rows).
     """
     return _TokenLogps.apply(_cast(rows), weight, bias, targets)
 
@@ -37,24 +36,26 @@ def logps_and_entropies(rows: Tensor, weight: Tensor, bias: Tensor | None, targe
     """(log-probs [N], entropies [N] in nats) of the next-token distributions; without gradient."""
     rows = _cast(rows)
     weight, bias = _like(rows, weight, bias)
-    sums, means, at_target = _Sums(), [], None
+    sums, means = _Sums(), []
+    at_target = _no_targets(rows, targets)
     for start, w, b in _tiles(weight, bias):
         logits = _logits(rows, w, b)
         softmax = sums.softmax(logits)
-        means.append((softmax * logits).sum(-1))  # under the tile's own softmax
+        means.append((softmax * logits).sum(-1))  # under the softmax within the tile
         at_target = _pick_targets(at_target, logits, targets, start)
     highest, log_sum, shares = sums.over_all()
-    # -log p of a tile's tokens on average, weighted by the tile's share: no difference of large numbers
+    # The mean -log p within a tile, weighted by the tile's share, avoids a difference of large numbers.
     return (at_target - highest) - log_sum, (shares * (log_sum - (torch.stack(means) - highest))).sum(0)
 
 
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         w_all, b_all = _like(rows, weight, bias)
         learning = any(ctx.needs_input_grad)
         keep = learning and rows.shape[0] * weight.shape[0] * rows.element_size() <= _KEPT_BYTES
-        sums, kept, at_target = _Sums(), [], None
+        sums, kept = _Sums(), []
+        at_target = _no_targets(rows, targets)
         for start, w, b in _tiles(w_all, b_all):
             logits = _logits(rows, w, b)
             softmax = sums.softmax(logits)
@@ -67,32 +68,32 @@ class _TokenLogps(torch.autograd.Function):
         return (at_target - highest) - log_sum
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         rows, weight, bias, targets, shares, *kept = ctx.saved_tensors
         w_all, b_all = _like(rows, weight, bias)
         need_rows, need_weight, need_bias, _ = ctx.needs_input_grad
         d_rows = torch.zeros_like(rows, dtype=shares.dtype) if need_rows else None
         d_weight = torch.empty_like(weight) if need_weight else None
         d_bias = torch.empty_like(bias) if need_bias else None
-        factors = -grad * shares  # [tiles, N]: what turns a tile's own softmax into a part of the logits' gradient
+        factors = -grad * shares  # [tiles, N]: from a tile's softmax to its part of the logits' gradient
         for i, (start, w, b) in enumerate(_tiles(w_all, b_all)):
             softmax = kept[i] if kept else _logits(rows, w, b).softmax(-1).to(rows.dtype)
             factor = factors[i][:, None]
-            if need_rows:
+            if d_rows is not None:
                 d_rows.addcmul_((softmax @ w).to(d_rows.dtype), factor)
-            if need_weight:
+            if d_weight is not None:
                 part, scaled = d_weight[start : start + len(w)], (factor * rows).to(rows.dtype)
                 if part.dtype == rows.dtype:
                     torch.mm(softmax.t(), scaled, out=part)
                 else:
                     part.copy_(softmax.t() @ scaled)
-            if need_bias:
+            if d_bias is not None:
                 d_bias[start : start + len(w)] = (softmax.t() @ factor.to(rows.dtype))[:, 0]
-        if need_rows:
+        if d_rows is not None:
             d_rows = d_rows.addcmul_(w_all[targets].to(d_rows.dtype), grad[:, None]).to(rows.dtype)
-        if need_weight:
+        if d_weight is not None:
             d_weight.index_add_(0, targets, (grad[:, None] * rows).to(d_weight.dtype))
-        if need_bias:
+        if d_bias is not None:
             d_bias.index_add_(0, targets, grad.to(d_bias.dtype))
         return d_rows, d_weight, d_bias, None
 
@@ -105,14 +106,14 @@ class _Sums:
         self.sums: list[Tensor] = []
 
     def softmax(self, logits: Tensor) -> Tensor:
-        """The tile's own softmax; its highest probability is 1 / sum, so nothing is summed again."""
+        """The softmax within the tile; its highest probability is 1 / sum, so nothing is summed twice."""
         softmax = logits.softmax(-1)
         self.highest.append(logits.amax(-1))
         self.sums.append(softmax.amax(-1).reciprocal())
         return softmax
 
     def over_all(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(highest logit [N], log of the sum over all [N], each tile's share of the probability [tiles, N])."""
+        """(highest logit [N], log of the total sum [N], each tile's share of the probability [tiles, N])."""
         highest = torch.stack(self.highest)
         top = highest.amax(0)
         sums = torch.stack(self.sums) * (highest - top).exp()
@@ -142,10 +143,13 @@ def _logits(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _pick_targets(known: Tensor | None, logits: Tensor, targets: Tensor, start: int) -> Tensor:
-    """The target tokens' logits [N] as far as this tile has them, the rest as known."""
+def _no_targets(rows: Tensor, targets: Tensor) -> Tensor:
+    """The target tokens' logits [N] before the first tile: every one of them is replaced by `_pick_targets`."""
+    return torch.zeros(targets.shape, dtype=torch.promote_types(rows.dtype, torch.float32), device=rows.device)
+
+
+def _pick_targets(known: Tensor, logits: Tensor, targets: Tensor, start: int) -> Tensor:
+    """The target tokens' logits [N]: from this tile where it contains them, else as `known`."""
     place = targets - start
     here = logits.gather(1, place.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
-    if known is None:
-        return here
     return torch.where((place >= 0) & (place < logits.shape[1]), here, known)

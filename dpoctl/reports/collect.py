@@ -13,12 +13,16 @@ from ..errors import InputError
 from ..judging.summary import Summary, summaries_by, summarise
 from ..outputs.manifests import is_row_file, read_manifest
 
+_STAGES = ("train-dpo", "train-ppo")  # first in the order of colours, as their methods are in the reward-KL plane
 _JUDGEMENT_FIELDS = ("prompt_id", "k", "a", "b", "verdict", "criterion", "judge")
 
 
 @dataclass
 class Run:
-    """A run directory; without a manifest it is unfinished. `points` are the rows of eval.jsonl."""
+    """A run directory; without a manifest it is unfinished.
+
+    `points` are the rows of eval.jsonl; `index` gives the run its colour, one in all figures.
+    """
 
     name: str
     stage: str
@@ -26,6 +30,7 @@ class Run:
     metrics: list[dict]
     points: list[dict]
     manifest: dict | None
+    index: int = 0
 
 
 @dataclass
@@ -86,6 +91,9 @@ def collect(paths: Iterable[str]) -> Collected:
             _add_rows(found, path, manifest)
         else:
             raise InputError(f"{path}: neither a run directory nor a .jsonl file", hint="see dpoctl report --help")
+    order = [*_STAGES, *(run.stage for run in found.runs)]
+    for i, run in enumerate(sorted(found.runs, key=lambda run: order.index(run.stage))):
+        run.index = i
     return found
 
 

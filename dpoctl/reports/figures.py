@@ -96,12 +96,13 @@ def draw(collected: Collected, folder: Path) -> list[SavedFigure]:
     import matplotlib
 
     with matplotlib.rc_context(_STYLE):
-        drawings = [drawing for drawing in _drawings(collected) if drawing]
         folder.mkdir(parents=True, exist_ok=True)
-        return [SavedFigure(d.name, d.caption, *_save(d.figure, folder / d.name)) for d in drawings]
+        found = [drawing for drawing in drawings(collected) if drawing]
+        return [SavedFigure(d.name, d.caption, *_save(d.figure, folder / d.name)) for d in found]
 
 
-def _drawings(collected: Collected) -> list[Drawing | None]:
+def drawings(collected: Collected) -> list[Drawing | None]:
+    """Every figure of a report in its order, None for one without data."""
     runs = collected.runs
     pairs = [run for run in runs if any("rewards/accuracies" in row for row in run.metrics)]
     with_reference = [run for run in pairs if _has_reference(run)]
@@ -161,8 +162,8 @@ def _save(figure: Figure, stem: Path) -> tuple[Path, Path]:
 def _curves(runs: list[Run], curves: Curves) -> Drawing | None:
     """One colour for each run, one line style and marker for each of its metrics."""
     series = [
-        (i, which, points)
-        for i, run in enumerate(runs)
+        (run, which, points)
+        for run in runs
         for which, metric in enumerate(curves.metrics)
         if (points := [(row["step"], row[metric]) for row in run.metrics if metric in row])
     ]
@@ -171,13 +172,15 @@ def _curves(runs: list[Run], curves: Curves) -> Drawing | None:
     figure, axes = shared.axes()
     if curves.zero_line:
         axes.axhline(0, color="#777777", linewidth=0.8)
-    for i, which, points in series:
-        style: dict[str, Any] = {"color": shared.colour(i), "linestyle": shared.line(which + i // len(shared.COLOURS))}
+    for run, which, points in series:
+        style: dict[str, Any] = {"color": shared.colour(run.index)}
+        style["linestyle"] = shared.line(which + run.index // len(shared.COLOURS))
         if len(points) < _MANY_POINTS:
             style |= {"marker": shared.marker(which), "markersize": 4}
         several = len(curves.metrics) > 1
-        label = f"{runs[i].name}: {curves.metrics[which]}" if several else runs[i].name
+        label = f"{run.name}: {curves.metrics[which]}" if several else run.name
         axes.plot(*zip(*points, strict=True), label=label, **style)
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlabel(curves.xlabel)
     axes.set_ylabel(curves.ylabel)
     shared.legend(figure, axes)
@@ -194,13 +197,14 @@ def _over_optimisation(runs: list[Run]) -> Drawing | None:
     right = axes.twinx()
     right.grid(False)
     right.spines["right"].set_visible(True)
-    for i, (run, points) in enumerate(series):
+    for run, points in series:
         steps = [p["step"] for p in points]
         true, errors, learned = ([p[name] for p in points] for name in ("reward", "reward_se", "learned_reward"))
-        style: dict[str, Any] = {"color": shared.colour(i), "markersize": 4}
+        style: dict[str, Any] = {"color": shared.colour(run.index), "markersize": 4}
         axes.errorbar(steps, true, yerr=errors, marker="o", label=f"{run.name}: ground truth (left)", **style)
         right.plot(steps, learned, "--", marker="s", **style)
         axes.plot([], [], "--", marker="s", label=f"{run.name}: learned reward (right)", **style)  # for the legend
+    axes.locator_params(axis="x", integer=True)
     axes.set_xlabel("PPO steps")
     axes.set_ylabel("ground-truth reward")
     right.set_ylabel("learned reward")
@@ -219,9 +223,9 @@ def _fluency(runs: list[Run]) -> Drawing | None:
     if not series:
         return None
     figure, left, right = shared.two_axes()
-    for i, (run, points) in enumerate(series):
-        style: dict[str, Any] = {"color": shared.colour(i), "marker": shared.marker(i), "markersize": 4}
-        style["linestyle"] = shared.several_rounds(i)
+    for run, points in series:
+        style: dict[str, Any] = {"color": shared.colour(run.index), "marker": shared.marker(run.index), "markersize": 4}
+        style["linestyle"] = shared.several_rounds(run.index)
         kl = [p["kl"] or 0.0 for p in points]
         left.plot(kl, [p["perplexity_ref"] for p in points], label=run.name, **style)
         right.plot(kl, [p["distinct_2"] for p in points], **style)

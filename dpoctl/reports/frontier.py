@@ -29,7 +29,7 @@ _LABEL_OFFSETS = ((8, -15), (-8, 8), (8, 8), (-8, -15))  # of a point's label, b
 
 
 def plane(collected: Collected) -> Drawing | None:
-    """Mean reward against sequence KL, with standard errors of both; the points of a run are joined along its updates."""
+    """Mean reward against sequence KL, with standard errors of both; a line joins the points of a run in order."""
     lines: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for run in collected.runs:
         for p in run.points:
@@ -159,9 +159,9 @@ def _caption_of_optimum(collected: Collected) -> str:
     samples, prompts = curve[0]["options"]["samples"], curve[0]["n"]
     effective = min(p["effective_samples"] for p in curve)
     return (
-        f" Black: the KL-constrained optimum, estimated from {samples} reference samples of each of {prompts} prompts at "
-        f"temperature {curve[0].get('temperature') or 1:g}, drawn where it rests on at least {effective:.0f} effective "
-        "samples per prompt (dotted beyond). With few samples the estimate is too low."
+        f" Black: the KL-constrained optimum, estimated from {samples} reference samples of each of {prompts} prompts "
+        f"at temperature {curve[0].get('temperature') or 1:g}, drawn where it rests on at least {effective:.0f} "
+        "effective samples per prompt (dotted beyond). With few samples the estimate is too low."
     )
 
 

@@ -10,7 +10,7 @@ _MANY_INVALID = 0.1  # share of judgements
 
 
 def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
-    """Print judge's metrics on stdout and comparisons as log lines; `options` are judge's, by their names in recipes."""
+    """Print judge's metrics on stdout, and comparisons as log lines; `options` are judge's, by their recipe names."""
     names = [Path(p).name for p in options["candidates"]] + ["reference"]
     named = {"A over B": metrics.get("summary"), "canary over B": metrics.get("canary")}
     shown = {name: summary for name, summary in named.items() if summary} | metrics.get("people", {})

@@ -175,14 +175,14 @@ def dpo_against_rlhf(collected: Collected) -> Rows | None:
     if means is None:
         return None
     rows = []
-    for what, name, scale, unit in (
-        ("wall time", "wall_seconds", 1.0, "s"),
-        ("FLOPs (est.)", "flops", 1e12, "TFLOP"),
-        ("peak memory", "peak_memory_bytes", 1e9, "GB"),
+    for what, name, as_text in (
+        ("wall time", "wall_seconds", lambda seconds: f"{seconds:.2f} s" if seconds < 100 else f"{seconds:.0f} s"),
+        ("FLOPs (est.)", "flops", lambda flops: f"{flops:.1e}"),
+        ("peak memory", "peak_memory_bytes", lambda size: f"{size / 1e9:.2f} GB"),
     ):
-        values = [value / scale for value in means[name].values()]
-        cells = [f"{v:.2f} {unit}" if v < 100 else f"{v:.0f} {unit}" for v in values]
-        rows.append([what, *cells, f"{values[-1] / values[0]:.1f}×" if values[0] else NONE])
+        values = list(means[name].values())
+        ratio = f"{values[-1] / values[0]:.1f}×" if values[0] else NONE
+        rows.append([what, *map(as_text, values), ratio])
     return Rows(["", "DPO", "reward model", "PPO", "reward model + PPO", "RLHF / DPO"], rows)
 
 

@@ -1,136 +1,147 @@
 """Reward, sequence KL to the reference, lengths and fluency of models, or of completions files, on unseen prompts."""
 
 import json
+from typing import Any
 
 from .. import log
 from ..config.sampling import Evaluate
 from ..data.schema import Rows, load_rows
 from ..errors import InputError
-from ..inference import curves as curve
-from ..inference import policy_evaluation
-from ..inference.scorers import Scorer, load_scorer
-from ..models.load import context_length
+from ..inference import curves
+from ..inference.completions import PromptSet, prompt_ids
+from ..inference.policy_evaluation import NO_KL, NamedModel, PolicyEvaluation, perplexity, perplexity_of_lm, statistics
+from ..inference.scorers import Scorer, ScorerOptions, load_scorer
+from ..models.load import Loaded, context_length, load_policy, require_same_tokenizer
+from ..models.pretrained import silence_transformers
 from ..outputs.claims import Output
 from ..outputs.manifests import read_manifest
 from ..outputs.row_writer import RowWriter
 from ..outputs.shard_totals import of_evaluate
 from ..outputs.shards import cut, share_of
 from ..reports import tables
-from ..runtime import devices
-from ..training import setup
+from ..runtime.devices import open_compute
 
 
 def run(config: Evaluate, output: Output) -> None:
-    device, dtype = setup.open_device(config)
-    prompts = _prompts(config)
-    scorer = load_scorer(config.scorer, device=str(device), revision=config.revision, text=config.score_text)
-    reference = setup.open_model(config, config.ref, device) if config.ref else None
-    lm = (*setup.open_model(config, config.lm, device), config.lm) if config.lm else None
+    """Write an evaluation row for each model and each completions file, with its curves, and print the table."""
+    evaluator = Evaluator(config)
     writer = RowWriter(output)
     subjects = _subjects(config)
     share = share_of(config.shard, cut(len(subjects), 1))
     rows = writer.state.get("rows", [])
-    selection_scorer = (
-        load_scorer(config.selection_scorer, device=str(device), revision=config.revision)
-        if config.selection_scorer
-        else None
-    )
     for path, is_file in subjects[share.batches][writer.batches_done :]:
-        further: list[dict] = []
-        with devices.autocast(device, dtype):
-            if is_file:
-                metrics, further = _completions_metrics(config, path, scorer, selection_scorer, reference, lm)
-            else:
-                metrics = _model_metrics(config, path, prompts, scorer, reference, lm, device)
-        row = _who(path) | {"temperature": config.temperature, "scorer": f"{scorer.name}@{scorer.score_type}"} | metrics
-        batch = [row, *(row_of_curve | {"scorer": row["scorer"]} for row_of_curve in further)]
+        batch = evaluator.evaluate_file(path) if is_file else evaluator.evaluate_model(path)
         rows = [*rows, *batch]
         writer.write_batch(batch, state={"rows": rows})
-    cost = {"peak_memory_bytes": devices.peak_memory_bytes(device), "device": devices.device_name(device)}
+    cost = {"peak_memory_bytes": evaluator.compute.peak_memory_bytes(), "device": evaluator.compute.name}
     counts = {"rows": len(rows)}
-    writer.finish(of_evaluate(counts) | (prompts.skipped if prompts else {}), cost, share.record(counts))
+    skipped = evaluator.prompts.skipped if evaluator.prompts else {}
+    writer.finish(of_evaluate(counts) | skipped, cost, share.record(counts))
     if rows:  # a shard may have none
         tables.show_evaluations(rows)
 
 
 def _subjects(config: Evaluate) -> list[tuple[str, bool]]:
-    """(path, is it a completions file) of everything that is evaluated, models first."""
+    """(path, is it a completions file) of everything to evaluate, models first."""
     return [(path, False) for path in config.model] + [(path, True) for path in config.completions]
 
 
 def _prompts(config: Evaluate) -> Rows | None:
-    return (
-        load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.limit)
-        if config.prompts
-        else None
-    )
+    if not config.prompts:
+        return None
+    return load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.limit)
 
 
-def _model_metrics(config, path, prompts, scorer: Scorer, reference, lm, device) -> dict:
-    model, tokenizer = setup.open_model(config, path, device)
-    ids = policy_evaluation.prompt_ids(prompts.rows, tokenizer, context_length(model), prompts.path, prompts.lines)
-    setup.same_tokenizer(tokenizer, reference[1], path, config.ref)
-    with log.progress(f"evaluate {path}", len(ids) * config.n, "completions") as meter:
-        metrics, _ = policy_evaluation.evaluate_policy(
-            model,
-            reference[0],
-            tokenizer,
-            prompts.rows,
-            ids,
-            scorer,
-            config,
-            n=config.n,
-            seed=config.seed,
-            lm=lm,
-            meter=meter,
+class Evaluator:
+    """Scorers, reference and prompts, opened once for all models and files. Raises InputError as the loaders do."""
+
+    def __init__(self, config: Evaluate):
+        self.config = config
+        silence_transformers()
+        self.compute = open_compute(config.device, config.dtype)
+        self.prompts = _prompts(config)
+        self.scorer = self._open_scorer(config.scorer, config.score_text)
+        self.reference = self._open_model(config.ref) if config.ref else None
+        self.lm = NamedModel(config.lm, self._open_model(config.lm)) if config.lm else None
+        self.selection_scorer = self._open_scorer(config.selection_scorer) if config.selection_scorer else None
+
+    def _open_scorer(self, spec: str, text: str = "joined") -> Scorer:
+        return load_scorer(spec, ScorerOptions(self.compute.device, self.config.revision, text))
+
+    def _open_model(self, path: str) -> Loaded:
+        config = self.config
+        return load_policy(
+            path,
+            device=self.compute.device,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
         )
-    return metrics
 
+    def evaluate_model(self, path: str) -> list[dict]:
+        """The row of a model: completions of the prompts, scored, and the KL to the reference."""
+        config, prompts, reference = self.config, self.prompts, self.reference
+        assert prompts and reference and config.ref  # `Evaluate.problems` requires them with --model
+        policy = self._open_model(path)
+        ids = prompt_ids(prompts, policy.tokenizer, context_length(policy.model))
+        require_same_tokenizer(policy.tokenizer, reference.tokenizer, path, config.ref)
+        evaluation = PolicyEvaluation(self.scorer, config, config.seed, config.n, self.lm)
+        with log.progress(f"evaluate {path}", len(ids) * config.n, "completions") as meter, self.compute.autocast():
+            metrics, _ = evaluation.measure(policy, reference.model, PromptSet(prompts.rows, ids), meter)
+        return [self._head(path) | metrics]
 
-def _completions_metrics(config, path, scorer: Scorer, selection_scorer, reference, lm) -> tuple[dict, list[dict]]:
-    """(figures of a completions file, rows of its curves); its policy is not at hand: no KL."""
-    read = load_rows(path, "completions", skip_bad=config.skip_bad_rows)
-    rows = read.rows
-    scores = scorer.score(rows).values
-    lengths = [len(r.get("completion_ids") or r["completion"].split()) + (r.get("finish") == "stop") for r in rows]
-    metrics = policy_evaluation.statistics(rows, lengths, scores) | {
-        "kl": None,
-        "kl_se": None,
-        "kl_exact": None,
-        "kl_exact_se": None,
-    }
-    if reference:
-        under = policy_evaluation.perplexity_under(*reference, config.ref, rows, config.tokens_per_batch)
-        metrics["perplexity_ref"] = under["perplexity_lm"]
-    if lm:
-        metrics |= policy_evaluation.perplexity_under(*lm, rows, config.tokens_per_batch)
-    temperatures = {r.get("temperature") for r in rows}
-    temperature = temperatures.pop() if len(temperatures) == 1 else None
-    curves = []
-    if selection_scorer:
-        chosen = curve.by_prompt(rows, selection_scorer.score(rows).keys, path)
-        curves += [{"method": "best-of-n"} | r for r in curve.best_of_n(chosen, curve.by_prompt(rows, scores, path))]
-    if config.optimum:
-        _check_plain(path, temperature)
-        curves += [{"method": "optimum"} | r for r in curve.optimum_curve(curve.by_prompt(rows, scores, path))]
-    curves = [{"model": path, "step": None, "temperature": temperature} | row for row in curves]
-    skipped = {"skipped": read.skipped} if read.skipped else {}
-    return metrics | {"temperature": temperature} | skipped, curves
+    def evaluate_file(self, path: str) -> list[dict]:
+        """The row of a completions file, without a KL since its policy is unknown, and the rows of its curves."""
+        config = self.config
+        read = load_rows(path, "completions", skip_bad=config.skip_bad_rows)
+        rows = read.rows
+        scores = self.scorer.score(rows).values
+        lengths = [len(r.get("completion_ids") or r["completion"].split()) + (r.get("finish") == "stop") for r in rows]
+        metrics = statistics(rows, lengths, scores) | NO_KL
+        with self.compute.autocast():
+            if self.reference:
+                metrics["perplexity_ref"] = perplexity(self.reference, rows, config.tokens_per_batch)
+            if self.lm:
+                metrics |= perplexity_of_lm(self.lm, rows, config.tokens_per_batch)
+        temperatures = {r.get("temperature") for r in rows}
+        temperature = temperatures.pop() if len(temperatures) == 1 else None
+        skipped = {"skipped": read.skipped} if read.skipped else {}
+        row = self._head(path) | metrics | {"temperature": temperature} | skipped
+        shared = {"model": path, "step": None, "temperature": temperature}
+        points = self._curves(path, rows, scores, temperature)
+        return [row, *(shared | point | {"scorer": row["scorer"]} for point in points)]
+
+    def _curves(self, path: str, rows: list[dict], scores: list[float], temperature: float | None) -> list[dict]:
+        """The points of the best-of-n curve and of the exact optimum, where they are asked for."""
+        points: list[dict] = []
+        if self.selection_scorer:
+            selection = curves.by_prompt(rows, self.selection_scorer.score(rows).keys, path)
+            best = curves.best_of_n(selection, curves.by_prompt(rows, scores, path))
+            points += [{"method": "best-of-n"} | point for point in best]
+        if self.config.optimum:
+            _check_plain(path, temperature)
+            optimum = curves.optimum_curve(curves.by_prompt(rows, scores, path))
+            points += [{"method": "optimum"} | point for point in optimum]
+        return points
+
+    def _head(self, path: str) -> dict[str, Any]:
+        """What identifies an evaluation row."""
+        scorer = f"{self.scorer.name}@{self.scorer.score_type}"
+        return _identity(path) | {"temperature": self.config.temperature, "scorer": scorer}
 
 
 def _check_plain(path: str, temperature: float | None) -> None:
-    """The importance weights hold for samples of the reference itself: refuse cut or greedy ones."""
+    """Raises InputError for restricted or greedy samples, for which the importance weights do not hold."""
     options = (read_manifest(path) or {"options": {}})["options"]
-    cut = options.get("top-p", 1.0) < 1 or options.get("top-k", 0) > 0 or options.get("best-of")
-    if cut or temperature == 0:
+    restricted = options.get("top-p", 1.0) < 1 or options.get("top-k", 0) > 0 or options.get("best-of")
+    if restricted or temperature == 0:
         raise InputError(
             f"{path}: not plain samples of one model, so --optimum does not hold for them",
             hint="dpoctl sample --n 64 with --top-p 1 and --top-k 0 writes such a file",
         )
 
 
-def _who(path: str) -> dict:
-    """Model, method, options and step of a run directory or file, from its manifest; a plain model has only a name."""
+def _identity(path: str) -> dict[str, Any]:
+    """Model, method, options and step of a run directory or file, from its manifest; without one only a name."""
     manifest = read_manifest(path)
     if manifest is None:
         return {"model": path, "method": "model", "options": {}, "step": None}
@@ -147,10 +158,11 @@ def _who(path: str) -> dict:
     return {"model": path, "method": method, "options": kept, "step": manifest["metrics"].get("step")}
 
 
-def plan(config: Evaluate) -> dict:
+def plan(config: Evaluate) -> dict[str, Any]:
+    """What --dry-run prints."""
     prompts = _prompts(config)
     subjects = _subjects(config)
-    mine = subjects[share_of(config.shard, cut(len(subjects), 1)).batches]
-    models, files = ([path for path, is_file in mine if is_file is kind] for kind in (False, True))
-    shown = {"models": json.dumps(models), "files": json.dumps(files)}
+    selected = subjects[share_of(config.shard, cut(len(subjects), 1)).batches]
+    models, files = ([path for path, is_file in selected if is_file is kind] for kind in (False, True))
+    shown: dict[str, Any] = {"models": json.dumps(models), "files": json.dumps(files)}
     return shown | ({"completions": len(prompts.rows) * config.n * len(models)} if prompts else {})

@@ -1,42 +1,42 @@
-"""Sample completions of every prompt, score them, keep the pairs: the higher score is chosen (PAPER: IMDb, step 4)."""
+"""Sample completions of every prompt, score them, and keep pairs in which the higher score is chosen.
+
+As for controlled sentiment generation in 2305.18290, section 6 and appendix C.1.
+"""
 
 import itertools
 import random
 import time
+from typing import Any
 
 from .. import log
 from ..config.sampling import MakePrefs
 from ..inference.sampler import Sampler, plan_of_sampling
-from ..inference.scorers import load_scorer
+from ..inference.scorers import ScorerOptions, load_scorer
 from ..outputs.claims import Output
 from ..outputs.row_writer import RowWriter
 from ..outputs.shard_totals import BINS, of_make_prefs
 from ..outputs.shards import share_of
 
+_NO_COUNTS: dict[str, Any] = {
+    **dict.fromkeys(("prompts", "samples", "pairs", "ties", "below_margin", "duplicates", "not_picked"), 0),
+    **{"score_sum": 0.0, "tokens": 0, "ended": 0, "histogram": {}},
+}
+_SAMPLE_FIELDS = ("completion", "k", "finish", "score", "completion_ids", "prompt_ids", "tokenizer")
+
 
 def run(config: MakePrefs, output: Output) -> None:
+    """Write the preference rows, and on request the samples, batch by batch."""
     sampler = Sampler(config, config.completions)
     share = share_of(config.shard, sampler.batches)
-    scorer = load_scorer(config.scorer, device=str(sampler.device), revision=config.revision, text=config.score_text)
+    options = ScorerOptions(sampler.compute.device, config.revision, config.score_text)
+    scorer = load_scorer(config.scorer, options)
     writer = RowWriter(output, config.completions_out)
-    counts = writer.state or {
-        "prompts": 0,
-        "samples": 0,
-        "pairs": 0,
-        "ties": 0,
-        "below_margin": 0,
-        "duplicates": 0,
-        "not_picked": 0,
-        "score_sum": 0.0,
-        "tokens": 0,
-        "ended": 0,
-        "histogram": {},
-    }
+    counts = writer.state or _NO_COUNTS
     started = time.monotonic()
     before = counts["samples"]
     with log.progress("make-prefs", share.count * config.completions, "samples", before) as meter:
         for batch in sampler.batches[share.batches][writer.batches_done :]:
-            rows = sampler.rows(batch, meter)
+            rows = sampler.rows(batch, meter, config.temperature)
             scores = scorer.score(rows)
             rows = [row | {"score": value} for row, value in zip(rows, scores.values, strict=True)]
             counts = _count_samples(counts, rows)
@@ -53,12 +53,12 @@ def run(config: MakePrefs, output: Output) -> None:
 
 
 def _pairs(config: MakePrefs, rows: list[dict], keys: list[float], counts: dict) -> list[dict]:
-    """The preference rows of one prompt's samples; what is dropped is counted in `counts`."""
+    """The preference rows of one prompt's samples; dropped pairs are counted in `counts`."""
     kept = []
     for i, j in itertools.combinations(range(len(rows)), 2):
         if rows[i]["completion"] == rows[j]["completion"] and rows[i]["finish"] == rows[j]["finish"]:
             counts["duplicates"] += 1
-        elif keys[i] == keys[j]:  # on log-odds: equal probabilities may only be saturated
+        elif keys[i] == keys[j]:  # on log-odds, since equal probabilities may be saturated
             counts["ties"] += 1
         elif abs(rows[i]["score"] - rows[j]["score"]) < config.min_margin:
             counts["below_margin"] += 1
@@ -74,8 +74,8 @@ def _pairs(config: MakePrefs, rows: list[dict], keys: list[float], counts: dict)
 
 
 def _pair(chosen: dict, rejected: dict) -> dict:
-    own = ("completion", "k", "finish", "score", "completion_ids", "prompt_ids", "tokenizer")
-    row = {k: v for k, v in chosen.items() if k not in own}
+    """The preference row of two samples, with token ids where both have them."""
+    row = {k: v for k, v in chosen.items() if k not in _SAMPLE_FIELDS}
     for side, sample in (("chosen", chosen), ("rejected", rejected)):
         row |= {
             side: sample["completion"],
@@ -95,6 +95,7 @@ def _pair(chosen: dict, rejected: dict) -> dict:
 
 
 def _count_samples(counts: dict, rows: list[dict]) -> dict:
+    """`counts` with a batch of samples added."""
     counts = counts | {"histogram": dict(counts["histogram"])}
     counts["prompts"] += len({row["prompt_id"] for row in rows})
     counts["samples"] += len(rows)
@@ -118,7 +119,7 @@ def _say(config: MakePrefs, metrics: dict, rate: float, score_type: str) -> None
     )
     log.say(
         f"mean score {metrics['mean_score']:.3f} ({score_type}), mean length {metrics['mean_length']:.1f} tokens, "
-        f"{metrics['ended']:.0%} ended by themselves"
+        f"{metrics['ended']:.0%} ended with EOS"
     )
     if score_type == "prob":
         top = max(1, *metrics["score_histogram"])
@@ -126,8 +127,9 @@ def _say(config: MakePrefs, metrics: dict, rate: float, score_type: str) -> None
             log.say(f"  {i / BINS:.1f}-{(i + 1) / BINS:.1f} {'#' * round(40 * n / top):<40} {n}")
 
 
-def plan(config: MakePrefs) -> dict:
+def plan(config: MakePrefs) -> dict[str, Any]:
+    """What --dry-run prints."""
     k = config.completions
     pairs = k * (k - 1) // 2 if config.pairs == "all" else 1
-    shown = plan_of_sampling(config, k)
+    shown = plan_of_sampling(config, k, [config.temperature])
     return shown | {"pairs at most": shown["completions"] // k * pairs}

@@ -26,8 +26,9 @@ from ..outputs.shards import Part, different_work, read_parts
 
 def run(config: Merge, output: Output) -> None:
     """An adapter, of a policy or of train-rm's, and its base: one ordinary model directory."""
-    from ..models.adapter import is_reward, load_merged, load_merged_reward
-    from ..models.load import quiet
+    from ..models.adapter import is_reward
+    from ..models.load import load_merged, load_merged_reward
+    from ..models.pretrained import quiet
     from ..models.save import save_model
     from ..runtime.devices import torch_dtype
 

@@ -140,11 +140,12 @@ def _imdb(config: Prepare, output: Output, out: Path) -> None:
 
 def _toy(config: Prepare, output: Output, out: Path) -> None:
     from ..models.load import load_tokenizer
-    from ..runtime import devices
+    from ..models.pretrained import silence_transformers
+    from ..runtime.devices import open_compute
     from ..tasks import toy_models
-    from ..training import setup
 
-    device, _ = setup.open_device(config)
+    silence_transformers()
+    compute = open_compute()
     seed = 10 * config.seed
     loss = toy_models.build_base_lm(
         [r["text"] for r in toy_text.reviews(_TOY_PRETRAINING, seed)], out / "base-lm", config.seed
@@ -157,7 +158,7 @@ def _toy(config: Prepare, output: Output, out: Path) -> None:
     size = (config.limit or _TOY_SFT) + 4 * config.test_prompts  # many short beginnings recur, so invent some more
     reviews = [{"id": f"toy-{i}"} | r for i, r in enumerate(toy_text.reviews(size, seed + 2))]
     metrics = {"pretraining_loss": loss, "classifier_accuracy": accuracy}
-    cost = {"peak_memory_bytes": devices.peak_memory_bytes(device), "device": devices.device_name(device)}
+    cost = {"peak_memory_bytes": compute.peak_memory_bytes(), "device": compute.name}
     _write(config, output, out, load_tokenizer(str(out / "base-lm")), reviews, metrics, cost)
 
 

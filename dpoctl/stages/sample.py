@@ -1,9 +1,11 @@
 """Completions of prompts, `n` each, as rows that carry their token ids."""
 
+from typing import Any
+
 from .. import log
 from ..config.sampling import Sample
 from ..inference.sampler import Sampler, plan_of_sampling
-from ..inference.scorers import Scores, load_scorer
+from ..inference.scorers import ScorerOptions, Scores, load_scorer
 from ..outputs import shard_totals
 from ..outputs.claims import Output
 from ..outputs.row_writer import RowWriter
@@ -11,35 +13,48 @@ from ..outputs.shards import share_of
 
 
 def run(config: Sample, output: Output) -> None:
-    sampler = Sampler(config, config.best_of or config.n)
+    """Write the completions, or of --best-of the best ones, batch by batch."""
+    sampler = Sampler(
+        config,
+        _per_prompt(config),
+        few_shot=config.few_shot,
+        stop=config.stop,
+        max_prompt_length=config.max_prompt_length,
+    )
     batches = [(temperature, batch) for temperature in config.temperature for batch in sampler.batches]
     share = share_of(config.shard, [batch for _, batch in batches])
     scorer = None
     if config.scorer:
-        scorer = load_scorer(config.scorer, device=str(sampler.device), revision=config.revision)
+        scorer = load_scorer(config.scorer, ScorerOptions(sampler.compute.device, config.revision))
     writer = RowWriter(output)
     state = writer.state or {"ended": 0}
     total = share.count * sampler.n
     with log.progress("sample", total, "completions", writer.rows[0] * (config.best_of or 1)) as meter:
         for temperature, batch in batches[share.batches][writer.batches_done :]:
             rows = [{"temperature": temperature} | row for row in sampler.rows(batch, meter, temperature)]
-            if scorer:
+            if scorer and config.best_of:
                 rows = _best(rows, scorer.score(rows), config.best_of)
             state = {"ended": state["ended"] + sum(r["finish"] == "stop" for r in rows)}
             writer.write_batch(rows, state=state)
-    own = {"completions": writer.rows[0], "sampled": total, "ended": state["ended"]}
-    metrics = {"prompts": len(sampler.ids)} | shard_totals.of_sample(own)
-    writer.finish(metrics | sampler.prompts.skipped, sampler.cost(), share.record(own))
+    counts = {"completions": writer.rows[0], "sampled": total, "ended": state["ended"]}
+    metrics = {"prompts": len(sampler.prompts.rows)} | shard_totals.of_sample(counts)
+    writer.finish(metrics | sampler.prompts.skipped, sampler.cost(), share.record(counts))
     log.say(
-        f"{config.out}: {writer.rows[0]} completions of {len(sampler.ids)} prompts, {metrics['ended']:.0%} ended by "
-        "themselves"
+        f"{config.out}: {writer.rows[0]} completions of {metrics['prompts']} prompts, "
+        f"{metrics['ended']:.0%} ended with EOS"
     )
 
 
-def _best(rows: list[dict], scores: Scores, n: int) -> list[dict]:
-    """Of each prompt's n rows the one with the highest key, with its score; the first where they tie.
+def _per_prompt(config: Sample) -> int:
+    """Completions that are sampled of each prompt."""
+    return config.best_of or config.n
 
-    It is the file's only completion of the prompt, so its k is 0: files of one completion a prompt pair by prompt_id, k.
+
+def _best(rows: list[dict], scores: Scores, n: int) -> list[dict]:
+    """Of each prompt's n rows the one with the highest key, with its score; the first one of a tie.
+
+    It is the file's only completion of the prompt, so its k is 0: files of one completion per prompt pair by prompt_id
+    and k.
     """
     best = []
     for start in range(0, len(rows), n):
@@ -48,5 +63,6 @@ def _best(rows: list[dict], scores: Scores, n: int) -> list[dict]:
     return best
 
 
-def plan(config: Sample) -> dict:
-    return plan_of_sampling(config, config.best_of or config.n, len(config.temperature))
+def plan(config: Sample) -> dict[str, Any]:
+    """What --dry-run prints."""
+    return plan_of_sampling(config, _per_prompt(config), config.temperature)

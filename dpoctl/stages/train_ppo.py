@@ -2,8 +2,9 @@
 
 from ..config.training import TrainPPO
 from ..data.schema import load_rows
+from ..models.load import count_weights
 from ..outputs.claims import Output
-from ..training import loop, ppo, setup
+from ..training import loop, ppo
 
 _SHOWN = (
     "preset lr adam_eps schedule batch_size minibatch_size ppo_epochs kl_coef target_kl kl_horizon gamma lam clip "
@@ -20,7 +21,7 @@ def plan(config: TrainPPO) -> dict:
     """What --dry-run prints."""
     rows = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows)
     stream = ppo.stream_of(config, len(rows.rows))
-    weights = setup.count_weights(config)
+    weights = count_weights(config.model, config.revision)
     tokens = stream.total * config.max_new_tokens
     minibatches = -(-config.batch_size // config.minibatch_size)
     return {name.replace("_", "-"): getattr(config, name) for name in _SHOWN} | {

@@ -13,6 +13,7 @@ from ..data.schema import load_rows
 from ..data.tokens import fingerprint
 from ..errors import NumericalError
 from ..models.hub import resolve
+from ..models.load import require_same_tokenizer
 from ..models.logprobs import Sequences, summed_logps
 from ..objectives.preference import LOSSES, PairLogps
 from ..outputs.claims import Output
@@ -104,7 +105,7 @@ class DPO(PairTask):
         if self.ref == self.config.model:
             return self.model  # not trained yet: the same weights
         reference, tokenizer = setup.open_model(self.config, self.ref, self.compute.device)
-        setup.same_tokenizer(self.tokenizer, tokenizer, self.config.model, self.ref)
+        require_same_tokenizer(self.tokenizer, tokenizer, self.config.model, self.ref)
         setup.shard_model(self.config, reference, self.compute)
         return reference
 

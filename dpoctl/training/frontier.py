@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..data.schema import load_rows
-from ..inference import policy_evaluation
-from ..inference.scorers import Scorer, load_scorer
-from ..models.load import context_length
+from ..inference.completions import PromptSet, prompt_ids
+from ..inference.policy_evaluation import PolicyEvaluation
+from ..inference.scorers import Scorer, ScorerOptions, load_scorer
+from ..models.load import Loaded, context_length
 from . import setup
 
 if TYPE_CHECKING:
@@ -28,36 +29,20 @@ class FrontierEvaluation:
         self.method, self.ref = method, ref
         self.learned: Scorer | None = None  # the reward that is trained on; its mean is reported next to --scorer's
         self.prompts = load_rows(config.eval_prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.eval_limit)
-        self.ids = policy_evaluation.prompt_ids(
-            self.prompts.rows,
-            self.tokenizer,
-            context_length(self.policy),
-            self.prompts.path,
-            self.prompts.lines,
-            config.max_prompt_length,
-        )
+        self.ids = prompt_ids(self.prompts, self.tokenizer, context_length(self.policy), config.max_prompt_length)
         seen = sum(tuple(ids) in trained_on for ids in self.ids)
         if seen:
             log.warn(f"{seen} of {len(self.ids)} prompts of {config.eval_prompts} are in the training data too")
-        self.scorer = load_scorer(
-            config.scorer, device=str(self.compute.device), revision=config.revision, text=config.score_text
-        )
+        options = ScorerOptions(self.compute.device, config.revision, config.score_text)
+        self.scorer = load_scorer(config.scorer, options)
 
     def measure(self, step: int) -> tuple[dict[str, Any], list[dict]]:
         """(a row for eval.jsonl, the completions with scores that it rests on) of the policy after update `step`."""
         config = self.config
         reference, _ = setup.open_model(config, self.ref, self.compute.device)
         with self.compute.autocast():
-            metrics, completions = policy_evaluation.evaluate_policy(
-                self.policy,
-                reference,
-                self.tokenizer,
-                self.prompts.rows,
-                self.ids,
-                self.scorer,
-                config,
-                n=1,
-                seed=config.seed,
+            metrics, completions = PolicyEvaluation(self.scorer, config, config.seed).measure(
+                Loaded(self.policy, self.tokenizer), reference, PromptSet(self.prompts.rows, self.ids)
             )
         if self.learned:
             metrics["learned_reward"] = sum(self.learned.score(completions).values) / len(completions)

@@ -21,10 +21,10 @@ from ..data.batching import Stream, pack, permutation, share, shuffled
 from ..data.schema import Rows, load_rows
 from ..data.tokens import fingerprint
 from ..errors import InputError, NumericalError
-from ..inference import policy_evaluation
-from ..inference.generate import batch_slices, generate
-from ..inference.scorers import Scorer, load_scorer
-from ..models.load import context_length, load_classifier
+from ..inference.completions import PromptSet, completion_rows, prompt_ids
+from ..inference.generate import batch_slices, generate, sampling_of
+from ..inference.scorers import Scorer, ScorerOptions, load_scorer
+from ..models.load import context_length, load_classifier, require_same_tokenizer
 from ..models.logprobs import micro_batches, response_token_logps
 from ..models.rewards import make_critic
 from ..objectives import ppo
@@ -56,18 +56,11 @@ class PPO(Task):
         super().__init__(config, output)
         self.ref = config.ref or config.model
         self.reference, self.as_reference = self._open_reference()
-        self.reward = load_scorer(
-            config.reward,
-            device=str(self.compute.device),
-            revision=config.revision,
-            text=config.score_text,
-            score_type=config.score_type,
-        )
+        options = ScorerOptions(self.compute.device, config.revision, config.score_text, config.score_type)
+        self.reward = load_scorer(config.reward, options)
         prompts = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows)
         self.prompts = prompts.rows
-        self.ids = policy_evaluation.prompt_ids(
-            prompts.rows, self.tokenizer, None, prompts.path, prompts.lines, config.max_prompt_length
-        )
+        self.ids = prompt_ids(prompts, self.tokenizer, None, config.max_prompt_length)
         check_room(prompts, self.ids, config, context_length(self.policy))
         self.stream = stream_of(config, len(self.ids))
         warn_of_reach(config, self.stream.steps)
@@ -93,7 +86,7 @@ class PPO(Task):
         if self.adapters and self.ref == self.config.model:
             return self.policy, self.adapters.disable_adapter
         reference, tokenizer = setup.open_model(self.config, self.ref, self.compute.device)
-        setup.same_tokenizer(self.tokenizer, tokenizer, self.config.model, self.ref)
+        require_same_tokenizer(self.tokenizer, tokenizer, self.config.model, self.ref)
         return reference, nullcontext
 
     def _value_start(self) -> Any:
@@ -141,12 +134,13 @@ class PPO(Task):
 
     def _respond(self, epoch: int, members: list[int]) -> Episodes:
         rows, ids = [self.prompts[i] for i in members], [self.ids[i] for i in members]
-        keys, sampling = [row["prompt_id"] for row in rows], policy_evaluation.sampling_of(self.config)
+        keys = [row["prompt_id"] for row in rows]
+        sampling = sampling_of(self.config, self.config.temperature, self.config.seed)
         with self.compute.autocast():
-            responses = generate(self.policy, self.tokenizer, ids, keys, [epoch], sampling, self.config.seed)
+            responses = generate(self.policy, self.tokenizer, ids, keys, [epoch], sampling)
         ends = {"stop": [self.tokenizer.eos_token_id], "length": []}
         sequences = [(p + c.ids + ends[c.finish], len(p)) for p, [c] in zip(ids, responses, strict=True)]
-        return Episodes(policy_evaluation.completion_rows(self.tokenizer, rows, ids, responses), sequences)
+        return Episodes(completion_rows(self.tokenizer, PromptSet(rows, ids), responses), sequences)
 
     def score(self, episodes: Episodes) -> Tensor:
         """Rewards [B] float64; a response that did not end gets --missing-eos-penalty where it is given."""
@@ -324,7 +318,7 @@ def warn_of_reach(config: TrainPPO, steps: int) -> None:
     reach = (1.0 + 0.2 * config.batch_size / config.kl_horizon) ** steps
     if reach < 2.0:
         log.warn(
-            f"--target-kl {config.target_kl:g} can hardly be reached: in {steps} steps of {config.batch_size} episodes: "
-            f"--kl-horizon {config.kl_horizon} lets the coefficient grow by at most a factor of {reach:.2f}. "
+            f"--target-kl {config.target_kl:g} can hardly be reached: {steps} steps of {config.batch_size} episodes and "
+            f"--kl-horizon {config.kl_horizon} let the coefficient grow by at most a factor of {reach:.2f}. "
             "Start --kl-coef near its final value, or lower the horizon"
         )

@@ -4,16 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers.utils import logging as hf_logging
 
 from .. import log
-from ..data.tokens import fingerprint
 from ..errors import InputError
 from ..models import lora, packed
 from ..models.blocks import blocks
 from ..models.hub import is_adapter, resolve
 from ..models.load import context_length, load_policy
 from ..models.logprobs import can_pack, has_plain_head
+from ..models.pretrained import silence_transformers
 from ..outputs.claims import Output
 from ..runtime import collectives, devices, fsdp, rendezvous
 from ..runtime.devices import Compute
@@ -27,19 +26,11 @@ def open_training(config: Any, output: Output) -> Compute:
     distributed = collectives.world_size() > 1
     if distributed:
         output.resuming = rendezvous.broadcast_start(output.resuming, config.rank_timeout)
-    hf_logging.set_verbosity_error()  # its advice is meant for its own trainers
-    hf_logging.disable_progress_bar()
+    silence_transformers()
     device = devices.pick_device(config.device)
     if distributed:
         collectives.join_ranks(device, config.rank_timeout)
     return Compute(device, devices.pick_dtype(config.dtype, device))
-
-
-def open_device(config: Any, output: Output | None = None) -> tuple[torch.device, torch.dtype]:
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
-    device = devices.pick_device(getattr(config, "device", "cpu"))
-    return device, devices.pick_dtype(getattr(config, "dtype", "float32"), device)
 
 
 def open_model(config: Any, path: str, device: torch.device) -> tuple[Any, Any]:
@@ -102,7 +93,8 @@ def adapt(config: Any, model: Any, task: str = "CAUSAL_LM") -> Any:
 
 def add_lora(model: Any, config: Any, base: str, task: str | None) -> Any:
     """peft's wrapper of `model` with the adapters of --lora; `base` is the model that the saved adapters name."""
-    return lora.adapt(model, config, base, task)
+    settings = lora.LoraSettings(config.lora, config.lora_alpha, config.lora_targets, config.seed)
+    return lora.adapt(model, settings, base, task)
 
 
 def lengths(config: Any, model: Any) -> tuple[int, int]:
@@ -113,33 +105,6 @@ def lengths(config: Any, model: Any) -> tuple[int, int]:
     prompt = min(config.max_prompt_length, context // 2)
     log.say(f"the model's context lowers --max-length to {context}, --max-prompt-length to {prompt}")
     return context, prompt
-
-
-def same_tokenizer(policy: Any, reference: Any, policy_path: str, reference_path: str) -> None:
-    """Raise InputError where two models' tokenizers differ, so that their log-probs cannot be compared."""
-    if fingerprint(policy) != fingerprint(reference):
-        raise InputError(
-            f"{reference_path}: its tokenizer is not that of {policy_path}, so their log-probs cannot be compared",
-            hint="a reference has the policy's tokenizer",
-        )
-
-
-def count_weights(config: Any) -> int:
-    """Parameters of `config.model`, from its configuration alone."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from ..models.hub import base_of, is_adapter, resolve
-
-    folder = resolve(config.model, config.revision, weights=False)
-    folder = resolve(base_of(folder), weights=False) if is_adapter(folder) else folder
-    try:
-        with torch.device("meta"):
-            shape = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    except (OSError, ValueError) as e:
-        raise InputError(
-            f"{config.model}: {str(e).splitlines()[0]}", hint="a directory or hub id of a causal LM"
-        ) from None
-    return sum(p.numel() for p in shape.parameters())
 
 
 def load_tokenizer(config: Any) -> Any:

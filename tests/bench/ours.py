@@ -1,5 +1,6 @@
 """dpoctl's side of the benchmark: its own commands, or the very functions they call. Prints one JSON line."""
 
+import dataclasses
 import json
 import resource
 import statistics
@@ -104,7 +105,9 @@ def sample(model: Path, rows: int, tokens: int, dtype: str) -> dict:
     for seed in range(4):
         start = time.perf_counter()
         with devices.autocast(torch.device("cpu"), devices.pick_dtype(dtype, torch.device("cpu"))):
-            drawn = generate(policy, tokenizer, prompts, [str(i) for i in range(rows)], [0], sampling, seed)
+            drawn = generate(
+                policy, tokenizer, prompts, [str(i) for i in range(rows)], [0], dataclasses.replace(sampling, seed=seed)
+            )
         times.append(sum(len(c.ids) for [c] in drawn) / (time.perf_counter() - start))
     rate = statistics.median(times[1:])
     trunk, head = weights(model)

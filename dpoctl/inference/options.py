@@ -1,0 +1,67 @@
+"""Groups of options that travel together through inference; the config classes of the commands satisfy them."""
+
+from typing import Protocol
+
+
+class SamplingOptions(Protocol):
+    """How completions are sampled, apart from the temperature, and how many at a time."""
+
+    @property
+    def top_p(self) -> float: ...
+
+    @property
+    def top_k(self) -> int: ...
+
+    @property
+    def max_new_tokens(self) -> int: ...
+
+    @property
+    def generation_batch_size(self) -> int: ...
+
+
+class GenerationOptions(SamplingOptions, Protocol):
+    """How completions are sampled at one temperature."""
+
+    @property
+    def temperature(self) -> float: ...
+
+
+class EvaluationOptions(GenerationOptions, Protocol):
+    """How a policy is sampled, and how many tokens a forward pass of its log-probs has."""
+
+    @property
+    def tokens_per_batch(self) -> int: ...
+
+
+class SamplerOptions(SamplingOptions, Protocol):
+    """What the sampling commands have in common: model, device, prompts, seed and shard."""
+
+    @property
+    def model(self) -> str: ...
+
+    @property
+    def revision(self) -> str | None: ...
+
+    @property
+    def trust_remote_code(self) -> bool: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def prompts(self) -> str: ...
+
+    @property
+    def limit(self) -> int | None: ...
+
+    @property
+    def skip_bad_rows(self) -> bool: ...
+
+    @property
+    def shard(self) -> str | None: ...
+
+    @property
+    def seed(self) -> int: ...

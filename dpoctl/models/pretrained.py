@@ -1,0 +1,172 @@
+"""Load complete weights through transformers, or the empty shape of a model, and refuse anything doubtful by name.
+
+Weights are safetensors, or pickles of which only tensors are read. Every dropout is 0.
+"""
+
+import logging
+import pickle
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN, NewGELUActivation
+from transformers.utils import logging as hf_logging
+
+from ..errors import InputError
+
+# Not causal, but their weights load as a causal model without complaint, because the head is tied.
+_NOT_CAUSAL = ("ForSequenceClassification", "ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from: the path that the user gave, for messages, and the local folder of its files."""
+
+    path: str
+    folder: str
+    trust_remote_code: bool = False
+
+
+def load_complete(
+    auto_class: Any, source: Source, dtype: torch.dtype, *, new_head: int | None = None
+) -> PreTrainedModel:
+    """The model in eval mode, every weight read from the files.
+
+    With `new_head` (a number of labels) the classification head alone may be missing; transformers then initialises it.
+    Raises InputError: no weights, files that cannot be read, weights of other shapes, missing weights, a model that is
+    not causal where a causal one is expected.
+    """
+    _check_files(source)
+    head = {} if new_head is None else {"num_labels": new_head}
+    with quiet(), as_input_error(f"{source.path}: the model cannot be loaded"):
+        model, info = auto_class.from_pretrained(
+            source.folder,
+            dtype=dtype,
+            trust_remote_code=source.trust_remote_code,
+            weights_only=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            output_loading_info=True,
+            **head,
+        )
+    _check_loaded(auto_class, source.path, model, info, new_head)
+    return prepared(model)
+
+
+def load_shape(auto_class: Any, source: Source, dtype: torch.dtype, *, new_head: int | None = None) -> PreTrainedModel:
+    """The model that config.json describes, on the meta device: shapes without numbers. Raises InputError."""
+    _check_files(source)
+    head = {} if new_head is None else {"num_labels": new_head}
+    with quiet(), as_input_error(f"{source.path}: config.json cannot be read"), torch.device("meta"):
+        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=source.trust_remote_code, **head)
+        model = auto_class.from_config(config, dtype=dtype, trust_remote_code=source.trust_remote_code)
+    return prepared(model)
+
+
+def prepared(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in eval mode without dropout and with the fused GELU."""
+    _remove_dropout(model)
+    _fuse_gelu(model)
+    return model.eval()
+
+
+def _check_files(source: Source) -> None:
+    files = Path(source.folder)
+    if not any(files.glob("*.safetensors")) and not any(files.glob("pytorch_model*.bin")):
+        raise InputError(f"{source.path}: it has no weights", "expected model.safetensors (or pytorch_model.bin) in it")
+    if not any(files.glob("model*.safetensors")) and (files / "adapter_model.safetensors").is_file():
+        raise InputError(
+            f"{source.path}: an adapter, not a complete model", "merge it into its base first (dpoctl merge)"
+        )
+
+
+def _check_loaded(auto_class: Any, path: str, model: PreTrainedModel, info: dict, new_head: int | None) -> None:
+    """Raises InputError where transformers substituted random numbers, or loaded a model of another kind."""
+    causal = auto_class is AutoModelForCausalLM
+    architectures = model.config.architectures or []
+    if causal and architectures and all(a.endswith(_NOT_CAUSAL) for a in architectures):
+        raise InputError(f"{path}: a {architectures[0]}, where a causal language model is expected")
+    for name, found, expected in sorted(info["mismatched_keys"]):
+        shapes = f"{name} is {list(found)} in the weights, {list(expected)} by config.json"
+        raise InputError(f"{path}: {shapes}", "config.json and weights are not of the same model")
+    missing = sorted(info["missing_keys"]) + sorted(info["error_msgs"])
+    if new_head:
+        missing = [name for name in missing if not name.startswith("score.")]
+    if missing:
+        wanted = "a causal language model" if causal else "a sequence classifier"
+        kind = f", {architectures[0]}," if architectures else ""
+        raise InputError(
+            f"{path}{kind} cannot serve as {wanted}: {len(missing)} of its weights are missing ({missing[0]} ...)",
+            hint="the directory holds a model of another kind, or was saved incompletely",
+        )
+
+
+def _remove_dropout(model: PreTrainedModel) -> None:
+    """Set every dropout to 0: in modules, in the attributes that attention functions read, and in the configuration."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        else:
+            _zero_dropout_attributes(module)
+    _zero_dropout_attributes(model.config)
+    _zero_dropout_attributes(model.config.get_text_config())
+
+
+def _zero_dropout_attributes(target: torch.nn.Module | PretrainedConfig) -> None:
+    for name, value in list(vars(target).items()):
+        if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(target, name, 0.0)
+
+
+def _fuse_gelu(model: PreTrainedModel) -> None:
+    """Replace GPT-2's tanh GELU by torch's single kernel: equal up to rounding, and it keeps fewer activations."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, ACT2FN["gelu_pytorch_tanh"])
+
+
+# --- what the libraries print and raise ------------------------------------------------------------------------------
+
+
+def silence_transformers() -> None:
+    """Turn off transformers' progress bars and its advice, which is meant for its own trainers."""
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress everything that transformers prints: what matters in it is raised as an InputError."""
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(logging.CRITICAL)
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+@contextmanager
+def as_input_error(what: str) -> Iterator[None]:
+    """Turn whatever the libraries raise over a user's files into an InputError; out of memory passes through."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as e:
+        if isinstance(e, pickle.UnpicklingError):
+            raise InputError(
+                f"{what}: a pickle of more than tensors, or a damaged one", "save it as safetensors"
+            ) from e
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        hint = "is the copy complete, and its architecture known to the installed transformers?"
+        raise InputError(f"{what}: {type(e).__name__}: {reason[:300]}", hint) from e
