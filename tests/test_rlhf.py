@@ -9,7 +9,7 @@ import pytest
 import torch
 from chain import TRAIN
 
-from dpoctl.config.training import TrainPPO
+from dpoctl.config.ppo import TrainPPO
 from dpoctl.inference import curves
 from dpoctl.models.load import load_policy
 from dpoctl.models.rewards import last_token_rewards, make_critic
