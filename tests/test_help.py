@@ -15,7 +15,7 @@ from dpoctl.cli import command, help, pages
 from dpoctl.cli.app import run
 from dpoctl.config.commands import COMMANDS
 from dpoctl.config.schema import flag_of, is_required, spec_of
-from dpoctl.config.shared import PANELS, Device
+from dpoctl.config.shared import PANELS, ModelOptions
 
 TITLE = re.compile(r"╭─ (.+?) ─+╮")
 HEAVY = {"torch", "transformers", "datasets", "numpy", "matplotlib", "pydantic"}
@@ -86,16 +86,19 @@ def test_scorer_notation_is_explained_once(name, page):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_default_is_shown_once(name):
-    for f in fields(COMMANDS[name]):
-        if f.default not in (None, (), False) and not is_required(f):
-            assert "default" not in spec_of(f).help, flag_of(f)
+def test_a_default_is_shown_once(name, page):
+    text = " ".join(page(name, "--help").replace("│", "").split())
+    with_default = [f for f in fields(COMMANDS[name]) if f.default not in (None, ()) and not is_required(f)]
+    with_default = [f for f in with_default if f.default is not False]
+    assert text.count("[default: ") == len(with_default) > 0
+    for f in with_default:
+        assert "default" not in spec_of(f).help, flag_of(f)
 
 
 def test_verbose_is_an_option_of_commands_that_run_a_model(page):
     """Only models print details: elsewhere -v would do nothing."""
     verbose = {name for name in COMMANDS if "--verbose" in page(name, "--help")}
-    assert verbose == {name for name, config in COMMANDS.items() if issubclass(config, Device)}
+    assert verbose == {name for name, config in COMMANDS.items() if issubclass(config, ModelOptions)}
     assert "report" not in verbose and "train-dpo" in verbose
 
 

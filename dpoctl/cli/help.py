@@ -1,6 +1,7 @@
 """Help pages: a sentence, usage, required options, the other options by panel, and examples to copy.
 
-Drawn here rather than by typer, which puts arguments and options in panels of their own and re-wraps examples.
+Drawn here rather than by typer, which separates arguments from options and re-wraps examples. Contexts and formatters
+are untyped: their classes are in the private copy of click in typer.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     Rows = list[tuple[str, str]]  # (name, description as rich markup)
 
-# The contexts and formatters below are those of typer's private copy of click, and untyped therefore.
 REQUIRED = "Required"
 LAST_PANEL = "Run"
 SCORER_METAVAR = "SCORER"

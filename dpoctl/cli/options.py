@@ -9,11 +9,11 @@ import typer
 
 from ..config import schema, shared
 from ..config.shared import ModelOptions
-from .help import LAST_PANEL, REQUIRED
+from .help import LAST_PANEL, REQUIRED, SCORER_METAVAR
 
 _FIRST_PANEL = "Data"
 _UNNAMED_PANEL = "Options"  # of options that name no panel
-_INPUT_METAVARS = {"file": "FILE", "model": "MODEL", "scorer": "SCORER", schema.NAME_OR_FILE: "NAME"}
+_INPUT_METAVARS = {"file": "FILE", "model": "MODEL", "scorer": SCORER_METAVAR, schema.NAME_OR_FILE: "NAME"}
 _TYPE_METAVARS = {int: "N", float: "X", str: "TEXT"}
 
 
@@ -95,7 +95,7 @@ def _help(f: Field) -> str:
     spec = schema.spec_of(f)
     notes = [spec.when.help] if spec.when.help else []
     notes += [f"choices: {', '.join(spec.choices)}"] if spec.choices else []
-    if f.default not in (MISSING, None, (), False):
+    if f.default is not False and f.default not in (MISSING, None, ()):
         values = f.default if isinstance(f.default, tuple) else (f.default,)
         notes.append(f"default: {','.join(f'{v:g}' if isinstance(v, float) else str(v) for v in values)}")
     return escape(spec.help) + "".join(f" [dim]{escape(f'[{note}]')}[/dim]" for note in notes)
