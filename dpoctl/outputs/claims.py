@@ -295,9 +295,7 @@ def _refuse_changes(output: Output, before: dict[str, Any], inputs: list[dict[st
     if len(before["inputs"]) != len(inputs):
         names, names_now = {i["name"] for i in before["inputs"]}, {i["name"] for i in inputs}
         name = next(iter(names ^ names_now), "inputs")
-        raise InputError(
-            f"{output.out}: was started {'with' if name in names else 'without'} --{name}", hint=hint
-        )
+        raise InputError(f"{output.out}: was started {'with' if name in names else 'without'} --{name}", hint=hint)
 
 
 def _unfinished_files(path: Path) -> list[Path]:

@@ -7,7 +7,7 @@ BEST = Path("checkpoints") / "best.safetensors"
 
 
 def remove(path: Path) -> None:
-    """Remove a file or directory. A directory is renamed first, so that a half-removed one is never taken for complete."""
+    """Remove a file or directory; a directory is renamed first, so that a half-removed one never looks complete."""
     if path.is_dir() and not path.is_symlink():
         if not path.name.endswith(".tmp"):
             hidden = path.with_name(f".{path.name}.gone.tmp")  # not the name that a checkpoint is written under

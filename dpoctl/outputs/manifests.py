@@ -15,7 +15,7 @@ from .files import is_intact, is_model_file, model_files, sha256_file, sha256_pa
 
 
 def check_inputs(inputs: list[tuple[str, str, str]]) -> None:
-    """Raise InputError for an input file that does not exist. A model may be a hub id, which only its loader can check."""
+    """Raise InputError for an input file that does not exist. A model may be a hub id, which its loader checks."""
     for name, kind, path in inputs:
         if kind == "file" and not os.path.exists(path):
             folder = Path(path).parent
@@ -67,7 +67,7 @@ def _check_by_producer(name: str, path: Path) -> dict[str, Any] | None:
                 raise InputError(f"{path}: {file.name} is missing (--{name})", hint="rerun the command that writes it")
             if file.exists() and sha256_file(file) != digest:
                 raise InputError(
-                    f"{file}: not what {manifest['stage']} wrote: its sha256 differs from {manifest_path(out)} (--{name})",
+                    f"{file}: not what {manifest['stage']} wrote, by {manifest_path(out)} (--{name})",
                     hint="if it is damaged, copy it or write it again; if you changed it on purpose, rename it",
                 )
         if produced:

@@ -112,7 +112,7 @@ def _part(path: str) -> Part:
     output = names.index(file.name) if file.name in names else 0
     if sha256_file(file) != manifest["outputs"][output]["sha256"]:
         raise InputError(
-            f"{path}: changed or damaged: its sha256 differs from its manifest's", hint=f"{_RERUN} with --overwrite"
+            f"{path}: changed or damaged: its manifest has another sha256", hint=f"{_RERUN} with --overwrite"
         )
     return Part(file, manifest, output)
 

@@ -13,6 +13,7 @@ TASKS = {"imdb": imdb, "hh": hh, "tldr": tldr, "cnn-dm": cnn_dm, "toy": toy}
 
 
 def run(config: Prepare, output: Output) -> None:
+    """Write the task's row files under --out."""
     out = Path(config.out)
     prepared = TASKS[config.task].prepare(config)
     if prepared.dropped is not None:
@@ -26,4 +27,5 @@ def run(config: Prepare, output: Output) -> None:
 
 
 def plan(config: Prepare) -> dict[str, Any]:
+    """What --dry-run shows."""
     return {"task": config.task} | TASKS[config.task].plan(config)

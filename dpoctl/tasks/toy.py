@@ -21,9 +21,11 @@ def prepare(config: Prepare) -> Prepared:
     Pre-training, classifier and SFT reviews come from separate seeds.
     """
     from ..models.load import load_tokenizer
+    from ..models.pretrained import silence_transformers
     from ..runtime.devices import open_compute
     from . import toy_models
 
+    silence_transformers()
     out, compute, seed = Path(config.out), open_compute(), 10 * config.seed
     pretraining = [review["text"] for review in toy_text.reviews(PRETRAINING_REVIEWS, seed)]
     loss = toy_models.build_base_lm(pretraining, out / "base-lm", config.seed)
