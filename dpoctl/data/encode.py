@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from ..errors import InputError
 from ..log import warn
-from .schema import Rows, shape_of
+from .readers import Rows
+from .schema import shape_of
 from .tokens import (
     bos_length,
     encode_completion,

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from .. import log
-from ..data.schema import Rows, load_rows
+from ..data.readers import Rows, load_rows
 from ..errors import InputError
 from ..models.load import context_length, count_weights, load_policy
 from ..models.pretrained import silence_transformers

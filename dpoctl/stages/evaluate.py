@@ -5,7 +5,7 @@ from typing import Any
 
 from .. import log
 from ..config.sampling import Evaluate
-from ..data.schema import Rows, load_rows
+from ..data.readers import Rows, load_rows
 from ..errors import InputError
 from ..inference import curves
 from ..inference.completions import PromptSet, prompt_ids

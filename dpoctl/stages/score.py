@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import log
 from ..config.sampling import Score
-from ..data.schema import stream_rows, warn_of_skipped
+from ..data.readers import stream_rows, warn_of_skipped
 from ..inference.scorers import ScorerOptions, load_scorer
 from ..models.pretrained import silence_transformers
 from ..outputs import shard_totals
