@@ -1,13 +1,17 @@
-"""The exceptions that a user can meet, each with its exit code.
+"""The exceptions whose message a user sees, each with its exit code.
 
-Everything else that escapes a command is a fault of dpoctl's own and exits 1 with a traceback.
+1   internal error: any other exception that escapes a command, shown with its traceback
+2   invalid input or missing resources: options, files, rows, models; a full disk, no permission, out of memory
+3   numerical failure: a non-finite loss, a KL out of bounds
+75  stopped with the state saved; rerunning the command resumes
 """
 
 import difflib
+from collections.abc import Iterable
 
 
 class DpoctlError(Exception):
-    """Base of all: a message of one or two lines and, where there is something to do about it, a hint."""
+    """Base class: a message of one or two lines and, where the user can do something about it, a hint."""
 
     exit_code = 1
 
@@ -21,34 +25,34 @@ class DpoctlError(Exception):
 
 
 class InputError(DpoctlError):
-    """The input is at fault: an option, a file, a row, a model. Nothing was written."""
+    """Invalid input: an option, a file, a row, a model, a server's reply. What was written before it is kept."""
 
     exit_code = 2
 
 
 class StorageError(DpoctlError):
-    """An output cannot be written: no room, or no permission. What stood before, stands."""
+    """An output cannot be written: the disk is full, or permission is missing. What was complete before is kept."""
 
     exit_code = 2
 
 
 class NumericalError(DpoctlError):
-    """The numbers went wrong (a non-finite loss, a runaway KL). The last good checkpoint is kept."""
+    """A numerical failure: a non-finite loss, a KL out of bounds. The last good checkpoint is kept."""
 
     exit_code = 3
 
 
 class Interrupted(DpoctlError):
-    """Stopped on request with the state saved: the same command again continues."""
+    """Stopped on request with the state saved; rerunning the command resumes."""
 
     exit_code = 75
 
 
 class RankLost(Interrupted):
-    """Another process of the run died or hangs: the same command again continues."""
+    """Another process of the run died or does not respond; rerunning the command resumes."""
 
 
-def closest(name: str, names) -> str:
-    """The known name nearest to what was given, for a hint; empty where none is near."""
+def closest(name: str, names: Iterable[str]) -> str:
+    """The known name most similar to `name`, for a hint; empty where none is similar."""
     near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return near[0] if near else ""

@@ -1,15 +1,21 @@
-"""What people read while a command runs: lines and progress, on stderr only.
+"""Messages and progress for the user, on stderr only.
 
-On a terminal progress is live; elsewhere (batch logs) it is a plain line now and then. `NO_COLOR` holds.
+On a terminal progress is a live bar; elsewhere, as in batch logs, it is a plain line every 15 seconds. rich honours
+`NO_COLOR`.
 """
 
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 _verbosity = 0  # -2 errors only, -1 quiet, 0 normal, 1 verbose
@@ -17,34 +23,36 @@ _PLAIN_EVERY_S = 15.0
 
 
 def set_verbosity(level: int) -> None:
+    """-2 shows errors only, -1 (`-q`) warnings too, 0 normal messages, 1 (`-v`) details."""
     global _verbosity
     _verbosity = level
 
 
 def only_errors() -> None:
-    """For a process whose news another one tells: not even warnings."""
+    """Show errors only, in a process whose messages another process shows."""
     set_verbosity(-2)
 
 
 def say(text: str) -> None:
-    """A line of normal news."""
+    """Show a normal message."""
     if _verbosity >= 0:
         console.print(escape(text))
 
 
 def detail(text: str) -> None:
-    """A line only `-v` shows."""
+    """Show a message with `-v` only."""
     if _verbosity >= 1:
         console.print(escape(text), style="dim")
 
 
 def warn(text: str) -> None:
-    """A line that `-q` shows too."""
+    """Show a warning, even with `-q`."""
     if _verbosity >= -1:
         console.print(f"[yellow]warning:[/yellow] {escape(text)}")
 
 
 def error(text: str) -> None:
+    """Show an error and, on a line of its own, the hint after "\\nhint: " if there is one."""
     first, _, hint = text.partition("\nhint: ")
     console.print(f"[red]error:[/red] {escape(first)}")
     if hint:
@@ -52,20 +60,21 @@ def error(text: str) -> None:
 
 
 class Progress:
-    """Counts work done; `advance(n, loss="0.61")` moves it and sets the metrics that it shows."""
+    """A counter of completed units, `done` of `total`, shown with the latest metrics and the time left."""
 
     def __init__(self, what: str, total: int, unit: str, done: int = 0):
         self.what, self.total, self.unit = what, total, unit
         self.done, self.start_done = done, done
         self.start = self.last_line = time.monotonic()
         self.metrics: dict[str, str] = {}
-        self.bar = None
-        self.task = None
+        self.bar: Bar | None = None
+        self.task: TaskID | None = None
 
     def advance(self, n: int = 1, **metrics: str) -> None:
+        """Count `n` more units and show these metrics, as in `advance(8, loss="0.61")`."""
         self.done += n
         self.metrics.update(metrics)
-        if self.bar is not None:
+        if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=self.done, metrics=self._metrics())
         elif _verbosity >= 0 and time.monotonic() - self.last_line >= _PLAIN_EVERY_S:
             self.last_line = time.monotonic()
@@ -83,7 +92,7 @@ class Progress:
 
 @contextmanager
 def progress(what: str, total: int, unit: str, done: int = 0) -> Iterator[Progress]:
-    """A progress display over `total` units of work of which `done` are already behind us."""
+    """Show progress over `total` units, of which `done` were completed by an earlier run."""
     meter = Progress(what, total, unit, done)
     if _verbosity < 0 or not sys.stderr.isatty():
         yield meter

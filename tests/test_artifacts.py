@@ -23,7 +23,8 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def claim(out, identity=None, inputs=(), overwrite=False, stage="sft"):
-    return claims.claim(str(out), stage, identity or {}, identity or {}, list(inputs), overwrite=overwrite)
+    request = claims.Request(str(out), stage, identity or {}, identity or {}, list(inputs))
+    return claims.claim(request, overwrite=overwrite)
 
 
 def finished(out, **more):
@@ -55,7 +56,7 @@ def test_finished_changed_and_overwritten_work(tmp_path):
     with pytest.raises(InputError, match="--beta 0.1, now it is 0.2"), claim(out, {"beta": 0.2}, inputs):
         pass
     data.write_text("2\n")
-    with pytest.raises(InputError, match="another --data"), claim(out, {"beta": 0.1}, inputs):
+    with pytest.raises(InputError, match="different --data"), claim(out, {"beta": 0.1}, inputs):
         pass
     (out / "mine.txt").write_text("the user's own")
     with claim(out, {"beta": 0.2}, inputs, overwrite=True) as work:
@@ -89,11 +90,11 @@ def test_a_refused_input_leaves_nothing(tmp_path):
 
 def test_one_output_has_one_worker_and_a_killed_one_frees_it(tmp_path):
     code = ("import sys, time; from dpoctl.outputs import claims\n"
-            f"with claims.claim({str(tmp_path / 'run')!r}, 'sft', {{}}, {{}}, [], overwrite=False):\n"
+            f"with claims.claim(claims.Request({str(tmp_path / 'run')!r}, 'sft', {{}}, {{}}, []), overwrite=False):\n"
             "    print('held', flush=True); time.sleep(60)")  # fmt: skip
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(InputError, match="another dpoctl is at work"), claim(tmp_path / "run"):
+    with pytest.raises(InputError, match="another dpoctl process is writing it"), claim(tmp_path / "run"):
         pass
     holder.kill()
     holder.wait()

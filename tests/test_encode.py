@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizer_families import byte_level_bpe, chat, unigram, word_piece
 
 from dpoctl.data.encode import Example, encode_examples, encode_pairs, truncate
-from dpoctl.data.schema import Rows
+from dpoctl.data.readers import Rows
 from dpoctl.data.tokens import (
     bos_length,
     encode_completion,

@@ -374,7 +374,7 @@ def test_a_template_is_an_input(tmp_path):
         run(tmp_path, *args)
         (tmp_path / "mine.txt").write_text("{prompt}\n{a}\n{b}\nPreferred: B or A?")
         _, err = run(tmp_path, *args, code=2)
-    assert "was begun with another --criterion" in err
+    assert "was started with a different --criterion" in err
 
 
 def test_a_judge_that_always_says_a(tmp_path):

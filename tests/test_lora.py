@@ -7,7 +7,7 @@ import torch
 
 from dpoctl.cli.app import run as command_line
 from dpoctl.data.encode import encode_pairs
-from dpoctl.data.schema import load_rows
+from dpoctl.data.readers import load_rows
 from dpoctl.models import lora
 from dpoctl.models.load import load_classifier, load_policy
 from dpoctl.models.logprobs import summed_logps

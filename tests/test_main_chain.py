@@ -124,7 +124,7 @@ def test_sampling_continues_behind_the_last_whole_wave(prefs):
     ]
     (prefs.folder / "cut.jsonl.progress").write_text("".join(json.dumps(seal(wave)) + "\n" for wave in batches))
     _, err = prefs.run(*args, "--out", "cut.jsonl")
-    assert "continues behind 12 rows" in err
+    assert "resuming after 12 rows" in err
     assert (prefs.folder / "cut.jsonl").read_bytes() == text
 
 

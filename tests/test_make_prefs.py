@@ -68,7 +68,7 @@ def test_killed_it_continues_to_the_same_bytes(prefs):
     process.wait()
     assert not (prefs.folder / "shot.jsonl").exists()
     _, err = prefs.run(*again)
-    assert "continues behind" in err
+    assert "resuming after" in err
     for name in (".jsonl", "-samples.jsonl"):
         assert (prefs.folder / f"shot{name}").read_bytes() == (prefs.folder / f"uncut{name}").read_bytes()
     one, other = (

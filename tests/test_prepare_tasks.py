@@ -106,3 +106,20 @@ def test_what_is_no_such_row_is_one_message_and_nothing_is_written(tmp_path, tas
     save(tmp_path, [row], "jsonl")
     files, err = prepare(tmp_path, task, "rows.jsonl", code=2)
     assert said in err and err.count("error:") == 1 and not files
+
+
+@pytest.mark.parametrize(
+    ("task", "hub_ids"),
+    [
+        ("hh", ["Anthropic/hh-rlhf"]),
+        ("tldr", ["CarperAI/openai_summarize_comparisons", "CarperAI/openai_summarize_tldr"]),
+        ("cnn-dm", ["abisee/cnn_dailymail"]),
+    ],
+)
+def test_a_dry_run_names_the_tasks_own_data_sets(tmp_path, task, hub_ids):
+    command = [sys.executable, "-m", "dpoctl", "prepare", task, "--out", "out", "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shown = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert shown["source"].split(", ") == hub_ids
+    assert not (tmp_path / "out").exists()

@@ -203,7 +203,7 @@ def test_ranks_end_alike_where_rank_0_is_refused(here):
     os.makedirs("foreign", exist_ok=True)
     Path("foreign/thing").write_text("not dpoctl's")
     for args, code, word in (
-        ([*RUNS["dpo"], *SHORT, "--out", "foreign"], 2, "dpoctl did not begin"),
+        ([*RUNS["dpo"], *SHORT, "--out", "foreign"], 2, "was not created by dpoctl"),
         ([*RUNS["dpo"], *SHORT, "--data", "nowhere.jsonl", "--out", "none"], 2, "not found"),
     ):
         ranks = by_hand(here, *args, command=here.warm)

@@ -5,7 +5,9 @@ import json
 
 import pytest
 
-from dpoctl.data.schema import load_rows, read_jsonl, shape_of
+from dpoctl.data.jsonl import read_jsonl
+from dpoctl.data.readers import load_rows
+from dpoctl.data.schema import shape_of
 from dpoctl.errors import InputError
 
 PAIR = {"prompt": "p", "chosen": "a", "rejected": "b"}

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpoctl.cli.app import run as command_line
-from dpoctl.outputs.shards import cut, share_of
+from dpoctl.outputs.shards import shard_range, slices
 from dpoctl.stages import judge, score
 
 SHARDS = 3
@@ -104,7 +104,7 @@ def test_every_item_is_in_one_shard_and_shards_are_even(sizes, of):
     batches, end = [], 0
     for size in sizes:
         batches.append(slice(end, end := end + size))
-    shares = [share_of(f"{i}/{of}", batches) for i in range(1, of + 1)]
+    shares = [shard_range(f"{i}/{of}", batches) for i in range(1, of + 1)]
     assert [wave for share in shares for wave in batches[share.batches]] == batches
     for share in shares:
         own = batches[share.batches]
@@ -112,11 +112,11 @@ def test_every_item_is_in_one_shard_and_shards_are_even(sizes, of):
         assert not own or share.first == own[0].start
     counts = [len(batches[share.batches]) for share in shares]
     assert max(counts) - min(counts) <= 1
-    assert share_of(None, batches).count == end and share_of(None, batches).record({}) is None
+    assert shard_range(None, batches).count == end and shard_range(None, batches).record({}) is None
 
 
 def test_waves_are_cut_with_the_rest_at_the_end():
-    assert cut(5, 2) == [slice(0, 2), slice(2, 4), slice(4, 5)] and cut(0, 2) == []
+    assert slices(5, 2) == [slice(0, 2), slice(2, 4), slice(4, 5)] and slices(0, 2) == []
 
 
 # --- what merge refuses ----------------------------------------------------------------------------------------------
@@ -151,8 +151,8 @@ def test_gaps_duplicates_and_foreign_shards_are_refused(shards, run, here):
         (["s1", "s2", "s2", "s3"], "shard 2 of 3 is given twice: s2.jsonl and s2.jsonl"),
         (["s1", "of4", "s3"], "of4.jsonl and s1.jsonl: of 4 shards and of 3"),
         (["s1", "option", "s3"], "option.jsonl and s1.jsonl: --seed 7 and 0"),
-        (["s1", "input", "s3"], "input.jsonl and s1.jsonl: made of another --data"),
-        (["s1", "scorer", "s3"], "scorer.jsonl and s1.jsonl: made of another --scorer"),
+        (["s1", "input", "s3"], "input.jsonl and s1.jsonl: made from different --data"),
+        (["s1", "scorer", "s3"], "scorer.jsonl and s1.jsonl: made from different --scorer"),
         (["s1", "stage", "s3"], "shards of sample and of score"),
         (["s1", "begun", "s3"], "begun.jsonl: not complete yet"),
         (["s1", "plain", "s3"], "plain.jsonl: not a shard: it has no manifest"),
@@ -162,7 +162,7 @@ def test_gaps_duplicates_and_foreign_shards_are_refused(shards, run, here):
         error = run("merge", *(f"{name}.jsonl" for name in given_), "--out", "no.jsonl", code=2)
         assert said in error and error.count("error:") == 1 and "hint:" in error
     assert not list(here.folder.glob("no.jsonl*"))
-    assert "is an input of this command too" in run(
+    assert "is also an input of this command" in run(
         "merge", "s1.jsonl", "s2.jsonl", "s3.jsonl", "--out", "s2.jsonl", code=2
     )
     assert "means nothing to shards" in run("merge", "s1.jsonl", "--base", "lm", "--out", "no.jsonl", code=2)
@@ -174,12 +174,12 @@ def test_a_damaged_shard_is_refused_and_a_merge_does_not_overwrite(shards, run, 
     run("merge", *names, "--out", "kept.jsonl", "--dry-run")
     assert not (here.folder / "kept.jsonl").exists()
     run(*shards, "--seed", "7", "--out", "kept.jsonl")
-    assert "was begun with --seed 7" in run("merge", *names, "--out", "kept.jsonl", code=2)
+    assert "was started with --seed 7" in run("merge", *names, "--out", "kept.jsonl", code=2)
     run("merge", *names, "--out", "kept.jsonl", "--overwrite")
     damaged = bytearray((here.folder / "s2.jsonl").read_bytes())
     damaged[20] ^= 1
     (here.folder / "s2.jsonl").write_bytes(damaged)
-    assert "s2.jsonl: not what its manifest says" in run("merge", *names, "--out", "new.jsonl", code=2)
+    assert "s2.jsonl: changed or damaged" in run("merge", *names, "--out", "new.jsonl", code=2)
 
 
 @pytest.mark.parametrize("shard", ["0/4", "5/4", "x", "1/0", "-1/4", "1", "1/4/2", "1.5/4", ""])
@@ -200,8 +200,8 @@ def test_a_killed_shard_continues_to_the_same_bytes(inputs, run, here):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (here.folder / "killed.jsonl").exists()
-    assert "was begun with --shard 2/2, now it is 1/2" in run(*args[:-1], "1/2", "--out", "killed.jsonl", code=2)
-    assert "continues behind" in run(*args, "--out", "killed.jsonl")
+    assert "was started with --shard 2/2, now it is 1/2" in run(*args[:-1], "1/2", "--out", "killed.jsonl", code=2)
+    assert "resuming after" in run(*args, "--out", "killed.jsonl")
     assert here.digest("killed.jsonl") == here.digest("calm.jsonl")
     assert manifest(here, "killed.jsonl")["shard"] == manifest(here, "calm.jsonl")["shard"]
 
@@ -257,7 +257,7 @@ def test_under_torchrun_in_this_process(shards, run, here, monkeypatch):
     assert here.digest("r.jsonl") == here.digest("all.jsonl")
     assert "nothing to do" in as_rank(0, *shards, "--out", "r.jsonl")
     assert as_rank(1, *shards, "--out", "r.jsonl") == ""
-    assert "was begun with" in as_rank(0, *shards, "--seed", "7", "--out", "r.jsonl", code=2)
+    assert "was started with" in as_rank(0, *shards, "--seed", "7", "--out", "r.jsonl", code=2)
     assert "ranks split the work themselves" in as_rank(0, *shards, "--shard", "1/2", "--out", "x.jsonl", code=2)
     assert "means nothing to --backend human" in as_rank(1, "judge", "in.jsonl", "in.jsonl", "--backend", "human", "--form", "f.html",
                                                          "--out", "x.jsonl", code=2)  # fmt: skip

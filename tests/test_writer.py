@@ -16,7 +16,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def work(folder, **more):
-    return claims.claim(str(folder / "rows.jsonl"), "sample", {}, {}, [], overwrite=False, **more)
+    return claims.claim(claims.Request(str(folder / "rows.jsonl"), "sample", {}, {}, []), overwrite=False, **more)
 
 
 def write(folder, batches=None):

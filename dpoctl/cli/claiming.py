@@ -25,7 +25,8 @@ def inputs_of(config: Any) -> list[tuple[str, str, str]]:
 
 def claim(name: str, config: Any, by: Callable[..., Any] = claims.claim) -> Any:
     """What `by` returns for the command's output: of `claims.claim`, a context manager that yields the Output."""
-    return by(config.out, name, as_options(config), identity(config), inputs_of(config), overwrite=config.overwrite)
+    request = claims.Request(config.out, name, as_options(config), identity(config), inputs_of(config))
+    return by(request, overwrite=config.overwrite)
 
 
 def run_claimed(name: str, config: Any) -> int:

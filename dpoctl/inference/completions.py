@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .. import log
 from ..data.encode import truncate
-from ..data.schema import Rows
+from ..data.readers import Rows
 from ..data.tokens import bos_length, encode_prompts, fingerprint
 from ..errors import InputError
 from ..models.load import Loaded

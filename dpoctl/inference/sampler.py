@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from .. import log
-from ..data.schema import Rows, load_rows
+from ..data.readers import Rows, load_rows
 from ..errors import InputError
 from ..models.load import context_length, count_weights, load_policy
 from ..models.pretrained import silence_transformers
-from ..outputs.shards import share_of
+from ..outputs.shards import shard_range
 from ..runtime.devices import open_compute
 from .completions import PromptSet, completion_rows, prompt_ids
 from .generate import batch_slices, generate, sampling_of
@@ -89,7 +89,7 @@ def plan_of_sampling(options: SamplerOptions, n: int, temperatures: Sequence[flo
     """What --dry-run shows of a sampling command, or of a shard: `n` completions of a prompt at each temperature."""
     rows = load_rows(options.prompts, "prompts", skip_bad=options.skip_bad_rows, limit=options.limit).rows
     batches = batch_slices(len(rows), n, options.generation_batch_size) * len(temperatures)
-    completions = share_of(options.shard, batches).count * n
+    completions = shard_range(options.shard, batches).count * n
     tokens = completions * options.max_new_tokens
     weights = count_weights(options.model, options.revision)
     return {

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.judging import Judge
 from ..errors import InputError
-from ..outputs.files import cache_home, is_whole, seal, write_atomic
+from ..outputs.files import cache_home, is_intact, seal, write_atomic
 
 if TYPE_CHECKING:
     from openai import APIError
@@ -218,7 +218,7 @@ class Client:
 def _read(path: Path) -> Answer | None:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        return Answer(**{k: v for k, v in known.items() if k != "id"}) if is_whole(known) else None
+        return Answer(**{k: v for k, v in known.items() if k != "id"}) if is_intact(known) else None
     except (OSError, ValueError, TypeError, AttributeError):
         return None
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import log
 from ..config.judging import Judge
-from ..data.schema import Rows, load_rows
+from ..data.readers import Rows, load_rows
 from ..errors import InputError
 from .summary import key_of
 

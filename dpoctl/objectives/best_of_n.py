@@ -1,4 +1,4 @@
-"""Best of n: the expected value, under one reward, of selecting by another; unbiased from one set of N samples."""
+"""Best of n: an unbiased estimate of the reward that selection by another reward attains, from one set of N samples."""
 
 import math
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def expected_best(selection_scores: Tensor, values: Tensor, n: int) -> Tensor:
-    """Expected value [] of the best of n among N >= n samples: selected by `selection_scores` [N], worth `values` [N].
+    """Expected value [] of the best of n samples, from N >= n: selected by `selection_scores` [N], worth `values` [N].
 
-    sum_i C(i - 1, n - 1) / C(N, n) g_(i) over samples sorted ascending by selection score: the mean over n-subsets.
-    Ties in the selection score are broken uniformly at random: the tied samples count with their mean value.
-    Raises ValueError for n outside of 1 to N.
+    sum_i C(i - 1, n - 1) / C(N, n) g_(i) over samples sorted by ascending selection score, which is the mean over all
+    subsets of n. Samples with equal selection scores are equally likely to be selected: each counts with their mean.
+    Raises ValueError for n outside 1 to N.
     """
     total = len(selection_scores)
     if not 1 <= n <= total:

@@ -1,11 +1,11 @@
-"""The preference objectives by name: what each reads and asks for. Without torch, so that the command line knows them."""
+"""The preference objectives by name: what each reads and needs. Importable without torch, for the command line."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What an objective reads besides beta, and what it asks of its caller.
+    """What an objective reads besides beta, and what it needs from its caller.
 
     `needs_batch_mean`: the mean of c and r over the global batch. A loss that is not `bounded_below` can be driven down
     without limit by a policy that gives up on the rejected completions: training watches for it.

@@ -1,4 +1,4 @@
-"""KL divergence between distributions that are written out, and what maximising a reward under a KL penalty reaches.
+"""KL divergence between explicit distributions, and the optimum of a reward under a KL penalty.
 
 Log-probs are normalised over the last dimension K (a vocabulary at one step, or all completions of a prompt) and in
 nats; leading dimensions are batch. `ref_logps` are the reference's.
@@ -12,8 +12,8 @@ from torch import Tensor
 def kl(logps: Tensor, ref_logps: Tensor) -> Tensor:
     """Exact KL(policy || reference) [...] of log-probs [..., K].
 
-    An outcome that the policy never gives counts 0; one that only the policy gives makes the KL infinite. Summed over
-    the steps of a policy's own samples it estimates the sequence KL, as a rule with less variance than log-ratios do.
+    An outcome without policy probability contributes 0; one that only the policy gives makes the KL infinite. Summed
+    over the steps of the policy's samples it estimates the sequence KL, usually with less variance than log-ratios.
     """
     log_ratio = (logps - ref_logps).masked_fill(logps == -math.inf, 0.0)  # 0 log 0 = 0, also where both are 0
     return (logps.exp() * log_ratio).sum(-1)
@@ -22,8 +22,8 @@ def kl(logps: Tensor, ref_logps: Tensor) -> Tensor:
 def kl_regularised_optimum(ref_logps: Tensor, rewards: Tensor, beta: float) -> Tensor:
     """Log-probs [..., K] of pi*(y) = pi_ref(y) exp(r(y) / beta) / Z (2305.18290, eq. 4).
 
-    It maximises E[r] - beta KL. With `ref_logps` = -log M over M samples of the reference it is the self-normalised
-    estimate of the same: the weights are softmax(r / beta).
+    It maximises E[r] - beta KL. With `ref_logps` = -log M for M samples from the reference it is the self-normalised
+    estimate of pi*, with weights softmax(r / beta).
     """
     return (ref_logps + rewards / beta).log_softmax(-1)
 
@@ -35,5 +35,5 @@ def optimal_point(ref_logps: Tensor, rewards: Tensor, beta: float) -> tuple[Tens
 
 
 def best_of_n_kl_bound(n: int) -> float:
-    """log n - (n - 1)/n: at least the KL to the reference of the best of n samples; equal where no rewards tie."""
+    """log n - (n - 1)/n: an upper bound on the KL between best-of-n and its reference, exact without ties in reward."""
     return math.log(n) - (n - 1) / n

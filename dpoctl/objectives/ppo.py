@@ -1,7 +1,7 @@
 """PPO for language models (Ziegler et al. 2019, 1909.08593; Schulman et al. 2017, 1707.06347; GAE: 1506.02438).
 
 Legend: B episodes (one prompt, one sampled response), T the longest response, EOS counted; `mask` [B, T] is true on a
-response's tokens and false behind its end. Per-token tensors are [B, T], or [N] where they hold the masked tokens only.
+response's tokens and false after its end. Per-token tensors are [B, T], or [N] where they hold the masked tokens only.
 Log-probs are those of the sampling distribution: logits divided by the temperature.
 """
 
@@ -17,10 +17,10 @@ def token_rewards(logps: Tensor, ref_logps: Tensor, scores: Tensor, mask: Tensor
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """(advantages, returns), both [B, T] and 0 behind the end.
+    """(advantages, returns), both [B, T] and 0 after the end.
 
-    delta_t = r_t + gamma V_{t+1} - V_t; A_t = delta_t + gamma lambda A_{t+1}; the return is A + V. Behind a response's
-    end there is no value and no reward, whatever stands there.
+    delta_t = r_t + gamma V_{t+1} - V_t; A_t = delta_t + gamma lambda A_{t+1}; the return is A + V. Rewards and
+    values after a response's end are ignored.
     """
     rewards, values = rewards.masked_fill(~mask, 0.0), values.masked_fill(~mask, 0.0)
     advantages = torch.zeros_like(rewards)
@@ -34,7 +34,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
 
 
 def whiten(x: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
-    """(x - mean) / sqrt(var + 1e-8) over the masked entries, the mean added again with `keep_mean`; 0 elsewhere."""
+    """(x - mean) / sqrt(var + 1e-8) over the masked entries, plus the mean with `keep_mean`; 0 elsewhere."""
     values = x[mask]
     mean, variance = values.mean(), values.var(correction=0)
     whitened = (x - mean) * torch.rsqrt(variance + 1e-8) + (mean if keep_mean else 0.0)
@@ -42,29 +42,29 @@ def whiten(x: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
 
 
 def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """(losses [N], whether the clip holds [N]): max(-A rho, -A clip(rho, 1 - eps, 1 + eps)), rho = pi / pi_old."""
+    """(losses [N], whether they are clipped [N]): max(-A rho, -A clip(rho, 1 - eps, 1 + eps)), rho = pi / pi_old."""
     ratio = (logps - old_logps).exp()
-    free, bounded = -advantages * ratio, -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
-    return torch.maximum(free, bounded), bounded > free
+    unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
+    return torch.maximum(unclipped, clipped), clipped > unclipped
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-    """(losses [N], whether the clip holds [N]): half the larger of (V - R)^2 and (clip(V, V_old +- eps) - R)^2."""
-    bounded = torch.minimum(torch.maximum(values, old_values - clip), old_values + clip)
-    free, held = (values - returns) ** 2, (bounded - returns) ** 2
-    return 0.5 * torch.maximum(free, held), held > free
+    """(losses [N], whether they are clipped [N]): half the larger of (V - R)^2 and (clip(V, V_old +- eps) - R)^2."""
+    clipped_values = torch.minimum(torch.maximum(values, old_values - clip), old_values + clip)
+    unclipped, clipped = (values - returns) ** 2, (clipped_values - returns) ** 2
+    return 0.5 * torch.maximum(unclipped, clipped), clipped > unclipped
 
 
 def next_kl_coef(kl_coef: float, kl: float, target: float, episodes: int, horizon: int) -> float:
-    """The adaptive controller: beta (1 + e n / horizon) with e = clip(KL / target - 1, -0.2, 0.2)."""
+    """The adaptive KL controller: beta (1 + e n / horizon) with e = clip(KL / target - 1, -0.2, 0.2)."""
     error = min(0.2, max(-0.2, kl / target - 1.0))
     return kl_coef * (1.0 + error * episodes / horizon)
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:
-    """1 - var(returns - values) / var(returns), of [N]; 0 where the returns do not vary."""
-    spread = returns.var(correction=0)
-    return float(1.0 - (returns - values).var(correction=0) / spread) if spread > 0 else 0.0
+    """1 - var(returns - values) / var(returns), of [N]; 0 for constant returns."""
+    variance = returns.var(correction=0)
+    return float(1.0 - (returns - values).var(correction=0) / variance) if variance > 0 else 0.0
 
 
 class RunningMoments:
@@ -74,6 +74,7 @@ class RunningMoments:
         self.count, self.mean, self.m2 = count, mean, m2
 
     def update(self, values: Tensor) -> None:
+        """Include `values` [N]."""
         n, mean = len(values), float(values.double().mean())
         m2, delta, total = float(((values.double() - mean) ** 2).sum()), mean - self.mean, self.count + n
         self.mean += delta * n / total

@@ -6,7 +6,7 @@ Legend, all tensors [P], one entry per pair:
   n         a response's number of tokens, EOS counted; "mean log p" is log p / n
   c, r      log p_w - log p_ref_w, log p_l - log p_ref_l; beta c and beta r are DPO's implicit rewards
   D         c - r
-  s, e      the sigmoid; the assumed share of flipped labels (label smoothing)
+  s, e      the sigmoid; the assumed fraction of flipped labels (label smoothing)
 
 A loss is [P]: the caller averages it over the pairs of the global batch.
 """
@@ -24,7 +24,7 @@ from .catalogue import OBJECTIVES, Traits
 
 @dataclass(frozen=True)
 class PairLogps:
-    """Everything a loss may look at, all [P] float32; the reference's are zeros where a loss needs none."""
+    """The inputs of a loss, all [P] float32; the reference's are zeros where a loss needs none."""
 
     chosen: Tensor
     rejected: Tensor
@@ -69,25 +69,25 @@ def sigmoid(p: PairLogps, beta: float, label_smoothing: float = 0.0) -> Tensor:
 def robust(p: PairLogps, beta: float, label_smoothing: float = 0.1) -> Tensor:
     """Robust DPO (arXiv 2403.00409): [-(1-e) log s(beta D) + e log s(-beta D)] / (1-2e), with e < 1/2.
 
-    Where a share e of the labels is flipped its mean is DPO's loss on the true labels. For e > 0 a single pair's loss
-    has no lower bound: it goes on falling by e beta / (1-2e) per unit of D.
+    Where a fraction e of the labels is flipped, its expectation is DPO's loss on the true labels. For e > 0 a single
+    pair's loss has no lower bound: for large D it falls by e beta / (1-2e) per unit of D.
     """
     x, e = beta * p.d, label_smoothing
     return (-(1.0 - e) * F.logsigmoid(x) + e * F.logsigmoid(-x)) / (1.0 - 2.0 * e)
 
 
 def ipo(p: PairLogps, beta: float) -> Tensor:
-    """IPO (arXiv 2310.12036, eq. 17) with D of summed log-probs: (D - 1/(2 tau))^2, beta standing for tau."""
+    """IPO (arXiv 2310.12036, eq. 17) with D of summed log-probs: (D - 1/(2 tau))^2, beta in place of tau."""
     return (p.d - 1.0 / (2.0 * beta)) ** 2
 
 
 def ipo_mean(p: PairLogps, beta: float) -> Tensor:
-    """IPO with D of per-token means, as some systems read it: a different objective, hence a name of its own."""
+    """IPO with D from per-token means, as some implementations read it: a different objective."""
     return (p.mean_d - 1.0 / (2.0 * beta)) ** 2
 
 
 def hinge(p: PairLogps, beta: float) -> Tensor:
-    """Hinge, the SLiC type (arXiv 2305.10425): max(0, 1 - beta D)."""
+    """Hinge loss, as in SLiC-HF (arXiv 2305.10425): max(0, 1 - beta D)."""
     return torch.relu(1.0 - beta * p.d)
 
 
@@ -97,7 +97,7 @@ def rpo(p: PairLogps, beta: float, alpha: float = 1.0) -> Tensor:
 
 
 def dpop(p: PairLogps, beta: float, lambda_: float = 50.0) -> Tensor:
-    """DPOP (arXiv 2402.13228): -log s(beta (D - lambda max(0, -c))), which keeps the chosen log-prob from falling."""
+    """DPOP (arXiv 2402.13228): -log s(beta (D - lambda max(0, -c))), which penalises a falling chosen log-prob."""
     return -F.logsigmoid(beta * (p.d - lambda_ * torch.relu(-p.c)))
 
 
@@ -123,16 +123,15 @@ def _log_odds(logp: Tensor) -> Tensor:
     """log(p / (1 - p)) from log p <= 0; finite, with a finite gradient, where p is 1 within rounding."""
     logp = logp.clamp(max=-torch.finfo(logp.dtype).eps)
     half = -math.log(2.0)
-    near = torch.log(-torch.expm1(logp))  # log(1 - p) with the digits of a small 1 - p
-    far = torch.log1p(-torch.exp(logp.clamp(max=half)))  # with those of a small p; clamped for the gradient's sake
+    near = torch.log(-torch.expm1(logp))  # log(1 - p), accurate for p near 1
+    far = torch.log1p(-torch.exp(logp.clamp(max=half)))  # accurate for small p; clamped to keep the gradient finite
     return logp - torch.where(logp > half, near, far)
 
 
 def kto(p: PairLogps, beta: float, lambda_chosen: float = 1.0, lambda_rejected: float = 1.0) -> Tensor:
     """KTO (arXiv 2402.01306) on a pair's two halves: lambda_D (1 - s(beta (c - z))) + lambda_U (1 - s(beta (z - r))).
 
-    z = max(0, mean of c and r over the global batch), detached: `batch_mean`, which the caller must give; without it
-    ValueError.
+    z = max(0, mean of c and r over the global batch), detached, from `batch_mean`. Raises ValueError without it.
     """
     if p.batch_mean is None:
         raise ValueError("kto needs the mean of c and r over the global batch")

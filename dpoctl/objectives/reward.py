@@ -11,16 +11,16 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0
 
 
 def calibration(margins: Tensor, bins: int = 10) -> tuple[float, list[tuple[float, float, int]]]:
-    """(expected calibration error, [(mean confidence, share right, pairs)] of each bin that holds pairs).
+    """(expected calibration error, [(mean confidence, accuracy, pairs)] of each non-empty bin).
 
-    `margins` [P] are r_w - r_l. The model's confidence in its own choice is s(|margin|), from 1/2 to 1; it is right
-    where the margin is positive, half right where it is 0.
+    `margins` [P] are r_w - r_l. The model's confidence in the completion that it prefers is s(|margin|), from 1/2 to 1;
+    it is right where the margin is positive, and counts half where it is 0.
     """
     confidence = torch.sigmoid(margins.double().abs())
     right = (margins > 0).double() + 0.5 * (margins == 0).double()
-    place = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
+    bin_of = ((confidence - 0.5) * 2 * bins).long().clamp(max=bins - 1)
     rows = []
-    for b in place.unique().tolist():
-        own = place == b
-        rows.append((confidence[own].mean().item(), right[own].mean().item(), int(own.sum())))
+    for b in bin_of.unique().tolist():
+        members = bin_of == b
+        rows.append((confidence[members].mean().item(), right[members].mean().item(), int(members.sum())))
     return sum(n * abs(c - r) for c, r, n in rows) / len(margins), rows

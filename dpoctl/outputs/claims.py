@@ -1,8 +1,8 @@
-"""Outputs that are either whole or resumable: claims, locks, atomic writes, row files, manifests. Standard library only.
+"""Claiming an output: a command starts it, resumes it, or finds it complete; only one process holds it at a time.
 
-A work claims its output (`claim`), which answers whether to start, to continue or that nothing is left to do; it refuses
-where options or inputs are not those that the output was begun with. The manifest is written last: where it stands, the
-work is complete.
+The manifest is written last: its presence means that the output is complete. Until then the output's plan records
+the stage, the identity and the inputs that it was started with; a command that differs is refused. Standard library
+only.
 """
 
 import fcntl
@@ -10,24 +10,13 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, StorageError
 from . import cleanup
-from .files import (
-    cache_home,
-    dump,
-    model_files,
-    move_into,
-    seal,
-    sha256_file,
-    sha256_path,
-    sync_directory,
-    sync_file,
-    write_atomic,
-    writing,
-)
+from .files import dump, seal, sha256_file, sync_directory, sync_file, write_atomic
 from .manifests import (
     check_inputs,
     describe_input,
@@ -40,43 +29,37 @@ from .manifests import (
     versions,
 )
 
-__all__ = [  # of files and manifests too: what the stages need of outputs is in one place
-    "Output",
-    "cache_home",
-    "check_inputs",
-    "claim",
-    "describe_input",
-    "dump",
-    "is_row_file",
-    "manifest_path",
-    "model_files",
-    "move_into",
-    "read_manifest",
-    "sha256_file",
-    "sha256_path",
-    "sync_directory",
-    "sync_file",
-    "write_atomic",
-    "writing",
-]
-
-_OWN = ("config.yaml", "metrics.jsonl", "timing.jsonl", "eval.jsonl", "samples.jsonl", "checkpoints", ".saving")
-_OF_ROWS = (".partial", ".progress")  # what stands beside a row output that is not complete
 ROW_STAGES = ("make-prefs", "sample", "score", "evaluate", "judge")
+_RUN_FILES = ("config.yaml", "metrics.jsonl", "timing.jsonl", "eval.jsonl", "samples.jsonl", "checkpoints", ".saving")
+_UNFINISHED_ROWS = (".partial", ".progress")  # suffixes of the files beside an incomplete row output
+_RESTART = "use --overwrite to restart"
 
 
-# --- works -----------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Request:
+    """The output that a command asks for.
+
+    `options`: all options by name. `identity`: those that may not change when the output is resumed. `inputs`: (option
+    name, kind, path) of each input. `recorded`: the inputs as an existing manifest describes them, in place of
+    describing the files, which need not exist then.
+    """
+
+    out: str
+    stage: str
+    options: dict[str, Any]
+    identity: dict[str, Any]
+    inputs: list[tuple[str, str, str]]
+    recorded: list[dict[str, Any]] | None = None
 
 
 class Output:
     """A claimed output. `finished` and `resuming` say what the claim found."""
 
-    def __init__(
-        self, out: Path, stage: str, options: dict, identity: dict, inputs: list, recorded: list | None = None
-    ):
-        self.out, self.stage, self.options, self.identity, self.inputs = out, stage, options, identity, inputs
-        self.recorded = recorded
-        self.is_rows = is_row_file(out)
+    def __init__(self, request: Request):
+        self.request = request
+        self.out = Path(request.out)
+        self.stage, self.options, self.identity = request.stage, request.options, request.identity
+        self.is_rows = is_row_file(self.out)
         self.finished = self.resuming = False
         self.described: list[dict[str, Any]] = []  # the inputs as they were when the output was claimed
         self.started = time.time()
@@ -90,9 +73,11 @@ class Output:
         return plan_path(self.out)
 
     def describe_inputs(self) -> list[dict[str, Any]]:
-        if self.recorded is not None:
-            return self.recorded
-        return [describe_input(name, path, self._revision(name), self.folder) for name, _, path in self.inputs]
+        """Every input as the manifest records it."""
+        if self.request.recorded is not None:
+            return self.request.recorded
+        inputs = self.request.inputs
+        return [describe_input(name, path, self._revision(name), self.folder) for name, _, path in inputs]
 
     def _revision(self, name: str) -> str | None:
         """The option that gives the revision of an input on the Hub."""
@@ -105,9 +90,10 @@ class Output:
         cost: dict[str, Any],
         shard: dict[str, Any] | None = None,
     ) -> None:
-        """Write the manifest, last of all. `outputs` are (path, rows or None); further row files get a copy beside them.
+        """Write the manifest, which completes the output.
 
-        `shard`: where the work is a part of a larger one, which part.
+        `outputs`: (path, number of rows or None). Each further row file gets a copy of the manifest beside it. `shard`:
+        which part of a larger output this is.
         """
         listed = []
         for path, rows in outputs:
@@ -125,12 +111,12 @@ class Output:
         } | ({"shard": shard} if shard else {})
         for folder in {path.parent for path, _ in outputs}:
             sync_directory(folder)
-        stamp = {
-            "started": _clock(self.started),
-            "finished": _clock(time.time()),
+        times = {
+            "started": _utc(self.started),
+            "finished": _utc(time.time()),
             "wall_seconds": round(time.time() - self.started, 3),
         }
-        text = dump(seal(content) | {"cost": stamp | cost})
+        text = dump(seal(content) | {"cost": times | cost})
         for path, _ in outputs:
             if is_row_file(path) and self.is_rows and path != self.out:
                 write_atomic(manifest_path(path), text)
@@ -138,209 +124,195 @@ class Output:
         self.plan_path.unlink(missing_ok=True)
 
 
-def _clock(seconds: float) -> str:
+def _utc(seconds: float) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 @contextmanager
-def claim(
-    out: str,
-    stage: str,
-    options: dict,
-    identity: dict,
-    inputs: list,
-    *,
-    overwrite: bool,
-    recorded: list[dict] | None = None,
-) -> Iterator[Output]:
-    """Claim an output for this process.
+def claim(request: Request, *, overwrite: bool) -> Iterator[Output]:
+    """Claim the output for this process, as a context.
 
-    `inputs` are (name, kind, path); `recorded` is what a manifest already says of them, where they need not be at hand.
-    Raises InputError where another process holds it, where something else lies there, or where its options or inputs
-    are not those it was begun with.
+    Raises InputError where another process holds it, where --out holds something else, or where the options or inputs
+    differ from those that it was started with.
     """
-    if recorded is None:
-        check_inputs(inputs)
-    path = Path(out)
-    _check_place(path, stage, inputs)
-    output = Output(path, stage, options, identity, inputs, recorded)
+    if request.recorded is None:
+        check_inputs(request.inputs)
+    _check_place(request)
+    output = Output(request)
     created = _make_folder(output.folder)
     try:
-        with _locked(path, output):
+        with _locked(output):
             _open(output, overwrite)
             try:
                 yield output
             except InputError:
-                _forget_unbegun(output)
+                _forget_if_unwritten(output)
                 raise
     except (InputError, StorageError):
         if created:
-            with suppress(OSError):  # what has been begun stays
+            with suppress(OSError):  # not empty: something has been written, and stays
                 output.folder.rmdir()
         raise
 
 
-def follow(out: str, stage: str, options: dict, identity: dict, inputs: list, *, overwrite: bool) -> Output:
-    """The work as a process sees it that another one claims it for: nothing is locked or written.
+def follow(request: Request, *, overwrite: bool) -> Output:
+    """The output that another process claims for this one: nothing is locked or written.
 
-    `finished` is what the claim finds, and options or inputs that are not those it was begun with are refused alike.
+    `finished` is what the claim finds, and changed options or inputs are refused in the same way.
     """
-    check_inputs(inputs)
-    path = Path(out)
-    _check_place(path, stage, inputs)
-    output = Output(path, stage, options, identity, inputs)
-    manifest = None if overwrite else read_manifest(path)
+    check_inputs(request.inputs)
+    _check_place(request)
+    output = Output(request)
+    manifest = None if overwrite else read_manifest(output.out)
     known = manifest if manifest or overwrite else _read_plan(output, overwrite)
     if known:
-        _refuse_changes(output, known, {"stage": stage, "identity": identity, "inputs": output.describe_inputs()})
+        _refuse_changes(output, known, output.describe_inputs())
     output.finished = manifest is not None
     return output
 
 
-def _check_place(path: Path, stage: str, inputs: list) -> None:
+def _check_place(request: Request) -> None:
+    path, stage = Path(request.out), request.stage
     if is_row_file(path) and path.is_dir():
         raise InputError(f"{path}: is a directory", hint="a row output is a .jsonl file")
     if stage in ROW_STAGES and not is_row_file(path):
         raise InputError(f"{path}: {stage} writes rows", hint=f"name it {path.name}.jsonl")
     if stage not in ROW_STAGES and is_row_file(path):
         raise InputError(f"{path}: {stage} writes a directory", hint=f"--out {path.name.split('.')[0]}")
-    if any(Path(p).resolve() == path.resolve() for _, _, p in inputs):
-        raise InputError(f"{path}: is an input of this command too", hint="choose another --out")
+    if any(Path(p).resolve() == path.resolve() for _, _, p in request.inputs):
+        raise InputError(f"{path}: is also an input of this command", hint="choose another --out")
 
 
-def _forget_unbegun(output: Output) -> None:
-    """Leave nothing of a work whose input was refused before it wrote anything."""
+def _forget_if_unwritten(output: Output) -> None:
+    """Leave no trace of an output whose input was refused before any of it was written."""
     if output.is_rows:
-        beside = _beside(output.out)
-        if any(path.exists() and path.stat().st_size for path in beside):
+        unfinished = _unfinished_files(output.out)
+        if any(path.exists() and path.stat().st_size for path in unfinished):
             return
-        for path in (*beside, output.plan_path):
+        for path in (*unfinished, output.plan_path):
             path.unlink(missing_ok=True)
     elif {p.name for p in output.out.iterdir()} <= {output.plan_path.name, _lock_path(output).name}:
         output.plan_path.unlink(missing_ok=True)
 
 
 def _make_folder(folder: Path) -> bool:
+    """Whether the folder had to be created."""
     existed = folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise InputError(
-            f"{folder}: is in the way, a file where a directory is to be", hint="choose another --out"
-        ) from None
+        raise InputError(f"{folder}: is a file; a directory is needed", hint="choose another --out") from None
     return not existed
 
 
 def _open(output: Output, overwrite: bool) -> None:
-    """Start, continue or find complete; or refuse."""
+    """Start, resume or find complete; or refuse."""
     plan = _read_plan(output, overwrite)
     manifest = None if plan and "removing" in plan else read_manifest(output.out)
     if manifest is None and plan is None:
-        _refuse_foreign(output)
+        _refuse_unknown_content(output)
     if (overwrite and (manifest is not None or plan is not None)) or (plan and "removing" in plan):
-        _remove_own(output, manifest, plan)
+        _remove_written(output, manifest, plan)
         manifest = plan = None
     output.described = output.describe_inputs()
-    now = {"stage": output.stage, "identity": output.identity, "inputs": output.described}
     if manifest is not None:
-        _refuse_changes(output, manifest, now)
+        _refuse_changes(output, manifest, output.described)
         _check_outputs(output, manifest)
-        _tidy_finished(output, manifest)
-        os.utime(manifest_path(output.out))  # newer than its inputs, so make is content
+        _clean_up_finished(output, manifest)
+        os.utime(manifest_path(output.out))  # make compares it with the inputs
         output.finished = True
         return
     if not output.is_rows:
-        cleanup.sweep(output.out)
+        cleanup.remove_temporary(output.out)
     if plan is not None:
-        _refuse_changes(output, plan, now)
+        _refuse_changes(output, plan, output.described)
         output.resuming = True
         return
-    write_atomic(output.plan_path, dump(seal(now)))
+    start = {"stage": output.stage, "identity": output.identity, "inputs": output.described}
+    write_atomic(output.plan_path, dump(seal(start)))
 
 
-def _read_plan(output: Output, overwrite: bool) -> dict | None:
+def _read_plan(output: Output, overwrite: bool) -> dict[str, Any] | None:
     try:
         return read_sealed(output.plan_path)
     except InputError as e:
         if overwrite:
             return {}
-        raise InputError(e.message, hint="--overwrite starts anew") from None
+        raise InputError(e.message, hint=_RESTART) from None
 
 
-def _check_outputs(output: Output, manifest: dict) -> None:
+def _check_outputs(output: Output, manifest: dict[str, Any]) -> None:
     for entry in manifest["outputs"]:
         path = output.folder / entry["path"]
-        wrong = "is gone" if not path.exists() else "" if sha256_file(path) == entry["sha256"] else "was changed since"
-        if wrong:
-            raise InputError(
-                f"{output.out}: complete by its manifest, but {entry['path']} {wrong}",
-                hint="--overwrite makes it again",
-            )
+        problem = "is missing" if not path.exists() else "" if sha256_file(path) == entry["sha256"] else "has changed"
+        if problem:
+            raise InputError(f"{output.out}: complete by its manifest, but {entry['path']} {problem}", hint=_RESTART)
 
 
-def _tidy_finished(output: Output, manifest: dict) -> None:
-    """Remove what was needed until the manifest stood, where a kill came between."""
+def _clean_up_finished(output: Output, manifest: dict[str, Any]) -> None:
+    """Remove what was needed until the manifest was written, where a kill came before its removal."""
     if output.is_rows:
         for path in (output.out, *(output.folder / o["path"] for o in manifest["outputs"])):
-            for leftover in _beside(path):
+            for leftover in _unfinished_files(path):
                 cleanup.remove(leftover)
     elif (keep := output.options.get("keep-checkpoints")) is not None:
         cleanup.prune(output.out, keep, best=False)
     else:
-        cleanup.sweep(output.out)
+        cleanup.remove_temporary(output.out)
     cleanup.remove(output.plan_path)
 
 
-def _refuse_foreign(output: Output) -> None:
+def _refuse_unknown_content(output: Output) -> None:
     if output.is_rows:
         if output.out.exists():
             raise InputError(
-                f"{output.out}: exists, but dpoctl has no manifest of it", hint="choose another --out, or remove it"
+                f"{output.out}: already exists and has no dpoctl manifest", hint="choose another --out, or remove it"
             )
         return
-    ours = {_lock_path(output).name, f".{output.plan_path.name}.tmp"}  # the latter of a kill before anything else
-    held = [p.name for p in output.out.iterdir() if p.name not in ours]
-    if held:
+    harmless = {_lock_path(output).name, f".{output.plan_path.name}.tmp"}  # the latter after a kill at the very start
+    found = [p.name for p in output.out.iterdir() if p.name not in harmless]
+    if found:
         raise InputError(
-            f"{output.out}: holds something that dpoctl did not begin ({sorted(held)[0]})",
+            f"{output.out}: is not empty and was not created by dpoctl (it contains {sorted(found)[0]})",
             hint="choose an empty or new directory for --out",
         )
 
 
-def _refuse_changes(output: Output, before: dict, now: dict) -> None:
-    hint = "--overwrite starts anew, another --out keeps both"
-    if before["stage"] != now["stage"]:
-        raise InputError(f"{output.out}: holds the work of {before['stage']}, not of {now['stage']}", hint=hint)
-    for key, value in now["identity"].items():
+def _refuse_changes(output: Output, before: dict[str, Any], inputs: list[dict[str, Any]]) -> None:
+    """Raise InputError where stage, identity or inputs differ from those in a plan or manifest."""
+    hint = f"{_RESTART}, or another --out to keep both"
+    if before["stage"] != output.stage:
+        raise InputError(f"{output.out}: holds an output of {before['stage']}, not of {output.stage}", hint=hint)
+    for key, value in output.identity.items():
         old = before["identity"].get(key, value)
         if old != value:
-            raise InputError(f"{output.out}: was begun with --{key} {old}, now it is {value}", hint=hint)
-    for old, new, (_, _, path) in zip(before["inputs"], now["inputs"], output.inputs, strict=False):
-        if old["name"] != new["name"] or (old["sha256"] and new["sha256"] and old["sha256"] != new["sha256"]):
+            raise InputError(f"{output.out}: was started with --{key} {old}, now it is {value}", hint=hint)
+    for then, now, (_, _, path) in zip(before["inputs"], inputs, output.request.inputs, strict=False):
+        if then["name"] != now["name"] or (then["sha256"] and now["sha256"] and then["sha256"] != now["sha256"]):
             raise InputError(
-                f"{output.out}: was begun with another --{new['name']} ({path} is not what it was)", hint=hint
+                f"{output.out}: was started with a different --{now['name']} ({path} has changed)", hint=hint
             )
-    if len(before["inputs"]) != len(now["inputs"]):
-        old, new = {i["name"] for i in before["inputs"]}, {i["name"] for i in now["inputs"]}
-        name = next(iter(old ^ new), "inputs")
-        raise InputError(f"{output.out}: was begun {'with' if name in old else 'without'} --{name}", hint=hint)
+    if len(before["inputs"]) != len(inputs):
+        names, names_now = {i["name"] for i in before["inputs"]}, {i["name"] for i in inputs}
+        name = next(iter(names ^ names_now), "inputs")
+        raise InputError(f"{output.out}: was started {'with' if name in names else 'without'} --{name}", hint=hint)
 
 
-def _beside(path: Path) -> list[Path]:
-    return [path.with_name(path.name + end) for end in _OF_ROWS]
+def _unfinished_files(path: Path) -> list[Path]:
+    return [path.with_name(path.name + suffix) for suffix in _UNFINISHED_ROWS]
 
 
-def _remove_own(output: Output, manifest: dict | None, plan: dict | None) -> None:
+def _remove_written(output: Output, manifest: dict[str, Any] | None, plan: dict[str, Any] | None) -> None:
     """Remove what dpoctl wrote at an output, and nothing else.
 
-    What is being removed is noted first, so that a kill on the way leaves neither an old work that looks whole nor a
-    directory that looks like somebody else's.
+    The plan records first what is being removed. After a kill on the way neither is the old output taken for complete,
+    nor the directory for somebody else's.
     """
     written = (plan or {}).get("removing") or [o["path"] for o in (manifest or {}).get("outputs", [])]
     write_atomic(output.plan_path, dump(seal({"stage": output.stage, "removing": written})))
     cleanup.remove(manifest_path(output.out))
     paths = [output.folder / path for path in written]
-    paths += _beside(output.out) if output.is_rows else [output.out / name for name in _OWN]
+    paths += _unfinished_files(output.out) if output.is_rows else [output.out / name for name in _RUN_FILES]
     for path in paths:
         cleanup.remove(path)
         if is_row_file(path):
@@ -353,13 +325,13 @@ def _lock_path(output: Output) -> Path:
 
 
 @contextmanager
-def _locked(out: Path, output: Output) -> Iterator[None]:
-    """Hold the output's lock; the kernel frees it when the process dies, however it dies."""
+def _locked(output: Output) -> Iterator[None]:
+    """Hold the output's lock. The kernel releases it when the process ends, however it ends."""
     path = _lock_path(output)
     while True:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # another, refused, took the folder that it had made away
+        except FileNotFoundError:  # another process was refused, and removed the folder that it had created
             output.folder.mkdir(parents=True, exist_ok=True)
             continue
         try:
@@ -367,12 +339,12 @@ def _locked(out: Path, output: Output) -> Iterator[None]:
         except OSError:
             os.close(fd)
             raise InputError(
-                f"{out}: another dpoctl is at work on it", hint="wait for it, or choose another --out"
+                f"{output.out}: another dpoctl process is writing it", hint="wait for it, or choose another --out"
             ) from None
         with suppress(FileNotFoundError):
             if os.stat(path).st_ino == os.fstat(fd).st_ino:
                 break
-        os.close(fd)  # its holder removed it between our open and our lock: again, with the new one
+        os.close(fd)  # its holder removed the file between our open and our lock: retry with the new one
     try:
         yield
     finally:

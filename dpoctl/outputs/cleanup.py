@@ -1,4 +1,4 @@
-"""What a killed work leaves behind, and what a complete one no longer needs: removed. Standard library only."""
+"""Removing what a killed command left, and what a complete output no longer needs. Standard library only."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ BEST = Path("checkpoints") / "best.safetensors"
 
 
 def remove(path: Path) -> None:
-    """Remove a directory or file. A directory goes out of sight first: half of one is never taken for whole."""
+    """Remove a file or directory; a directory is renamed first, so that a half-removed one never looks complete."""
     if path.is_dir() and not path.is_symlink():
         if not path.name.endswith(".tmp"):
             hidden = path.with_name(f".{path.name}.gone.tmp")  # not the name that a checkpoint is written under
@@ -18,8 +18,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporary files and directories of a directory that is dpoctl's, and those of its checkpoints."""
+def remove_temporary(folder: Path) -> None:
+    """Remove the temporary files and directories in a run directory and in its checkpoints."""
     for place in (folder, folder / "checkpoints"):
         for leftover in place.glob(".*.tmp"):
             remove(leftover)
@@ -28,8 +28,8 @@ def sweep(folder: Path) -> None:
 
 
 def prune(folder: Path, keep: int, best: bool = True) -> None:
-    """Keep the newest `keep` checkpoints of a run, the best weights put aside where `best`, and no temporary ones."""
-    sweep(folder)
+    """Keep a run's newest `keep` checkpoints, and its best weights if `best`; remove the others and temporary files."""
+    remove_temporary(folder)
     known = sorted((folder / "checkpoints").glob("step-*"))
     for old in known[: len(known) - keep]:
         remove(old)

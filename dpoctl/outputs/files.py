@@ -1,4 +1,4 @@
-"""Files that are whole or absent, their sums, and what is said where one cannot be written. Standard library only."""
+"""Atomic file writes, SHA-256 sums, and the errors of a full disk or a missing permission. Standard library only."""
 
 import errno
 import hashlib
@@ -8,11 +8,10 @@ import os
 import re
 import resource
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..errors import StorageError
 
@@ -20,7 +19,7 @@ _MODEL_FILES = re.compile(
     r"(config|generation_config|tokenizer\w*|special_tokens_map|added_tokens|vocab|adapter_config|.*\.index)\.json"
     r"|.*\.(safetensors|bin|model|jinja|py)|merges\.txt|vocab\.txt"
 )
-_HASH_CACHE_FROM = 1 << 20  # smaller files are hashed again sooner than looked up
+_HASH_CACHE_FROM = 1 << 20  # bytes; hashing a smaller file is as fast as looking it up
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _RUST_NUMBER = re.compile(r"\(os error (\d+)\)")
@@ -30,7 +29,7 @@ _RUST_NUMBER = re.compile(r"\(os error (\d+)\)")
 
 
 def write_atomic(path: Path | str, data: bytes | str) -> None:
-    """Write a file so that a reader sees the old content or the new, whole and on disk. Raises StorageError."""
+    """Write a file so that readers see either the old content or the new, flushed to disk. Raises StorageError."""
     path = Path(path)
     data = data.encode() if isinstance(data, str) else data
     tmp = path.with_name(f".{path.name}.tmp")
@@ -49,6 +48,7 @@ def write_atomic(path: Path | str, data: bytes | str) -> None:
 
 
 def sync_directory(path: Path | str) -> None:
+    """Flush a directory's entries to disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -57,12 +57,13 @@ def sync_directory(path: Path | str) -> None:
 
 
 def sync_file(path: Path | str) -> None:
+    """Flush a file's content to disk."""
     with open(path, "rb+") as f:
         os.fsync(f.fileno())
 
 
 def move_into(tmp: Path, folder: Path) -> list[Path]:
-    """Move the files of `tmp` into `folder`, each whole or absent, and return their new paths."""
+    """Move the files of `tmp` into `folder`, each complete or absent, and return their new paths."""
     moved = []
     for file in sorted(tmp.iterdir()):
         sync_file(file)
@@ -75,7 +76,10 @@ def move_into(tmp: Path, folder: Path) -> list[Path]:
 
 @contextmanager
 def writing(path: Path | str, needs: int | None = None) -> Iterator[None]:
-    """Let what fails within for want of room or permission be a StorageError that names `path` (and `needs`, bytes)."""
+    """Turn a full disk or a missing permission inside the block into a StorageError that names `path`.
+
+    `needs`: the bytes to be written, for the message.
+    """
     try:
         yield
     except Exception as e:
@@ -86,16 +90,16 @@ def writing(path: Path | str, needs: int | None = None) -> Iterator[None]:
 
 
 def storage_error(error: Exception, path: Path | str | None, needs: int | None = None) -> StorageError | None:
-    """What to say of a write that found no room or was not allowed: where, how much is needed and free. Else None.
+    """The StorageError for a write that failed for lack of space or permission; None for any other error.
 
-    The libraries written in Rust (safetensors, tokenizers) raise kinds of their own with the number in the text.
+    Libraries written in Rust (safetensors, tokenizers) raise their own exceptions, with the errno in the message.
     """
     if isinstance(error, StorageError):
         return None
     number = getattr(error, "errno", None) or next(iter(map(int, _RUST_NUMBER.findall(str(error)))), None)
     if number not in _NO_ROOM + _NOT_ALLOWED:
         return None
-    where = f"{path}: " if path else ""
+    prefix = f"{path}: " if path else ""
     wanted = "" if needs is None else f"{_bytes(needs)} needed, "
     room = ""
     if number == errno.EFBIG:
@@ -103,10 +107,10 @@ def storage_error(error: Exception, path: Path | str | None, needs: int | None =
     elif number in _NO_ROOM:
         with suppress(OSError):
             room = f" ({wanted}{_bytes(shutil.disk_usage(_existing(path or '.')).free)} free)"
-    hint = "make room" if number in _NO_ROOM else "see who may write there"
+    hint = "free some space" if number in _NO_ROOM else "check the permissions"
     return StorageError(
-        f"{where}cannot be written: {os.strerror(number)}{room}",
-        hint=f"{hint}, or choose another place; then the same command again continues",
+        f"{prefix}cannot be written: {os.strerror(number)}{room}",
+        hint=f"{hint} or choose another location, then rerun the command to resume",
     )
 
 
@@ -129,14 +133,15 @@ _ROW = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 
 def dump(data: Any) -> str:
+    """Indented JSON; NaN and infinities become null."""
     return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def json_line(row: dict[str, Any]) -> str:
-    """A row as a line of JSON, which knows no NaN and no infinity: such a figure is null."""
+    """A row as one line of JSON; NaN and infinities become null."""
     try:
         return _ROW.encode(row) + "\n"
-    except ValueError:  # rare: a walk over every row's values would cost as much as writing them
+    except ValueError:  # rare, so that other rows are not walked through in Python
         return _ROW.encode(_finite(row)) + "\n"
 
 
@@ -149,26 +154,27 @@ def _finite(data: Any) -> Any:
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:
-    """`content` with an `id` over all of it but `cost`, by which `is_whole` finds any change."""
+    """`content` with an `id`, a digest of everything but `cost`, by which `is_intact` detects any change."""
     return {"id": _digest_of(content), **content}
 
 
-def is_whole(content: dict[str, Any]) -> bool:
-    """Whether sealed content is what was sealed; what bears no id cannot be told and passes."""
+def is_intact(content: dict[str, Any]) -> bool:
+    """Whether sealed content is unchanged; content without an id passes."""
     return "id" not in content or content["id"] == _digest_of(content)
 
 
 def _digest_of(content: dict[str, Any]) -> str:
-    plain = json.loads(dump({k: v for k, v in content.items() if k not in ("id", "cost")}))  # as it is read again
+    plain = json.loads(dump({k: v for k, v in content.items() if k not in ("id", "cost")}))  # as a reader gets it
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def cache_home() -> Path:
+    """The folder of dpoctl's caches."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dpoctl"
 
 
 def sha256_file(path: Path | str) -> str:
-    """SHA-256 of a file; of a large one remembered by path, size, mtime and inode."""
+    """SHA-256 of a file in hex. That of a large file is cached by path, size, mtime and inode."""
     path = Path(path).resolve()
     info = path.stat()
     known = {"size": info.st_size, "mtime_ns": info.st_mtime_ns, "inode": info.st_ino}
@@ -176,18 +182,19 @@ def sha256_file(path: Path | str) -> str:
     if info.st_size >= _HASH_CACHE_FROM:
         with suppress(OSError, ValueError, KeyError, TypeError):
             cached = json.loads(entry.read_text())
-            if {k: cached[k] for k in known} == known and "id" in cached and is_whole(cached):
+            if {k: cached[k] for k in known} == known and "id" in cached and is_intact(cached):
                 return cached["sha256"]
     with open(path, "rb") as f:
-        digest = hashlib.file_digest(f, "sha256") if sys.version_info >= (3, 11) else _digest(f)
+        digest = running_sha256(f)
     if info.st_size >= _HASH_CACHE_FROM:
-        with suppress(OSError, StorageError):  # a cache that cannot be written only costs time
+        with suppress(OSError, StorageError):  # without a cache the file is hashed again
             entry.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(entry, json.dumps(seal(known | {"sha256": digest.hexdigest()})))
     return digest.hexdigest()
 
 
-def _digest(f):
+def running_sha256(f: BinaryIO) -> "hashlib._Hash":
+    """The SHA-256 of an open file from its position to its end, which can be updated further."""
     digest = hashlib.sha256()
     while block := f.read(1 << 20):
         digest.update(block)
@@ -195,16 +202,17 @@ def _digest(f):
 
 
 def model_files(path: Path | str) -> list[Path]:
-    """The files of a model directory that say what the model is."""
+    """The files of a model directory that determine the model: weights, config, tokenizer, code."""
     return sorted(p for p in Path(path).iterdir() if p.is_file() and is_model_file(p.name))
 
 
 def is_model_file(name: str) -> bool:
+    """Whether a file of this name belongs to a model."""
     return bool(_MODEL_FILES.fullmatch(name))
 
 
 def sha256_path(path: Path | str) -> str:
-    """SHA-256 of a file, or of a model directory's own files (names and contents)."""
+    """SHA-256 of a file, or of a model directory's files (names and contents); an adapter includes its base."""
     path = Path(path)
     if path.is_file():
         return sha256_file(path)
@@ -213,6 +221,6 @@ def sha256_path(path: Path | str) -> str:
         digest.update(f"{file.name} {sha256_file(file)}\n".encode())
     with suppress(OSError, ValueError, AttributeError):
         base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-        if base and os.path.exists(base):  # an adapter is what it is with its base
+        if base and os.path.exists(base):  # the same adapter on another base is another model
             digest.update(f"base {sha256_path(base)}\n".encode())
     return digest.hexdigest()

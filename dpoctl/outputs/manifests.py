@@ -1,4 +1,4 @@
-"""What goes into a work and what came out of it: inputs by content, manifests, plans. Standard library only."""
+"""Manifests and plans: an output's inputs, identified by content, and what was written. Standard library only."""
 
 import json
 import os
@@ -11,11 +11,11 @@ from typing import Any
 
 from .. import __version__
 from ..errors import InputError, closest
-from .files import is_model_file, is_whole, model_files, sha256_file, sha256_path
+from .files import is_intact, is_model_file, model_files, sha256_file, sha256_path
 
 
 def check_inputs(inputs: list[tuple[str, str, str]]) -> None:
-    """Raise InputError for a local file that is not there. A model's path may be a hub id: the loader tells."""
+    """Raise InputError for an input file that does not exist. A model may be a hub id, which its loader checks."""
     for name, kind, path in inputs:
         if kind == "file" and not os.path.exists(path):
             folder = Path(path).parent
@@ -24,16 +24,16 @@ def check_inputs(inputs: list[tuple[str, str, str]]) -> None:
             near = closest(Path(path).name, [p.name for p in folder.iterdir()])
             raise InputError(
                 f"{path}: not found (--{name})",
-                hint=f"did you mean {folder / near}?" if near else f"see what is in {folder}",
+                hint=f"did you mean {folder / near}?" if near else f"look in {folder}",
             )
 
 
 def describe_input(name: str, path: str, revision: str | None, base: Path) -> dict[str, Any]:
-    """An input as the manifest holds it: what it is, and who made it.
+    """An input as the manifest records it: name, path relative to `base`, content hash, producer's manifest id.
 
-    Raises InputError for one that is damaged by its producer's manifest, and for one whose producer is not done.
+    Raises InputError for an input that does not match its producer's manifest, or whose producer has not finished.
     """
-    if not os.path.exists(path):  # a hub id: its commit is its content
+    if not os.path.exists(path):  # a hub id: its commit identifies its content
         return {"name": name, "path": path, "sha256": _hub_commit(path, revision or "main"), "manifest": None}
     producer = _check_by_producer(name, Path(path))
     size = os.path.getsize(path) if os.path.isfile(path) else sum(p.stat().st_size for p in model_files(path))
@@ -47,7 +47,7 @@ def describe_input(name: str, path: str, revision: str | None, base: Path) -> di
 
 
 def _check_by_producer(name: str, path: Path) -> dict[str, Any] | None:
-    """The manifest that lists an input's files, its own or that of the directory it lies in; all must fit it."""
+    """The manifest that lists an input's files, its own or its directory's; the files must match it."""
     place = path.absolute()
     for out in (place, place.parent):
         home = out.parent if is_row_file(out) else out
@@ -55,19 +55,22 @@ def _check_by_producer(name: str, path: Path) -> dict[str, Any] | None:
         plan = plan_path(out)
         if manifest is None and plan.exists() and (path.is_file() or (place / "config.json").exists()):
             raise InputError(
-                f"{path}: of a work that is not complete yet (--{name})", hint=f"finish it first; its plan is {plan}"
+                f"{path}: belongs to an output that is not complete yet (--{name})",
+                hint=f"complete it first; its plan is {plan}",
             )
-        listed = {(home / o["path"]).resolve(): o["sha256"] for o in (manifest or {}).get("outputs", [])}
-        own = {p: digest for p, digest in listed.items() if p == place.resolve() or place.resolve() in p.parents}
-        for file, digest in own.items():
+        if manifest is None:
+            continue
+        listed = {(home / o["path"]).resolve(): o["sha256"] for o in manifest.get("outputs", [])}
+        produced = {p: digest for p, digest in listed.items() if p == place.resolve() or place.resolve() in p.parents}
+        for file, digest in produced.items():
             if not file.exists() and is_model_file(file.name):
-                raise InputError(f"{path}: {file.name} is gone (--{name})", hint="make it again")
+                raise InputError(f"{path}: {file.name} is missing (--{name})", hint="rerun the command that writes it")
             if file.exists() and sha256_file(file) != digest:
                 raise InputError(
-                    f"{file}: not what {manifest['stage']} wrote: its sha256 does not fit {manifest_path(out)} (--{name})",
-                    hint="damaged: copy or make it again. If the change is meant, give it another name",
+                    f"{file}: not what {manifest['stage']} wrote, by {manifest_path(out)} (--{name})",
+                    hint="if it is damaged, copy it or write it again; if you changed it on purpose, rename it",
                 )
-        if own:
+        if produced:
             return manifest
     return None
 
@@ -85,48 +88,51 @@ def _hub_commit(repo: str, revision: str) -> str | None:
 
 
 def relative(path: str | Path, base: Path) -> str:
-    with suppress(ValueError):
-        return os.path.relpath(Path(path).resolve(), base.resolve())
-    return str(path)
+    """The path relative to the folder `base`."""
+    return os.path.relpath(Path(path).resolve(), base.resolve())
 
 
 def manifest_path(out: Path | str) -> Path:
+    """Where the manifest of an output is: beside a row file, in a directory."""
     out = Path(out)
     return out.with_name(out.name + ".manifest.json") if is_row_file(out) else out / "manifest.json"
 
 
 def read_manifest(out: Path | str) -> dict[str, Any] | None:
-    """The manifest of a complete work; None where there is none of dpoctl's. Raises InputError for a damaged one."""
+    """The manifest of a complete output, or None. Raises InputError for a damaged one."""
     manifest = read_sealed(manifest_path(out))
     if not manifest or "stage" not in manifest:
         return None
-    return (
-        manifest if "metrics" in manifest else manifest | {"metrics": manifest.get("figures", {})}
-    )  # 0.1 said figures
+    # Version 0.1 called the metrics "figures".
+    return manifest if "metrics" in manifest else manifest | {"metrics": manifest.get("figures", {})}
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:
+    """A JSON object written with `seal`, or None. Raises InputError where it is damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:  # not JSON, or not even text
         content = None
-    if content is None or (isinstance(content, dict) and not is_whole(content)):
-        hint = "remove it and what it stands for, and make that again; or choose another --out"
-        raise InputError(f"{path}: damaged, not what dpoctl wrote", hint=hint)
+    if content is None or (isinstance(content, dict) and not is_intact(content)):
+        hint = "remove it and its output and rerun the command, or choose another --out"
+        raise InputError(f"{path}: damaged: not what dpoctl wrote", hint=hint)
     return content if isinstance(content, dict) else None
 
 
 def plan_path(out: Path) -> Path:
+    """Where an incomplete output's plan is: what it was started with."""
     return out.with_name(out.name + ".plan.json") if is_row_file(out) else out / ".plan.json"
 
 
 def is_row_file(path: Path | str) -> bool:
+    """Whether an output is a file of rows rather than a directory."""
     return str(path).endswith((".jsonl", ".jsonl.gz"))
 
 
 def versions() -> dict[str, str]:
+    """The versions of dpoctl and of the libraries that decide its results."""
     found = {"dpoctl": __version__, "python": platform.python_version()}
     for package in ("torch", "transformers"):
         with suppress(PackageNotFoundError):

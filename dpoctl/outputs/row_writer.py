@@ -1,7 +1,7 @@
-"""A JSONL output that grows as FILE.partial, wave by wave, and is renamed when complete.
+"""A JSONL output that grows batch by batch as FILE.partial and is renamed when it is complete.
 
-After every wave the sizes and sums of the partial files and the running counts go to FILE.progress, so that a stopped or
-killed command continues behind the last wave that is whole, whatever happened to the bytes after it or before.
+After each batch the sizes and SHA-256 sums of the partial files and the running counts are appended to FILE.progress. A
+stopped or killed command resumes after the last batch whose bytes are intact, whatever was written or lost after it.
 """
 
 import fcntl
@@ -11,21 +11,22 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .. import log
 from ..errors import InputError
 from ..runtime import signals
 from .claims import Output
-from .files import is_whole, json_line, seal, sync_directory, writing
+from .files import is_intact, json_line, running_sha256, seal, sync_directory, writing
 
-_NOTHING: dict[str, Any] = {"batches": 0, "state": {}}
+_AT_START: dict[str, Any] = {"batches": 0, "state": {}}
 
 
 class RowWriter:
-    """Writes one or more row files of a work in waves; `waves_done` and `state` say where to go on.
+    """Writes the row files of an output in batches; `batches_done` and `state` say where to resume.
 
-    Raises InputError where another dpoctl writes one of them, StorageError where they cannot be written.
+    `further` are paths of row files beside --out; None is skipped. Raises InputError where another process is writing
+    one of them, StorageError where they cannot be written.
     """
 
     def __init__(self, output: Output, *further: str | None):
@@ -34,25 +35,25 @@ class RowWriter:
         for path in self.paths[1:]:
             path.parent.mkdir(parents=True, exist_ok=True)
         self.progress_path = output.out.with_name(output.out.name + ".progress")
-        entry, end = self._last_whole_batch() if output.resuming else (_NOTHING, 0)
-        none = [0] * len(self.paths)
-        self.batches_done, self.state, self.rows = entry["batches"], entry["state"], list(entry.get("rows", none))
+        entry, end = self._last_intact_batch() if output.resuming else (_AT_START, 0)
+        zeros = [0] * len(self.paths)
+        self.batches_done, self.state, self.rows = entry["batches"], entry["state"], list(entry.get("rows", zeros))
         with writing(self.progress_path):
-            self._files = [self._open(p, size) for p, size in zip(self.paths, entry.get("sizes", none), strict=True)]
-            self._sums = [_sum_of(f) for f in self._files]
-            self._progress = _cut(self.progress_path, end)
+            self._files = [self._open(p, size) for p, size in zip(self.paths, entry.get("sizes", zeros), strict=True)]
+            self._sums = [_sum_from_start(f) for f in self._files]
+            self._progress = _open_at(self.progress_path, end)
         if self.batches_done:
-            log.say(f"{output.out}: continues behind {self.rows[0]} rows")
+            log.say(f"{output.out}: resuming after {self.rows[0]} rows")
 
     def _partial(self, path: Path) -> Path:
         return path.with_name(path.name + ".partial")
 
-    def _held(self, path: Path) -> Path:
-        """Where a file's rows are: under its own name already, where a kill came between the renames and the manifest."""
+    def _current(self, path: Path) -> Path:
+        """Where the rows are: already under the final name, where a kill came between the renames and the manifest."""
         return path if path.exists() and not self._partial(path).exists() else self._partial(path)
 
-    def _last_whole_batch(self) -> tuple[dict[str, Any], int]:
-        """(entry, its end in the progress file) of the last wave whose rows are all there, by their sums."""
+    def _last_intact_batch(self) -> tuple[dict[str, Any], int]:
+        """(entry, its end in the progress file) of the last batch up to which every row file matches its sums."""
         entries = []
         end = 0
         with suppress(OSError):
@@ -61,38 +62,42 @@ class RowWriter:
                 with suppress(ValueError):
                     entry = json.loads(line)
                     known = isinstance(entry, dict) and len(entry.get("sha256", ())) == len(self.paths)
-                    if known and is_whole(entry):
+                    if known and is_intact(entry):
                         entries.append((entry, end))
-        held = [_sums_at(self._held(p), [e["sizes"][i] for e, _ in entries]) for i, p in enumerate(self.paths)]
-        whole = [
+        sums_of = [_sums_at(self._current(p), [e["sizes"][i] for e, _ in entries]) for i, p in enumerate(self.paths)]
+        intact = [
             (entry, end)
             for entry, end in entries
-            if [sums.get(size) for sums, size in zip(held, entry["sizes"], strict=True)] == entry["sha256"]
+            if [sums.get(size) for sums, size in zip(sums_of, entry["sizes"], strict=True)] == entry["sha256"]
         ]
-        if entries and (not whole or whole[-1] is not entries[-1]):
-            log.warn(
-                f"{self.output.out}: rows behind wave {whole[-1][0]['batches'] if whole else 0} were damaged: made again"
-            )
-        return whole[-1] if whole else (_NOTHING, 0)
+        last = intact[-1] if intact else (_AT_START, 0)
+        if entries and last is not entries[-1]:
+            log.warn(f"{self.output.out}: rows after batch {last[0]['batches']} were damaged and are written again")
+        return last
 
-    def _open(self, path: Path, size: int):
+    def _open(self, path: Path, size: int) -> BinaryIO:
         partial = self._partial(path)
         if size and not partial.exists():
             os.replace(path, partial)
-        f = open(partial, "r+b" if partial.exists() else "w+b")
+        f: BinaryIO = open(partial, "r+b" if partial.exists() else "w+b")
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.stat(partial).st_ino == os.fstat(f.fileno()).st_ino
+            locked = os.stat(partial).st_ino == os.fstat(f.fileno()).st_ino
         except OSError:
-            ours = False
-        if not ours:
-            raise InputError(f"{path}: another dpoctl is writing it", hint="wait for it, or name another file")
+            locked = False
+        if not locked:
+            raise InputError(
+                f"{path}: another dpoctl process is writing it", hint="wait for it, or choose another file"
+            )
         f.truncate(size)
         f.seek(size)
         return f
 
     def write_batch(self, *row_lists: Iterable[dict[str, Any]], state: dict[str, Any]) -> None:
-        """Append a wave's rows to each file and record that the wave is whole; then stop, where a signal has come."""
+        """Append a batch's rows to each file and record them as complete.
+
+        `state`: JSON values that a resumed command gets back. Raises Interrupted where a signal has arrived.
+        """
         for i, (f, rows) in enumerate(zip(self._files, row_lists, strict=True)):
             lines = [json_line(row) for row in rows]
             data = "".join(lines).encode()
@@ -118,7 +123,7 @@ class RowWriter:
         signals.at_boundary(f"{self.rows[0]} rows, which are kept")
 
     def finish(self, metrics: dict[str, Any], cost: dict[str, Any], shard: dict[str, Any] | None = None) -> None:
-        """Rename the files into place, then write the manifest; `shard` says which part of a larger work they are."""
+        """Rename the files into place, then write the manifest; `shard` says which part of a larger output they are."""
         for f, path in zip(self._files, self.paths, strict=True):
             os.replace(self._partial(path), path)
             f.close()
@@ -128,25 +133,21 @@ class RowWriter:
         self.progress_path.unlink(missing_ok=True)
 
 
-def _cut(path: Path, size: int):
-    """A file opened to go on at `size`; what stood behind is gone."""
+def _open_at(path: Path, size: int) -> BinaryIO:
+    """A file cut to `size` bytes and open for appending."""
     f = open(path, "r+b" if path.exists() else "w+b")
     f.truncate(size)
     f.seek(size)
     return f
 
 
-def _sum_of(f):
-    """The running SHA-256 of what an open file holds."""
-    digest = hashlib.sha256()
+def _sum_from_start(f: BinaryIO) -> "hashlib._Hash":
     f.seek(0)
-    while block := f.read(1 << 20):
-        digest.update(block)
-    return digest
+    return running_sha256(f)
 
 
 def _sums_at(path: Path, sizes: list[int]) -> dict[int, str]:
-    """size -> SHA-256 of so many first bytes of a file, for the sizes that it has."""
+    """size -> SHA-256 of a file's first `size` bytes, for those sizes that the file reaches."""
     digest, found, at = hashlib.sha256(), {}, 0
     with suppress(OSError), open(path, "rb") as f:
         for size in sorted(set(sizes)):

@@ -1,13 +1,13 @@
-"""Counts of a row work, which add up over waves and over shards, and the figures that its manifest makes of them."""
+"""A row command's running counts, which add up over batches and shards, and the manifest's metrics made from them."""
 
 from collections.abc import Callable
 from typing import Any
 
-BINS = 10  # of make-prefs' histogram of scores, from 0 to 1
+BINS = 10  # bins of make-prefs' histogram of scores, from 0 to 1
 
 
 def add(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """The sum of two counts, name by name; a nested one is added likewise."""
+    """The sum of two dictionaries of counts, name by name and recursively."""
     names = one | other
     return {
         name: add(one.get(name, {}), other.get(name, {}))
@@ -18,17 +18,19 @@ def add(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_sample(counts: dict[str, Any]) -> dict[str, Any]:
-    """Completions kept and sampled, and the share of those kept that ended by themselves."""
+    """Completions kept and sampled, and the fraction of those kept that ended with EOS."""
     return {name: counts[name] for name in ("completions", "sampled")} | {
         "ended": counts["ended"] / max(1, counts["completions"])
     }
 
 
 def of_score(counts: dict[str, Any]) -> dict[str, Any]:
+    """Rows scored and their mean score."""
     return {"rows": counts["rows"], "mean_score": counts["sum"] / max(1, counts["rows"])}
 
 
 def of_make_prefs(counts: dict[str, Any]) -> dict[str, Any]:
+    """Pairs made and left out, by reason; mean score and length (tokens) of the samples, and their histogram."""
     names = ("prompts", "samples", "pairs", "ties", "below_margin", "duplicates", "not_picked")
     samples = max(1, counts["samples"])
     return {name: counts[name] for name in names} | {
@@ -40,10 +42,11 @@ def of_make_prefs(counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_evaluate(counts: dict[str, Any]) -> dict[str, Any]:
+    """Rows written."""
     return {"rows": counts["rows"]}
 
 
-METRICS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {  # judge's summary needs the rows themselves
+METRICS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {  # not judge: its summary needs the rows
     "sample": of_sample,
     "score": of_score,
     "make-prefs": of_make_prefs,

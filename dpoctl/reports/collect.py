@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from ..data.schema import load_rows, read_jsonl
+from ..data.jsonl import read_jsonl
+from ..data.readers import load_rows
 from ..errors import InputError
 from ..judging.summary import Summary, summaries_by, summarise
 from ..outputs.manifests import is_row_file, read_manifest

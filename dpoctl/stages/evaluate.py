@@ -6,7 +6,7 @@ from typing import Any
 
 from .. import log
 from ..config.sampling import Evaluate
-from ..data.schema import Rows, load_rows
+from ..data.readers import Rows, load_rows
 from ..errors import InputError
 from ..inference import curves
 from ..inference.completions import PromptSet, prompt_ids
@@ -18,7 +18,7 @@ from ..outputs.claims import Output
 from ..outputs.manifests import read_manifest
 from ..outputs.row_writer import RowWriter
 from ..outputs.shard_totals import of_evaluate
-from ..outputs.shards import cut, share_of
+from ..outputs.shards import shard_range, slices
 from ..reports import tables
 from ..runtime.devices import open_compute
 
@@ -28,16 +28,16 @@ def run(config: Evaluate, output: Output) -> None:
     evaluator = Evaluator(config)
     writer = RowWriter(output)
     subjects = _subjects(config)
-    share = share_of(config.shard, cut(len(subjects), 1))
+    shard = shard_range(config.shard, slices(len(subjects), 1))
     rows = writer.state.get("rows", [])
-    for path, is_file in subjects[share.batches][writer.batches_done :]:
+    for path, is_file in subjects[shard.batches][writer.batches_done :]:
         batch = evaluator.evaluate_file(path) if is_file else evaluator.evaluate_model(path)
         rows = [*rows, *batch]
         writer.write_batch(batch, state={"rows": rows})
     cost = {"peak_memory_bytes": evaluator.compute.peak_memory_bytes(), "device": evaluator.compute.name}
     counts = {"rows": len(rows)}
     skipped = evaluator.prompts.skipped if evaluator.prompts else {}
-    writer.finish(of_evaluate(counts) | skipped, cost, share.record(counts))
+    writer.finish(of_evaluate(counts) | skipped, cost, shard.record(counts))
     if rows:  # a shard may have none
         tables.show_evaluations(rows)
 
@@ -163,7 +163,7 @@ def plan(config: Evaluate) -> dict[str, Any]:
     """What --dry-run prints."""
     prompts = _prompts(config)
     subjects = _subjects(config)
-    selected = subjects[share_of(config.shard, cut(len(subjects), 1)).batches]
+    selected = subjects[shard_range(config.shard, slices(len(subjects), 1)).batches]
     models, files = ([path for path, is_file in selected if is_file is kind] for kind in (False, True))
     shown: dict[str, Any] = {"models": json.dumps(models), "files": json.dumps(files)}
     return shown | ({"completions": len(prompts.rows) * config.n * len(models)} if prompts else {})

@@ -17,7 +17,7 @@ from ..judging.summary import metrics_of
 from ..outputs.claims import Output
 from ..outputs.files import write_atomic
 from ..outputs.row_writer import RowWriter
-from ..outputs.shards import cut, share_of
+from ..outputs.shards import shard_range, slices
 from ..reports import judgements
 
 _BATCH = 64  # comparisons written together, both orders of each
@@ -32,9 +32,9 @@ def run(config: Judge, output: Output) -> None:
     if config.form:
         _write_form(config.form, config, output, people.items(every, config.seed), criterion)
         return
-    places = cut(len(every), _BATCH)
-    share = share_of(config.shard, places)
-    batches = [every[place] for place in places[share.batches]]
+    places = slices(len(every), _BATCH)
+    shard = shard_range(config.shard, places)
+    batches = [every[place] for place in places[shard.batches]]
     writer, cost = (
         _by_people(config, output, batches) if config.backend == "human" else _by_judge(config, output, batches)
     )
@@ -42,7 +42,7 @@ def run(config: Judge, output: Output) -> None:
     metrics = metrics_of(rows)
     if config.shard is None:  # of shards, merge compares the joined rows
         metrics = compared(metrics, rows, output.options)
-    writer.finish(counts | metrics, cost, share.record({}))
+    writer.finish(counts | metrics, cost, shard.record({}))
     judgements.show(output.options, config.out, metrics)
     if cost:
         dollars = f", {cost['dollars']:.4f} dollars" if "dollars" in cost else ""
@@ -122,8 +122,8 @@ def _by_people(config: Judge, output: Output, batches: Batches) -> tuple[RowWrit
 def plan(config: Judge) -> dict[str, Any]:
     criterion = load_criterion(config.criterion, config.prompt_noun)
     every, _ = comparisons.load(config)
-    batches = cut(len(every), _BATCH)
-    asked = [c for place in batches[share_of(config.shard, batches).batches] for c in every[place]]
+    batches = slices(len(every), _BATCH)
+    asked = [c for place in batches[shard_range(config.shard, batches).batches] for c in every[place]]
     shown: dict[str, Any] = {"comparisons": len(asked), "judgements": _judgements([asked])}
     if config.backend == "openai":
         words = sum(len(criterion.request(c.prompt, c.a, c.b, c.key).split()) * len(c.orders) for c in asked)

@@ -15,7 +15,7 @@ from ..inference.scorers import load_scorer, scorer_options
 from ..outputs.claims import Output
 from ..outputs.row_writer import RowWriter
 from ..outputs.shard_totals import BINS, of_make_prefs
-from ..outputs.shards import share_of
+from ..outputs.shards import shard_range
 
 _NO_COUNTS: dict[str, Any] = {
     **dict.fromkeys(("prompts", "samples", "pairs", "ties", "below_margin", "duplicates", "not_picked"), 0),
@@ -27,14 +27,14 @@ _SAMPLE_FIELDS = ("completion", "k", "finish", "score", "completion_ids", "promp
 def run(config: MakePrefs, output: Output) -> None:
     """Write the preference rows, and on request the samples, batch by batch."""
     sampler = Sampler(config, config.completions)
-    share = share_of(config.shard, sampler.batches)
+    shard = shard_range(config.shard, sampler.batches)
     scorer = load_scorer(config.scorer, scorer_options(config, sampler.compute.device))
     writer = RowWriter(output, config.completions_out)
     counts = writer.state or _NO_COUNTS
     started = time.monotonic()
     before = counts["samples"]
-    with log.progress("make-prefs", share.count * config.completions, "samples", before) as meter:
-        for batch in sampler.batches[share.batches][writer.batches_done :]:
+    with log.progress("make-prefs", shard.count * config.completions, "samples", before) as meter:
+        for batch in sampler.batches[shard.batches][writer.batches_done :]:
             rows = sampler.rows(batch, meter, config.temperature)
             scores = scorer.score(rows)
             rows = [row | {"score": value} for row, value in zip(rows, scores.values, strict=True)]
@@ -47,7 +47,7 @@ def run(config: MakePrefs, output: Output) -> None:
             writer.write_batch(pairs, *([rows] if config.completions_out else []), state=counts)
     seconds = time.monotonic() - started
     metrics = of_make_prefs(counts)
-    writer.finish(metrics | sampler.prompts.skipped, sampler.cost(), share.record(counts))
+    writer.finish(metrics | sampler.prompts.skipped, sampler.cost(), shard.record(counts))
     _say(config, metrics, (counts["samples"] - before) / max(seconds, 1e-9), scorer.score_type)
 
 

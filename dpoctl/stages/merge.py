@@ -1,7 +1,7 @@
-"""Join the shards of a row work into the file of the whole, or an adapter and its base into one model.
+"""Join the shards of a row output into one file, or merge an adapter into its base model.
 
-A joined file is the whole work's own: its stage, options and inputs are those of the command without --shard, which takes
-it for complete, as every later command does. Shards are joined byte by byte, without torch.
+A joined file has the manifest of the command without --shard: its stage, options and inputs. That command, and every
+later one, finds it complete. Shards are concatenated byte for byte, without torch.
 """
 
 import os
@@ -18,31 +18,32 @@ from ..data.jsonl import read_jsonl
 from ..errors import InputError
 from ..models.hub import base_of
 from ..outputs import shard_totals
-from ..outputs.claims import Output, claim
+from ..outputs.claims import Output, Request, claim
 from ..outputs.files import sha256_path, sync_directory
 from ..outputs.manifests import read_manifest
-from ..outputs.shards import Part, different_work, read_parts
+from ..outputs.shards import Part, output_difference, read_parts
 
 
 def run(config: Merge, output: Output) -> None:
-    """An adapter, of a policy or of train-rm's, and its base: one ordinary model directory."""
+    """Merge a policy's or reward model's adapter into its base; the result is an ordinary model directory."""
     from ..models.adapter import is_reward
     from ..models.load import load_merged, load_merged_reward
     from ..models.pretrained import quiet
     from ..models.save import save_model
     from ..runtime.devices import torch_dtype
 
+    base = config.base or base_of(config.inputs[0])
     load = load_merged_reward if is_reward(config.inputs[0]) else load_merged
     with quiet():
-        model, tokenizer = load(config.inputs[0], config.base, config.revision, config.trust_remote_code)
+        model, tokenizer = load(config.inputs[0], base, config.revision, config.trust_remote_code)
         weights = sum(p.numel() for p in model.parameters())
         saved = save_model(model, tokenizer, output.out, torch_dtype(config.save_dtype))
     output.finish([(path, None) for path in saved], {"parameters": weights}, {})
-    log.say(f"{output.out}: {config.inputs[0]} merged into {config.base}, {weights:,} parameters")
+    log.say(f"{output.out}: {config.inputs[0]} merged into {base}, {weights:,} parameters")
 
 
 def with_base(config: Merge) -> Merge:
-    """The config with the base that the adapter names, where --base is not given. Raises InputError where none is."""
+    """The config with --base, by default the model that the adapter names. Raises InputError where it names none."""
     return config if config.base else replace(config, base=base_of(config.inputs[0]))
 
 
@@ -50,22 +51,20 @@ def with_base(config: Merge) -> Merge:
 
 
 def join_shards(config: Merge) -> None:
-    """`dpoctl merge SHARD.jsonl...`: check the shards, claim the whole's file, join. Raises InputError as read_parts does."""
+    """`dpoctl merge SHARD.jsonl...`: check the shards, claim --out, join. Raises InputError as `read_parts` does."""
     parts = read_parts(config.inputs)
     if any(part.path.resolve() == Path(config.out).resolve() for part in parts):
-        raise InputError(f"{config.out}: is an input of this command too", hint="choose another --out")
+        raise InputError(f"{config.out}: is also an input of this command", hint="choose another --out")
     first = parts[0].manifest
-    options = first["options"] | {"out": config.out, "shard": None}
-    whole = claim(
+    request = Request(
         config.out,
         first["stage"],
-        options,
+        first["options"] | {"out": config.out, "shard": None},
         first["identity"] | {"shard": None},
         [(i["name"], "recorded", str(_input_path(parts[0], i))) for i in first["inputs"]],
-        overwrite=config.overwrite,
-        recorded=[_seen_from(Path(config.out).parent, parts[0], i) for i in first["inputs"]],
+        recorded=[_relative_to(Path(config.out).parent, parts[0], i) for i in first["inputs"]],
     )
-    with whole as output:
+    with claim(request, overwrite=config.overwrite) as output:
         if output.finished:
             log.say(f"{config.out}: complete already, nothing to do")
         else:
@@ -73,26 +72,27 @@ def join_shards(config: Merge) -> None:
 
 
 def join_ranks(paths: Sequence[str], output: Output) -> None:
-    """The shards that torchrun's ranks wrote, into the claimed output of them all."""
+    """Join the shards that torchrun's ranks wrote into the output claimed for all of them."""
     _join(read_parts(paths), output)
 
 
-def unfinished(paths: Sequence[str], own: str) -> list[str]:
-    """Which shards are not complete yet as parts of the work that the shard `own` is of.
+def unfinished(paths: Sequence[str], complete: str) -> list[str]:
+    """Which shards are not complete yet, of the output to which the shard `complete` belongs.
 
-    A shard that an earlier run of another work left there does not count; one of the same work has the same bytes.
+    A shard of a different output, left there by an earlier run, counts as unfinished.
     """
-    mine, found = read_manifest(own), [(path, read_manifest(path)) for path in paths]
-    return [path for path, manifest in found if "shard" not in (manifest or {}) or different_work(mine, manifest)]
+    reference = read_manifest(complete) or {}
+    manifests = {path: read_manifest(path) for path in paths}
+    return [p for p, m in manifests.items() if m is None or "shard" not in m or output_difference(reference, m)]
 
 
 def _input_path(part: Part, described: dict[str, Any]) -> Path:
     return part.path.parent / described["path"]
 
 
-def _seen_from(folder: Path, part: Part, described: dict[str, Any]) -> dict[str, Any]:
-    """An input as the whole's manifest describes it: paths are relative to the manifest; a hub id, without size, stays."""
-    if "size" not in described:
+def _relative_to(folder: Path, part: Part, described: dict[str, Any]) -> dict[str, Any]:
+    """An input as the joined file's manifest describes it: its path relative to `folder`."""
+    if "size" not in described:  # a hub id
         return described
     return described | {"path": os.path.relpath(_input_path(part, described).resolve(), folder.resolve())}
 
@@ -100,48 +100,54 @@ def _seen_from(folder: Path, part: Part, described: dict[str, Any]) -> dict[str,
 def _join(parts: list[Part], output: Output) -> None:
     metrics = _judge_metrics(parts, output) if output.stage == "judge" else _metrics(parts)
     partial = output.out.with_name(output.out.name + ".partial")
-    with open(partial, "wb") as whole:
+    with open(partial, "wb") as joined:
         for part in parts:
             with open(part.path, "rb") as rows:
-                shutil.copyfileobj(rows, whole)
-        whole.flush()
-        os.fsync(whole.fileno())
+                shutil.copyfileobj(rows, joined)
+        joined.flush()
+        os.fsync(joined.fileno())
     os.replace(partial, output.out)
     sync_directory(output.folder)
-    rows = sum(part.manifest["outputs"][part.output]["rows"] for part in parts)
-    output.finish([(output.out, rows)], metrics, _cost(parts))
-    output.out.with_name(output.out.name + ".progress").unlink(
-        missing_ok=True
-    )  # of a run without shards, once begun here
-    log.say(f"{output.out}: {rows} rows of {len(parts)} shards")
+    count = _row_count(parts)
+    output.finish([(output.out, count)], metrics, _cost(parts))
+    # An unfinished run without --shard may have left its progress here.
+    output.out.with_name(output.out.name + ".progress").unlink(missing_ok=True)
+    log.say(f"{output.out}: {count} rows from {len(parts)} shards")
     _show(output, metrics)
 
 
+def _row_count(parts: list[Part]) -> int:
+    return sum(part.manifest["outputs"][part.output]["rows"] for part in parts)
+
+
 def _metrics(parts: list[Part]) -> dict[str, Any]:
-    """The figures of the whole, from counts that add up; what no count gives is every shard's alike (rows skipped)."""
+    """The metrics of the joined file, from the sums of the shards' counts.
+
+    Metrics without counts (rows skipped) are the same in every shard.
+    """
     first = parts[0].manifest
     metrics = shard_totals.METRICS[first["stage"]](reduce(shard_totals.add, (part.shard["counts"] for part in parts)))
     return {name: metrics.get(name, value) for name, value in first["metrics"].items()}
 
 
 def _judge_metrics(parts: list[Part], output: Output) -> dict[str, Any]:
-    """The summary over all rows, and what --compare and --against say of the whole."""
+    """The summary over all rows, with --compare and --against evaluated on all rows."""
     from ..judging.results import compared
     from ..judging.summary import metrics_of
 
     rows = [row for part in parts for _, row in read_jsonl(part.path)]
-    beside = {}
+    files: dict[str, str] = {}
     for described in parts[0].manifest["inputs"]:
         if described["name"] in ("compare", "against"):
-            path = beside[described["name"]] = str(_input_path(parts[0], described))
+            path = files[described["name"]] = str(_input_path(parts[0], described))
             if os.path.exists(path) and sha256_path(path) != described["sha256"]:
-                raise InputError(f"{path}: not what --{described['name']} was when the shards were judged")
+                raise InputError(f"{path}: --{described['name']} has changed since the shards were judged")
     counts_of_all = {k: v for k, v in parts[0].manifest["metrics"].items() if isinstance(v, int)}
-    return counts_of_all | compared(metrics_of(rows), rows, output.options | beside)
+    return counts_of_all | compared(metrics_of(rows), rows, output.options | files)
 
 
 def _cost(parts: list[Part]) -> dict[str, Any]:
-    """What all shards cost together: seconds, tokens, FLOPs and dollars add up, the peak memory is the largest."""
+    """The cost of all shards: seconds, tokens, FLOPs and dollars are summed; peak memory is the maximum."""
     every = [part.manifest["cost"] for part in parts]
     total: dict[str, Any] = {"started": min(c["started"] for c in every), "finished": max(c["finished"] for c in every)}
     for name in dict.fromkeys(name for cost in every for name in cost if name not in total):
@@ -166,8 +172,8 @@ def _show(output: Output, metrics: dict[str, Any]) -> None:
 
 
 def plan(config: Merge) -> dict[str, Any]:
+    """What --dry-run shows."""
     if not config.is_rows:
         return {"adapter": config.inputs[0], "base": with_base(config).base}
     parts = read_parts(config.inputs)
-    rows = sum(part.manifest["outputs"][part.output]["rows"] for part in parts)
-    return {"shards": len(parts), "stage": parts[0].manifest["stage"], "rows": rows}
+    return {"shards": len(parts), "stage": parts[0].manifest["stage"], "rows": _row_count(parts)}

@@ -9,7 +9,7 @@ from ..inference.scorers import Scores, load_scorer, scorer_options
 from ..outputs import shard_totals
 from ..outputs.claims import Output
 from ..outputs.row_writer import RowWriter
-from ..outputs.shards import share_of
+from ..outputs.shards import shard_range
 
 
 def run(config: Sample, output: Output) -> None:
@@ -22,15 +22,15 @@ def run(config: Sample, output: Output) -> None:
         max_prompt_length=config.max_prompt_length,
     )
     batches = [(temperature, batch) for temperature in config.temperature for batch in sampler.batches]
-    share = share_of(config.shard, [batch for _, batch in batches])
+    shard = shard_range(config.shard, [batch for _, batch in batches])
     scorer = None
     if config.scorer:
         scorer = load_scorer(config.scorer, scorer_options(config, sampler.compute.device))
     writer = RowWriter(output)
     state = writer.state or {"ended": 0}
-    total = share.count * sampler.n
+    total = shard.count * sampler.n
     with log.progress("sample", total, "completions", writer.rows[0] * (config.best_of or 1)) as meter:
-        for temperature, batch in batches[share.batches][writer.batches_done :]:
+        for temperature, batch in batches[shard.batches][writer.batches_done :]:
             rows = [{"temperature": temperature} | row for row in sampler.rows(batch, meter, temperature)]
             if scorer and config.best_of:
                 rows = _best(rows, scorer.score(rows), config.best_of)
@@ -38,7 +38,7 @@ def run(config: Sample, output: Output) -> None:
             writer.write_batch(rows, state=state)
     counts = {"completions": writer.rows[0], "sampled": total, "ended": state["ended"]}
     metrics = {"prompts": len(sampler.prompts.rows)} | shard_totals.of_sample(counts)
-    writer.finish(metrics | sampler.prompts.skipped, sampler.cost(), share.record(counts))
+    writer.finish(metrics | sampler.prompts.skipped, sampler.cost(), shard.record(counts))
     log.say(
         f"{config.out}: {writer.rows[0]} completions of {metrics['prompts']} prompts, "
         f"{metrics['ended']:.0%} ended with EOS"

@@ -1,7 +1,7 @@
 """Align a policy by PPO with a KL penalty to its reference (2305.18290, section 6 and appendix)."""
 
 from ..config.ppo import TrainPPO
-from ..data.schema import load_rows
+from ..data.readers import load_rows
 from ..models.load import count_weights
 from ..outputs.claims import Output
 from ..training import loop, ppo

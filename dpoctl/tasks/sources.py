@@ -1,4 +1,4 @@
-"""Rows of a task from the hub, or the same rows in a file on disk."""
+"""A task's source rows, from the Hub or from a file with the same columns."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,17 +10,16 @@ from ..errors import InputError
 def source_rows(
     source: str | None, hub_id: str, *, name: str | None = None, split: str = "train", revision: str | None = None
 ) -> Iterator[tuple[int, dict]]:
-    """(1-based line or row number, row) of a file, or of a data set's split on the hub where `source` is None.
+    """(1-based line or row number, row) of the file `source`, or of a split of `hub_id` where `source` is None.
 
-    Files: .jsonl, .jsonl.gz, .csv, .parquet. Raises InputError where one cannot be read or the hub is out of reach.
+    `name` is the data set's configuration on the Hub. Files: .jsonl, .jsonl.gz, .csv, .parquet. Raises InputError
+    where one cannot be read or the Hub cannot be reached.
     """
     if source and source.endswith((".jsonl", ".jsonl.gz")):
         yield from read_jsonl(source)
         return
     if source and not source.endswith((".csv", ".parquet")):
-        raise InputError(
-            f"{source}: not a kind of file that is read", hint="--source takes .jsonl, .jsonl.gz, .csv, .parquet"
-        )
+        raise InputError(f"{source}: unsupported format", hint="--source takes .jsonl, .jsonl.gz, .csv, .parquet")
     import datasets
 
     datasets.disable_progress_bars()
@@ -29,17 +28,17 @@ def source_rows(
             table = datasets.load_dataset(hub_id, name, split=split, revision=revision)
         else:
             table = datasets.load_dataset(Path(source).suffix[1:], data_files=source, split="train")
-    except Exception as e:  # datasets and the hub client raise dozens of kinds, all the same to the user
+    except Exception as e:  # datasets and the Hub client raise dozens of types, which call for the same answer
         reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         if source is None:
-            hint = "is the hub in reach? --source FILE reads the same rows from disk"
+            hint = "check the connection to the Hub, or read the same rows from a file with --source"
             raise InputError(f"{hub_id}: cannot be loaded ({reason})", hint=hint) from None
-        raise InputError(f"{source}: cannot be read ({reason})", hint="is the file whole?") from None
+        raise InputError(f"{source}: cannot be read ({reason})", hint="check that the file is complete") from None
     yield from enumerate(table, start=2 if source and source.endswith(".csv") else 1)
 
 
 def text_of(row: dict, column: str, place: str) -> str:
-    """A column's text. Raises InputError with the place, the column and what there is instead."""
+    """The text in a column. Raises InputError naming `place`, the column and what it holds instead."""
     value = row.get(column)
     if not isinstance(value, str):
         got = type(value).__name__ if column in row else "no such column"

@@ -1,6 +1,6 @@
-"""The toy world's models: a small GPT-2 and a small RoBERTa classifier, each with a tokenizer of its own, made on the spot.
+"""The toy task's models, trained locally: a small GPT-2 and a small RoBERTa classifier, each with its own tokenizer.
 
-They are saved as ordinary Hugging Face directories, so later stages run the very code that they run on real models.
+They are saved as ordinary Hugging Face directories, so later stages run the same code as on real models.
 """
 
 import random
@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForSequenceClassification,
@@ -28,7 +29,7 @@ CLASSIFIER_TOKENS = 126
 
 
 def train_lm_tokenizer(texts: list[str], vocabulary: int = 1024) -> PreTrainedTokenizerFast:
-    """Byte-level BPE; `<|endoftext|>` is BOS, EOS and padding, and no BOS is put in front."""
+    """Byte-level BPE; `<|endoftext|>` is BOS, EOS and padding, and no BOS is prepended."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -45,7 +46,7 @@ def train_lm_tokenizer(texts: list[str], vocabulary: int = 1024) -> PreTrainedTo
 
 
 def train_classifier_tokenizer(texts: list[str], vocabulary: int = 768) -> PreTrainedTokenizerFast:
-    """RoBERTa's scheme over its own BPE of words: `<s> text </s>`, `<pad>`; another vocabulary than the LM's."""
+    """RoBERTa's scheme, `<s> text </s>` and `<pad>`, over a BPE of words whose vocabulary differs from the LM's."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -73,7 +74,7 @@ def _train_bpe(tokenizer: Tokenizer, texts: list[str], vocabulary: int, special:
 
 
 def build_base_lm(texts: list[str], out: Path, seed: int, *, steps: int = 300, batch: int = 32) -> float:
-    """Pre-train a GPT-2 of about 0.7M parameters on `texts`; returns the mean loss of the last 20 updates, nats/token."""
+    """Pre-train a GPT-2 of about 0.7M parameters on `texts`; returns the mean of its last 20 losses, nats/token."""
     tokenizer = train_lm_tokenizer(texts)
     eos = tokenizer.eos_token_id
     ids = [tokenizer(t)["input_ids"][: CONTEXT - 1] + [eos] for t in texts]
@@ -106,9 +107,9 @@ def build_base_lm(texts: list[str], out: Path, seed: int, *, steps: int = 300, b
 
 
 def build_classifier(reviews: list[dict], out: Path, seed: int, *, steps: int = 250, batch: int = 64) -> float:
-    """Train a RoBERTa classifier (NEGATIVE, POSITIVE) on beginnings and whole reviews; returns held-out accuracy.
+    """Train a RoBERTa classifier (NEGATIVE, POSITIVE) on prefixes and full reviews; returns held-out accuracy.
 
-    A tenth of the reviews is held out. Labels are smoothed, so that p(positive) keeps a spread.
+    A tenth of the reviews is held out. Labels are smoothed so that p(positive) does not saturate.
     """
     tokenizer = train_classifier_tokenizer([r["text"] for r in reviews])
     held_out = len(reviews) // 10
@@ -163,10 +164,19 @@ def _pad(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, real
 
 
+# Eight parameters: its two callers differ in all of them but the seed.
 def _fit(
-    what: str, model, data: list, loss: Callable[[list], torch.Tensor], *, seed: int, steps: int, batch: int, lr: float
+    what: str,
+    model: torch.nn.Module,
+    data: list,
+    loss: Callable[[list], torch.Tensor],
+    *,
+    seed: int,
+    steps: int,
+    batch: int,
+    lr: float,
 ) -> float:
-    """AdamW with a linear rise and fall over random batches; returns the mean loss of the last 20 updates."""
+    """AdamW on random batches, one learning-rate cycle; returns the mean loss of the last 20 updates."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.1)
     rng = random.Random(f"{what} {seed}")
@@ -180,14 +190,14 @@ def _fit(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             schedule.step()
-            signals.at_boundary(f"the start of the {what}, which begins anew")
+            signals.at_boundary(f"part of the {what}'s training, which a rerun restarts")
             last = [*last[-19:], value.item()]
             meter.advance(1, loss=f"{last[-1]:.3f}")
     return sum(last) / len(last)
 
 
-def _save(model, tokenizer, out: Path) -> None:
-    """Save model and tokenizer as an ordinary Hugging Face directory, each file whole or absent."""
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Save model and tokenizer as an ordinary Hugging Face directory, each file complete or absent."""
     tmp = out / ".saving"
     shutil.rmtree(tmp, ignore_errors=True)
     model.eval()

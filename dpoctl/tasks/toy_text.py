@@ -1,7 +1,7 @@
-"""The toy world: film reviews from a small grammar, endless, offline, seeded; standard library only.
+"""The toy task's film reviews, generated offline from a small grammar and a seed. Standard library only.
 
-A review opens with neutral ground, weighs a few aspects of the film, and ends in a verdict. Its label is what the
-verdict says; the aspects mostly agree with it and sometimes do not, as in real reviews.
+A review opens neutrally, judges a few aspects of the film, and ends in a verdict. The verdict sets its label; the
+aspects mostly agree with it and sometimes do not, as in real reviews.
 """
 
 import random
@@ -9,11 +9,11 @@ import re
 
 _SLOT = re.compile(r"<([a-z_]+)>")
 
-# A slot that ends in _good or _bad is taken by the polarity of the clause: <adj> becomes adj_good or adj_bad.
+# The clause's polarity selects the list of these slots: <adj> becomes adj_good or adj_bad.
 _POLAR = {"adj", "adv", "verdict", "noun", "effect", "claim", "twist", "aside", "comparison"}
 
 GRAMMAR: dict[str, list[str]] = {
-    # --- neutral ground -------------------------------------------------------------------------------------------
+    # --- neutral -------------------------------------------------------------------------------------------
     "opening": [
         "I saw <film> <occasion>", "I watched <film> <occasion>", "We went to see <film> <occasion>",
         "<film> is a <genre> from <year> about <subject>", "This <genre> tells the story of <subject>",
@@ -34,38 +34,43 @@ GRAMMAR: dict[str, list[str]] = {
         "It was filmed in <place> in <year>", "The other main part is <subject> , played by <person>",
         "In the end <subject> <plot>",
     ],
-    "film": ["<title>", "<title>", "<title>", "<title>", "<title>", "<title>", "this film", "this movie", "this picture", "it"],
+    "film": ["<title>", "<title>", "<title>", "<title>", "<title>", "<title>", "this film", "this movie",
+             "this picture", "it"],
     "title": ["The <title_adj> <title_noun>", "<title_adj> <title_noun>", "The <title_noun> of <title_name>",
               "A <title_noun> in <title_name>", "<title_noun> and <title_noun>", "<title_name> <title_noun>"],
-    "title_adj": ["Last", "Quiet", "Glass", "Hollow", "Red", "Copper", "Second", "Borrowed", "Northern", "Winter", "Paper",
-                  "Broken", "Silent", "Golden", "Seventh", "Lost", "Blue", "Iron", "Secret", "Frozen", "Burning", "Crooked"],
-    "title_noun": ["Harbour", "Station", "Orchard", "Ferry", "Lantern", "Engine", "Salt", "Bridge", "Meadow", "Street", "Sky",
-                   "Coat", "Piano", "Line", "Ledger", "Witness", "Garden", "Letter", "Winter", "Mirror", "River", "Island"],
+    "title_adj": ["Last", "Quiet", "Glass", "Hollow", "Red", "Copper", "Second", "Borrowed", "Northern", "Winter",
+                  "Paper", "Broken", "Silent", "Golden", "Seventh", "Lost", "Blue", "Iron", "Secret", "Frozen",
+                  "Burning", "Crooked"],
+    "title_noun": ["Harbour", "Station", "Orchard", "Ferry", "Lantern", "Engine", "Salt", "Bridge", "Meadow", "Street",
+                   "Sky", "Coat", "Piano", "Line", "Ledger", "Witness", "Garden", "Letter", "Winter", "Mirror", "River",
+                   "Island"],
     "title_name": ["Lisbon", "Marrow Lane", "Vienna", "October", "Kansas", "Saint Clair", "Tuesday", "Cairo", "Dover",
                    "Nevada", "Prague", "Monday"],
     "genre": ["thriller", "comedy", "drama", "western", "romance", "mystery", "horror film", "musical", "war film",
               "science fiction film", "road movie", "family film", "crime story", "costume drama"],
     "person": ["<first> <last>"],
-    "first": ["Anna", "Tom", "Maria", "Peter", "Grace", "Daniel", "Helen", "Victor", "Ruth", "Simon", "Clara", "Omar", "Julia",
-              "Frank", "Nina", "Arthur", "Irene", "Hugo", "Martha", "Leo", "Vera", "Oscar"],
+    "first": ["Anna", "Tom", "Maria", "Peter", "Grace", "Daniel", "Helen", "Victor", "Ruth", "Simon", "Clara", "Omar",
+              "Julia", "Frank", "Nina", "Arthur", "Irene", "Hugo", "Martha", "Leo", "Vera", "Oscar"],
     "last": ["Keller", "Ashby", "Voss", "Lindqvist", "Okoro", "Reyes", "Marsh", "Sandoval", "Adler", "Blake", "Novak",
              "Haddad", "Brandt", "Doyle", "Petrova", "Webb", "Castle", "Moreau", "Tanaka", "Quinn", "Silva", "Bergman"],
-    "subject": ["a young doctor", "two brothers", "a retired detective", "a lonely farmer", "a piano teacher", "a thief",
-                "an old sailor", "three friends", "a mother of four", "a lost child", "a nervous banker", "a soldier",
-                "the village priest", "a travelling salesman", "a famous painter", "an unhappy queen", "a taxi driver",
-                "a girl with a secret", "a scientist", "the new neighbour"],
+    "subject": ["a young doctor", "two brothers", "a retired detective", "a lonely farmer", "a piano teacher",
+                "a thief", "an old sailor", "three friends", "a mother of four", "a lost child", "a nervous banker",
+                "a soldier", "the village priest", "a travelling salesman", "a famous painter", "an unhappy queen",
+                "a taxi driver", "a girl with a secret", "a scientist", "the new neighbour"],
     "plot": ["finds a letter", "loses everything in one night", "must leave the city", "falls in love with a stranger",
              "is accused of a murder", "comes home after the war", "hides a stolen painting", "opens a small hotel",
              "looks for a missing sister", "makes a deal with the mayor", "is followed by the police",
              "learns the truth about the family", "buys an old boat", "takes the wrong train", "inherits a house",
              "starts a new life", "meets an old enemy", "discovers a strange machine"],
     "place": ["Paris", "a small town in Ohio", "the desert", "a mountain village", "London", "an abandoned factory",
-              "the south of Italy", "New York", "a hospital", "a ship at sea", "Berlin", "a boarding school", "the suburbs",
-              "a fishing port", "Buenos Aires"],
-    "occasion": ["last night", "on a rainy Sunday", "with my brother", "at a festival", "on a long flight", "in the cinema",
-                 "with the whole family", "when I was twelve", "because of the poster", "on a Friday evening",
-                 "without knowing anything about it", "with some friends", "at two in the morning", "for a class"],
-    "relative": ["brother", "sister", "father", "wife", "husband", "neighbour", "best friend", "teacher", "cousin", "boss"],
+              "the south of Italy", "New York", "a hospital", "a ship at sea", "Berlin", "a boarding school",
+              "the suburbs", "a fishing port", "Buenos Aires"],
+    "occasion": ["last night", "on a rainy Sunday", "with my brother", "at a festival", "on a long flight",
+                 "in the cinema", "with the whole family", "when I was twelve", "because of the poster",
+                 "on a Friday evening", "without knowing anything about it", "with some friends",
+                 "at two in the morning", "for a class"],
+    "relative": ["brother", "sister", "father", "wife", "husband", "neighbour", "best friend", "teacher", "cousin",
+                 "boss"],
     "year": [str(y) for y in range(1948, 2012, 3)],
     "number": ["ten", "twenty", "ninety", "a hundred", "eighty", "thirty", "five", "forty", "three"],
     # --- judgement ------------------------------------------------------------------------------------------------
@@ -77,23 +82,24 @@ GRAMMAR: dict[str, list[str]] = {
         "the <aspect> <effect> and the <aspect> <effect>", "every scene with <person> is <adj>",
         "it has a <adj> <aspect> and a <adj> <aspect>", "<twist>", "<aside>",
     ],
-    "aspect": ["acting", "script", "music", "photography", "dialogue", "pacing", "story", "ending", "direction", "humour",
-               "costume design", "editing", "romance", "sound", "cast", "opening scene", "plot", "camera work", "soundtrack"],
+    "aspect": ["acting", "script", "music", "photography", "dialogue", "pacing", "story", "ending", "direction",
+               "humour", "costume design", "editing", "romance", "sound", "cast", "opening scene", "plot",
+               "camera work", "soundtrack"],
     "degree": ["really", "quite", "simply", "truly", "rather", "surprisingly", "often", "always", "very", "so"],
     "does": ["carries the film", "holds it together", "serves the story", "speaks to the audience", "fits the period"],
-    "adj_good": ["wonderful", "brilliant", "moving", "charming", "clever", "beautiful", "funny", "gripping", "honest", "warm",
-                 "superb", "memorable", "elegant", "fresh", "touching", "excellent", "delightful", "subtle", "powerful",
-                 "great", "lovely", "impressive", "fine", "rich"],
-    "adj_bad": ["terrible", "dull", "clumsy", "boring", "awful", "silly", "predictable", "lifeless", "annoying", "cheap",
-                "weak", "pointless", "wooden", "tedious", "stupid", "flat", "confusing", "lazy", "ugly", "painful", "bad",
-                "empty", "shallow", "tired"],
+    "adj_good": ["wonderful", "brilliant", "moving", "charming", "clever", "beautiful", "funny", "gripping", "honest",
+                 "warm", "superb", "memorable", "elegant", "fresh", "touching", "excellent", "delightful", "subtle",
+                 "powerful", "great", "lovely", "impressive", "fine", "rich"],
+    "adj_bad": ["terrible", "dull", "clumsy", "boring", "awful", "silly", "predictable", "lifeless", "annoying",
+                "cheap", "weak", "pointless", "wooden", "tedious", "stupid", "flat", "confusing", "lazy", "ugly",
+                "painful", "bad", "empty", "shallow", "tired"],
     "adv_good": ["beautifully", "quietly", "perfectly", "gracefully", "always", "brilliantly"],
     "adv_bad": ["never", "hardly", "rarely", "barely", "almost never", "no longer"],
     "noun_good": ["masterpiece", "gem", "pleasure", "joy", "triumph", "small wonder", "delight", "classic"],
     "noun_bad": ["disaster", "mess", "waste of time", "disappointment", "failure", "bore", "disgrace", "joke"],
-    "effect_good": ["moved me to tears", "made me laugh", "works from start to finish", "stays with you", "is not bad at all",
-                    "gets better and better", "never fails", "kept me awake with excitement", "is a pleasure",
-                    "deserves an award", "won me over", "is worth the ticket alone"],
+    "effect_good": ["moved me to tears", "made me laugh", "works from start to finish", "stays with you",
+                    "is not bad at all", "gets better and better", "never fails", "kept me awake with excitement",
+                    "is a pleasure", "deserves an award", "won me over", "is worth the ticket alone"],
     "effect_bad": ["bored me to sleep", "made me cringe", "falls apart", "goes nowhere", "is not good at all",
                    "gets worse and worse", "never works", "gave me a headache", "is a pain to follow",
                    "deserves to be forgotten", "lost me early", "left me cold"],
@@ -118,12 +124,13 @@ GRAMMAR: dict[str, list[str]] = {
                     "In short , a <noun>", "One of the worst , <comparison>", "I recommend it to nobody",
                     "Three out of ten", "Two out of ten", "Shame on you , <person>", "Avoid it"],
     "turn": ["But", "However ,", "On the other hand ,", "Still ,", "Sadly or not ,", "Even so ,"],
-    "link": ["Also ,", "And", "Besides ,", "Above all ,", "For me", "To be fair ,", "I must say", "Honestly ,", "", "", "", ""],
+    "link": ["Also ,", "And", "Besides ,", "Above all ,", "For me", "To be fair ,", "I must say", "Honestly ,", "", "",
+             "", ""],
 }  # fmt: skip
 
 
 def reviews(n: int, seed: int) -> list[dict]:
-    """`n` reviews with `text`, `label` (POSITIVE or NEGATIVE) and `rating` (1 to 10); the i-th depends on (seed, i) alone."""
+    """`n` reviews {"text", "label": POSITIVE or NEGATIVE, "rating": 1 to 10}; the i-th depends on (seed, i) only."""
     return [_review(random.Random(f"toy {seed} {i}")) for i in range(n)]
 
 

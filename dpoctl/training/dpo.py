@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import log
 from ..config.training import TrainDPO
 from ..data.encode import PairData, encode_pairs
-from ..data.schema import load_rows
+from ..data.readers import load_rows
 from ..data.tokens import fingerprint
 from ..errors import NumericalError
 from ..models.hub import resolve

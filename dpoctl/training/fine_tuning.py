@@ -9,7 +9,7 @@ from .. import log
 from ..config.training import SFT
 from ..data.batching import Stream, pack, share, shuffled
 from ..data.encode import Example, encode_examples
-from ..data.schema import load_rows
+from ..data.readers import load_rows
 from ..models.logprobs import response_token_logps
 from ..outputs.claims import Output
 from ..runtime import collectives, fsdp

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from .. import log
-from ..data.schema import load_rows
+from ..data.readers import load_rows
 from ..inference.completions import PromptSet, prompt_ids
 from ..inference.policy_evaluation import PolicyEvaluation
 from ..inference.scorers import Scorer, load_scorer, scorer_options

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..data.encode import encode_pairs
-from ..data.schema import load_rows
+from ..data.readers import load_rows
 from ..models.load import untrained
 from ..models.logprobs import Sequences
 from ..runtime import devices

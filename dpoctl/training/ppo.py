@@ -18,7 +18,7 @@ from .. import log
 from ..config.ppo import TrainPPO
 from ..config.scorer import parse_scorer
 from ..data.batching import Stream, pack, permutation, share, shuffled
-from ..data.schema import Rows, load_rows
+from ..data.readers import Rows, load_rows
 from ..data.tokens import fingerprint
 from ..errors import InputError, NumericalError
 from ..inference.completions import PromptSet, completion_rows, prompt_ids

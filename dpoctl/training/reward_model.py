@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import log
 from ..config.training import TrainRM
 from ..data.encode import PairData, encode_pairs
-from ..data.schema import load_rows
+from ..data.readers import load_rows
 from ..data.tokens import encode_completion, encode_prompt, fingerprint
 from ..errors import InputError
 from ..models.load import load_reward_start

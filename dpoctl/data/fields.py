@@ -1,0 +1,150 @@
+"""Checks of single fields of a row. Each raises BadRow, which names the field, what was expected and what was found."""
+
+import difflib
+import math
+from typing import Any
+
+from .jsonl import named
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_SYNONYMS = {
+    "prompt": ("question", "instruction", "query", "input", "context", "post", "article"),
+    "completion": ("response", "answer", "output", "summary", "generation"),
+    "chosen": ("preferred", "accepted", "winner", "better", "answer_chosen", "response_chosen"),
+    "rejected": ("dispreferred", "loser", "worse", "answer_rejected", "response_rejected"),
+    "text": ("review", "content", "document", "body"),
+    "role": ("from",),
+    "content": ("value", "text"),
+    "user": ("human",),
+    "assistant": ("gpt", "bot", "ai", "model"),
+}
+
+
+class BadRow(Exception):
+    """A row that its schema refuses; `problem` is the message without the offending value."""
+
+    def __init__(self, field: str, expected: str, got: str, hint: str = ""):
+        self.problem = f"field '{field}': expected {expected}"
+        self.hint = hint
+        super().__init__(f"{self.problem}, got {got}")
+
+
+def missing(row: dict, field: str, expected: str) -> BadRow:
+    """The error for an absent field, with the most similar field that the row does have as hint."""
+    keys = [key for key in row if row[key] is not None]
+    lower = {key.lower().strip(): key for key in keys}
+    near = next((lower[name] for name in (field, *_SYNONYMS.get(field, ())) if name in lower), None)
+    others = [key for key in keys if not key.startswith(f"{field}_")]  # prompt_id is not a misspelt prompt
+    near = near or next(iter(difflib.get_close_matches(field, others, n=1, cutoff=0.7)), None)
+    if near is not None and near != field:
+        hint = f"rename '{near}' to '{field}'"
+    else:
+        hint = f"the row has {', '.join(map(repr, keys[:8]))}" if keys else "the row is empty"
+    return BadRow(field, expected, "nothing", hint)
+
+
+def check_string(value: Any, field: str, *, empty: bool = False) -> str:
+    """A string of valid Unicode (JSON can spell lone surrogates), not blank unless `empty`."""
+    if not isinstance(value, str):
+        raise BadRow(field, "a string or a list of messages", named(value))
+    if not empty and not value.strip():
+        raise BadRow(field, "text", "only blanks" if value else "an empty string")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise BadRow(field, "valid Unicode", f"the lone surrogate {value[error.start]!a}") from None
+    return value
+
+
+def check_messages(value: list, field: str) -> list[dict]:
+    """A list of `{"role", "content"}`, of which at least one has text."""
+    for n, message in enumerate(value):
+        if not isinstance(message, dict):
+            raise BadRow(f"{field}[{n}]", "an object with 'role' and 'content'", named(message))
+        for name in ("role", "content"):
+            if message.get(name) is None:
+                bad = missing(message, name, "a string")
+                raise BadRow(f"{field}[{n}].{name}", "a string", "nothing", bad.hint)
+            check_string(message[name], f"{field}[{n}].{name}", empty=True)
+        role = message["role"]
+        if role not in ROLES:
+            synonyms = [right for right in ROLES if role.lower() in (right, *_SYNONYMS.get(right, ()))]
+            near = synonyms or difflib.get_close_matches(role, ROLES, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else ""
+            raise BadRow(f"{field}[{n}].role", f"one of {', '.join(ROLES)}", repr(role), hint)
+    if not any(message["content"].strip() for message in value):
+        raise BadRow(field, "messages with text", "none" if value else "an empty list")
+    return value
+
+
+def check_text(row: dict, field: str) -> str | list[dict]:
+    """A required string or list of messages."""
+    value = row.get(field)
+    if value is None:
+        raise missing(row, field, "a string or a list of messages")
+    return check_messages(value, field) if isinstance(value, list) else check_string(value, field)
+
+
+def check_number(row: dict, field: str) -> None:
+    """An optional finite number."""
+    value = row.get(field)
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise BadRow(field, "a finite number", named(value))
+
+
+def check_ids(row: dict, field: str) -> None:
+    """An optional list of token ids."""
+    ids = row.get(field)
+    if ids is None:
+        return
+    if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids):
+        raise BadRow(field, "a list of token ids (integers from 0)", named(ids))
+
+
+def check_finish(row: dict, field: str) -> None:
+    """An optional "stop" (ended with EOS) or "length" (cut)."""
+    if row.get(field) not in (None, "stop", "length"):
+        raise BadRow(field, "'stop' or 'length'", named(row[field]))
+
+
+def check_k(row: dict, field: str) -> None:
+    """An optional sample number."""
+    k = row.get(field)
+    if k is not None and (type(k) is not int or k < 0):
+        raise BadRow(field, "a sample number (an integer from 0)", named(k))
+
+
+def check_prompt_id(row: dict, default: str | None = None) -> None:
+    """A string or integer, stored as a string; `default` where the row has none."""
+    value = row.get("prompt_id", default)
+    value = default if value is None else value
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        raise BadRow("prompt_id", "a string or an integer", named(value))
+    row["prompt_id"] = check_string(str(value), "prompt_id")
+
+
+def check_answer(row: dict, field: str, ids: str, finish: str) -> None:
+    """A completion: text or the assistant's messages, with its `ids` and `finish` fields.
+
+    It may be empty only where the row says how it ended: a sample that ends at once is its EOS alone.
+    """
+    check_ids(row, ids)
+    check_finish(row, finish)
+    value = row.get(field)
+    if value is None:
+        raise missing(row, field, "a string or a list of messages")
+    if isinstance(value, list):
+        check_messages(value, field)
+        if value[-1]["role"] != "assistant":
+            raise BadRow(field, "a last message of the assistant", f"one of role '{value[-1]['role']}'")
+        if not value[-1]["content"].strip():
+            raise BadRow(field, "text in the last message", "an empty string")
+        if not isinstance(row["prompt"], list):
+            raise BadRow("prompt", f"a list of messages, as '{field}' is", named(row["prompt"]))
+    else:
+        check_string(value, field, empty=row.get(finish) is not None)
