@@ -9,17 +9,18 @@ import time
 from pathlib import Path
 
 import pytest
-from chain import ROOT, TRAIN, World, dpo, make_world
-from fault_stages import build
-from faults import Lab
+
+from helpers.chain import ROOT, TRAIN, World, dpo, make_world
+from helpers.fault_stages import build
+from helpers.faults import Lab
 
 
 @pytest.fixture(scope="session")
 def warm():
     """A dpoctl command whose imports are done. (What a test kills by SIGKILL, it starts cold: see World.popen.)"""
     path = Path(tempfile.mkdtemp(prefix="dpoctl-")) / "socket"  # its path has to be short
-    script = str(Path(__file__).with_name("warm.py"))
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    script = str(ROOT / "tests" / "helpers" / "warm.py")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     server = subprocess.Popen([sys.executable, script, str(path), "--serve"], env=env)
     while not path.exists():
         assert server.poll() is None

@@ -8,9 +8,10 @@ import time
 
 import pytest
 import torch
-from fault_stages import STAGES, UP, small_waves
-from faults import Fault, contents, differences
-from torture import FAULTS, damage, measure, torture
+
+from helpers.fault_stages import STAGES, UP, small_waves
+from helpers.faults import Fault, contents, differences
+from helpers.torture import FAULTS, damage, measure, torture
 
 SHARE = {"prepare": "deaths no_room corruptions", "sft": "deaths kills no_room", "make-prefs": "deaths signals corruptions",
          "train-dpo": "deaths corruptions", "train-rm": "deaths corruptions", "train-ppo": "deaths signals",

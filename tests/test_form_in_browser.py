@@ -5,6 +5,7 @@ import shutil
 import time
 
 import pytest
+
 from test_judging import candidates, rows_of, run
 
 selenium = pytest.importorskip("selenium", reason="the form is driven by selenium, which is not installed")

@@ -7,11 +7,11 @@ import signal
 import time
 
 import pytest
-from chain import dpo, same_run
 
 from dpoctl.data.tokens import encode_prompt, fingerprint
 from dpoctl.models.load import load_tokenizer
 from dpoctl.outputs.files import seal
+from helpers.chain import dpo, same_run
 
 
 def test_sft_learns_and_says_so(prefs):

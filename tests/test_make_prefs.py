@@ -7,9 +7,9 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from chain import dpo
 
 from dpoctl.stages.make_prefs import _pairs
+from helpers.chain import dpo
 
 
 def samples(*scores: float, texts: str = "abcd") -> tuple[list[dict], list[float]]:

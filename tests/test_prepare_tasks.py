@@ -6,7 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from chain import ROOT
+
+from helpers.chain import ROOT
 
 
 def prepare(folder, task: str, source: str, *more: str, code: int = 0):

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from chain import COLD
 
 from dpoctl.cli.app import run as command_line
+from helpers.chain import COLD, ROOT
 
 SHORT = ["--max-length", "96", "--max-prompt-length", "16", "--warmup-steps", "2", "--max-steps", "20", "--epochs", "99",
          "--batch-size", "6", "--tokens-per-batch", "200", "--log-every", "1", "--lr", "1e-4"]  # fmt: skip
@@ -29,7 +29,7 @@ PPO = ["train-ppo", "--model", "sft", "--prompts", "train.jsonl", "--reward", "c
 
 def torchrun(world, *commands: list[str]) -> str:
     """Run command lines on two ranks of one torchrun; returns what rank 0 and 1 said."""
-    worker = Path(__file__).with_name("ranks_worker.py")
+    worker = ROOT / "tests" / "helpers" / "ranks_worker.py"
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run([*start, str(worker), json.dumps(commands)], cwd=world.folder, env=world.env,
                           capture_output=True, text=True, timeout=400)  # fmt: skip

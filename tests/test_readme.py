@@ -2,15 +2,14 @@
 
 import re
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 
 from dpoctl.config.commands import COMMANDS
 from dpoctl.config.schema import flag_of, spec_of
 from dpoctl.objectives.preference import LOSSES
+from helpers.chain import ROOT
 
-ROOT = Path(__file__).parents[1]
 TEXTS = [
     ROOT / "README.md",
     *sorted((ROOT / "recipes").glob("*/README.md")),

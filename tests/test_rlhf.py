@@ -7,13 +7,13 @@ import time
 
 import pytest
 import torch
-from chain import TRAIN
 
 from dpoctl.config.training import TrainPPO
 from dpoctl.inference import curves
 from dpoctl.models.load import load_policy
 from dpoctl.models.rewards import last_token_rewards, make_critic
 from dpoctl.objectives.kl import kl_regularised_optimum, optimal_point
+from helpers.chain import TRAIN
 
 RM = [
     "train-rm",

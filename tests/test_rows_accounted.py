@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from fault_stages import LENGTHS, UP, small_waves
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from helpers.fault_stages import LENGTHS, UP, small_waves
 
 FEW = settings(max_examples=3, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 WORDS = st.lists(st.sampled_from("the film was great and I liked it é 字".split()), min_size=1, max_size=6).map(

@@ -8,13 +8,13 @@ import sys
 import time
 
 import pytest
-from chain import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dpoctl.cli.app import run as command_line
 from dpoctl.outputs.shards import cut, share_of
 from dpoctl.stages import judge, score
+from helpers.chain import ROOT
 
 SHARDS = 3
 LENGTHS = "python:lengths.py:f"

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from chain import ROOT
+
+from helpers.chain import ROOT
 
 SLURM = ROOT / "recipes" / "slurm"
 FILES = sorted([*SLURM.glob("*.sbatch"), *SLURM.glob("*.sh")])

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TRAIN = ["--max-length", "96", "--max-prompt-length", "16", "--warmup-steps", "2"]
 
 
