@@ -40,10 +40,18 @@ def world(tmp_path_factory, warm) -> World:
 
 @pytest.fixture(scope="session")
 def prefs(world) -> World:
-    world.run("sft", "--model", "lm", "--data", "sft.jsonl", "--eval-data", "held.jsonl", "--lr", "1e-3", *TRAIN, "--out",
-              "sft")  # fmt: skip
-    world.run("make-prefs", "--model", "sft", "--prompts", "train.jsonl", "--scorer", "classifier", "--max-new-tokens", "20",
-              "--generation-batch-size", "16", "--completions-out", "samples.jsonl", "--out", "prefs.jsonl")  # fmt: skip
+    world.run(
+        *"sft --model lm --data sft.jsonl --eval-data held.jsonl --lr 1e-3".split(),
+        *TRAIN,
+        "--out",
+        "sft",
+    )
+    world.run(
+        *(
+            "make-prefs --model sft --prompts train.jsonl --scorer classifier --max-new-tokens 20 "
+            "--generation-batch-size 16 --completions-out samples.jsonl --out prefs.jsonl"
+        ).split(),
+    )
     return world
 
 

@@ -88,9 +88,11 @@ def test_a_refused_input_leaves_nothing(tmp_path):
 
 
 def test_one_output_has_one_worker_and_a_killed_one_frees_it(tmp_path):
-    code = ("import sys, time; from dpoctl.outputs import claims\n"
-            f"with claims.claim({str(tmp_path / 'run')!r}, 'sft', {{}}, {{}}, [], overwrite=False):\n"
-            "    print('held', flush=True); time.sleep(60)")  # fmt: skip
+    code = (
+        "import sys, time; from dpoctl.outputs import claims\n"
+        f"with claims.claim({str(tmp_path / 'run')!r}, 'sft', {{}}, {{}}, [], overwrite=False):\n"
+        "    print('held', flush=True); time.sleep(60)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(InputError, match="another dpoctl is at work"), claim(tmp_path / "run"):
@@ -123,8 +125,13 @@ def test_all_problems_at_once_with_place_and_nearest_name(tmp_path):
     recipe.write_text("train-dpo:\n  betta: 1\n  lr: fast\n  loss: sigmoidd\ntrain-dop:\n  beta: 1\n")
     with pytest.raises(InputError) as e:
         resolve(TrainDPO, "train-dpo", {"model": "m", "data": "d"}, str(recipe))
-    for said in (":2: train-dpo.betta: no such option (did you mean beta?)", ":3: train-dpo.lr: expected a number, got 'fast'",
-                 "did you mean sigmoid?", ":5: train-dop: no such section (did you mean train-dpo?)", "--out is required"):  # fmt: skip
+    for said in (
+        ":2: train-dpo.betta: no such option (did you mean beta?)",
+        ":3: train-dpo.lr: expected a number, got 'fast'",
+        "did you mean sigmoid?",
+        ":5: train-dop: no such section (did you mean train-dpo?)",
+        "--out is required",
+    ):
         assert said in e.value.message
 
 

@@ -28,13 +28,10 @@ def open_browser(tmp_path):
         options = ChromeOptions()
         options.binary_location = CHROMIUM
         for flag in (
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-background-networking",
-            "--disable-sync",
-            "--no-first-run",
-            "--window-size=1200,800",
+            *(
+                "--headless=new --no-sandbox --disable-gpu --disable-background-networking "
+                "--disable-sync --no-first-run --window-size=1200,800"
+            ).split(),
             f"--user-data-dir={tmp_path / 'profile'}",
         ):
             options.add_argument(flag)

@@ -53,8 +53,9 @@ def test_plain_libraries_load_what_was_written(trained):
     tokenizer = AutoTokenizer.from_pretrained(trained.folder / "dpo")
     assert model.config.vocab_size == len(tokenizer)
     for name in ("prefs.jsonl", "samples.jsonl", "dpo/metrics.jsonl", "dpo/eval.jsonl"):
-        table = datasets.load_dataset("json", data_files=str(trained.folder / name), split="train",
-                                      cache_dir=str(trained.folder / "datasets"))  # fmt: skip
+        table = datasets.load_dataset(
+            "json", data_files=str(trained.folder / name), split="train", cache_dir=str(trained.folder / "datasets")
+        )
         assert len(table) == len(trained.rows(name))
 
 
@@ -92,19 +93,7 @@ def test_numbers_that_go_wrong_are_exit_3(trained):
 
 
 def test_sampling_continues_behind_the_last_whole_wave(prefs):
-    args = [
-        "sample",
-        "--model",
-        "sft",
-        "--prompts",
-        "test.jsonl",
-        "--n",
-        "3",
-        "--generation-batch-size",
-        "6",
-        "--max-new-tokens",
-        "8",
-    ]
+    args = "sample --model sft --prompts test.jsonl --n 3 --generation-batch-size 6 --max-new-tokens 8".split()
     prefs.run(*args, "--out", "whole.jsonl")
     # a state as a kill leaves it: two waves whole, the third cut in the middle of a line
     text = (prefs.folder / "whole.jsonl").read_bytes()
@@ -141,8 +130,12 @@ def test_finished_work_answers_at_once_and_changed_work_is_refused(trained):
 
 
 def test_evaluate_sample_score_report(trained):
-    out, _ = trained.run("evaluate", "--model", "sft", "--model", "dpo", "--ref", "sft", "--prompts", "test.jsonl", "--scorer",
-                         "classifier", "--max-new-tokens", "12", "--out", "eval.jsonl")  # fmt: skip
+    out, _ = trained.run(
+        *(
+            "evaluate --model sft --model dpo --ref sft --prompts test.jsonl --scorer classifier "
+            "--max-new-tokens 12 --out eval.jsonl"
+        ).split(),
+    )
     assert "dpo" in out
     rows = trained.rows("eval.jsonl")
     assert [r["method"] for r in rows] == ["sft", "dpo"] and rows[0]["kl"] == 0 and rows[1]["options"]["beta"] == 0.1
@@ -169,8 +162,12 @@ def test_evaluate_sample_score_report(trained):
 )
 def test_bad_input_is_one_clear_message(world, args, said):
     pair = {"prompt": "I saw", "chosen": " it.", "rejected": " it."}
-    files = {"broken": '{"text": "a b c"}\n{"text": \n{"text": "d e f"}\n', "empty": "", "equal": json.dumps(pair) + "\n",
-             "hollow": json.dumps(pair | {"prompt": ""}) + "\n"}  # fmt: skip
+    files = {
+        "broken": '{"text": "a b c"}\n{"text": \n{"text": "d e f"}\n',
+        "empty": "",
+        "equal": json.dumps(pair) + "\n",
+        "hollow": json.dumps(pair | {"prompt": ""}) + "\n",
+    }
     for name, text in files.items():
         (world.folder / f"{name}.jsonl").write_text(text)
     _, err = world.run(*args, "--out", "refused", code=2)

@@ -54,8 +54,9 @@ def test_best_worst_and_random_keep_one_pair_a_prompt():
 
 
 def test_killed_it_continues_to_the_same_bytes(prefs):
-    args = ["make-prefs", "--model", "sft", "--prompts", "train.jsonl", "--scorer", "classifier", "--max-new-tokens", "20",
-            "--generation-batch-size", "4"]  # fmt: skip
+    args = (
+        "make-prefs --model sft --prompts train.jsonl --scorer classifier --max-new-tokens 20 --generation-batch-size 4"
+    ).split()
     prefs.run(*args, "--out", "uncut.jsonl", "--completions-out", "uncut-samples.jsonl")
     again = [*args, "--out", "shot.jsonl", "--completions-out", "shot-samples.jsonl"]
     process = prefs.popen(*again)
@@ -90,7 +91,8 @@ def test_killed_it_continues_to_the_same_bytes(prefs):
 )
 def test_a_dry_run_shows_a_plan_and_does_nothing(prefs, args):
     before = sorted(p.name for p in prefs.folder.iterdir())
-    out, _ = prefs.run(*args, "--out", "planned.jsonl" if "train" not in args[0] and args[0] != "sft" else "planned",
-                       "--dry-run")  # fmt: skip
+    out, _ = prefs.run(
+        *args, "--out", "planned.jsonl" if "train" not in args[0] and args[0] != "sft" else "planned", "--dry-run"
+    )
     assert any(character.isdigit() for character in out)
     assert sorted(p.name for p in prefs.folder.iterdir()) == before

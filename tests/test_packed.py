@@ -23,18 +23,36 @@ from transformers import (
 
 from dpoctl.models import logprobs, packed, tiled_head
 
-COMMON = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-              max_position_embeddings=64, initializer_range=0.2)  # fmt: skip
+COMMON = dict(
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=64,
+    initializer_range=0.2,
+)
 GROUPED = COMMON | dict(num_key_value_heads=2, head_dim=8)
 MODELS = {
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=64, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0,
-                                               embd_pdrop=0, attn_pdrop=0, initializer_range=0.2)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=61,
+            n_positions=64,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            resid_pdrop=0,
+            embd_pdrop=0,
+            attn_pdrop=0,
+            initializer_range=0.2,
+        )
+    ),
     "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**COMMON)),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**GROUPED)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**COMMON, num_key_value_heads=2)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**GROUPED)),
     "mistral, window 6": lambda: MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=6)),
-}  # fmt: skip
+}
 REFUSING = {
     "bloom": lambda: BloomForCausalLM(BloomConfig(vocab_size=61, hidden_size=32, n_layer=2, n_head=4)),
     "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**GROUPED, query_pre_attn_scalar=8)),

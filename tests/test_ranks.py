@@ -15,24 +15,35 @@ import pytest
 from dpoctl.cli.app import run as command_line
 from helpers.chain import COLD, ROOT
 
-SHORT = ["--max-length", "96", "--max-prompt-length", "16", "--warmup-steps", "2", "--max-steps", "20", "--epochs", "99",
-         "--batch-size", "6", "--tokens-per-batch", "200", "--log-every", "1", "--lr", "1e-4"]  # fmt: skip
+SHORT = (
+    "--max-length 96 --max-prompt-length 16 --warmup-steps 2 --max-steps 20 --epochs 99 "
+    "--batch-size 6 --tokens-per-batch 200 --log-every 1 --lr 1e-4"
+).split()
 RUNS = {
     "sft": ["sft", "--model", "lm", "--data", "sft.jsonl", "--eval-data", "held.jsonl"],
     "dpo": ["train-dpo", "--model", "sft", "--data", "prefs.jsonl", "--eval-data", "prefs.jsonl", "--eval-every", "10"],
     "rm": ["train-rm", "--model", "sft", "--data", "prefs.jsonl", "--eval-every", "10"],
 }
-PPO = ["train-ppo", "--model", "sft", "--prompts", "train.jsonl", "--reward", "classifier", "--batch-size", "12",
-       "--minibatch-size", "6", "--ppo-epochs", "1", "--max-steps", "1", "--max-new-tokens", "8", "--generation-batch-size", "4",
-       "--max-length", "96", "--max-prompt-length", "16", "--tokens-per-batch", "100"]  # fmt: skip
+PPO = (
+    "train-ppo --model sft --prompts train.jsonl --reward classifier --batch-size 12 "
+    "--minibatch-size 6 --ppo-epochs 1 --max-steps 1 --max-new-tokens 8 "
+    "--generation-batch-size 4 --max-length 96 --max-prompt-length 16 "
+    "--tokens-per-batch 100"
+).split()
 
 
 def torchrun(world, *commands: list[str]) -> str:
     """Run command lines on two ranks of one torchrun; returns what rank 0 and 1 said."""
     worker = ROOT / "tests" / "helpers" / "ranks_worker.py"
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*start, str(worker), json.dumps(commands)], cwd=world.folder, env=world.env,
-                          capture_output=True, text=True, timeout=400)  # fmt: skip
+    done = subprocess.run(
+        [*start, str(worker), json.dumps(commands)],
+        cwd=world.folder,
+        env=world.env,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -44,8 +55,13 @@ def by_hand(world, *args: str, command: list[str]) -> list[subprocess.Popen]:
         port = s.getsockname()[1]
     ranks = []
     for rank in (0, 1):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-               "MASTER_PORT": str(port)}  # fmt: skip
+        own = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
         ranks.append(
             subprocess.Popen(
                 [*command, *args], cwd=world.folder, env=world.env | own, stderr=subprocess.PIPE, text=True
@@ -113,11 +129,21 @@ def make_models() -> None:
     from transformers import AutoTokenizer, GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained("lm")
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id,
-             "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}  # fmt: skip
-    for folder, model in (("llama", LlamaForCausalLM(LlamaConfig(**shape))),
-                          ("gemma", GemmaForCausalLM(GemmaConfig(head_dim=8, **shape)))):  # fmt: skip
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.eos_token_id,
+    }
+    for folder, model in (
+        ("llama", LlamaForCausalLM(LlamaConfig(**shape))),
+        ("gemma", GemmaForCausalLM(GemmaConfig(head_dim=8, **shape))),
+    ):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 

@@ -16,27 +16,24 @@ from dpoctl.objectives.kl import kl_regularised_optimum, optimal_point
 from helpers.chain import TRAIN
 
 RM = [
-    "train-rm",
-    "--model",
-    "sft",
-    "--data",
-    "prefs.jsonl",
-    "--batch-size",
-    "16",
-    "--lr",
-    "1e-3",
-    "--epochs",
-    "2",
+    *"train-rm --model sft --data prefs.jsonl --batch-size 16 --lr 1e-3 --epochs 2".split(),
     *TRAIN,
 ]
 
 
 def ppo(out: str, *more: str, reward: str = "rm") -> list[str]:
-    return ["train-ppo", "--model", "sft", "--prompts", "train.jsonl", "--reward", reward, "--batch-size", "12",
-            "--minibatch-size", "6", "--ppo-epochs", "2", "--max-steps", "6", "--epochs", "4", "--lr", "3e-4", "--target-kl", "1",
-            "--kl-horizon", "60", "--max-new-tokens", "12", "--max-length", "96", "--max-prompt-length", "16", "--save-every", "2",
-            "--generation-batch-size", "4", "--eval-prompts", "test.jsonl", "--scorer", "classifier", "--eval-every", "3", "--out", out,
-            *more]  # fmt: skip
+    return [
+        *"train-ppo --model sft --prompts train.jsonl --reward".split(),
+        reward,
+        *(
+            "--batch-size 12 --minibatch-size 6 --ppo-epochs 2 --max-steps 6 --epochs 4 --lr 3e-4 "
+            "--target-kl 1 --kl-horizon 60 --max-new-tokens 12 --max-length 96 "
+            "--max-prompt-length 16 --save-every 2 --generation-batch-size 4 "
+            "--eval-prompts test.jsonl --scorer classifier --eval-every 3 --out"
+        ).split(),
+        out,
+        *more,
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -103,8 +100,18 @@ def test_killed_the_reward_model_ends_in_the_same_bytes(rewarded):
 
 def test_ppo_logs_what_it_does(optimised):
     rows = optimised.rows("ppo/metrics.jsonl")
-    wanted = {"objective/kl", "objective/kl_coef", "objective/scores", "objective/entropy", "policy/approxkl_avg",
-              "policy/clipfrac_avg", "loss/policy_avg", "loss/value_avg", "val/explained_variance", "episode"}  # fmt: skip
+    wanted = {
+        "objective/kl",
+        "objective/kl_coef",
+        "objective/scores",
+        "objective/entropy",
+        "policy/approxkl_avg",
+        "policy/clipfrac_avg",
+        "loss/policy_avg",
+        "loss/value_avg",
+        "val/explained_variance",
+        "episode",
+    }
     assert wanted <= set(rows[0]) and [row["episode"] for row in rows] == [12 * s for s in range(1, 7)]
     assert rows[0]["objective/kl"] == pytest.approx(0, abs=1e-4)
     for before, after in zip(rows, rows[1:], strict=False):  # the controller's formula, step by step
@@ -172,12 +179,29 @@ def test_shared_value_head_whitening_and_penalty_train_too(rewarded):
 
 
 def test_the_trl_preset_is_papers_row_for_row(prefs):
-    out, _ = prefs.run("train-ppo", "--preset", "trl-2023", "--model", "sft", "--prompts", "train.jsonl", "--reward", "classifier",
-                       "--out", "planned", "--dry-run")  # fmt: skip
+    out, _ = prefs.run(
+        *(
+            "train-ppo --preset trl-2023 --model sft --prompts train.jsonl --reward classifier --out planned --dry-run"
+        ).split(),
+    )
     shown = dict(line.split(maxsplit=1) for line in out.splitlines() if len(line.split()) == 2)
-    expected = {"lr": "1.41e-05", "adam-eps": "1e-08", "batch-size": "256", "minibatch-size": "16", "ppo-epochs": "4",
-                "kl-coef": "0.2", "target-kl": "6.0", "kl-horizon": "10000", "gamma": "1.0", "lam": "0.95", "clip": "0.2",
-                "value-clip": "0.2", "vf-coef": "0.1", "schedule": "constant", "max-grad-norm": "0.0"}  # fmt: skip
+    expected = {
+        "lr": "1.41e-05",
+        "adam-eps": "1e-08",
+        "batch-size": "256",
+        "minibatch-size": "16",
+        "ppo-epochs": "4",
+        "kl-coef": "0.2",
+        "target-kl": "6.0",
+        "kl-horizon": "10000",
+        "gamma": "1.0",
+        "lam": "0.95",
+        "clip": "0.2",
+        "value-clip": "0.2",
+        "vf-coef": "0.1",
+        "schedule": "constant",
+        "max-grad-norm": "0.0",
+    }
     assert {name: shown[name] for name in expected} == expected
     assert "reward's score type    logit" in out
     assert TrainPPO.PRESETS["paper"]["batch_size"] == 1024 and TrainPPO.PRESETS["paper"]["normalize_rewards"]
@@ -223,8 +247,11 @@ def test_a_target_out_of_the_controllers_reach_is_warned_of(prefs):
 def test_a_reward_model_that_cannot_be(prefs):
     _, err = prefs.run("train-rm", "--model", "classifier", "--data", "prefs.jsonl", "--out", "no-rm", code=2)
     assert "cannot become a reward model" in err or "mismatch" in err or "is [" in err
-    _, err = prefs.run("train-rm", "--model", "sft", "--data", "prefs.jsonl", "--eval-data", "prefs.jsonl", "--out", "no-rm",
-                       *TRAIN, code=2)  # fmt: skip
+    _, err = prefs.run(
+        *"train-rm --model sft --data prefs.jsonl --eval-data prefs.jsonl --out no-rm".split(),
+        *TRAIN,
+        code=2,
+    )
     assert "all of its prompts are trained on" in err
 
 
@@ -243,8 +270,11 @@ def test_best_of_keeps_the_best_and_the_curves_are_those_of_the_samples(rewarded
     for prompt_id, rows in groups.items():
         top = max(rows, key=lambda r: r["score"])
         assert best[prompt_id]["score"] == pytest.approx(top["score"], abs=1e-4)
-    rewarded.run("evaluate", "--completions", "ref8.jsonl", "--selection-scorer", "rm", "--optimum", "--scorer", "classifier", "--out",
-                 "curves8.jsonl")  # fmt: skip
+    rewarded.run(
+        *(
+            "evaluate --completions ref8.jsonl --selection-scorer rm --optimum --scorer classifier --out curves8.jsonl"
+        ).split(),
+    )
     rows = rewarded.rows("curves8.jsonl")
     plain, of_n = rows[0], [r for r in rows if r["method"] == "best-of-n"]
     assert [r["options"]["n"] for r in of_n] == [1, 2, 4, 8]
@@ -253,8 +283,9 @@ def test_best_of_keeps_the_best_and_the_curves_are_those_of_the_samples(rewarded
     bound = [r for r in rows if r["method"] == "optimum"]
     assert all(a["kl"] <= b["kl"] and a["reward"] <= b["reward"] for a, b in zip(bound, bound[1:], strict=False))
     assert bound[-1]["kl"] < math.log(8) and bound[-1]["effective_samples"] >= 1
-    _, err = rewarded.run("evaluate", "--completions", "best8.jsonl", "--optimum", "--scorer", "classifier", "--out", "no.jsonl",
-                          code=2)  # fmt: skip
+    _, err = rewarded.run(
+        "evaluate", "--completions", "best8.jsonl", "--optimum", "--scorer", "classifier", "--out", "no.jsonl", code=2
+    )
     assert "hint:" in err
 
 

@@ -82,11 +82,7 @@ def test_sample(lab, lines):
 @given(lines=PROMPTS, pairs=st.sampled_from(["all", "best-worst", "random"]))
 def test_make_prefs(lab, lines, pairs):
     args = [
-        "make-prefs",
-        "--model",
-        f"{UP}/sft",
-        "--prompts",
-        "rows.jsonl",
+        *f"make-prefs --model {UP}/sft --prompts rows.jsonl".split(),
         *ROWS,
         *SCORER,
         "--completions",
@@ -138,8 +134,11 @@ def test_pairs(lab, lines, stage):
 @FEW
 @given(lines=PROMPTS)
 def test_ppo(lab, lines):
-    args = ["train-ppo", "--model", f"{UP}/sft", "--prompts", "rows.jsonl", "--reward", f"{UP}/classifier", *LENGTHS,
-            "--max-new-tokens", "3", "--batch-size", "2", "--minibatch-size", "2", "--max-steps", "1"]  # fmt: skip
+    args = [
+        *f"train-ppo --model {UP}/sft --prompts rows.jsonl --reward {UP}/classifier".split(),
+        *LENGTHS,
+        *"--max-new-tokens 3 --batch-size 2 --minibatch-size 2 --max-steps 1".split(),
+    ]
     n, figures, _ = ran(lab, lines, args, "ppo")
     assert n == figures["prompts"] + rejected(figures)
 

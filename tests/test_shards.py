@@ -19,15 +19,23 @@ from helpers.chain import ROOT
 SHARDS = 3
 LENGTHS = "python:lengths.py:f"
 WORKS = {
-    "sample": ["--model", "lm", "--prompts", "test.jsonl", "--n", "2", "--temperature", "0.5,1", "--generation-batch-size", "6",
-               "--max-new-tokens", "8"],
-    "make-prefs": ["--model", "lm", "--prompts", "train.jsonl", "--scorer", "classifier", "--completions", "3", "--generation-batch-size", "15",
-                   "--max-new-tokens", "8"],
+    "sample": (
+        "--model lm --prompts test.jsonl --n 2 --temperature 0.5,1 --generation-batch-size 6 --max-new-tokens 8"
+    ).split(),
+    "make-prefs": (
+        "--model lm --prompts train.jsonl --scorer classifier --completions 3 "
+        "--generation-batch-size 15 --max-new-tokens 8"
+    ).split(),
     "score": ["--data", "sample.jsonl", "--scorer", "classifier"],
-    "judge": ["sample.jsonl", "other.jsonl", "--backend", "scorer", "--scorer", LENGTHS, "--canary", "so", "--compare", "base.jsonl"],
-    "evaluate": ["--model", "lm", "--ref", "lm", "--prompts", "test.jsonl", "--completions", "sample.jsonl", "--scorer", "classifier",
-                 "--max-new-tokens", "4"],
-}  # fmt: skip
+    "judge": [
+        *"sample.jsonl other.jsonl --backend scorer --scorer".split(),
+        LENGTHS,
+        *"--canary so --compare base.jsonl".split(),
+    ],
+    "evaluate": (
+        "--model lm --ref lm --prompts test.jsonl --completions sample.jsonl --scorer classifier --max-new-tokens 4"
+    ).split(),
+}
 
 
 @pytest.fixture
@@ -259,8 +267,9 @@ def test_under_torchrun_in_this_process(shards, run, here, monkeypatch):
     assert as_rank(1, *shards, "--out", "r.jsonl") == ""
     assert "was begun with" in as_rank(0, *shards, "--seed", "7", "--out", "r.jsonl", code=2)
     assert "ranks split the work themselves" in as_rank(0, *shards, "--shard", "1/2", "--out", "x.jsonl", code=2)
-    assert "means nothing to --backend human" in as_rank(1, "judge", "in.jsonl", "in.jsonl", "--backend", "human", "--form", "f.html",
-                                                         "--out", "x.jsonl", code=2)  # fmt: skip
+    assert "means nothing to --backend human" in as_rank(
+        1, "judge", "in.jsonl", "in.jsonl", "--backend", "human", "--form", "f.html", "--out", "x.jsonl", code=2
+    )
 
 
 def test_merging_shards_imports_no_torch(shards, here):
@@ -270,6 +279,11 @@ def test_merging_shards_imports_no_torch(shards, here):
         "assert not {'torch', 'numpy'} & set(sys.modules); sys.exit(code)"
     )
     args = ["merge", "s1.jsonl", "s2.jsonl", "s3.jsonl", "--out", "light.jsonl"]
-    done = subprocess.run([sys.executable, "-c", code, *args], cwd=here.folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args],
+        cwd=here.folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr

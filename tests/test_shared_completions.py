@@ -15,11 +15,27 @@ from dpoctl.training import pairs
 def tiny(name: str):
     torch.manual_seed(0)
     if name == "gpt2":
-        config = GPT2Config(vocab_size=61, n_positions=48, n_embd=24, n_layer=2, n_head=2, resid_pdrop=0, embd_pdrop=0,
-                            attn_pdrop=0, initializer_range=0.3)  # fmt: skip
+        config = GPT2Config(
+            vocab_size=61,
+            n_positions=48,
+            n_embd=24,
+            n_layer=2,
+            n_head=2,
+            resid_pdrop=0,
+            embd_pdrop=0,
+            attn_pdrop=0,
+            initializer_range=0.3,
+        )
         return GPT2LMHeadModel(config).eval()
-    config = LlamaConfig(vocab_size=61, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2,
-                         max_position_embeddings=48, initializer_range=0.3)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=61,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=48,
+        initializer_range=0.3,
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -33,8 +49,11 @@ def some_pairs() -> PairData:
         for k in range(4):
             data.completions.append(torch.randint(0, 61, (1 + 3 * k + p,), generator=generator).tolist())
             data.prompt_of.append(p)
-        data.pairs.extend(itertools.permutations(range(first, first + 4), 2) if p == 2 else
-                          itertools.combinations(range(first, first + 4), 2))  # fmt: skip
+        data.pairs.extend(
+            itertools.permutations(range(first, first + 4), 2)
+            if p == 2
+            else itertools.combinations(range(first, first + 4), 2)
+        )
     data.lines = list(range(len(data.pairs)))
     return data
 

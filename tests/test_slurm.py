@@ -15,8 +15,10 @@ from helpers.chain import ROOT
 
 SLURM = ROOT / "recipes" / "slurm"
 FILES = sorted([*SLURM.glob("*.sbatch"), *SLURM.glob("*.sh")])
-SFT = ["sft", "--model", "lm", "--data", "sft.jsonl", "--max-length", "96", "--max-prompt-length", "16", "--warmup-steps", "2",
-       "--batch-size", "2", "--log-every", "1", "--save-every", "1000", "--max-steps", "40"]  # fmt: skip
+SFT = (
+    "sft --model lm --data sft.jsonl --max-length 96 --max-prompt-length 16 "
+    "--warmup-steps 2 --batch-size 2 --log-every 1 --save-every 1000 --max-steps 40"
+).split()
 
 # Stand-ins: what a job asks of Slurm goes into the file $ASKED, a line each.
 SCONTROL = """#!/bin/bash
@@ -80,9 +82,17 @@ def slurm(tmp_path, monkeypatch):
     ):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
-    job = {"ASKED": str(tmp_path / "asked"), "DPOCTL_SLURM": str(SLURM), "SLURM_JOB_ID": "41", "SLURM_SUBMIT_DIR": str(tmp_path),
-           "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "SLURM_JOB_NODELIST": "node[1-2]",
-           "SLURM_NNODES": "2", "HF_HUB_OFFLINE": "1"}  # fmt: skip
+    job = {
+        "ASKED": str(tmp_path / "asked"),
+        "DPOCTL_SLURM": str(SLURM),
+        "SLURM_JOB_ID": "41",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_NNODES": "2",
+        "HF_HUB_OFFLINE": "1",
+    }
     for name, value in job.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)

@@ -52,7 +52,11 @@ def test_cut_at_every_byte_it_continues_to_the_same_bytes(tmp_path, victim):
         write(folder)
         assert contents(folder) == contents(whole)
         assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == [
-            "more.jsonl", "more.jsonl.manifest.json", "rows.jsonl", "rows.jsonl.manifest.json"]  # fmt: skip
+            "more.jsonl",
+            "more.jsonl.manifest.json",
+            "rows.jsonl",
+            "rows.jsonl.manifest.json",
+        ]
 
 
 def test_bytes_beyond_the_last_whole_wave_are_dropped(tmp_path):

@@ -66,9 +66,16 @@ def make_world(folder: Path) -> None:
 
 
 def dpo(out: str, *more: str) -> list[str]:
-    return ["train-dpo", "--model", "sft", "--data", "prefs.jsonl", "--eval-data", "prefs.jsonl", "--batch-size", "16",
-            "--lr", "1e-4", *TRAIN, "--log-every", "2", "--save-every", "3", "--eval-every", "4", "--eval-prompts", "test.jsonl",
-            "--scorer", "classifier", "--max-new-tokens", "12", "--keep-samples", "--out", out, *more]  # fmt: skip
+    return [
+        *"train-dpo --model sft --data prefs.jsonl --eval-data prefs.jsonl --batch-size 16 --lr 1e-4".split(),
+        *TRAIN,
+        *(
+            "--log-every 2 --save-every 3 --eval-every 4 --eval-prompts test.jsonl "
+            "--scorer classifier --max-new-tokens 12 --keep-samples --out"
+        ).split(),
+        out,
+        *more,
+    ]
 
 
 def same_run(world: World, one: str, other: str) -> None:
