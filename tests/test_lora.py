@@ -79,12 +79,12 @@ def test_a_reward_model_and_ppo(here):
     assert (here.folder / "ppo-lora/adapter_model.safetensors").exists()
 
 
-def test_the_value_function_shares_what_is_frozen(here):
+def test_the_value_function_shares_the_frozen_weights(here):
     policy, _ = load_policy("sft")
     lora.adapt(policy, settings(), "sft", "CAUSAL_LM")
     critic = make_critic(policy, "separate")
-    own = {n for n, p in critic.trunk.named_parameters() if p.requires_grad}
-    assert own and all("lora" in n for n in own)
+    trained = {n for n, p in critic.trunk.named_parameters() if p.requires_grad}
+    assert trained and all("lora" in n for n in trained)
     shared = {id(p) for p in policy.parameters()}
     assert all((id(p) in shared) != p.requires_grad for p in critic.trunk.parameters())
 

@@ -58,7 +58,7 @@ def test_init_and_docs_work_from_it(dpoctl, installed, tmp_path):
     command = ["make", "-n", "-C", "toy", f"DPOCTL={sys.executable} -m dpoctl"]
     rules = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert rules.returncode == 0 and " prepare toy --config recipe.yaml" in rules.stdout
-    assert dpoctl"docs".split() and "Usage: dpoctl train-dpo" in dpoctl("train-dpo", "--help")
+    assert dpoctl("docs").split() and "Usage: dpoctl train-dpo" in dpoctl("train-dpo", "--help")
 
 
 def test_templates_are_found(installed):

@@ -1,1 +1,1 @@
-"""What the tests share: the miniature world, fault injection, a judge that answers over HTTP, families of tokenizers."""
+"""What tests share: the miniature world, fault injection, a judge behind HTTP, small tokenizers and models."""
