@@ -1,18 +1,18 @@
-# The rules of the tasks whose preferences are given and whose measure is a win rate against the human answer, shared by
-# recipes/hh, recipes/tldr and recipes/cnn-dm. A recipe sets TASK, SFT (the reference), BASE (the plain model), METHODS (who
-# is judged) and includes this file. Every target is a manifest, so whatever was stopped or killed continues: make again.
-# the command: of `make install`, where that was done, else of the shell
+# Rules of the tasks with given preferences, measured by the win rate against the human answer; shared by recipes/hh,
+# recipes/tldr and recipes/cnn-dm. A recipe sets TASK, SFT (the reference), BASE (the base model) and METHODS (what is
+# judged), and includes this file. Targets are manifests: rerunning make resumes what was interrupted.
+# The command: dpoctl of `make install` if there is one, else of the PATH.
 DPOCTL ?= $(firstword $(wildcard $(abspath ../../.venv/bin/dpoctl)) dpoctl)
-# what starts the training stages, where that is another command
+# The command for training stages, if it is another one (torchrun).
 TRAIN_DPOCTL ?= $(DPOCTL)
 PYTHON ?= $(firstword $(wildcard $(abspath ../../.venv/bin/python)) python3)
 W ?= runs
-# A file of the task's rows (.jsonl, .jsonl.gz, .csv, .parquet); empty takes the hub's.
+# A file of the task's rows (.jsonl, .jsonl.gz, .csv, .parquet); empty: the data set of the Hub.
 SOURCE ?=
 BEST_OF ?= 128
-# Who judges. Another server: JUDGE="--model NAME --base-url http://localhost:8000/v1"; the key comes from OPENAI_API_KEY alone.
+# The judge; its key is read from OPENAI_API_KEY. Another server: JUDGE="--model NAME --base-url http://localhost:8000/v1".
 JUDGE ?= --model gpt-5.2
-# where the policies are
+# Folder of the policies.
 POLICIES ?= $(W)
 
 WORLD := $(W)/$(TASK)
@@ -20,7 +20,7 @@ TEST := $(WORLD)/prompts.test.jsonl
 RUN = $(1) $(2) --config recipe.yaml
 WINS := $(METHODS:%=$(W)/wins.%.jsonl)
 POINTS := --eval-prompts $(TEST) --scorer $(W)/rm --keep-samples $(POINT_FLAGS)
-# where the reference is trained here, its manifest
+# Manifest of the reference, if it is trained here.
 SFT_DONE ?= $(WORLD)/manifest.json
 
 .PHONY: all smoke clean
@@ -44,7 +44,7 @@ $(W)/dpo/manifest.json: $(SFT_DONE) $(W)/rm/manifest.json
 $(W)/ppo/manifest.json: $(SFT_DONE) $(W)/rm/manifest.json
 	$(call RUN,$(DPOCTL),train-ppo) --model $(SFT) --prompts $(WORLD)/prompts.train.jsonl --reward $(W)/rm $(POINTS) $(PPO_FLAGS) --out $(W)/ppo
 
-# --- what they say, and who wins
+# --- samples and win rates
 
 SAMPLE = $(call RUN,$(DPOCTL),sample) --prompts $(TEST) $(SAMPLE_FLAGS)
 
@@ -64,14 +64,14 @@ $(W)/samples.%.jsonl.manifest.json: $(if $(filter $(W),$(POLICIES)),$(W)/%/manif
 $(W)/wins.%.jsonl.manifest.json: $(W)/samples.%.jsonl.manifest.json
 	$(call RUN,$(DPOCTL),judge) $(W)/samples.$*.jsonl $(JUDGE) --out $(W)/wins.$*.jsonl
 
-# the completions of DPO's evaluation points, judged along its training
+# Win rate along DPO's training: the completions of its evaluation points.
 $(W)/along.dpo.jsonl.manifest.json: $(W)/dpo/manifest.json
 	$(call RUN,$(DPOCTL),judge) $(W)/dpo/samples.jsonl $(JUDGE) --out $(W)/along.dpo.jsonl
 
 $(W)/report/manifest.json: $(WINS:%=%.manifest.json) $(ALONG:%=%.manifest.json) $(RUNS:%=$(W)/%/manifest.json)
 	$(call RUN,$(DPOCTL),report) $(RUNS:%=$(W)/%) $(WINS) $(ALONG) $(METHODS:%=$(W)/samples.%.jsonl) --title "$(TITLE)" --out $(W)/report
 
-# --- the same chain offline, on tiny models made on the spot: some twenty seconds on two cores
+# --- the same chain offline on generated tiny models: about twenty seconds on two cores
 
 SMOKE := smoke
 smoke:

@@ -1,7 +1,7 @@
-# The rules of the chain, shared by the recipes. A recipe sets WORLD (what prepare writes), PREPARE, MODEL, SCORER and its
-# sweeps, and includes this file. Every target is a manifest, so whatever was stopped or killed continues: make again;
-# with -j or as one batch job a target, runs that do not need each other go side by side.
-# the command: of `make install`, where that was done, else of the shell
+# Rules of the chain, shared by the recipes. A recipe sets WORLD (the output of prepare), PREPARE, MODEL, SCORER and its
+# sweeps, and includes this file. Targets are manifests: rerunning make resumes what was interrupted. Independent runs can
+# run in parallel, by -j or as one batch job per target.
+# The command: dpoctl of `make install` if there is one, else of the PATH.
 DPOCTL ?= $(firstword $(wildcard $(abspath ../../.venv/bin/dpoctl)) dpoctl)
 W ?= runs
 BETAS ?= 0.05 0.1 1 5
@@ -25,7 +25,7 @@ RLHF := $(TARGET_KLS:%=ppo-%) $(GT_TARGET_KLS:%=ppo-gt-%) $(TRL_TARGET_KLS:%=ppo
 BASELINES := $(ALPHAS:%=unlikelihood-%) $(SEEDS:%=preferred-ft-%)
 FRONTIER := $(DPO) $(RLHF) $(BASELINES)
 SHOWN ?= sft $(DPO)
-# who is judged against the SFT model by the ground truth: run names, and best-of-N
+# Judged against the SFT model by the ground truth: names of runs, and best-of-N.
 WINNERS ?= $(filter-out sft,$(SHOWN))
 
 .PHONY: all frontier stability clean
@@ -68,7 +68,7 @@ $(W)/ppo-gt-%/manifest.json: $(W)/sft/manifest.json
 $(W)/ppo-%/manifest.json: $(W)/rm/manifest.json
 	$(PPO) --reward $(W)/rm --target-kl $* --out $(W)/ppo-$*
 
-# --- what they are worth
+# --- evaluation
 
 $(W)/eval.jsonl.manifest.json: $(call DONE,$(SHOWN))
 	$(call RUN,evaluate) $(SHOWN:%=--model $(W)/%) --ref $(W)/sft --prompts $(TEST) --scorer $(SCORER) --out $(W)/eval.jsonl
@@ -101,7 +101,7 @@ $(W)/report/manifest.json: $(W)/eval.jsonl.manifest.json $(SCORED:%=%.manifest.j
 $(W)/frontier/manifest.json: $(call DONE,$(FRONTIER) rm) $(W)/eval.jsonl.manifest.json $(W)/curves.jsonl.manifest.json $(SCORED:%=%.manifest.json)
 	$(call RUN,report) $(FRONTIER:%=$(W)/%) $(W)/rm $(W)/prefs.jsonl $(W)/curves.jsonl $(SCORED) --title "$(TITLE): the frontier" --out $(W)/frontier
 
-# --- four training seeds against four sampling seeds, and smaller preference sets, of DPO at STABLE_BETA
+# --- stability of DPO at STABLE_BETA: training seeds, sampling seeds, smaller preference sets
 
 STABLE_BETA ?= 0.1
 STABLE_SEEDS ?= 0 1 2 3

@@ -1,4 +1,4 @@
-"""A task's rows in the columns the hub has, and tiny models with random knowledge: what `make smoke` runs on, offline."""
+"""Generate what `make smoke` runs on, offline: a task's rows with the columns of its Hub data set, and tiny models."""
 
 import json
 import random
@@ -12,7 +12,7 @@ PROMPTS = 24
 
 
 def hh(reviews: list[str], draw: random.Random) -> list[dict]:
-    """Whole dialogues, `chosen` and `rejected`; every third has an earlier turn."""
+    """Complete dialogues, `chosen` and `rejected`; every third one has an earlier turn."""
     rows = []
     for i in range(PROMPTS):
         before = f"\n\nHuman: What is it about?\n\nAssistant: {draw.choice(reviews)}" if i % 3 == 0 else ""
@@ -38,7 +38,7 @@ def cnn_dm(reviews: list[str], draw: random.Random) -> list[dict]:
 
 
 reviews = toy_text.reviews(200, seed=0)
-texts = [" ".join(review["text"].split()[:8]) for review in reviews]  # the model has a context of 160 tokens
+texts = [" ".join(review["text"].split()[:8]) for review in reviews]  # the model's context has 160 tokens
 rows = {"hh": hh, "tldr": tldr, "cnn-dm": cnn_dm}[TASK](texts, random.Random(0))
 OUT.mkdir(parents=True, exist_ok=True)
 (OUT / "source.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dpoctl.config.training import TrainPPO
+from dpoctl.config.ppo import TrainPPO
 from dpoctl.models.load import load_policy
 from dpoctl.models.rewards import last_token_rewards, make_critic
 from helpers.chain import assert_same_bytes, ppo

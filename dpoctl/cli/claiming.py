@@ -8,7 +8,6 @@ from typing import Any
 from .. import log
 from ..config.files import Merge
 from ..config.schema import as_options, identity, inputs
-from ..config.training import Frontier
 from ..outputs import claims
 
 
@@ -21,8 +20,7 @@ def inputs_of(config: Any) -> list[tuple[str, str, str]]:
     """(name, kind, path) of every input of the command."""
     if isinstance(config, Merge) and config.is_rows:
         return []  # merge checks its shards itself, with more specific messages
-    found = inputs(config)
-    return config.frontier_inputs(found) if isinstance(config, Frontier) else found
+    return inputs(config)
 
 
 def claim(name: str, config: Any, by: Callable[..., Any] = claims.claim) -> Any:

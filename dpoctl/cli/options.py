@@ -8,7 +8,7 @@ from typing import Annotated, Any, Optional, get_type_hints
 import typer
 
 from ..config import schema, shared
-from ..config.shared import Device
+from ..config.shared import ModelOptions
 from .help import LAST_PANEL, REQUIRED
 
 _FIRST_PANEL = "Data"
@@ -31,7 +31,7 @@ def parameters(config_class: type) -> list[inspect.Parameter]:
         spec = schema.spec_of(f)
         panel = REQUIRED if schema.is_required(f) else _FIRST_PANEL if spec.panel == _UNNAMED_PANEL else spec.panel
         found.append((panel, _parameter(f, hints[f.name], panel)))
-    if issubclass(config_class, Device):
+    if issubclass(config_class, ModelOptions):
         found.append((LAST_PANEL, _flag("verbose", bool, ("-v", "--verbose"), "Print details.")))
     found.append((LAST_PANEL, _flag("quiet", bool, ("-q", "--quiet"), "Print warnings and errors only.")))
     order = _panel_order([panel for panel, _ in found])
@@ -93,7 +93,8 @@ def _help(f: Field) -> str:
     from rich.markup import escape
 
     spec = schema.spec_of(f)
-    notes = [f"choices: {', '.join(spec.choices)}"] if spec.choices else []
+    notes = [spec.when.help] if spec.when.help else []
+    notes += [f"choices: {', '.join(spec.choices)}"] if spec.choices else []
     if f.default not in (MISSING, None, (), False):
         values = f.default if isinstance(f.default, tuple) else (f.default,)
         notes.append(f"default: {','.join(f'{v:g}' if isinstance(v, float) else str(v) for v in values)}")

@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import log
 from ..config.files import Merge
+from ..config.schema import field_of, is_read
 from ..errors import InputError, Interrupted
 from ..outputs.claims import Output
 from ..outputs.manifests import read_manifest
@@ -29,8 +30,10 @@ def run(name: str, config: Any) -> int:
     if config.shard:
         raise InputError(f"--shard {config.shard}: {world} ranks split the work themselves", hint="leave --shard out")
     shards = [_shard(config, number, world) for number in range(1, world + 1)]
-    if problems := shards[rank].problems():
+    if problems := list(shards[rank].check_shard()):
         raise InputError(problems[0], hint="run it without torchrun")
+    if not is_read(config, field_of(config, "shard")):
+        raise InputError(f"{name} cannot be sharded with these options", hint="run it without torchrun")
     if rank:
         if read_manifest(config.out) and not config.overwrite:
             return 0  # rank 0 reports that the output is complete, or refuses

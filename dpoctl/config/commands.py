@@ -2,8 +2,9 @@
 
 from .files import Merge, Prepare, Report
 from .judging import Judge
+from .ppo import TrainPPO
 from .sampling import Evaluate, MakePrefs, Sample, Score
-from .training import SFT, TrainDPO, TrainPPO, TrainRM
+from .training import SFT, TrainDPO, TrainRM
 
 COMMANDS = {
     "prepare": Prepare,

@@ -1,115 +1,146 @@
 """The values of a command's options: flags override the recipe's section, which overrides `defaults:`."""
 
+import inspect
+from collections.abc import Iterator
 from dataclasses import fields
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from ..errors import InputError, closest
 from .commands import COMMANDS
+from .recipe import Recipe, read_recipe
 from .schema import Spec, base_type, flag_of, is_required, key_of, spec_of
+from .scorer import parse_scorer
+
+
+class Value(NamedTuple):
+    """A value that was given, where it comes from in words, and whether it was given for this command."""
+
+    value: Any
+    where: str
+    explicit: bool
 
 
 def resolve(cls: type, command: str, flags: dict[str, Any], recipe: str | None) -> Any:
     """The config of `command`: `flags` holds what the command line gave, by field name.
 
-    Raises InputError that lists every unknown key, wrong type, value out of range, missing option and impossible
-    combination together.
+    Raises InputError that lists every unknown key, wrong type, value out of range, missing option, option without effect
+    and impossible combination together.
     """
     problems: list[str] = []
-    values = _recipe_values(cls, command, recipe, problems) if recipe else {}
-    values.update(
-        {name: (value, flag_of(f)) for f in fields(cls) for name in [f.name] if (value := flags.get(name)) is not None}
-    )
+    values = _recipe_values(cls, command, read_recipe(recipe), problems) if recipe else {}
+    for f in fields(cls):
+        if flags.get(f.name) is not None:
+            values[f.name] = Value(flags[f.name], flag_of(f), True)
     _apply_preset(cls, values, problems)
+    resolved, invalid = _checked(cls, values, problems)
+    view = _View(cls, resolved, invalid)
+    problems += _without_effect(cls, values, view)
+    problems += _impossible(cls, view)
+    if problems:
+        raise InputError("\n       ".join(problems), hint=f"see dpoctl {command} --help")
+    return cls(**resolved)
+
+
+def _checked(cls: type, values: dict[str, Value], problems: list[str]) -> tuple[dict[str, Any], set[str]]:
+    """(the values in their types, the names of fields without a valid one)."""
     hints = get_type_hints(cls)
     resolved: dict[str, Any] = {}
+    invalid: set[str] = set()
     for f in fields(cls):
         if f.name in values:
-            value, where = values[f.name]
-            problem, resolved[f.name] = _check(value, hints[f.name], spec_of(f))
+            problem, resolved[f.name] = _check(values[f.name].value, hints[f.name], spec_of(f))
             if problem:
-                problems.append(f"{where}: {problem}")
+                problems.append(f"{values[f.name].where}: {problem}")
+                invalid.add(f.name)
         elif is_required(f):
             name = key_of(f).upper() if spec_of(f).argument else flag_of(f)
             problems.append(f"{name} is required ({spec_of(f).help.rstrip('.')})")
-    if not problems:
-        config = cls(**resolved)
-        problems.extend(config.problems())
-    if problems:
-        raise InputError("\n       ".join(problems), hint=f"see dpoctl {command} --help")
-    return config
+            invalid.add(f.name)
+    return resolved, invalid
 
 
-def _apply_preset(cls: type, values: dict[str, tuple[Any, str]], problems: list[str]) -> None:
-    """Add what the chosen preset sets; what was given beside it must agree, but for what the preset leaves open."""
-    name = values.get("preset", (None, ""))[0]
+class _Invalid(Exception):
+    """A check asks for an option that has no valid value."""
+
+
+class _View:
+    """A config as its checks and conditions see it, while some options may be invalid: asking for those raises."""
+
+    def __init__(self, cls: type, resolved: dict[str, Any], invalid: set[str]):
+        self._cls, self._resolved, self._invalid = cls, resolved, invalid
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._invalid:
+            raise _Invalid
+        if name in self._resolved:
+            return self._resolved[name]
+        member = inspect.getattr_static(self._cls, name)
+        if isinstance(member, property) and member.fget:
+            return member.fget(self)
+        return getattr(self._cls, name)
+
+
+def _without_effect(cls: type, values: dict[str, Value], view: _View) -> Iterator[str]:
+    """Options that were given for this command, and that nothing reads with the other options."""
+    for f in fields(cls):
+        given, when = values.get(f.name), spec_of(f).when
+        if given is None or not given.explicit:
+            continue
+        try:
+            if not when.holds(view):
+                yield f"{given.where} has no effect {when.unmet(view)}"
+        except _Invalid:
+            pass
+
+
+def _impossible(cls: type, view: _View) -> Iterator[str]:
+    """What the config's own checks say (its methods named check_*), where the options that they look at are valid."""
+    for name in dir(cls):
+        if name.startswith("check_"):
+            try:
+                yield from getattr(cls, name)(view)
+            except _Invalid:
+                pass
+
+
+def _apply_preset(cls: type, values: dict[str, Value], problems: list[str]) -> None:
+    """Add what the chosen preset sets; explicit values must agree with it, except for those that it leaves open."""
+    name = values["preset"].value if "preset" in values else None
     by_name, hints = {f.name: f for f in fields(cls)}, get_type_hints(cls)
-    for key, value in getattr(cls, "PRESETS", {}).get(name, {}).items():
+    presets, left_open = getattr(cls, "PRESETS", {}), getattr(cls, "PRESET_OPEN", ())
+    for key, value in presets.get(name, {}).items():
         if key not in values:
-            values[key] = (value, f"--preset {name}")
-        elif key not in cls.PRESET_OPEN:
-            given, where = values[key]
+            values[key] = Value(value, f"--preset {name}", False)
+        elif key not in left_open:
+            given, where, _ = values[key]
             if _check(given, hints[key], spec_of(by_name[key]))[1] != value:
                 problems.append(f"{where}: {given} contradicts --preset {name}, which sets {value}")
 
 
-def _recipe_values(cls: type, command: str, recipe: str, problems: list[str]) -> dict[str, tuple[Any, str]]:
-    """Field name -> (value, where it stands) from the recipe's `defaults:` and the command's own section."""
-    document = _load_yaml(recipe)
-    own = {key_of(f): f.name for f in fields(cls)}
-    values: dict[str, tuple[Any, str]] = {}
-    for section, line in document["lines"].items():
+def _recipe_values(cls: type, command: str, recipe: Recipe, problems: list[str]) -> dict[str, Value]:
+    """Field name -> value from the recipe's `defaults:` and the command's section."""
+    by_key = {key_of(f): f.name for f in fields(cls)}
+    for section, line in recipe.lines.items():
         if section not in (*COMMANDS, "defaults"):
-            near = closest(section, (*COMMANDS, "defaults"))
-            problems.append(
-                f"{recipe}:{line}: {section}: no such section" + (f" (did you mean {near}?)" if near else "")
-            )
+            near = _did_you_mean(section, (*COMMANDS, "defaults"))
+            problems.append(f"{recipe.path}:{line}: {section}: no such section{near}")
     every = {key_of(f) for c in COMMANDS.values() for f in fields(c)}
+    values: dict[str, Value] = {}
     for section in ("defaults", command):
-        for key, (value, line) in document["sections"].get(section, {}).items():
-            where = f"{recipe}:{line}: {section}.{key}"
-            if key in own:
-                values[own[key]] = (value, where)
+        for key, (value, line) in recipe.sections.get(section, {}).items():
+            where = f"{recipe.path}:{line}: {section}.{key}"
+            if key in by_key:
+                values[by_key[key]] = Value(value, where, section == command)
             elif section == command or key not in every:  # a default may be meant for other commands
-                near = closest(key, own if section == command else every)
-                problems.append(f"{where}: no such option" + (f" (did you mean {near}?)" if near else ""))
+                near = _did_you_mean(key, by_key if section == command else every)
+                problems.append(f"{where}: no such option{near}")
     return values
 
 
-def _load_yaml(path: str) -> dict[str, Any]:
-    """{"lines": section -> line, "sections": section -> key -> (value, line)} of a recipe."""
-    import yaml
-
-    try:
-        with open(path, encoding="utf-8") as f:
-            root = yaml.compose(f, Loader=yaml.SafeLoader)
-    except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})", hint="--config takes a recipe's YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        mark = getattr(e, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else path
-        raise InputError(f"{where}: not YAML ({getattr(e, 'problem', None) or e})") from None
-    result: dict[str, Any] = {"lines": {}, "sections": {}}
-    if root is None:
-        return result
-    _expect_mapping(path, root, "a recipe is a mapping of sections")
-    for key, node in root.value:
-        result["lines"][key.value] = key.start_mark.line + 1
-        if isinstance(node, yaml.ScalarNode) and not node.value:
-            continue
-        _expect_mapping(path, node, f"section {key.value} is a mapping of options")
-        constructor = yaml.SafeLoader("")
-        result["sections"][key.value] = {
-            k.value: (constructor.construct_object(v, deep=True), k.start_mark.line + 1) for k, v in node.value
-        }
-    return result
-
-
-def _expect_mapping(path: str, node, what: str) -> None:
-    if node.id != "mapping":
-        raise InputError(
-            f"{path}:{node.start_mark.line + 1}: {what}", hint="for example: 'train-dpo:' then '  beta: 0.1'"
-        )
+def _did_you_mean(name: str, known: Any) -> str:
+    near = closest(name, known)
+    return f" (did you mean {near}?)" if near else ""
 
 
 def _check(value: Any, hint: Any, spec: Spec) -> tuple[str, Any]:
@@ -139,10 +170,7 @@ def _kind(kind: type) -> str:
 
 def _check_one(value: Any, kind: type, spec: Spec) -> tuple[str, Any]:
     if kind is float and isinstance(value, str):  # YAML reads 1e-6 as a text
-        try:
-            value = float(value)
-        except ValueError:
-            pass
+        value = _number_or_text(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -150,15 +178,23 @@ def _check_one(value: Any, kind: type, spec: Spec) -> tuple[str, Any]:
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         return f"expected {_kind(kind)}, got {value!r}", value
     if spec.choices and value not in spec.choices:
-        near = closest(value, spec.choices)
-        return f"{value!r} is none of {', '.join(spec.choices)}" + (f" (did you mean {near}?)" if near else ""), value
-    if kind in (int, float):
-        if value != value:
-            return "expected a number, got nan", value
-        if spec.at_least is not None and value < spec.at_least:
-            return f"expected at least {spec.at_least:g}, got {value:g}", value
-        if spec.above is not None and value <= spec.above:
-            return f"expected more than {spec.above:g}, got {value:g}", value
-        if spec.at_most is not None and value > spec.at_most:
-            return f"expected at most {spec.at_most:g}, got {value:g}", value
-    return "", value
+        return f"{value!r} is none of {', '.join(spec.choices)}{_did_you_mean(str(value), spec.choices)}", value
+    if spec.input == "scorer":
+        try:
+            parse_scorer(str(value))
+        except InputError as e:
+            return f"{e.message} ({e.hint})", value
+    return (_out_of_range(float(value), spec) if kind in (int, float) else ""), value  # type: ignore[arg-type]
+
+
+def _out_of_range(value: float, spec: Spec) -> str:
+    """What is wrong with a number, empty where it is in range."""
+    if value != value:
+        return "expected a number, got nan"
+    if spec.at_least is not None and value < spec.at_least:
+        return f"expected at least {spec.at_least:g}, got {value:g}"
+    if spec.above is not None and value <= spec.above:
+        return f"expected more than {spec.above:g}, got {value:g}"
+    if spec.at_most is not None and value > spec.at_most:
+        return f"expected at most {spec.at_most:g}, got {value:g}"
+    return ""

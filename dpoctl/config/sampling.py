@@ -1,162 +1,201 @@
 """Options of the commands that sample or score: make-prefs, sample, score, evaluate."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .schema import option
+from .conditions import When, any_of, given
+from .schema import amended, option
 from .shared import (
     DATA,
+    DEVICES,
+    EVAL,
     GEN,
     RUN,
     SIEBERT,
     Common,
-    Device,
+    ModelOptions,
+    OnDevice,
+    Seeded,
     Tabular,
+    WithScorer,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
+    """How completions are sampled."""
+
     temperature: float = option(1.0, "Sampling temperature; 0 is greedy.", GEN, at_least=0)
-    top_p: float = option(1.0, "Keep the smallest set of tokens with this probability.", GEN, above=0, at_most=1)
+    top_p: float = option(1.0, "Keep the smallest set of tokens with this total probability.", GEN, above=0, at_most=1)
     top_k: int = option(0, "Keep the k most probable tokens; 0 keeps all.", GEN, at_least=0)
     max_new_tokens: int = option(64, "Longest completion, in tokens.", GEN, at_least=1)
     generation_batch_size: int = option(
-        256, "Completions generated side by side. Rounding, so the bytes, depend on it.", GEN, at_least=1
+        256, "Completions generated in one batch. It changes rounding, and so the output's bytes.", GEN, at_least=1
     )
+
+
+def generation_when(when: When) -> dict[str, dict[str, When]]:
+    """The amendment that makes all generation options read under a condition."""
+    names = ("temperature", "top_p", "top_k", "max_new_tokens", "generation_batch_size")
+    return {name: {"when": when} for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """A command that reads rows."""
+
+    skip_bad_rows: bool = option(False, "Skip invalid rows and count them, instead of refusing the file.", DATA)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sharded:
-    """A row work that jobs of their own, or the ranks of torchrun, can share; `dpoctl merge` joins what they write."""
+    """A row output that several jobs, or the ranks of torchrun, can share; `dpoctl merge` joins the shards."""
 
     out: str = option(help="JSONL file to write.", panel=RUN, identity=False, metavar="FILE")
     shard: str | None = option(
-        None,
-        "Do only part i of n of the work, as i/n with i from 1 to n; dpoctl merge joins the parts.",
-        RUN,
-        metavar="I/N",
+        None, "Write only shard i of n, as i/n with i from 1 to n; dpoctl merge joins them.", RUN, metavar="I/N"
     )
     rank_timeout: float = option(
-        60.0, "Under torchrun: minutes without progress of another rank's shard after which waiting for it ends.", RUN,
-        above=0, identity=False,
-    )  # fmt: skip
+        60.0,
+        "Under torchrun: minutes to wait for another rank's shard that makes no progress.",
+        DEVICES,
+        above=0,
+        identity=False,
+    )
 
-    def shard_problems(self) -> list[str]:
+    def check_shard(self) -> Iterator[str]:
         found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", "1/1" if self.shard is None else self.shard)
-        if found and int(found[1]) <= int(found[2]):
-            return []
-        return [f"--shard {self.shard}: expected i/n with i from 1 to n, such as 1/4"]
+        if not found or int(found[1]) > int(found[2]):
+            yield f"--shard {self.shard}: expected i/n with i from 1 to n, such as 1/4"
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakePrefs(Sharded, Generation, Device, Common):
-    model: str = option(help="The SFT model that is sampled.", input="model")
-    prompts: str = option(help="Prompt rows.", input="file")
-    scorer: str = option(SIEBERT, "Scorer of the completions.", input="scorer")
-    score_text: str = option(
-        "joined", "Score prompt and completion joined, or the completion alone.", choices=("joined", "completion")
+class MakePrefs(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common):
+    model: str = option(help="Model that is sampled, usually the SFT model.", panel=DATA, input="model")
+    prompts: str = option(help="Prompt rows.", panel=DATA, input="file")
+    scorer: str = option(SIEBERT, "What scores the completions.", DATA, input="scorer")
+    completions: int = option(4, "Completions per prompt.", GEN, at_least=2)
+    pairs: str = option(
+        "all", "Which pairs of a prompt's completions to keep.", DATA, choices=("all", "best-worst", "random")
     )
-    completions: int = option(4, "Samples per prompt.", at_least=2)
-    pairs: str = option("all", "Which pairs of a prompt's samples to keep.", choices=("all", "best-worst", "random"))
-    min_margin: float = option(0.0, "Drop pairs whose scores differ by less.", at_least=0)
+    min_margin: float = option(0.0, "Drop pairs whose scores differ by less.", DATA, at_least=0)
     completions_out: str | None = option(
-        None, "Also keep the samples with their scores, in this .jsonl file.", identity=False, metavar="FILE"
+        None, "Also write the completions with their scores to this .jsonl file.", DATA, identity=False, metavar="FILE"
     )
-    limit: int | None = option(None, "Use the first so many prompts.", DATA, at_least=1)
-    skip_bad_rows: bool = option(False, "Count and skip rows that are not as they should be.", DATA)
+    limit: int | None = option(None, "Use only the first N prompts.", DATA, at_least=1)
 
-    def problems(self) -> list[str]:
-        found = self.shard_problems()
+    def check_temperature(self) -> Iterator[str]:
         if self.temperature == 0:
-            found.append("--temperature 0 makes the samples of a prompt equal: no pairs")
+            yield "--temperature 0 makes a prompt's completions equal, which gives no pairs"
+
+    def check_outputs(self) -> Iterator[str]:
         if self.completions_out and self.completions_out == self.out:
-            found.append("--completions-out and --out name the same file")
-        return found
+            yield "--completions-out and --out name the same file"
 
 
+@amended(
+    score_text={"when": given("best_of"), "panel": GEN},
+    scorer_revision={"when": given("scorer"), "panel": GEN},
+    scorer_trust_remote_code={"when": given("scorer"), "panel": GEN},
+)
 @dataclass(frozen=True, kw_only=True)
-class Sample(Sharded, Generation, Device, Common):
-    model: str = option(help="Model to sample from.", input="model")
-    prompts: str = option(help="Prompt rows.", input="file")
-    temperature: tuple[float, ...] = option(
-        (1.0,), "Sampling temperature, 0 is greedy; several, with commas, go to one file.", GEN, at_least=0, commas=True
-    )
+class Sample(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common):
+    model: str = option(help="Model to sample from.", panel=DATA, input="model")
+    prompts: str = option(help="Prompt rows.", panel=DATA, input="file")
+    temperature: tuple[float, ...] = option(  # type: ignore[assignment]  # one in the other commands
+        (1.0,), "Sampling temperature, 0 is greedy; several, separated by commas, go to one file.", GEN, at_least=0,
+        commas=True,
+    )  # fmt: skip
     few_shot: str | None = option(
-        None, "Rows with prompt and completion that stand, as examples, before every prompt.", DATA, input="file"
+        None, "Rows with prompt and completion, put before every prompt as examples.", DATA, input="file"
     )
-    n: int = option(1, "Completions per prompt.", at_least=1)
+    n: int = option(1, "Completions per prompt.", GEN, at_least=1)
     best_of: int | None = option(
-        None, "Sample so many of each prompt and keep the one that --scorer likes best.", GEN, at_least=2
+        None, "Sample N completions per prompt and keep the one with the highest score.", GEN, at_least=2
     )
-    scorer: str | None = option(None, "What --best-of chooses by.", GEN, input="scorer")
-    stop: tuple[str, ...] = option((), "A text that ends a completion; may be given several times.", GEN)
+    scorer: str | None = option(None, "What --best-of selects by.", GEN, input="scorer")
+    stop: tuple[str, ...] = option((), "Text that ends a completion; may be given several times.", GEN)
     max_prompt_length: int | None = option(
-        None, "Longest prompt, in tokens, examples counted; longer ones keep their end.", DATA, at_least=1
+        None, "Longest prompt in tokens, examples included; longer ones are truncated from the left.", DATA, at_least=1
     )
-    limit: int | None = option(None, "Use the first so many prompts.", DATA, at_least=1)
-    skip_bad_rows: bool = option(False, "Count and skip rows that are not as they should be.", DATA)
+    limit: int | None = option(None, "Use only the first N prompts.", DATA, at_least=1)
 
-    def problems(self) -> list[str]:
-        found = self.shard_problems()
+    def check_best_of(self) -> Iterator[str]:
         if (self.best_of is None) != (self.scorer is None):
-            found.append("--best-of and --scorer go together: how many are sampled, and what chooses")
+            yield "--best-of and --scorer go together: how many are sampled, and what selects"
         if self.best_of and self.n != 1:
-            found.append("--best-of keeps one completion a prompt: --n has no place beside it")
-        if len(set(self.temperature)) < len(self.temperature) or not self.temperature:
-            found.append("--temperature names one temperature twice, or none")
+            yield "--best-of keeps one completion per prompt, so --n cannot be combined with it"
         if self.best_of and 0 in self.temperature:
-            found.append("--temperature 0 makes the samples of a prompt equal: nothing to choose")
-        return found
+            yield "--temperature 0 makes a prompt's completions equal: there is nothing to select"
+
+    def check_temperatures(self) -> Iterator[str]:
+        if len(set(self.temperature)) < len(self.temperature) or not self.temperature:
+            yield "--temperature names one temperature twice, or none"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score(Sharded, Device, Common):
-    data: str = option(help="Rows with text: completions, texts.", input="file")
-    scorer: str = option(help="Scorer of the rows.", input="scorer")
-    score_text: str = option(
-        "joined", "Score prompt and completion joined, or the completion alone.", choices=("joined", "completion")
-    )
-    skip_bad_rows: bool = option(False, "Count and skip rows that are not as they should be.", DATA)
-
-    def problems(self) -> list[str]:
-        return self.shard_problems()
+class Score(Sharded, Rows, WithScorer, OnDevice, Common):
+    data: str = option(help="Rows with text: completions or texts.", panel=DATA, input="file")
+    scorer: str = option(help="What scores the rows.", panel=DATA, input="scorer")
 
 
+@amended(
+    **generation_when(given("model")),
+    seed={"when": given("model")},
+    revision={"when": given("model")},
+    dtype={"when": any_of(given("model"), given("ref"), given("lm"))},
+    trust_remote_code={"when": any_of(given("model"), given("ref"), given("lm"))},
+)
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Tabular, Sharded, Generation, Device, Common):
-    model: tuple[str, ...] = option((), "Model to evaluate; may be given several times.", input="model")
+class Evaluate(Tabular, Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common):
+    model: tuple[str, ...] = option((), "Model to evaluate; may be given several times.", DATA, input="model")
     completions: tuple[str, ...] = option(
-        (), "A completions file to evaluate instead (no KL); may be repeated.", input="file"
+        (), "Completions file to evaluate instead (without a KL); may be given several times.", DATA, input="file"
     )
-    ref: str | None = option(None, "Reference of the KL and of the perplexity.", input="model")
-    prompts: str | None = option(None, "Prompts for the models, unseen in training.", input="file")
-    scorer: str = option(SIEBERT, "Scorer of the completions.", input="scorer")
-    score_text: str = option(
-        "joined", "Score prompt and completion joined, or the completion alone.", choices=("joined", "completion")
+    ref: str | None = option(None, "Reference of the KL and of the perplexity.", DATA, input="model")
+    ref_revision: str | None = option(
+        None, "Branch, tag or commit of --ref on the Hub.", DATA, metavar="REVISION", when=given("ref")
     )
-    lm: str | None = option(None, "A further language model for the perplexity.", input="model")
+    prompts: str | None = option(
+        None, "Prompts for the models, unseen in training.", DATA, input="file", when=given("model")
+    )
+    scorer: str = option(SIEBERT, "What scores the completions.", EVAL, input="scorer")
+    lm: str | None = option(None, "A further language model to compute the perplexity under.", EVAL, input="model")
+    lm_revision: str | None = option(
+        None, "Branch, tag or commit of --lm on the Hub.", EVAL, metavar="REVISION", when=given("lm")
+    )
     selection_scorer: str | None = option(
         None,
-        "Reward by which best-of-n chooses: adds that curve, valued by --scorer, for each --completions file.",
+        "Add the best-of-n curve of each --completions file: this scorer selects, --scorer gives the reward.",
+        EVAL,
         input="scorer",
+        when=given("completions"),
+    )
+    selection_scorer_revision: str | None = option(
+        None,
+        "Branch, tag or commit of --selection-scorer on the Hub.",
+        EVAL,
+        metavar="REVISION",
+        when=given("selection_scorer"),
     )
     optimum: bool = option(
-        False, "Add the exact KL-constrained optimum, from --completions that are plain samples of the reference."
+        False,
+        "Add the exact KL-constrained optimum, from --completions that are samples of the reference.",
+        EVAL,
+        when=given("completions"),
     )
-    n: int = option(1, "Completions per prompt.", at_least=1)
-    limit: int | None = option(None, "Use the first so many prompts.", DATA, at_least=1)
-    tokens_per_batch: int = option(8192, "Tokens in one forward pass.", RUN, at_least=1, identity=False)
-    skip_bad_rows: bool = option(False, "Count and skip rows that are not as they should be.", DATA)
+    n: int = option(1, "Completions per prompt.", GEN, at_least=1, when=given("model"))
+    limit: int | None = option(None, "Use only the first N prompts.", DATA, at_least=1, when=given("model"))
+    tokens_per_batch: int = option(
+        8192, "Tokens in one forward pass; affects memory only.", DEVICES, at_least=1, identity=False,
+        when=any_of(given("model"), given("ref"), given("lm")),
+    )  # fmt: skip
 
-    def problems(self) -> list[str]:
-        found = self.shard_problems()
+    def check_subjects(self) -> Iterator[str]:
         if not self.model and not self.completions:
-            found.append("--model or --completions is required: what is to be evaluated")
+            yield "--model or --completions is required (what to evaluate)"
+
+    def check_model(self) -> Iterator[str]:
         if self.model and not (self.prompts and self.ref):
-            found.append("--prompts and --ref are required with --model")
-        if (self.selection_scorer or self.optimum) and not self.completions:
-            found.append(
-                "--selection-scorer and --optimum read --completions: several samples of the reference a prompt"
-            )
-        return found
+            yield "--prompts and --ref are required with --model"

@@ -1,16 +1,25 @@
-"""How an option is declared: a field of a config dataclass with its help, panel and checks. Standard library only."""
+"""How an option is declared: a field of a config dataclass with its help, panel, checks and condition.
+
+An option that nothing reads does not exist, and one that the other options make meaningless is refused: `when` says under
+which conditions an option is read. Standard library only.
+"""
 
 import os
-from dataclasses import MISSING, dataclass, field, fields
-from types import NoneType, UnionType
+from collections.abc import Callable
+from copy import copy
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from types import MappingProxyType, NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
-NAME_OR_FILE = "name or file"  # an option that is one of some names, or a file of the user's own
+from .conditions import ALWAYS, When
+from .scorer import parse_scorer
+
+NAME_OR_FILE = "name or file"  # an option that is one of some names, or a file of the user's
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What is known of an option beside its name, type and default."""
+    """What is known of an option besides its name, type and default."""
 
     help: str
     panel: str
@@ -18,12 +27,13 @@ class Spec:
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None
-    identity: bool = True  # part of what the work is: may not change when a run is continued
-    input: str = ""  # "file", "model", "scorer" or "name or file": the work depends on the content behind it
+    identity: bool = True  # part of what the output is: may not change when a run is resumed
+    input: str = ""  # "file", "model", "scorer" or "name or file": the output depends on the content behind it
     argument: bool = False  # positional on the command line
     flag: str = ""  # the flag, where it is not the field's name
     commas: bool = False  # a list given as one text with commas
     metavar: str = ""  # what the help calls the value, where type and `input` do not say it
+    when: When = ALWAYS  # the condition under which the option is read
 
 
 def option(default: Any = MISSING, help: str = "", panel: str = "Options", **spec: Any) -> Any:
@@ -32,20 +42,38 @@ def option(default: Any = MISSING, help: str = "", panel: str = "Options", **spe
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 
-def spec_of(f) -> Spec:
+def amended(**specs: dict[str, Any]) -> Callable[[type], type]:
+    """A class decorator that changes what is known of inherited options: `amended(top_p={"when": given("model")})`."""
+
+    def amend(cls: type) -> type:
+        known = cls.__dict__["__dataclass_fields__"]
+        for name, changes in specs.items():
+            changed = copy(known[name])
+            changed.metadata = MappingProxyType({"spec": replace(spec_of(changed), **changes)})
+            known[name] = changed
+        return cls
+
+    return amend
+
+
+def field_of(config: Any, name: str) -> Field:
+    return next(f for f in fields(config) if f.name == name)
+
+
+def spec_of(f: Field) -> Spec:
     return f.metadata["spec"]
 
 
-def flag_of(f) -> str:
+def flag_of(f: Field) -> str:
     return spec_of(f).flag or "--" + f.name.replace("_", "-")
 
 
-def key_of(f) -> str:
+def key_of(f: Field) -> str:
     """The option's name in a recipe and in messages: the flag without its dashes."""
     return f.name.replace("_", "-") if spec_of(f).argument else flag_of(f).removeprefix("--")
 
 
-def is_required(f) -> bool:
+def is_required(f: Field) -> bool:
     return f.default is MISSING
 
 
@@ -58,21 +86,25 @@ def base_type(hint: Any) -> tuple[type, bool]:
     return hint, False
 
 
+def is_read(config: Any, f: Field) -> bool:
+    """Whether the command reads the option, given the other options."""
+    return spec_of(f).when.holds(config)
+
+
 def as_options(config: Any) -> dict[str, Any]:
     """Every option of a config by its recipe name, as the manifest and config.yaml hold them."""
     return {key_of(f): _plain(getattr(config, f.name)) for f in fields(config)}
 
 
 def identity(config: Any) -> dict[str, Any]:
-    """The options that say what the work is; of an input only what its content does not say."""
+    """The options that say what the output is: those that are read, and of an input only what its content does not say."""
     result = {}
     for f in fields(config):
         spec, value = spec_of(f), _plain(getattr(config, f.name))
-        if not spec.identity:
+        if not spec.identity or not is_read(config, f):
             continue
         if spec.input == "scorer" and isinstance(value, str):
-            head, _, score_type = value.rpartition("@")
-            value = f"@{score_type}" if head else value.rsplit(":", 1)[-1] if value.startswith("python:") else ""
+            value = parse_scorer(value).variant
         elif spec.input and spec.input != NAME_OR_FILE:
             value = None if value is None else len(value) if isinstance(value, list) else 1
         result[key_of(f)] = value
@@ -80,26 +112,21 @@ def identity(config: Any) -> dict[str, Any]:
 
 
 def inputs(config: Any) -> list[tuple[str, str, str]]:
-    """(name, kind, path) of every input the config names; a scorer may name several paths."""
+    """(name, kind, path) of every input that the command reads; a scorer may name several paths."""
     found = []
     for f in fields(config):
         spec, value = spec_of(f), getattr(config, f.name)
-        if not spec.input or value in (None, ()) or (spec.input == NAME_OR_FILE and not os.path.isfile(value)):
+        if not spec.input or value in (None, ()) or not is_read(config, f):
+            continue
+        if spec.input == NAME_OR_FILE and not os.path.isfile(value):
             continue
         for item in value if isinstance(value, tuple) else (value,):
-            paths = scorer_paths(item) if spec.input == "scorer" else [item]
-            found.extend((key_of(f), "model" if spec.input == "scorer" else spec.input, path) for path in paths)
+            if spec.input == "scorer":
+                scorer = parse_scorer(item)
+                found += [(key_of(f), scorer.input_kind, path) for path in scorer.paths]
+            else:
+                found.append((key_of(f), spec.input, item))
     return found
-
-
-def scorer_paths(spec: str) -> list[str]:
-    """The files and models that a SCORER names."""
-    if spec.startswith("python:"):
-        return [spec.removeprefix("python:").rpartition(":")[0]]
-    if spec.startswith("implicit:"):
-        return spec.removeprefix("implicit:").split(",")
-    head, _, score_type = spec.rpartition("@")
-    return [head if score_type in ("prob", "logit", "log-odds") and head else spec]
 
 
 def _plain(value: Any) -> Any:

@@ -1,54 +1,66 @@
-"""The SCORER notation, read and checked without loading anything.
+"""The SCORER notation, parsed without loading anything. Standard library only.
 
-PATH_OR_HUB[@prob|@logit|@log-odds]    a sequence classifier, or a reward model's directory (no reading then)
-implicit:POLICY,REFERENCE              DPO's own reward
-python:FILE.py:FUNCTION                a function on a list of {"prompt", "completion"}
+PATH_OR_HUB_ID[@prob|@logit|@log-odds]   a sequence classifier; a reward model's directory (without a score type)
+implicit:POLICY,REFERENCE                DPO's own reward (2305.18290, section 4)
+python:FILE.py:FUNCTION                  a function of a list of {"prompt", "completion"}
 """
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InputError
-from ..models.hub import check_path
+from ..errors import InputError, closest
 
 SCORE_TYPES = ("prob", "logit", "log-odds")
 
 
 @dataclass(frozen=True)
 class ScorerSpec:
-    """`kind` is `model`, `implicit` or `python`; `parts` are (path,), (policy, reference) or (file, function)."""
+    """A parsed SCORER.
+
+    `kind` is `model`, `implicit` or `python`; `parts` are (path,), (policy, reference) or (file, function); `score_type`
+    is the one that the notation asks for, None where it leaves it open.
+    """
 
     kind: str
     parts: tuple[str, ...]
-    score_type: str | None = None  # as asked for; None where the notation leaves it open
+    score_type: str | None = None
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The files and models that the scores depend on."""
+        return self.parts[:1] if self.kind == "python" else self.parts
+
+    @property
+    def input_kind(self) -> str:
+        """What the paths are: `file` or `model`."""
+        return "file" if self.kind == "python" else "model"
+
+    @property
+    def variant(self) -> str:
+        """What the content of the paths does not say: the score type, or the function's name."""
+        return self.parts[1] if self.kind == "python" else f"@{self.score_type}" if self.score_type else ""
 
 
-def parse_scorer(spec: str) -> ScorerSpec:
-    """Raises InputError for a malformed notation, an unknown reading, and paths that do not exist."""
-    kind, colon, rest = spec.partition(":")
+def parse_scorer(text: str) -> ScorerSpec:
+    """Parse the notation. Raises InputError where it is malformed or names an unknown score type."""
+    kind, colon, rest = text.partition(":")
     if colon and kind == "implicit":
         policy, comma, reference = (part.strip() for part in rest.partition(","))
         if not (policy and comma and reference) or "," in reference:
-            raise InputError(f"scorer {spec!r}: expected two models", hint="write implicit:POLICY,REFERENCE")
-        check_path(policy)
-        check_path(reference)
+            raise InputError(f"scorer {text!r}: expected two models", hint="write implicit:POLICY,REFERENCE")
         return ScorerSpec("implicit", (policy, reference))
     if colon and kind == "python":
         file, colon, function = rest.rpartition(":")
         if not (file and colon and function.isidentifier()):
-            raise InputError(f"scorer {spec!r}: expected a file and a function", hint="write python:FILE.py:FUNCTION")
-        if not Path(file).expanduser().is_file():
-            raise InputError(f"scorer {spec!r}: no such file: {file}", hint="check the path")
+            raise InputError(f"scorer {text!r}: expected a file and a function", hint="write python:FILE.py:FUNCTION")
         return ScorerSpec("python", (file, function))
-    path, at, score_type = spec.rpartition("@")
-    if not at or Path(spec).expanduser().is_dir():  # a directory may have an @ in its name
-        path, score_type = spec, None
+    path, at, score_type = text.rpartition("@")
+    if not at or Path(text).expanduser().is_dir():  # a directory's name may contain an @
+        path, score_type = text, ""
     elif score_type not in SCORE_TYPES:
-        near = difflib.get_close_matches(score_type, SCORE_TYPES, n=1)
-        hint = f"did you mean @{near[0]}?" if near else f"readings are {', '.join('@' + r for r in SCORE_TYPES)}"
-        raise InputError(f"scorer {spec!r}: unknown reading {score_type!r}", hint)
+        near = closest(score_type, SCORE_TYPES)
+        hint = f"did you mean @{near}?" if near else f"score types are {', '.join('@' + t for t in SCORE_TYPES)}"
+        raise InputError(f"scorer {text!r}: unknown score type {score_type!r}", hint)
     if not path:
-        raise InputError(f"scorer {spec!r}: no model named", hint="a directory or hub id of a sequence classifier")
-    check_path(path)
-    return ScorerSpec("model", (path,), score_type)
+        raise InputError(f"scorer {text!r}: no model named", hint="a directory or hub id of a sequence classifier")
+    return ScorerSpec("model", (path,), score_type or None)

@@ -1,7 +1,8 @@
-"""Options that every command has, or that several share, and the panels of the help that options stand in."""
+"""Options that several commands share, and the panels of the help that options are shown in."""
 
 from dataclasses import dataclass
 
+from .conditions import When, all_of, given
 from .schema import option
 
 RUN, DATA, OPT, GEN, EVAL, LOSS = "Run", "Data", "Optimisation", "Generation", "Evaluation", "Objective"
@@ -10,37 +11,71 @@ DEVICES = "Devices and memory"
 # the order of the panels on a help page, below the required options
 PANELS = (DATA, JUDGE, SERVER, SCORING, PEOPLE, LOSS, PPO, OPT, GEN, EVAL, DEVICES, RUN)
 SIEBERT = "siebert/sentiment-roberta-large-english"
+SAVE_DTYPES = ("float32", "bfloat16", "float16")
+
+EVAL_PROMPTS: When = given("eval_prompts")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    out: str = option(help="Directory to write.", panel=RUN, identity=False, metavar="DIR")
-    seed: int = option(0, "Seed of everything drawn at random.", RUN, at_least=0)
-    overwrite: bool = option(False, "Start anew over what an earlier command wrote there.", RUN, identity=False)
-    dry_run: bool = option(False, "Show the plan and its cost, and do nothing.", RUN, identity=False)
+    """What every command has."""
 
-    def problems(self) -> list[str]:
-        """Impossible combinations, in words."""
-        return []
+    out: str = option(help="Directory to write.", panel=RUN, identity=False, metavar="DIR")
+    overwrite: bool = option(False, "Replace an existing output.", RUN, identity=False)
+    dry_run: bool = option(False, "Print the plan and its cost, and do nothing.", RUN, identity=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeded:
+    """A command that draws random numbers."""
+
+    seed: int = option(0, "Random seed.", RUN, at_least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tabular:
     """A command that ends in a table on stdout."""
 
-    json: bool = option(False, "Print one JSON object on stdout in place of the table.", RUN, identity=False)
+    json: bool = option(False, "Print one JSON object on stdout instead of the table.", RUN, identity=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Device:
+class OnDevice:
+    """A command that computes on a device."""
+
     device: str = option(
-        "auto", "cpu, cuda, cuda:1, mps; auto takes the GPU where there is one.", RUN, identity=False, metavar="DEVICE"
-    )
+        "auto", "cpu, cuda, cuda:1 or mps; auto picks a GPU where there is one.", DEVICES, identity=False,
+        metavar="DEVICE",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(OnDevice):
+    """A command that loads language models."""
+
     dtype: str = option(
         "auto",
-        "Compute precision; weights stay float32. auto: bfloat16 on a GPU, else float32.",
-        RUN,
+        "Compute precision over float32 weights; auto is bfloat16 on a GPU, else float32.",
+        DEVICES,
         choices=("auto", "float32", "bfloat16"),
     )
-    revision: str | None = option(None, "Branch, tag or commit of hub ids.", RUN, metavar="REVISION")
-    trust_remote_code: bool = option(False, "Run the code that a hub model brings along.", RUN)
+    revision: str | None = option(None, "Branch, tag or commit of --model on the Hub.", DATA, metavar="REVISION")
+    trust_remote_code: bool = option(False, "Run code that comes with a language model from the Hub.", DATA)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithScorer:
+    """A command that loads a scorer."""
+
+    score_text: str = option(
+        "joined", "Score prompt and completion joined, or the completion alone.", EVAL, choices=("joined", "completion")
+    )
+    scorer_revision: str | None = option(
+        None, "Branch, tag or commit of --scorer on the Hub.", EVAL, metavar="REVISION"
+    )
+    scorer_trust_remote_code: bool = option(False, "Run code that comes with a scorer from the Hub.", EVAL)
+
+
+def both(*names: str) -> When:
+    """With all of some options."""
+    return all_of(*map(given, names))

@@ -39,6 +39,7 @@ class ScorerOptions:
 
     device: str | torch.device = "cpu"
     revision: str | None = None
+    trust_remote_code: bool = False
     text: str = "joined"
     score_type: str = "prob"
     tokens_per_batch: int = 16384
@@ -100,7 +101,9 @@ def load_scorer(spec: str, options: ScorerOptions | None = None) -> Scorer:
     if parsed.kind == "implicit":
         return ImplicitScorer(spec, options, *parsed.parts)
     path = parsed.parts[0]
-    loaded = load_classifier(path, device=options.device, revision=options.revision)
+    loaded = load_classifier(
+        path, device=options.device, revision=options.revision, trust_remote_code=options.trust_remote_code
+    )
     if loaded.model.config.num_labels != 1:
         return ClassifierScorer(spec, options, path, loaded, parsed.score_type or options.score_type)
     if parsed.score_type:

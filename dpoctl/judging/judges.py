@@ -40,7 +40,9 @@ class ScorerJudge:
 
         self.last_failure = ""
         self.name, self.criterion = str(config.scorer), config.criterion
-        options = ScorerOptions(device=str(pick_device(config.device)), text=config.score_text)
+        options = ScorerOptions(
+            pick_device(config.device), config.scorer_revision, config.scorer_trust_remote_code, config.score_text
+        )
         self.scorer = load_scorer(self.name, options)
 
     def rows(self, batch: Sequence[Comparison]) -> list[dict[str, Any]]:

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .catalogue import OBJECTIVES, Traits
+
 
 @dataclass(frozen=True)
 class PairLogps:
@@ -144,31 +146,12 @@ def unlikelihood(p: PairLogps, beta: float, alpha: float = 0.1) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Objective:
-    """A loss and what it asks of its caller.
+class Objective(Traits):
+    """A loss [P] of `(PairLogps, beta, **options)` with its traits."""
 
-    `options` are the names it reads beside beta. A loss that is not `bounded_below` can be driven down for ever by a
-    policy that gives up on the rejected completions: training watches for it.
-    """
-
-    loss: Callable[..., Tensor]
-    options: tuple[str, ...] = ()
-    needs_reference: bool = True
-    needs_batch_mean: bool = False
-    bounded_below: bool = True
+    loss: Callable[..., Tensor] = sigmoid
 
 
 LOSSES: dict[str, Objective] = {
-    "sigmoid": Objective(sigmoid, ("label_smoothing",)),
-    "robust": Objective(robust, ("label_smoothing",), bounded_below=False),
-    "ipo": Objective(ipo),
-    "ipo-mean": Objective(ipo_mean),
-    "hinge": Objective(hinge),
-    "rpo": Objective(rpo, ("alpha",)),
-    "dpop": Objective(dpop, ("lambda_",)),
-    "sigmoid-norm": Objective(sigmoid_norm),
-    "simpo": Objective(simpo, ("gamma",), needs_reference=False),
-    "orpo": Objective(orpo, ("lambda_",), needs_reference=False),
-    "kto": Objective(kto, ("lambda_chosen", "lambda_rejected"), needs_batch_mean=True),
-    "unlikelihood": Objective(unlikelihood, ("alpha",), needs_reference=False, bounded_below=False),
+    name: Objective(**vars(traits), loss=globals()[name.replace("-", "_")]) for name, traits in OBJECTIVES.items()
 }

@@ -92,7 +92,11 @@ class Output:
     def describe_inputs(self) -> list[dict[str, Any]]:
         if self.recorded is not None:
             return self.recorded
-        return [describe_input(name, path, self.options.get("revision"), self.folder) for name, _, path in self.inputs]
+        return [describe_input(name, path, self._revision(name), self.folder) for name, _, path in self.inputs]
+
+    def _revision(self, name: str) -> str | None:
+        """The option that gives the revision of an input on the Hub."""
+        return self.options.get("revision" if name in ("model", "base") else f"{name}-revision")
 
     def finish(
         self,

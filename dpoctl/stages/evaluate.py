@@ -60,28 +60,30 @@ class Evaluator:
         silence_transformers()
         self.compute = open_compute(config.device, config.dtype)
         self.prompts = _prompts(config)
-        self.scorer = self._open_scorer(config.scorer, config.score_text)
-        self.reference = self._open_model(config.ref) if config.ref else None
-        self.lm = NamedModel(config.lm, self._open_model(config.lm)) if config.lm else None
-        self.selection_scorer = self._open_scorer(config.selection_scorer) if config.selection_scorer else None
+        self.scorer = self._open_scorer(config.scorer, config.scorer_revision, config.score_text)
+        self.reference = self._open_model(config.ref, config.ref_revision) if config.ref else None
+        self.lm = NamedModel(config.lm, self._open_model(config.lm, config.lm_revision)) if config.lm else None
+        self.selection_scorer: Scorer | None = None
+        if config.selection_scorer:
+            self.selection_scorer = self._open_scorer(config.selection_scorer, config.selection_scorer_revision)
 
-    def _open_scorer(self, spec: str, text: str = "joined") -> Scorer:
-        return load_scorer(spec, ScorerOptions(self.compute.device, self.config.revision, text))
+    def _open_scorer(self, spec: str, revision: str | None, text: str = "joined") -> Scorer:
+        trust = self.config.scorer_trust_remote_code
+        return load_scorer(spec, ScorerOptions(self.compute.device, revision, trust, text))
 
-    def _open_model(self, path: str) -> Loaded:
-        config = self.config
+    def _open_model(self, path: str, revision: str | None) -> Loaded:
         return load_policy(
             path,
             device=self.compute.device,
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
+            revision=revision,
+            trust_remote_code=self.config.trust_remote_code,
         )
 
     def evaluate_model(self, path: str) -> list[dict]:
         """The row of a model: completions of the prompts, scored, and the KL to the reference."""
         config, prompts, reference = self.config, self.prompts, self.reference
-        assert prompts and reference and config.ref  # `Evaluate.problems` requires them with --model
-        policy = self._open_model(path)
+        assert prompts and reference and config.ref  # `Evaluate.check_model` requires them with --model
+        policy = self._open_model(path, config.revision)
         ids = prompt_ids(prompts, policy.tokenizer, context_length(policy.model))
         require_same_tokenizer(policy.tokenizer, reference.tokenizer, path, config.ref)
         evaluation = PolicyEvaluation(self.scorer, config, config.seed, config.n, self.lm)

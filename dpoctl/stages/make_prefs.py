@@ -28,7 +28,9 @@ def run(config: MakePrefs, output: Output) -> None:
     """Write the preference rows, and on request the samples, batch by batch."""
     sampler = Sampler(config, config.completions)
     share = share_of(config.shard, sampler.batches)
-    options = ScorerOptions(sampler.compute.device, config.revision, config.score_text)
+    options = ScorerOptions(
+        sampler.compute.device, config.scorer_revision, config.scorer_trust_remote_code, config.score_text
+    )
     scorer = load_scorer(config.scorer, options)
     writer = RowWriter(output, config.completions_out)
     counts = writer.state or _NO_COUNTS

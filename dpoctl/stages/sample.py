@@ -25,7 +25,10 @@ def run(config: Sample, output: Output) -> None:
     share = share_of(config.shard, [batch for _, batch in batches])
     scorer = None
     if config.scorer:
-        scorer = load_scorer(config.scorer, ScorerOptions(sampler.compute.device, config.revision))
+        options = ScorerOptions(
+            sampler.compute.device, config.scorer_revision, config.scorer_trust_remote_code, config.score_text
+        )
+        scorer = load_scorer(config.scorer, options)
     writer = RowWriter(output)
     state = writer.state or {"ended": 0}
     total = share.count * sampler.n

@@ -24,7 +24,10 @@ def run(config: Score, output: Output) -> None:
     share, skipped = _share(config)
     silence_transformers()
     compute = open_compute(config.device)
-    scorer = load_scorer(config.scorer, ScorerOptions(compute.device, config.revision, config.score_text))
+    scorer = load_scorer(
+        config.scorer,
+        ScorerOptions(compute.device, config.scorer_revision, config.scorer_trust_remote_code, config.score_text),
+    )
     writer = RowWriter(output)
     state = writer.state or {"sum": 0.0}
     with log.progress("score", share.count, "rows", writer.rows[0]) as meter:

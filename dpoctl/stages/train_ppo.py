@@ -1,6 +1,6 @@
 """Align a policy by PPO with a KL penalty to its reference (2305.18290, section 6 and appendix)."""
 
-from ..config.training import TrainPPO
+from ..config.ppo import TrainPPO
 from ..data.schema import load_rows
 from ..models.load import count_weights
 from ..outputs.claims import Output

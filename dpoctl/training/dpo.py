@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import log
-from ..config.training import LOSS_OPTIONS, TrainDPO
+from ..config.training import TrainDPO
 from ..data.encode import PairData, encode_pairs
 from ..data.schema import load_rows
 from ..data.tokens import fingerprint
@@ -56,7 +56,7 @@ class DPO(PairTask):
         super().__init__(config, output)
         self.ref = config.ref or config.model
         self.objective = LOSSES[config.loss]
-        given = {name: getattr(config, name) for name in LOSS_OPTIONS[config.loss]}
+        given = {name: getattr(config, name) for name in self.objective.options}
         self.loss_options = {name: value for name, value in given.items() if value is not None}
         self.data = self._encode(config.data)
         held_out = self._encode(config.eval_data) if config.eval_data else None
@@ -69,7 +69,7 @@ class DPO(PairTask):
         self.monitor = LogRatioMonitor(config.loss, config.beta, self.objective)
         if config.eval_prompts:
             trained_on = {tuple(p) for p in self.data.prompts}
-            self.frontier = FrontierEvaluation(self, method_name(config), self.ref, trained_on)
+            self.frontier = FrontierEvaluation(self, method_name(config), trained_on)
 
     def _encode(self, path: str) -> PairData:
         rows = load_rows(path, "preferences", skip_bad=self.config.skip_bad_rows)
@@ -92,7 +92,7 @@ class DPO(PairTask):
         if not self.objective.needs_reference:
             return Dataset(data, sequences, torch.zeros(len(sequences)))
         key = {
-            "weights": sha256_path(resolve(self.ref, config.revision)),
+            "weights": sha256_path(resolve(*config.reference)),
             "tokenizer": fingerprint(self.tokenizer),
             "dtype": str(self.compute.dtype),
             "device": self.compute.device.type,
@@ -104,7 +104,7 @@ class DPO(PairTask):
     def _load_reference(self) -> Any:
         if self.ref == self.config.model:
             return self.model  # not trained yet: the same weights
-        reference, tokenizer = setup.open_model(self.config, self.ref, self.compute.device)
+        reference, tokenizer = setup.open_model(self.config, self.compute.device, *self.config.reference)
         require_same_tokenizer(self.tokenizer, tokenizer, self.config.model, self.ref)
         setup.shard_model(self.config, reference, self.compute)
         return reference
@@ -182,8 +182,8 @@ class DPO(PairTask):
             compared = [self._pair_logps(micro.batch, self.train_set) for micro in micros]
         on_this_rank = max((float(torch.stack([p.c, p.r]).abs().max()) for p in compared), default=0.0)
         largest = max(collectives.gather(on_this_rank))
-        revision = self.config.revision
-        same = sha256_path(resolve(self.ref, revision)) == sha256_path(resolve(self.config.model, revision))
+        config = self.config
+        same = sha256_path(resolve(*config.reference)) == sha256_path(resolve(config.model, config.revision))
         if same and largest > _LARGEST_START.get(self.compute.dtype, 2.0):
             raise NumericalError(
                 f"policy and reference are the same model, yet a log-ratio of the first batch is {largest:.3g}",

@@ -23,23 +23,25 @@ class FrontierEvaluation:
     overlap is warned of, since the reward on prompts seen in training says little.
     """
 
-    def __init__(self, task: "Task", method: str, ref: str, trained_on: set[tuple[int, ...]]):
+    def __init__(self, task: "Task", method: str, trained_on: set[tuple[int, ...]]):
         config = self.config = task.config
         self.policy, self.tokenizer, self.compute = task.policy, task.tokenizer, task.compute
-        self.method, self.ref = method, ref
+        self.method = method
         self.learned: Scorer | None = None  # the reward that is trained on; its mean is reported next to --scorer's
         self.prompts = load_rows(config.eval_prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.eval_limit)
         self.ids = prompt_ids(self.prompts, self.tokenizer, context_length(self.policy), config.max_prompt_length)
         seen = sum(tuple(ids) in trained_on for ids in self.ids)
         if seen:
             log.warn(f"{seen} of {len(self.ids)} prompts of {config.eval_prompts} are in the training data too")
-        options = ScorerOptions(self.compute.device, config.revision, config.score_text)
+        options = ScorerOptions(
+            self.compute.device, config.scorer_revision, config.scorer_trust_remote_code, config.score_text
+        )
         self.scorer = load_scorer(config.scorer, options)
 
     def measure(self, step: int) -> tuple[dict[str, Any], list[dict]]:
         """(a row for eval.jsonl, the completions with scores that it rests on) of the policy after update `step`."""
         config = self.config
-        reference, _ = setup.open_model(config, self.ref, self.compute.device)
+        reference, _ = setup.open_model(config, self.compute.device, *config.reference)
         with self.compute.autocast():
             metrics, completions = PolicyEvaluation(self.scorer, config, config.seed).measure(
                 Loaded(self.policy, self.tokenizer), reference, PromptSet(self.prompts.rows, self.ids)

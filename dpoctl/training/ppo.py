@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from .. import log
+from ..config.ppo import TrainPPO
 from ..config.scorer import parse_scorer
-from ..config.training import TrainPPO
 from ..data.batching import Stream, pack, permutation, share, shuffled
 from ..data.schema import Rows, load_rows
 from ..data.tokens import fingerprint
@@ -56,7 +56,13 @@ class PPO(Task):
         super().__init__(config, output)
         self.ref = config.ref or config.model
         self.reference, self.as_reference = self._open_reference()
-        options = ScorerOptions(self.compute.device, config.revision, config.score_text, config.score_type)
+        options = ScorerOptions(
+            self.compute.device,
+            config.reward_revision,
+            config.scorer_trust_remote_code,
+            config.score_text,
+            config.score_type,
+        )
         self.reward = load_scorer(config.reward, options)
         prompts = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows)
         self.prompts = prompts.rows
@@ -73,7 +79,7 @@ class PPO(Task):
         method = method_name(config, self.reward)
         self.extra_metrics = {"method": method, "prompts": len(self.ids)} | prompts.skipped
         if config.eval_prompts:
-            self.frontier = FrontierEvaluation(self, method, self.ref, {tuple(i) for i in self.ids})
+            self.frontier = FrontierEvaluation(self, method, {tuple(i) for i in self.ids})
             self.frontier.learned = self.reward
         log.say(f"{config.prompts}: {len(self.ids)} prompts; {self.stream.steps} steps of {config.batch_size} episodes")
 
@@ -85,7 +91,7 @@ class PPO(Task):
         """(reference, context in which it is the reference): with adapters on --model, that model without them."""
         if self.adapters and self.ref == self.config.model:
             return self.policy, self.adapters.disable_adapter
-        reference, tokenizer = setup.open_model(self.config, self.ref, self.compute.device)
+        reference, tokenizer = setup.open_model(self.config, self.compute.device, *self.config.reference)
         require_same_tokenizer(self.tokenizer, tokenizer, self.config.model, self.ref)
         return reference, nullcontext
 
@@ -95,7 +101,9 @@ class PPO(Task):
         if config.value_model != "separate" or self.reward.score_type != "reward":
             return None
         path = parse_scorer(config.reward).parts[0]
-        model, tokenizer = load_classifier(path, revision=config.revision)
+        model, tokenizer = load_classifier(
+            path, revision=config.reward_revision, trust_remote_code=config.scorer_trust_remote_code
+        )
         if not hasattr(model, "score") or fingerprint(tokenizer) != fingerprint(self.tokenizer):
             log.say(f"{path}: its tokenizer is not the policy's, so the value model starts from the policy")
             return None

@@ -33,9 +33,9 @@ def open_training(config: Any, output: Output) -> Compute:
     return Compute(device, devices.pick_dtype(config.dtype, device))
 
 
-def open_model(config: Any, path: str, device: torch.device) -> tuple[Any, Any]:
+def open_model(config: Any, device: torch.device, path: str, revision: str | None) -> tuple[Any, Any]:
     """(model, tokenizer) of a causal language model with float32 weights, placed where `load` says."""
-    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    options = {"revision": revision, "trust_remote_code": config.trust_remote_code}
     return load(config, device, lambda place: load_policy(path, device=place, **options))
 
 

@@ -54,7 +54,7 @@ class Task(ABC):
 
     def load_model(self) -> tuple[Any, Any]:
         """(model, tokenizer) to train, of --model."""
-        return setup.open_model(self.config, self.config.model, self.compute.device)
+        return setup.open_model(self.config, self.compute.device, self.config.model, self.config.revision)
 
     # --- an update
 

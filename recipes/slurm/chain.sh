@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The paper's main chain as jobs that wait for one another, from a recipe's folder:
+# Submits the paper's main chain as dependent jobs, from a recipe's folder:
 #   cd recipes/imdb; make runs/imdb/manifest.json; bash ../slurm/chain.sh
-# Preparing comes first, by hand, where the hub can be reached: compute nodes seldom do.
+# Run prepare first, on a machine that reaches the Hub: compute nodes often do not.
 set -euo pipefail
 here=$(dirname "${BASH_SOURCE[0]}")
 runs=${RUNS:-runs} model=${MODEL:-gpt2-large} scorer=${SCORER:-siebert/sentiment-roberta-large-english}
@@ -10,7 +10,7 @@ read -ra betas <<<"${BETAS:-0.05 0.1 1 5}"
 recipe=(--config "${RECIPE:-recipe.yaml}")
 points=(--eval-prompts "$world/prompts.test.jsonl" --scorer "$scorer")
 
-job() { # SBATCH-OPTION... FILE ARGUMENT...; prints the job's number, and nothing runs after a job that failed
+job() { # SBATCH-OPTION... FILE ARGUMENT...; prints the job's number; nothing runs after a failed job
   sbatch --parsable --kill-on-invalid-dep=yes "$@" | cut -d ';' -f 1
 }
 

@@ -1,0 +1,70 @@
+"""When an option is read: conditions on the other options of a command. Standard library only."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class When:
+    """A condition under which an option is read.
+
+    `holds(config)` evaluates it; `unmet(config)` says in words what is in the way, after "has no effect"; `help` is how a
+    help page says when the option is read.
+    """
+
+    holds: Callable[[Any], bool]
+    unmet: Callable[[Any], str]
+    help: str
+
+
+ALWAYS = When(lambda config: True, lambda config: "", "")
+
+
+def given(name: str) -> When:
+    """With an option that has a value: `given("lora")` reads "with --lora", and fails "without --lora"."""
+    flag = _flag(name)
+    return When(lambda c: _is_given(c, name), lambda c: f"without {flag}", f"with {flag}")
+
+
+def not_given(name: str) -> When:
+    """Without an option."""
+    flag = _flag(name)
+    return When(lambda c: not _is_given(c, name), lambda c: f"with {flag}", f"without {flag}")
+
+
+def one_of(name: str, *values: str) -> When:
+    """With one of some values of another option; "TASK" stands for an argument."""
+    flag = _flag(name)
+    shown = values[0] if len(values) == 1 else f"{', '.join(values[:-1])} or {values[-1]}"
+    return When(
+        lambda c: getattr(c, name) in values, lambda c: f"with {flag} {getattr(c, name)}", f"with {flag} {shown}"
+    )
+
+
+def all_of(*conditions: When) -> When:
+    """Where all of the conditions hold."""
+    return When(
+        lambda c: all(w.holds(c) for w in conditions),
+        lambda c: next(w.unmet(c) for w in conditions if not w.holds(c)),
+        " and ".join(w.help for w in conditions),
+    )
+
+
+def any_of(*conditions: When) -> When:
+    """Where at least one of the conditions holds."""
+    return When(
+        lambda c: any(w.holds(c) for w in conditions),
+        lambda c: " and ".join(w.unmet(c) for w in conditions),
+        " or ".join(w.help for w in conditions),
+    )
+
+
+def _is_given(config: Any, name: str) -> bool:
+    return getattr(config, name) not in (None, (), False, "")
+
+
+def _flag(name: str) -> str:
+    if name in ("task", "inputs", "candidates"):
+        return name.upper()
+    return "--" + name.rstrip("_").replace("_", "-")

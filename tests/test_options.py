@@ -1,0 +1,277 @@
+"""Every option of every command is read by its stage, and refused where the other options make it meaningless."""
+
+import ast
+import inspect
+import json
+import textwrap
+from dataclasses import dataclass, fields, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpoctl.config.commands import COMMANDS
+from dpoctl.config.conditions import all_of, any_of, given, not_given, one_of
+from dpoctl.config.resolve import resolve
+from dpoctl.config.schema import (
+    base_type,
+    flag_of,
+    identity,
+    inputs,
+    is_required,
+    option,
+    spec_of,
+)
+from dpoctl.config.shared import PANELS
+from dpoctl.errors import InputError
+from dpoctl.objectives.catalogue import OBJECTIVES
+from test_imports import PACKAGE, imports
+
+HOLDERS = {"config", "options", "settings", "merge"}  # what the code calls a config, or a part of its options
+BASE = {  # values of the required options
+    "prepare": {"task": "imdb", "tokenizer": "t"},
+    "sft": {"model": "m", "data": "d"},
+    "make-prefs": {"model": "m", "prompts": "p"},
+    "train-dpo": {"model": "m", "data": "d"},
+    "train-rm": {"model": "m", "data": "d"},
+    "train-ppo": {"model": "m", "prompts": "p", "reward": "r"},
+    "sample": {"model": "m", "prompts": "p"},
+    "score": {"data": "d", "scorer": "s"},
+    "evaluate": {},
+    "judge": {"candidates": ["a"], "model": "m"},
+    "merge": {"inputs": ["a.jsonl"]},
+    "report": {"inputs": ["a"]},
+}
+PRESENT = {  # what makes a condition hold
+    "eval_prompts": "p",
+    "lora": 4,
+    "dry_run": True,
+    "target_kl": 6.0,
+    "ref": "r",
+    "best_of": 2,
+    "model": ["m"],
+    "completions": ["c"],
+    "lm": "l",
+    "selection_scorer": "s",
+    "compare": "j",
+    "form": "f",
+    "eval_data": "e",
+    "source": "s",
+    "scorer": "s",
+}
+
+
+# --- each option is read --------------------------------------------------------------------------------------------
+
+
+def reads(path: Path) -> set[str]:
+    """The options that a file reads: attributes of a config, literal names in getattr, and keys of recorded options."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and name_of(node.value) in HOLDERS:
+            found.add(node.attr)
+        elif isinstance(node, ast.Call) and name_of(node.func) == "getattr" and name_of(node.args[0]) in HOLDERS:
+            found |= {node.args[1].value} if isinstance(node.args[1], ast.Constant) else set()
+        elif (
+            isinstance(node, ast.Subscript) and name_of(node.value) in HOLDERS and isinstance(node.slice, ast.Constant)
+        ):
+            found.add(str(node.slice.value).replace("-", "_"))
+        elif isinstance(node, ast.Assign) and name_of(node.targets[0]) == "_SHOWN":  # the plan of train-ppo
+            found |= {word for c in ast.walk(node) if isinstance(c, ast.Constant) for word in str(c.value).split()}
+    return found
+
+
+def name_of(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
+
+
+def closure(*starts: Path) -> set[Path]:
+    """The files that are imported from some, in the package and below the command line."""
+    seen: set[Path] = set()
+    waiting = list(starts)
+    while waiting:
+        path = waiting.pop()
+        if path not in seen and "config" not in path.relative_to(PACKAGE).parts:
+            seen.add(path)
+            waiting += [each.target for each in imports(path) if each.target]
+    return seen
+
+
+def read_by_properties(cls: type) -> set[str]:
+    """The options that a config's own properties read for the stages."""
+    found = set()
+    for name, member in inspect.getmembers(cls, lambda m: isinstance(m, property)):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(member.fget)))
+        found |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and name_of(n.value) == "self"}
+    return found
+
+
+def unread(name: str, cls: type) -> set[str]:
+    files = closure(PACKAGE / "stages" / f"{name.replace('-', '_')}.py")
+    files |= {
+        PACKAGE / "cli" / file for file in ("claiming.py", "dispatch.py", "torchrun_rows.py", "torchrun_training.py")
+    }
+    read = set().union(*map(reads, files)) | read_by_properties(cls)
+    if name == "train-dpo":
+        read |= {option for traits in OBJECTIVES.values() for option in traits.options}
+    return {f.name for f in fields(cls)} - read
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_read_by_its_stage(name):
+    assert unread(name, COMMANDS[name]) == set()
+
+
+def test_an_option_that_nothing_reads_is_found():
+    added = make_dataclass(
+        "Added",
+        [("colour", str, option("blue", "Of the bars."))],
+        bases=(COMMANDS["score"],),
+        frozen=True,
+        kw_only=True,
+    )
+    assert unread("score", added) == {"colour"}
+
+
+def test_every_option_is_in_a_panel_and_has_a_help_sentence():
+    for cls in COMMANDS.values():
+        for f in fields(cls):
+            assert spec_of(f).panel in PANELS, f.name
+            assert spec_of(f).help.rstrip(")").endswith("."), f.name
+
+
+# --- each option is refused where it has no effect ------------------------------------------------------------------
+
+CONDITIONAL = [(name, f.name) for name, cls in COMMANDS.items() for f in fields(cls) if spec_of(f).when.help]
+
+
+def a_value(cls: type, f) -> Any:
+    kind, many = base_type(inspect.get_annotations(cls, eval_str=True).get(f.name, f.type))
+    spec = spec_of(f)
+    if spec.choices:
+        return spec.choices[-1]
+    if kind is bool:
+        return True
+    if kind in (int, float):
+        low = spec.at_least if spec.at_least is not None else 0.25
+        return kind(max(low, 1)) if spec.at_most is None or spec.at_most >= 1 else 0.25
+    return ["x"] if many else "x"
+
+
+def settings_of(name: str) -> list[dict[str, Any]]:
+    """Different settings of a command's other options, so that each condition holds in one and fails in another."""
+    found = [{}]
+    cls = COMMANDS[name]
+    for f in fields(cls):
+        if f.name in PRESENT:
+            found.append({f.name: PRESENT[f.name]})
+        found += [
+            {f.name: choice}
+            for choice in spec_of(f).choices
+            if f.name in ("loss", "backend", "normalize", "task", "optimizer")
+        ]
+    found += [{"eval_prompts": "p", "ref": "r"}] if name == "sft" else []
+    found += [{"model": ["m"], "prompts": "p", "ref": "r"}] if name == "evaluate" else []
+    found += [{"inputs": ["adapter"]}] if name == "merge" else []
+    found += [{"backend": "scorer", "scorer": "s", "order": "random"}] if name == "judge" else []
+    return found
+
+
+@pytest.mark.parametrize(("name", "key"), CONDITIONAL)
+def test_an_option_without_effect_is_refused_and_one_with_effect_is_not(name, key):
+    cls = COMMANDS[name]
+    f = next(f for f in fields(cls) if f.name == key)
+    refused, accepted = set(), set()
+    for setting in settings_of(name):
+        if key in setting:
+            continue
+        flags = {"out": "o"} | BASE[name] | setting | {key: a_value(cls, f)}
+        try:
+            resolve(cls, name, flags, None)
+            said = ""
+        except InputError as e:
+            said = e.message
+        (refused if f"{flag_of(f)} has no effect with" in said else accepted).add(json.dumps(setting))
+    assert refused and accepted, (refused, accepted)
+
+
+def test_a_default_that_has_no_effect_here_is_left_to_the_commands_that_read_it(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("defaults:\n  max-new-tokens: 8\n  lora-alpha: 4\n")
+    config = resolve(COMMANDS["train-dpo"], "train-dpo", {"model": "m", "data": "d", "out": "o"}, str(recipe))
+    assert config.max_new_tokens == 8
+    recipe.write_text("train-dpo:\n  max-new-tokens: 8\n")
+    with pytest.raises(InputError, match=r"r.yaml:2: train-dpo.max-new-tokens has no effect without --eval-prompts"):
+        resolve(COMMANDS["train-dpo"], "train-dpo", {"model": "m", "data": "d", "out": "o"}, str(recipe))
+
+
+def test_identity_and_inputs_leave_out_what_is_not_read():
+    config = resolve(COMMANDS["train-dpo"], "train-dpo", {"model": "m", "data": "d", "out": "o"}, None)
+    assert {"alpha", "lora-alpha", "scorer", "temperature", "eval-limit"}.isdisjoint(identity(config))
+    assert [name for name, _, _ in inputs(config)] == ["data", "model"] or {n for n, _, _ in inputs(config)} == {
+        "data",
+        "model",
+    }
+    asked = {"model": "m", "data": "d", "out": "o", "eval_prompts": "p"}
+    config = resolve(COMMANDS["train-dpo"], "train-dpo", asked, None)
+    assert {"temperature", "eval-limit", "scorer"} <= set(identity(config))
+    assert {name for name, _, _ in inputs(config)} == {"data", "model", "eval-prompts", "scorer"}
+
+
+def test_impossible_combinations_are_told_with_everything_else():
+    flags = {"task": "imdb", "min_prefix": 9, "limit": "many", "out": "o"}
+    with pytest.raises(InputError) as e:
+        resolve(COMMANDS["prepare"], "prepare", flags, None)
+    for said in ("--limit: expected a whole number", "--min-prefix 9 is more than", "--tokenizer is required"):
+        assert said in e.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sft:\n  lr: 1\n  lr: 2\n", r":3: lr: given twice, first at line 2"),
+        ("sft:\n  lr: 1\ntrain-dpo:\n  beta: 1\nsft:\n  epochs: 2\n", r":5: sft: given twice, first at line 1"),
+    ],
+)
+def test_a_key_given_twice_is_refused(tmp_path, text, said):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(text)
+    with pytest.raises(InputError, match=said):
+        resolve(COMMANDS["sft"], "sft", {"model": "m", "data": "d", "out": "o"}, str(recipe))
+
+
+def test_a_scorer_whose_directory_ends_like_a_score_type_is_recorded_with_its_content(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a@prob").mkdir()
+    config = resolve(COMMANDS["score"], "score", {"data": "d", "scorer": "a@prob", "out": "o.jsonl"}, None)
+    assert ("scorer", "model", "a@prob") in inputs(config) and identity(config)["scorer"] == ""
+    config = resolve(COMMANDS["score"], "score", {"data": "d", "scorer": "a@prob@logit", "out": "o.jsonl"}, None)
+    assert ("scorer", "model", "a@prob") in inputs(config) and identity(config)["scorer"] == "@logit"
+
+
+# --- conditions -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Few:
+    loss: str = "a"
+    lora: int | None = None
+    eval_data: str | None = None
+
+
+def test_conditions_hold_and_say_what_is_in_the_way():
+    assert given("lora").holds(Few(lora=4)) and not given("lora").holds(Few())
+    assert given("lora").unmet(Few()) == "without --lora"
+    assert not_given("eval_data").unmet(Few(eval_data="x")) == "with --eval-data"
+    assert (
+        one_of("loss", "b", "c").unmet(Few()) == "with --loss a"
+        and one_of("loss", "b", "c").help == "with --loss b or c"
+    )
+    both, either = all_of(given("lora"), one_of("loss", "a")), any_of(given("lora"), one_of("loss", "b"))
+    assert both.unmet(Few()) == "without --lora" and both.unmet(Few(lora=1, loss="b")) == "with --loss b"
+    assert not either.holds(Few()) and either.unmet(Few()) == "without --lora and with --loss a"
+    assert either.holds(Few(loss="b"))
+
+
+def test_what_is_required_has_no_default():
+    assert {f.name for f in fields(COMMANDS["train-dpo"]) if is_required(f)} == {"model", "data", "out"}
