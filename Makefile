@@ -30,7 +30,7 @@ test-slow: install
 
 # every fault in every stage: kills, deaths, full disks, damage; one to two hours of two cores. A share of it is in `make test`
 torture: install
-	PYTHONPATH="$(CURDIR)" $(BIN)/python tests/torture.py $(TORTURE)
+	PYTHONPATH="$(CURDIR):$(CURDIR)/tests" $(BIN)/python -m helpers.torture $(TORTURE)
 
 lint: install
 	$(BIN)/ruff check dpoctl tests

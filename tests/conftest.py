@@ -1,29 +1,27 @@
-"""The miniature world that the tests of the chain share: made once, then only added to."""
+"""Fixtures of the miniature world: each is made once a session, and tests only add outputs of other names."""
 
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
-from chain import ROOT, TRAIN, World, dpo, make_world
-from fault_stages import build
-from faults import Lab
+
+from helpers.chain import REWARD_MODEL, ROOT, TRAIN, World, dpo, make_world, ppo, wait_until
+from helpers.fault_stages import build
+from helpers.faults import Lab
 
 
 @pytest.fixture(scope="session")
 def warm():
-    """A dpoctl command whose imports are done. (What a test kills by SIGKILL, it starts cold: see World.popen.)"""
-    path = Path(tempfile.mkdtemp(prefix="dpoctl-")) / "socket"  # its path has to be short
-    script = str(Path(__file__).with_name("warm.py"))
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    """A dpoctl command whose imports are done. (A command that is killed by SIGKILL starts cold: see World.popen.)"""
+    path = Path(tempfile.mkdtemp(prefix="dpoctl-")) / "socket"  # a socket's path has at most 107 characters
+    script = str(ROOT / "tests" / "helpers" / "warm.py")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     server = subprocess.Popen([sys.executable, script, str(path), "--serve"], env=env)
-    while not path.exists():
-        assert server.poll() is None
-        time.sleep(0.05)
+    wait_until(path.exists, server)
     yield [sys.executable, "-S", "-E", script, str(path)]
     server.kill()
     server.wait()
@@ -32,6 +30,7 @@ def warm():
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory, warm) -> World:
+    """Small models and rows: see `make_world`."""
     folder = tmp_path_factory.mktemp("world")
     make_world(folder)
     return World(folder, warm)
@@ -39,17 +38,40 @@ def world(tmp_path_factory, warm) -> World:
 
 @pytest.fixture(scope="session")
 def prefs(world) -> World:
-    world.run("sft", "--model", "lm", "--data", "sft.jsonl", "--eval-data", "held.jsonl", "--lr", "1e-3", *TRAIN, "--out",
-              "sft")  # fmt: skip
-    world.run("make-prefs", "--model", "sft", "--prompts", "train.jsonl", "--scorer", "classifier", "--max-new-tokens", "20",
-              "--generation-batch-size", "16", "--completions-out", "samples.jsonl", "--out", "prefs.jsonl")  # fmt: skip
+    """With a model `sft` trained on the reviews, and preferences of its samples by the classifier."""
+    world.run("sft --model lm --data sft.jsonl --eval-data held.jsonl --lr 1e-3", *TRAIN, "--out sft")
+    world.run(
+        "make-prefs --model sft --prompts train.jsonl --scorer classifier --max-new-tokens 20 "
+        "--generation-batch-size 16 --completions-out samples.jsonl --out prefs.jsonl",
+    )
     return world
 
 
 @pytest.fixture(scope="session")
 def trained(prefs) -> World:
+    """With `dpo`, trained on the preferences."""
     prefs.run(*dpo("dpo"))
     return prefs
+
+
+@pytest.fixture(scope="session")
+def rewarded(prefs) -> World:
+    """With `rm`, a reward model trained on the preferences."""
+    prefs.run(*REWARD_MODEL, "--out rm")
+    return prefs
+
+
+@pytest.fixture(scope="session")
+def optimised(rewarded) -> World:
+    """With `ppo`, trained on the reward model's scores."""
+    rewarded.run(*ppo("ppo"))
+    return rewarded
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of this test alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -63,7 +85,7 @@ def here(prefs, monkeypatch):
 
 @pytest.fixture(scope="session")
 def lab(world, tmp_path_factory) -> Lab:
-    """Where faults are injected: forked children, each stage's inputs made by undisturbed runs."""
+    """Where faults are injected: forked children; undisturbed runs made the inputs of each stage."""
     made = Lab(tmp_path_factory.mktemp("lab"))
     build(made, world.folder)
     return made

@@ -1,4 +1,4 @@
-"""An adapter merged into its base: the same function as base and adapter together, in a directory that needs no peft."""
+"""An adapter merged into its base computes the same function, in a directory that loads without peft."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def rewrite(**fields) -> None:
         json.dump(config, f)
 
 
-def test_merged_it_is_an_ordinary_model_of_the_same_function(adapted, world, capsys):
+def test_the_merged_model_computes_the_same_function(adapted, world, capsys):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     expected, ids = adapted
@@ -75,7 +75,7 @@ def test_merged_it_is_an_ordinary_model_of_the_same_function(adapted, world, cap
     assert AutoModelForCausalLM.from_pretrained("named", dtype="auto").dtype == torch.bfloat16
 
 
-def test_what_does_not_fit_is_refused(adapted, world, capsys, monkeypatch):
+def test_adapters_that_do_not_fit_are_refused(adapted, world, capsys, monkeypatch):
     rewrite(base_model_name_or_path=None)
     assert "names no base model" in merge(capsys, "adapter", "--out", "no", code=2)
     rewrite(target_modules=["c_attn"])  # weights that have no place

@@ -16,10 +16,7 @@ from dpoctl.config.training import TrainDPO
 from dpoctl.errors import InputError, StorageError
 from dpoctl.outputs import claims, files, manifests
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def claim(out, identity=None, inputs=(), overwrite=False, stage="sft"):
@@ -28,9 +25,9 @@ def claim(out, identity=None, inputs=(), overwrite=False, stage="sft"):
 
 
 def finished(out, **more):
-    with claim(out, **more) as work:
+    with claim(out, **more) as output:
         (out / "config.yaml").write_text("a: 1\n")
-        work.finish([(out / "config.yaml", None)], {"loss": 1.0}, {"wall": 3})
+        output.finish([(out / "config.yaml", None)], {"loss": 1.0}, {"wall": 3})
 
 
 def test_an_atomic_write_that_fails_leaves_the_old_content(tmp_path, monkeypatch):
@@ -46,25 +43,25 @@ def test_an_atomic_write_that_fails_leaves_the_old_content(tmp_path, monkeypatch
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_finished_changed_and_overwritten_work(tmp_path):
+def test_complete_changed_and_overwritten_outputs(tmp_path):
     out, data = tmp_path / "run", tmp_path / "data.jsonl"
     data.write_text("1\n")
     inputs = [("data", "file", str(data))]
     finished(out, identity={"beta": 0.1}, inputs=inputs)
-    with claim(out, {"beta": 0.1}, inputs) as work:
-        assert work.finished
+    with claim(out, {"beta": 0.1}, inputs) as output:
+        assert output.finished
     with pytest.raises(InputError, match="--beta 0.1, now it is 0.2"), claim(out, {"beta": 0.2}, inputs):
         pass
     data.write_text("2\n")
     with pytest.raises(InputError, match="different --data"), claim(out, {"beta": 0.1}, inputs):
         pass
-    (out / "mine.txt").write_text("the user's own")
-    with claim(out, {"beta": 0.2}, inputs, overwrite=True) as work:
-        assert not work.finished and not work.resuming and not (out / "config.yaml").exists()
+    (out / "mine.txt").write_text("written by the user")
+    with claim(out, {"beta": 0.2}, inputs, overwrite=True) as output:
+        assert not output.finished and not output.resuming and not (out / "config.yaml").exists()
     assert (out / "mine.txt").exists()
 
 
-def test_a_manifests_id_is_over_everything_but_the_cost(tmp_path):
+def test_the_id_of_a_manifest_leaves_out_the_cost(tmp_path):
     ids = []
     for name, identity in (("a", {"x": 1}), ("b", {"x": 1}), ("c", {"x": 2})):
         finished(tmp_path / name / "run", identity=identity)
@@ -72,7 +69,7 @@ def test_a_manifests_id_is_over_everything_but_the_cost(tmp_path):
     assert ids[0] == ids[1] != ids[2]
 
 
-def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path):
+def test_a_directory_of_other_files_is_refused_and_kept(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     for overwrite in (False, True):
         with pytest.raises(InputError, match="thesis.tex"), claim(tmp_path, overwrite=overwrite):
@@ -80,7 +77,7 @@ def test_a_directory_of_something_else_is_refused_and_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_refused_input_leaves_nothing(tmp_path):
+def test_a_refused_input_leaves_no_files(tmp_path):
     with pytest.raises(InputError), claim(tmp_path / "run"):
         raise InputError("bad row")
     with pytest.raises(InputError), claim(tmp_path / "rows.jsonl", stage="sample"):
@@ -88,21 +85,24 @@ def test_a_refused_input_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_output_has_one_worker_and_a_killed_one_frees_it(tmp_path):
-    code = ("import sys, time; from dpoctl.outputs import claims\n"
-            f"with claims.claim(claims.Request({str(tmp_path / 'run')!r}, 'sft', {{}}, {{}}, []), overwrite=False):\n"
-            "    print('held', flush=True); time.sleep(60)")  # fmt: skip
+def test_an_output_is_locked_until_its_process_ends(tmp_path):
+    code = (
+        "import sys, time; from dpoctl.outputs import claims\n"
+        f"request = claims.Request({str(tmp_path / 'run')!r}, 'sft', {{}}, {{}}, [])\n"
+        "with claims.claim(request, overwrite=False):\n"
+        "    print('held', flush=True); time.sleep(60)"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(InputError, match="another dpoctl process is writing it"), claim(tmp_path / "run"):
         pass
     holder.kill()
     holder.wait()
-    with claim(tmp_path / "run") as work:
-        assert work.resuming
+    with claim(tmp_path / "run") as output:
+        assert output.resuming
 
 
-def test_a_large_files_hash_is_remembered_and_renewed(tmp_path):
+def test_the_hash_of_a_large_file_is_cached_until_it_changes(tmp_path):
     path = tmp_path / "weights"
     path.write_bytes(b"a" * (1 << 20))
     first = files.sha256_file(path)
@@ -111,7 +111,7 @@ def test_a_large_files_hash_is_remembered_and_renewed(tmp_path):
     assert files.sha256_file(path) != first
 
 
-def test_flag_beats_section_beats_defaults(tmp_path):
+def test_flags_override_the_section_which_overrides_defaults(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("defaults:\n  seed: 3\n  lr: 1e-3\n  beta: 9\ntrain-dpo:\n  lr: 2e-6\n  batch-size: 8\n")
     given = {"model": "m", "data": "d", "out": "o", "batch_size": 16}
@@ -119,14 +119,19 @@ def test_flag_beats_section_beats_defaults(tmp_path):
     assert (config.seed, config.lr, config.batch_size, config.beta) == (3, 2e-6, 16, 9.0)
 
 
-def test_all_problems_at_once_with_place_and_nearest_name(tmp_path):
+def test_all_mistakes_are_reported_at_once_with_place_and_nearest_name(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("train-dpo:\n  betta: 1\n  lr: fast\n  loss: sigmoidd\ntrain-dop:\n  beta: 1\n")
     with pytest.raises(InputError) as e:
         resolve(TrainDPO, "train-dpo", {"model": "m", "data": "d"}, str(recipe))
-    for said in (":2: train-dpo.betta: no such option (did you mean beta?)", ":3: train-dpo.lr: expected a number, got 'fast'",
-                 "did you mean sigmoid?", ":5: train-dop: no such section (did you mean train-dpo?)", "--out is required"):  # fmt: skip
-        assert said in e.value.message
+    for message in (
+        ":2: train-dpo.betta: no such option (did you mean beta?)",
+        ":3: train-dpo.lr: expected a number, got 'fast'",
+        "did you mean sigmoid?",
+        ":5: train-dop: no such section (did you mean train-dpo?)",
+        "--out is required",
+    ):
+        assert message in e.value.message
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -142,7 +147,7 @@ def test_help_names_every_option(name, capsys):
         assert spec_of(f).argument or flag_of(f) in text
 
 
-def test_no_space_is_exit_2_with_the_place(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_exits_with_2_and_names_the_file(tmp_path, monkeypatch, capsys):
     (tmp_path / "d.jsonl").write_text(json.dumps({"text": "a b"}) + "\n")
 
     def full(path, data):
@@ -154,7 +159,7 @@ def test_no_space_is_exit_2_with_the_place(tmp_path, monkeypatch, capsys):
     assert code == 2 and "No space left" in said and "hint:" in said
 
 
-def test_a_row_knows_no_nan_and_no_infinity():
+def test_a_row_holds_null_for_nan_and_infinity():
     row = {"a": float("nan"), "b": [float("-inf"), 1.0], "c": {"d": float("inf")}, "e": "é"}
     assert files.json_line(row) == '{"a": null, "b": [null, 1.0], "c": {"d": null}, "e": "é"}\n'
     assert files.json_line({"a": 1.5}) == '{"a": 1.5}\n'

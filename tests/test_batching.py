@@ -17,7 +17,7 @@ def test_an_order_is_a_function_of_seed_and_epoch():
 
 
 @given(n=sizes, batch=sizes, epochs=st.sampled_from([0.3, 1.0, 2.0, 2.5]))
-def test_batches_are_exact_and_epochs_whole(n, batch, epochs):
+def test_batches_are_exact_and_an_epoch_has_every_row_once(n, batch, epochs):
     stream = Stream(n, batch, epochs, None, shuffled(0, n))
     seen = [i for step in range(stream.steps) for i in stream.batch(step)]
     assert len(seen) == max(1, int(np.ceil(n * epochs - 1e-9)))
@@ -33,7 +33,7 @@ def test_max_steps_bounds_the_run_and_never_lengthens_it():
 
 
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=40), st.integers(0, 5))
-def test_groups_stay_together_in_the_order_they_came(labels, seed):
+def test_groups_stay_together_in_their_order(labels, seed):
     groups = [sorted(set(labels)).index(label) for label in labels]
     order = list(shuffled_groups(seed, groups)(0))
     assert sorted(order) == list(range(len(groups)))

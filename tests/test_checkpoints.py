@@ -1,4 +1,4 @@
-"""Checkpoints: exact, whole or absent, the newest two, and a damaged one passed over."""
+"""Checkpoints: exact, written completely or not at all, the newest two kept, a damaged one skipped."""
 
 import copy
 
@@ -22,20 +22,20 @@ def update(model, optimizer, step: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.RMSprop])
-def test_a_continued_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, kind):
+def test_a_resumed_run_is_bit_identical(tmp_path, kind):
     model = small(0)
     optimizer = kind(model.parameters(), lr=0.01)
     for step in range(3):
         update(model, optimizer, step)
     checkpoints.save(tmp_path, 3, model, optimizer, {"tokens": 7})
-    whole = copy.deepcopy(model)
+    saved = copy.deepcopy(model)
     for step in range(3, 6):
         update(model, optimizer, step)
     other = small(1)
     resumed = kind(other.parameters(), lr=0.01)
     state = checkpoints.load_latest(tmp_path, other, resumed)
     assert state == {"tokens": 7, "step": 3}
-    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), whole.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), saved.parameters(), strict=True))
     for step in range(3, 6):
         update(other, resumed, step)
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True))
@@ -43,7 +43,7 @@ def test_a_continued_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, kind):
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "checksums.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys, name, damage):
+def test_a_damaged_checkpoint_is_skipped(tmp_path, capsys, name, damage):
     model = small(0)
     optimizer = torch.optim.RMSprop(model.parameters(), lr=0.01)
     for step in (1, 2, 3):
@@ -58,7 +58,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, capsys, name, damage):
         path.write_bytes(data if damage == "flip" else data[:-9])
     assert checkpoints.load_latest(tmp_path, model, optimizer)["step"] == 2
     assert "falling back" in capsys.readouterr().err
-    checkpoints.save(tmp_path, 3, model, optimizer, {})  # the run comes there again, and puts a whole one in its place
+    checkpoints.save(tmp_path, 3, model, optimizer, {})  # the run reaches step 3 again and replaces it
     assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000002", "step-00000003"]
     assert checkpoints.load_latest(tmp_path, model, optimizer)["step"] == 3
     (tmp_path / "checkpoints/step-00000003/checksums.json").unlink()

@@ -61,9 +61,9 @@ def train(name: str, weights: Tensor, ref_tables: Tensor, beta: float, **options
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        own = completion_logps(tables)
+        policy = completion_logps(tables)
         lengths = LENGTHS.expand(PROMPTS, K)
-        sides = (own[:, w], own[:, l], ref[:, w], ref[:, l], lengths[:, w], lengths[:, l])
+        sides = (policy[:, w], policy[:, l], ref[:, w], ref[:, l], lengths[:, w], lengths[:, l])
         losses = LOSSES[name].loss(PairLogps(*(t.reshape(-1) for t in sides)), beta, **options)
         total = (weights.reshape(-1) * losses).sum() / weights.sum()
         total.backward()
@@ -84,7 +84,7 @@ def test_dpo_reaches_the_kl_regularised_optimum(beta):
     tables, rewards = world()
     labels = bradley_terry(rewards)[:, PAIRS[:, 0], PAIRS[:, 1]]
     optimum = kl_regularised_optimum(completion_logps(tables), rewards, beta)
-    assert total_variation(completion_logps(tables), optimum).min() > 0.1  # there is a way to go
+    assert total_variation(completion_logps(tables), optimum).min() > 0.1  # the reference is not the optimum
     reached = train("sigmoid", labels, tables, beta)
     # The minimum is exact, so only the optimiser's stop (gradient 1e-10, float64) remains
     assert total_variation(reached, optimum).max() < 1e-6
@@ -93,7 +93,7 @@ def test_dpo_reaches_the_kl_regularised_optimum(beta):
 
 
 def test_robust_dpo_reaches_it_from_flipped_labels():
-    """With a known share e of labels flipped, robust DPO undoes it; DPO itself lands elsewhere."""
+    """With a known fraction e of labels flipped, robust DPO reaches the optimum and DPO does not."""
     tables, rewards = world(1)
     e, beta = 0.2, 1.0
     p = bradley_terry(rewards)[:, PAIRS[:, 0], PAIRS[:, 1]]
@@ -103,8 +103,8 @@ def test_robust_dpo_reaches_it_from_flipped_labels():
     assert total_variation(train("sigmoid", flipped, tables, beta), optimum).min() > 1e-2
 
 
-def test_dpo_on_sampled_labels():
-    """Labels drawn once: off by what the sample's size explains, and by no more.
+def test_dpo_on_sampled_labels_is_off_by_their_noise():
+    """Labels drawn once: the distance is what the sample size explains.
 
     DPO is then maximum likelihood of a Bradley-Terry model over all K completions, whose log-ratios u = log pi/pi_ref
     have the asymptotic covariance F^+ / beta^2, F the Fisher information of the labels (a Laplacian over completions
@@ -136,7 +136,7 @@ def test_dpo_on_sampled_labels():
     assert (distance > 0.05 * expected).all()  # labels that carry noise cannot lead to the optimum itself
 
 
-def test_ipo_reaches_its_own_optimum():
+def test_ipo_reaches_the_optimum_of_its_paper():
     """IPO (2310.12036) with pairs drawn uniformly: pi_ref exp(P(y beats a uniform draw) / tau) / Z, ties counting 1/2.
 
     For each pair p (h - 1/2tau)^2 + (1 - p)(h + 1/2tau)^2 is least at h = (2p - 1)/2tau; with h = u(y) - u(y') the
@@ -161,19 +161,19 @@ def f64(*values) -> Tensor:
 
 
 def test_the_optimum_by_hand():
-    in_lockstep = f64(0.5, 0.5).log()
+    reference = f64(0.5, 0.5).log()
     # rewards 0 and log 3 at beta 1 give weights 1 and 3; at beta 2, 1 and sqrt 3
     for beta, odds in ((1.0, 3.0), (2.0, math.sqrt(3.0))):
-        logps = kl_regularised_optimum(in_lockstep, f64(0.0, math.log(3)), beta)
+        logps = kl_regularised_optimum(reference, f64(0.0, math.log(3)), beta)
         torch.testing.assert_close(logps.exp(), f64(1, odds) / (1 + odds), rtol=1e-15, atol=0)
     # from .5 to .95 of a reward of 0 and 1 costs 0.95 log 1.9 + 0.05 log 0.1 = 0.60976 - 0.11513 = 0.49463 nats, and is
     # reached at beta = 1 / log 19
-    reward, cost = optimal_point(in_lockstep, f64(0.0, 1.0), 1 / math.log(19))
+    reward, cost = optimal_point(reference, f64(0.0, 1.0), 1 / math.log(19))
     assert reward.item() == pytest.approx(0.95, abs=1e-15)
     assert cost.item() == pytest.approx(0.49463, abs=5e-6)
 
 
-def test_nothing_beats_the_optimum():
+def test_no_policy_beats_the_optimum():
     """E[r] - beta KL is beta log Z there and less anywhere else, by beta KL(pi || pi*)."""
     tables, rewards = world(4)
     ref, beta = completion_logps(tables), 0.3
@@ -190,16 +190,16 @@ def test_nothing_beats_the_optimum():
 def test_samples_of_the_reference_estimate_the_optimum():
     """With -log M for log-probs, reward and KL are those of self-normalised weights: r/beta - log mean exp(r/beta)."""
     _, rewards = world(6)
-    in_lockstep = torch.full((PROMPTS, K), -math.log(K), dtype=torch.float64)
-    reward, cost = optimal_point(in_lockstep, rewards, 0.5)
+    reference = torch.full((PROMPTS, K), -math.log(K), dtype=torch.float64)
+    reward, cost = optimal_point(reference, rewards, 0.5)
     weights = torch.exp(rewards / 0.5)
     weights = weights / weights.sum(-1, keepdim=True)
     torch.testing.assert_close(reward, (weights * rewards).sum(-1), rtol=1e-13, atol=0)
     torch.testing.assert_close(cost, math.log(K) + (weights * weights.log()).sum(-1), rtol=1e-12, atol=0)
     torch.testing.assert_close(cost, reward / 0.5 - (rewards / 0.5).exp().mean(-1).log(), rtol=1e-12, atol=0)
     # it goes from the reference itself to log M, where one sample has all the weight
-    assert optimal_point(in_lockstep, rewards, 1e6)[1].max() < 1e-9
-    torch.testing.assert_close(optimal_point(in_lockstep, rewards, 1e-4)[1], torch.full_like(cost, math.log(K)))
+    assert optimal_point(reference, rewards, 1e6)[1].max() < 1e-9
+    torch.testing.assert_close(optimal_point(reference, rewards, 1e-4)[1], torch.full_like(cost, math.log(K)))
 
 
 def test_kl_by_hand():
@@ -214,16 +214,16 @@ def test_kl_by_hand():
 
 
 def test_exact_steps_add_up_to_the_sequence_kl():
-    """The exact KL of each step, averaged over the policy's own completions, is the sequence KL, with less spread."""
+    """The exact KL of each step, averaged over the policy's completions, is the sequence KL, with less spread."""
     tables, ref_tables = world(7)[0], world(8)[0]
-    own, ref = completion_logps(tables), completion_logps(ref_tables)
+    policy, ref = completion_logps(tables), completion_logps(ref_tables)
     by_state = kl(steps(tables), steps(ref_tables))  # [PROMPTS, states]
     exact = torch.stack([by_state[:, 0] + (by_state[:, 1 + c[0]] if len(c) == 2 else 0) for c in COMPLETIONS], dim=1)
-    log_ratio = own - ref
+    log_ratio = policy - ref
     for estimate in (exact, log_ratio):
-        torch.testing.assert_close((own.exp() * estimate).sum(-1), kl(own, ref), rtol=1e-12, atol=1e-13)
-    mean = kl(own, ref)[:, None]
-    spread = [(own.exp() * (estimate - mean) ** 2).sum(-1) for estimate in (exact, log_ratio)]
+        torch.testing.assert_close((policy.exp() * estimate).sum(-1), kl(policy, ref), rtol=1e-12, atol=1e-13)
+    mean = kl(policy, ref)[:, None]
+    spread = [(policy.exp() * (estimate - mean) ** 2).sum(-1) for estimate in (exact, log_ratio)]
     assert (spread[0] < spread[1]).all()
 
 

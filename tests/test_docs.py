@@ -1,6 +1,6 @@
 """Every command line of README and the pages is run on tiny models, or at least resolved.
 
-bash gets each block marked `sh` as it is written; the `dpoctl` on its PATH reduces steps and rows (docs_command.py). A
+bash gets each block marked `sh` as it is written; the `dpoctl` on its PATH reduces steps and rows (helpers/docs_command.py). A
 block after `<!-- not run: REASON -->` is only resolved, which finds unknown options and impossible combinations.
 """
 
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from chain import ROOT
-from judge_server import JudgeServer
 
 import dpoctl.cli.command
 from dpoctl.cli import app
 from dpoctl.config.commands import COMMANDS
+from helpers.chain import ROOT
+from helpers.judge_server import JudgeServer
 
 DOCS = ROOT / "dpoctl" / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted((ROOT / "recipes").glob("*/README.md"))]
@@ -130,7 +130,7 @@ def given(prefs, tmp_path_factory) -> dict[str, Path]:
 def environment(prefs, tmp_path_factory) -> Iterator[dict[str, str]]:
     """The environment of the blocks: `dpoctl` on the warm server, and a judge that prefers A."""
     binaries = tmp_path_factory.mktemp("bin")
-    script = Path(__file__).with_name("docs_command.py")
+    script = ROOT / "tests" / "helpers" / "docs_command.py"
     (binaries / "dpoctl").write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {script} "$@"\n')
     (binaries / "dpoctl").chmod(0o755)
     with JudgeServer(lambda request: "A says more.\nPreferred: A") as server:

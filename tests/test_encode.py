@@ -6,7 +6,6 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizer_families import byte_level_bpe, chat, unigram, word_piece
 
 from dpoctl.data.encode import Example, encode_examples, encode_pairs, truncate
 from dpoctl.data.readers import Rows
@@ -20,6 +19,7 @@ from dpoctl.data.tokens import (
     fingerprint,
 )
 from dpoctl.errors import InputError
+from helpers.tokenizer_families import byte_level_bpe, chat, unigram, word_piece
 
 FAMILIES = {
     "bpe": byte_level_bpe,

@@ -50,8 +50,16 @@ def test_within_a_fifth_of_the_measured_peak(tmp_path, layers, width, vocabulary
     words = {"<eos>": 0, "<pad>": 1} | {f"w{i}": i for i in range(2, vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    config = GPT2Config(vocab_size=vocabulary, n_positions=512, n_embd=width, n_layer=layers, n_head=width // 64,
-                        bos_token_id=0, eos_token_id=0, pad_token_id=1)  # fmt: skip
+    config = GPT2Config(
+        vocab_size=vocabulary,
+        n_positions=512,
+        n_embd=width,
+        n_layer=layers,
+        n_head=width // 64,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
     GPT2LMHeadModel(config).save_pretrained(tmp_path / "lm")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>").save_pretrained(
         tmp_path / "lm"
@@ -63,8 +71,10 @@ def test_within_a_fifth_of_the_measured_peak(tmp_path, layers, width, vocabulary
 
     rows = [{"prompt": text(150), "chosen": " " + text(40), "rejected": " " + text(50)} for _ in range(32)]
     (tmp_path / "prefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    args = ["train-dpo", "--model", "lm", "--data", "prefs.jsonl", "--batch-size", "16", "--max-steps", "2", "--epochs", "9",
-            "--tokens-per-batch", "2048", "--warmup-steps", "0", "--cache-dir", "cache", "--out", "run", "-q"]  # fmt: skip
+    args = (
+        "train-dpo --model lm --data prefs.jsonl --batch-size 16 --max-steps 2 --epochs 9 "
+        "--tokens-per-batch 2048 --warmup-steps 0 --cache-dir cache --out run -q"
+    ).split()
 
     def run(*more: str) -> str:
         command = [sys.executable, "-m", "dpoctl", *args, *more]

@@ -8,14 +8,24 @@ import time
 
 import pytest
 import torch
-from fault_stages import STAGES, UP, small_waves
-from faults import Fault, contents, differences
-from torture import FAULTS, damage, measure, torture
 
-SHARE = {"prepare": "deaths no_room corruptions", "sft": "deaths kills no_room", "make-prefs": "deaths signals corruptions",
-         "train-dpo": "deaths corruptions", "train-rm": "deaths corruptions", "train-ppo": "deaths signals",
-         "sample": "deaths corruptions", "score": "no_room size_limit", "judge": "deaths kills", "evaluate": "deaths not_allowed",
-         "report": "deaths"}  # fmt: skip
+from helpers.fault_stages import STAGES, UP, small_waves
+from helpers.faults import Fault, contents, differences
+from helpers.torture import FAULTS, damage, measure, torture
+
+SHARE = {
+    "prepare": "deaths no_room corruptions",
+    "sft": "deaths kills no_room",
+    "make-prefs": "deaths signals corruptions",
+    "train-dpo": "deaths corruptions",
+    "train-rm": "deaths corruptions",
+    "train-ppo": "deaths signals",
+    "sample": "deaths corruptions",
+    "score": "no_room size_limit",
+    "judge": "deaths kills",
+    "evaluate": "deaths not_allowed",
+    "report": "deaths",
+}
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -63,9 +73,11 @@ def test_a_second_signal_ends_at_once(lab, number):
 def test_a_signal_stops_behind_the_wave_or_update(lab):
     """75, and the rows and updates that were done are kept."""
     folder = lab.folder()
-    (folder / "own.py").write_text("import os, signal\nfrom pathlib import Path\ndef f(rows):\n    with open('n', 'a') as n:\n"
-                                   "        n.write('x')\n    if Path('n').read_text() == 'xx':\n        os.kill(os.getpid(), "
-                                   "signal.SIGUSR1)\n    return [0.5] * len(rows)\n")  # fmt: skip
+    (folder / "own.py").write_text(
+        "import os, signal\nfrom pathlib import Path\ndef f(rows):\n    with open('n', 'a') as n:\n"
+        "        n.write('x')\n    if Path('n').read_text() == 'xx':\n        os.kill(os.getpid(), "
+        "signal.SIGUSR1)\n    return [0.5] * len(rows)\n"
+    )
     score = ["score", "--data", f"{UP}/samples.jsonl", "--scorer", "python:own.py:f", "--out", "scored.jsonl"]
     ppo = [*STAGES["train-ppo"]]
     ppo[ppo.index("--reward") + 1] = "python:own.py:f"
@@ -140,16 +152,7 @@ def test_no_checkpoint_ever_holds_a_number_that_is_not_finite(lab, stage):
     folder = lab.folder()
     args = [
         *STAGES[stage],
-        "--save-every",
-        "1",
-        "--lr",
-        "1e38",
-        "--max-grad-norm",
-        "1e30",
-        "--warmup-steps",
-        "0",
-        "--optimizer",
-        "rmsprop",
+        *"--save-every 1 --lr 1e38 --max-grad-norm 1e30 --warmup-steps 0 --optimizer rmsprop".split(),
     ]
     outcome = lab.run(folder, args)
     assert outcome.code == 3 and ("update 1 (" in outcome.said or "step 1, " in outcome.said), outcome.said
@@ -282,17 +285,7 @@ def test_a_damaged_input_is_refused_by_its_producers_manifest(lab):
         shutil.copy(lab.world / name, folder / name)
     shutil.copytree(lab.world / "rm", folder / "rm")
     score = ["score", "--data", "samples.jsonl", "--scorer", "rm", "--out", "scored.jsonl"]
-    sample = [
-        "sample",
-        "--model",
-        f"{UP}/sft",
-        "--prompts",
-        "data/prompts.test.jsonl",
-        "--limit",
-        "2",
-        "--out",
-        "few.jsonl",
-    ]
+    sample = f"sample --model {UP}/sft --prompts data/prompts.test.jsonl --limit 2 --out few.jsonl".split()
     for args, path in ((score, "samples.jsonl"), (score, "rm/model.safetensors"), (sample, "data/prompts.test.jsonl")):
         kept = (folder / path).read_bytes()
         damage(folder / path, random.Random(3))

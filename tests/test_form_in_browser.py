@@ -5,6 +5,7 @@ import shutil
 import time
 
 import pytest
+
 from test_judging import candidates, rows_of, run
 
 selenium = pytest.importorskip("selenium", reason="the form is driven by selenium, which is not installed")
@@ -27,13 +28,10 @@ def open_browser(tmp_path):
         options = ChromeOptions()
         options.binary_location = CHROMIUM
         for flag in (
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-background-networking",
-            "--disable-sync",
-            "--no-first-run",
-            "--window-size=1200,800",
+            *(
+                "--headless=new --no-sandbox --disable-gpu --disable-background-networking "
+                "--disable-sync --no-first-run --window-size=1200,800"
+            ).split(),
             f"--user-data-dir={tmp_path / 'profile'}",
         ):
             options.add_argument(flag)

@@ -9,13 +9,13 @@ import sys
 from dataclasses import fields
 
 import pytest
-from chain import ROOT
 
 from dpoctl.cli import command, help, pages
 from dpoctl.cli.app import run
 from dpoctl.config.commands import COMMANDS
 from dpoctl.config.schema import flag_of, is_required, spec_of
 from dpoctl.config.shared import PANELS, ModelOptions
+from helpers.chain import ROOT
 
 TITLE = re.compile(r"╭─ (.+?) ─+╮")
 HEAVY = {"torch", "transformers", "datasets", "numpy", "matplotlib", "pydantic"}

@@ -43,8 +43,10 @@ def test_every_kind_of_file_gives_the_same_reviews(tmp_path):
         writer.writeheader()
         writer.writerows(rows)
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "r.parquet"))
-    found = [[(r["text"], r["label"]) for r in imdb.load_reviews(str(tmp_path / name))]
-             for name in ("r.jsonl", "z.jsonl.gz", "r.csv", "r.parquet")]  # fmt: skip
+    found = [
+        [(r["text"], r["label"]) for r in imdb.load_reviews(str(tmp_path / name))]
+        for name in ("r.jsonl", "z.jsonl.gz", "r.csv", "r.parquet")
+    ]
     assert found[0] == [(f"a review, no {i}", i % 2) for i in range(5)]
     assert all(f == found[0] for f in found)
 

@@ -6,11 +6,11 @@ import re
 import subprocess
 
 import pytest
-from chain import ROOT
 
 from dpoctl import __version__
 from dpoctl.cli import docs, env, init
 from dpoctl.cli.app import run
+from helpers.chain import ROOT
 
 RECIPES = sorted(path.parent.name for path in (ROOT / "recipes").glob("*/recipe.yaml"))
 

@@ -65,8 +65,15 @@ def test_a_policy_comes_in_float32_in_eval_mode_without_dropout_and_with_a_pad_t
 
 
 def test_dropout_kept_as_a_number_in_attention_is_zeroed_too(tmp_path):
-    config = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, **IDS,
-                         attention_dropout=0.5, max_position_embeddings=16)  # fmt: skip
+    config = LlamaConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        **IDS,
+        attention_dropout=0.5,
+        max_position_embeddings=16,
+    )
     model, _ = load_policy(save(tmp_path, LlamaForCausalLM(config)))
     model.train()
     ids = torch.arange(10)[None]

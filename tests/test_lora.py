@@ -16,8 +16,7 @@ from dpoctl.training import pairs
 
 peft = pytest.importorskip("peft")
 
-SHORT = ["--max-length", "96", "--max-prompt-length", "16", "--warmup-steps", "0", "--batch-size", "16", "--lr", "3e-3",
-         "--lora", "4", "--epochs", "9"]  # fmt: skip
+SHORT = "--max-length 96 --max-prompt-length 16 --warmup-steps 0 --batch-size 16 --lr 3e-3 --lora 4 --epochs 9".split()
 SEQUENCES = [([5, 6, 7, 8, 9, 10], 2), ([5, 6, 20, 21], 2), ([30, 31, 32, 33, 34], 3)]
 
 
@@ -26,8 +25,11 @@ def settings():
 
 
 def test_from_train_dpo_to_sample(here):
-    args = ["train-dpo", "--model", "sft", "--data", "prefs.jsonl", *SHORT, "--lr", "5e-4", "--max-steps", "12", "--log-every", "1",
-            "--save-every", "4", "--out", "dpo-lora"]  # fmt: skip
+    args = [
+        *"train-dpo --model sft --data prefs.jsonl".split(),
+        *SHORT,
+        *"--lr 5e-4 --max-steps 12 --log-every 1 --save-every 4 --out dpo-lora".split(),
+    ]
     assert command_line(args) == 0
     rows = here.rows("dpo-lora/metrics.jsonl")
     assert rows[0]["loss"] == pytest.approx(0.6931, abs=1e-3) and min(row["loss"] for row in rows) < 0.65
@@ -66,20 +68,23 @@ def test_a_reward_model_and_ppo(here):
     assert torch.allclose(rewards_of(merged, pairs.sequences(data), tokens_per_batch=4096), rewards, atol=1e-5)
     assert merged.config.reward_shift == model.config.reward_shift and not hasattr(merged, "peft_config")
 
-    ppo = ["train-ppo", "--model", "sft", "--prompts", "train.jsonl", "--reward", "rm-lora", *SHORT, "--batch-size", "8",
-           "--minibatch-size", "4", "--ppo-epochs", "1", "--max-steps", "2", "--max-new-tokens", "6", "--out", "ppo-lora"]  # fmt: skip
+    ppo = [
+        *"train-ppo --model sft --prompts train.jsonl --reward rm-lora".split(),
+        *SHORT,
+        *"--batch-size 8 --minibatch-size 4 --ppo-epochs 1 --max-steps 2 --max-new-tokens 6 --out ppo-lora".split(),
+    ]
     assert command_line(ppo) == 0
     kl = [row["objective/kl"] for row in here.rows("ppo-lora/metrics.jsonl")]
     assert kl[0] == pytest.approx(0, abs=1e-4) and abs(kl[1]) > 1e-4
     assert (here.folder / "ppo-lora/adapter_model.safetensors").exists()
 
 
-def test_the_value_function_shares_what_is_frozen(here):
+def test_the_value_function_shares_the_frozen_weights(here):
     policy, _ = load_policy("sft")
     lora.adapt(policy, settings(), "sft", "CAUSAL_LM")
     critic = make_critic(policy, "separate")
-    own = {n for n, p in critic.trunk.named_parameters() if p.requires_grad}
-    assert own and all("lora" in n for n in own)
+    trained = {n for n, p in critic.trunk.named_parameters() if p.requires_grad}
+    assert trained and all("lora" in n for n in trained)
     shared = {id(p) for p in policy.parameters()}
     assert all((id(p) in shared) != p.requires_grad for p in critic.trunk.parameters())
 

@@ -3,20 +3,20 @@
 import hashlib
 import json
 import math
-import signal
+import re
 import time
 
 import pytest
-from chain import dpo, same_run
 
 from dpoctl.data.tokens import encode_prompt, fingerprint
 from dpoctl.models.load import load_tokenizer
 from dpoctl.outputs.files import seal
+from helpers.chain import assert_same_run, dpo, lines_in, wait_until
 
 
-def test_sft_learns_and_says_so(prefs):
+def test_sft_reduces_the_held_out_loss(prefs):
     rows = prefs.rows("sft/metrics.jsonl")
-    manifest = json.loads((prefs.folder / "sft/manifest.json").read_text())
+    manifest = prefs.manifest("sft")
     assert rows[0]["step"] == 1
     assert rows[-1]["eval/loss"] < manifest["metrics"]["eval/loss_before"]
 
@@ -29,8 +29,8 @@ def test_preferences_are_what_was_scored(prefs):
         chosen, rejected = (samples[row["prompt_id"], row[f"{side}_k"]] for side in ("chosen", "rejected"))
         assert chosen["score"] >= rejected["score"] and row["margin"] == chosen["score"] - rejected["score"]
         assert (row["chosen"], row["rejected"]) == (chosen["completion"], rejected["completion"])
-    figures = json.loads((prefs.folder / "prefs.jsonl.manifest.json").read_text())["metrics"]
-    assert len(rows) == figures["pairs"] == 24 * 6 - figures["ties"] - figures["duplicates"] - figures["below_margin"]
+    counts = prefs.manifest("prefs.jsonl")["metrics"]
+    assert len(rows) == counts["pairs"] == 24 * 6 - counts["ties"] - counts["duplicates"] - counts["below_margin"]
     assert {"prompt", "chosen", "rejected"} <= set(rows[0])
 
 
@@ -53,64 +53,45 @@ def test_plain_libraries_load_what_was_written(trained):
     tokenizer = AutoTokenizer.from_pretrained(trained.folder / "dpo")
     assert model.config.vocab_size == len(tokenizer)
     for name in ("prefs.jsonl", "samples.jsonl", "dpo/metrics.jsonl", "dpo/eval.jsonl"):
-        table = datasets.load_dataset("json", data_files=str(trained.folder / name), split="train",
-                                      cache_dir=str(trained.folder / "datasets"))  # fmt: skip
+        table = datasets.load_dataset(
+            "json", data_files=str(trained.folder / name), split="train", cache_dir=str(trained.folder / "datasets")
+        )
         assert len(table) == len(trained.rows(name))
 
 
-def test_killed_run_ends_in_the_same_bytes(trained):
-    process = trained.popen(*dpo("killed"))
-    deadline = time.monotonic() + 120
-    while not list((trained.folder / "killed/checkpoints").glob("step-*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def test_a_killed_run_resumes_to_the_same_bytes(trained):
+    trained.kill(*dpo("killed"), when=lambda: trained.has_checkpoint("killed"))
     assert not (trained.folder / "killed/manifest.json").exists()
     # the reference's log-probs come from the first run's cache: the key is content
     _, err = trained.run(*dpo("killed"))
     assert "resuming after update" in err and "from the cache" in err
-    same_run(trained, "killed", "dpo")
+    assert_same_run(trained, "killed", "dpo")
 
 
 def test_sigterm_saves_and_exits_75(trained):
     process = trained.popen(*dpo("stopped", "--save-every", "1000"))
-    while not (trained.folder / "stopped/metrics.jsonl").exists() or not trained.rows("stopped/metrics.jsonl"):
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_until(lambda: lines_in(trained.folder / "stopped/metrics.jsonl"), process)
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
     trained.run(*dpo("stopped", "--save-every", "1000"))
-    same_run(trained, "stopped", "dpo")
+    assert_same_run(trained, "stopped", "dpo")
 
 
-def test_numbers_that_go_wrong_are_exit_3(trained):
+def test_a_loss_that_is_not_finite_exits_with_3(trained):
     _, err = trained.run(*dpo("wrong", "--lr", "1e30"), code=3)
-    assert "update" in err and "hint:" in err
+    assert re.search(r"update \d+ \(rows at lines [\d, ]+\): the loss is", err) and "hint:" in err
     assert not (trained.folder / "wrong/manifest.json").exists()
 
 
-def test_sampling_continues_behind_the_last_whole_wave(prefs):
-    args = [
-        "sample",
-        "--model",
-        "sft",
-        "--prompts",
-        "test.jsonl",
-        "--n",
-        "3",
-        "--generation-batch-size",
-        "6",
-        "--max-new-tokens",
-        "8",
-    ]
+def test_sampling_resumes_after_the_last_complete_batch(prefs):
+    args = "sample --model sft --prompts test.jsonl --n 3 --generation-batch-size 6 --max-new-tokens 8".split()
     prefs.run(*args, "--out", "whole.jsonl")
-    # a state as a kill leaves it: two waves whole, the third cut in the middle of a line
+    # what a kill leaves: two complete batches, and the third cut in the middle of a line
     text = (prefs.folder / "whole.jsonl").read_bytes()
     lines = text.splitlines(keepends=True)
     prefs.run(*args, "--out", "cut.jsonl")
-    manifest = json.loads((prefs.folder / "cut.jsonl.manifest.json").read_text())
+    manifest = prefs.manifest("cut.jsonl")
     (prefs.folder / "cut.jsonl").unlink()
     (prefs.folder / "cut.jsonl.manifest.json").unlink()
     plan = {"stage": "sample", "identity": manifest["identity"], "inputs": manifest["inputs"]}
@@ -122,29 +103,31 @@ def test_sampling_continues_behind_the_last_whole_wave(prefs):
         {"batches": w + 1, "sizes": [sizes[w]], "rows": [6 * (w + 1)], "state": {"ended": 0}, "sha256": [sums[w]]}
         for w in range(3)
     ]
-    (prefs.folder / "cut.jsonl.progress").write_text("".join(json.dumps(seal(wave)) + "\n" for wave in batches))
+    (prefs.folder / "cut.jsonl.progress").write_text("".join(json.dumps(seal(batch)) + "\n" for batch in batches))
     _, err = prefs.run(*args, "--out", "cut.jsonl")
     assert "resuming after 12 rows" in err
     assert (prefs.folder / "cut.jsonl").read_bytes() == text
 
 
-def test_finished_work_answers_at_once_and_changed_work_is_refused(trained):
+def test_a_complete_run_does_nothing_and_changed_options_are_refused(trained):
     before = (trained.folder / "dpo/manifest.json").stat().st_mtime_ns
     start = time.monotonic()
     out, err = trained.run(*dpo("dpo"))
-    assert time.monotonic() - start < 2.0  # no model, no torch: a process start
+    assert time.monotonic() - start < 2.0  # a process start, without torch or a model
     assert out == "" and "nothing to do" in err
     assert (trained.folder / "dpo/manifest.json").stat().st_mtime_ns > before
     _, err = trained.run(*dpo("dpo", "--beta", "0.5"), code=2)
-    assert "--beta 0.1" in err and "hint:" in err
-    trained.run(*dpo("dpo", "--tokens-per-batch", "64"))  # memory, not mathematics: may change
+    assert "--beta 0.1, now it is 0.5" in err and "hint:" in err
+    trained.run(*dpo("dpo", "--tokens-per-batch", "64"))  # affects memory only, so it may change
 
 
 def test_evaluate_sample_score_report(trained):
-    out, _ = trained.run("evaluate", "--model", "sft", "--model", "dpo", "--ref", "sft", "--prompts", "test.jsonl", "--scorer",
-                         "classifier", "--max-new-tokens", "12", "--out", "eval.jsonl")  # fmt: skip
-    assert "dpo" in out
+    out, _ = trained.run(
+        "evaluate --model sft --model dpo --ref sft --prompts test.jsonl --scorer classifier "
+        "--max-new-tokens 12 --out eval.jsonl",
+    )
     rows = trained.rows("eval.jsonl")
+    assert all(f"{r['reward']:.3f} ± {r['reward_se']:.3f}" in out for r in rows)
     assert [r["method"] for r in rows] == ["sft", "dpo"] and rows[0]["kl"] == 0 and rows[1]["options"]["beta"] == 0.1
     trained.run("score", "--data", "samples.jsonl", "--scorer", "classifier@log-odds", "--out", "scored.jsonl")
     for scored, sample in zip(trained.rows("scored.jsonl"), trained.rows("samples.jsonl"), strict=True):
@@ -157,29 +140,36 @@ def test_evaluate_sample_score_report(trained):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["sft", "--model", "lm", "--data", "sfft.jsonl"], "did you mean sft.jsonl"),
-        (["sft", "--model", "nowhere/at/all", "--data", "sft.jsonl"], "nowhere/at/all"),
-        (["sft", "--model", "lm", "--data", "broken.jsonl"], "broken.jsonl:2"),
-        (["sft", "--model", "lm", "--data", "empty.jsonl"], "empty.jsonl"),
-        (["train-dpo", "--model", "lm", "--data", "hollow.jsonl"], "hollow.jsonl:1"),
-        (["train-dpo", "--model", "lm", "--data", "equal.jsonl"], "equal"),
-        (["train-dpo", "--model", "lm", "--data", "hollow.jsonl", "--gamma", "1"], "--gamma"),
-        (["train-dpo", "--model", "classifier", "--data", "equal.jsonl"], "classifier"),
+        ("sft --model lm --data sfft.jsonl", "did you mean sft.jsonl"),
+        ("sft --model nowhere/at/all --data sft.jsonl", "nowhere/at/all: no such model directory"),
+        ("sft --model lm --data broken.jsonl", "broken.jsonl:2: broken JSON"),
+        ("sft --model lm --data empty.jsonl", "empty.jsonl: the file holds no rows"),
+        ("train-dpo --model lm --data hollow.jsonl", "hollow.jsonl:1: field 'prompt': expected text"),
+        ("train-dpo --model lm --data equal.jsonl", "no pairs are left to train on (1 equal_dropped)"),
+        ("train-dpo --model lm --data hollow.jsonl --gamma 1", "--gamma means nothing to --loss sigmoid"),
+        (
+            "train-dpo --model classifier --data equal.jsonl",
+            "classifier: a RobertaForSequenceClassification, where a causal language model is expected",
+        ),
     ],
 )
 def test_bad_input_is_one_clear_message(world, args, said):
     pair = {"prompt": "I saw", "chosen": " it.", "rejected": " it."}
-    files = {"broken": '{"text": "a b c"}\n{"text": \n{"text": "d e f"}\n', "empty": "", "equal": json.dumps(pair) + "\n",
-             "hollow": json.dumps(pair | {"prompt": ""}) + "\n"}  # fmt: skip
+    files = {
+        "broken": '{"text": "a b c"}\n{"text": \n{"text": "d e f"}\n',
+        "empty": "",
+        "equal": json.dumps(pair) + "\n",
+        "hollow": json.dumps(pair | {"prompt": ""}) + "\n",
+    }
     for name, text in files.items():
         (world.folder / f"{name}.jsonl").write_text(text)
-    _, err = world.run(*args, "--out", "refused", code=2)
-    assert said in err and err.count("error:") == 1
+    _, err = world.run(args, "--out refused", code=2)
+    assert said in " ".join(err.split()) and err.count("error:") == 1
     assert not (world.folder / "refused").exists()
 
 
-def test_several_temperatures_and_examples_before_the_prompt(prefs):
-    """Rows of each temperature are those of a run at it alone; examples change what is said, never what was asked."""
+def test_several_temperatures_and_few_shot_examples(prefs):
+    """Rows of each temperature equal a run at that temperature; few-shot examples change completions, not prompts."""
     common = ["sample", "--model", "sft", "--prompts", "test.jsonl", "--max-new-tokens", "8"]
     prefs.run(*common, "--temperature", "0,0.5,1", "--out", "several.jsonl")
     prefs.run(*common, "--temperature", "0.5", "--out", "half.jsonl")

@@ -1,15 +1,14 @@
-"""From scored samples to pairs: all, the widest, or one at random; ties, equal texts and small margins dropped, counted."""
+"""From scored samples to pairs (all, best-worst, random), what is dropped and counted; resuming; plans of dry runs."""
 
-import json
 import math
-import signal
-import time
+import re
 from types import SimpleNamespace
 
 import pytest
-from chain import dpo
 
+from dpoctl.models.load import untrained
 from dpoctl.stages.make_prefs import _pairs
+from helpers.chain import dpo, lines_in
 
 
 def samples(*scores: float, texts: str = "abcd") -> tuple[list[dict], list[float]]:
@@ -53,44 +52,58 @@ def test_best_worst_and_random_keep_one_pair_a_prompt():
     assert make("best-worst", 0.5, 0.5, 0.5, 0.5)[0] == []
 
 
-def test_killed_it_continues_to_the_same_bytes(prefs):
-    args = ["make-prefs", "--model", "sft", "--prompts", "train.jsonl", "--scorer", "classifier", "--max-new-tokens", "20",
-            "--generation-batch-size", "4"]  # fmt: skip
+def test_a_killed_run_resumes_to_the_same_bytes(prefs):
+    args = (
+        "make-prefs --model sft --prompts train.jsonl --scorer classifier --max-new-tokens 20 --generation-batch-size 4"
+    ).split()
     prefs.run(*args, "--out", "uncut.jsonl", "--completions-out", "uncut-samples.jsonl")
     again = [*args, "--out", "shot.jsonl", "--completions-out", "shot-samples.jsonl"]
-    process = prefs.popen(*again)
-    deadline = time.monotonic() + 120
-    progress = prefs.folder / "shot.jsonl.progress"
-    while not progress.exists() or progress.read_text().count("\n") < 3:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    prefs.kill(*again, when=lambda: lines_in(prefs.folder / "shot.jsonl.progress") >= 3)
     assert not (prefs.folder / "shot.jsonl").exists()
     _, err = prefs.run(*again)
     assert "resuming after" in err
     for name in (".jsonl", "-samples.jsonl"):
         assert (prefs.folder / f"shot{name}").read_bytes() == (prefs.folder / f"uncut{name}").read_bytes()
-    one, other = (
-        json.loads((prefs.folder / f"{n}.jsonl.manifest.json").read_text())["metrics"] for n in ("shot", "uncut")
-    )
-    assert one == other
+    assert prefs.manifest("shot.jsonl")["metrics"] == prefs.manifest("uncut.jsonl")["metrics"]
+
+
+def plan(world, *args: str) -> dict[str, str]:
+    """What a dry run prints, by name; it must write nothing."""
+    before = sorted(path.name for path in world.folder.iterdir())
+    out, _ = world.run(*args, "--dry-run")
+    assert sorted(path.name for path in world.folder.iterdir()) == before
+    return dict(re.split(r"  +", line, maxsplit=1) for line in out.splitlines())
 
 
 @pytest.mark.parametrize(
-    "args",
+    ("command", "expected"),
     [
-        ["sft", "--model", "lm", "--data", "sft.jsonl"],
-        ["make-prefs", "--model", "sft", "--prompts", "train.jsonl", "--scorer", "classifier"],
-        ["sample", "--model", "sft", "--prompts", "train.jsonl"],
-        dpo("x")[:-2],
-        ["evaluate", "--model", "sft", "--ref", "sft", "--prompts", "test.jsonl", "--scorer", "classifier"],
+        # 96 rows in batches of 32
+        ("sft --model lm --data sft.jsonl --out planned", {"rows": "96", "updates": "3", "devices": "1"}),
+        # 24 prompts, 4 completions of at most 64 tokens each, of which 6 pairs can be made
+        (
+            "make-prefs --model sft --prompts train.jsonl --scorer classifier --out planned.jsonl",
+            {"prompts": "24", "completions": "96", "tokens at most": "6144", "pairs at most": "144"},
+        ),
+        (
+            "sample --model sft --prompts train.jsonl --out planned.jsonl",
+            {"prompts": "24", "completions": "24", "tokens at most": "1536"},
+        ),
+        (
+            "evaluate --model sft --ref sft --prompts test.jsonl --scorer classifier --out planned.jsonl",
+            {"models": '["sft"]', "completions": "12"},
+        ),
     ],
-    ids=lambda args: args[0],
+    ids=lambda value: value.split()[0] if isinstance(value, str) else "",
 )
-def test_a_dry_run_shows_a_plan_and_does_nothing(prefs, args):
-    before = sorted(p.name for p in prefs.folder.iterdir())
-    out, _ = prefs.run(*args, "--out", "planned.jsonl" if "train" not in args[0] and args[0] != "sft" else "planned",
-                       "--dry-run")  # fmt: skip
-    assert any(character.isdigit() for character in out)
-    assert sorted(p.name for p in prefs.folder.iterdir()) == before
+def test_a_dry_run_prints_the_plan_and_writes_nothing(prefs, command, expected):
+    assert expected.items() <= plan(prefs, command).items()
+
+
+def test_a_dry_run_of_train_dpo(prefs):
+    shown = plan(prefs, *dpo("planned"))
+    pairs = len(prefs.rows("prefs.jsonl"))
+    assert (shown["pairs"], shown["updates"]) == (str(pairs), str(math.ceil(pairs / 16)))
+    parameters = sum(p.numel() for p in untrained(str(prefs.folder / "sft"), "policy").parameters())
+    assert shown["parameters"] == shown["trained parameters"] == str(parameters)
+    assert re.fullmatch(r"0\.[1-9]\d GB", shown["memory of a device"])

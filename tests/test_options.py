@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_imports import PACKAGE, imports
 
 from dpoctl.config.commands import COMMANDS
 from dpoctl.config.conditions import all_of, any_of, given, not_given, one_of
@@ -26,6 +25,7 @@ from dpoctl.config.schema import (
 from dpoctl.config.shared import PANELS
 from dpoctl.errors import InputError
 from dpoctl.objectives.catalogue import OBJECTIVES
+from test_imports import PACKAGE, imports
 
 HOLDERS = {"config", "options", "settings", "merge"}  # what the code calls a config, or a part of its options
 BASE = {  # values of the required options
@@ -43,10 +43,22 @@ BASE = {  # values of the required options
     "report": {"inputs": ["a"]},
 }
 PRESENT = {  # what makes a condition hold
-    "eval_prompts": "p", "lora": 4, "dry_run": True, "target_kl": 6.0, "ref": "r", "best_of": 2, "model": ["m"],
-    "completions": ["c"], "lm": "l", "selection_scorer": "s", "compare": "j", "form": "f", "eval_data": "e",
-    "source": "s", "scorer": "s",
-}  # fmt: skip
+    "eval_prompts": "p",
+    "lora": 4,
+    "dry_run": True,
+    "target_kl": 6.0,
+    "ref": "r",
+    "best_of": 2,
+    "model": ["m"],
+    "completions": ["c"],
+    "lm": "l",
+    "selection_scorer": "s",
+    "compare": "j",
+    "form": "f",
+    "eval_data": "e",
+    "source": "s",
+    "scorer": "s",
+}
 
 
 # --- each option is read --------------------------------------------------------------------------------------------
@@ -111,7 +123,13 @@ def test_every_option_is_read_by_its_stage(name):
 
 
 def test_an_option_that_nothing_reads_is_found():
-    added = make_dataclass("Added", [("colour", str, option("blue", "Of the bars."))], bases=(COMMANDS["score"],), frozen=True, kw_only=True)  # fmt: skip
+    added = make_dataclass(
+        "Added",
+        [("colour", str, option("blue", "Of the bars."))],
+        bases=(COMMANDS["score"],),
+        frozen=True,
+        kw_only=True,
+    )
     assert unread("score", added) == {"colour"}
 
 
@@ -147,7 +165,11 @@ def settings_of(name: str) -> list[dict[str, Any]]:
     for f in fields(cls):
         if f.name in PRESENT:
             found.append({f.name: PRESENT[f.name]})
-        found += [{f.name: choice} for choice in spec_of(f).choices if f.name in ("loss", "backend", "normalize", "task", "optimizer")]  # fmt: skip
+        found += [
+            {f.name: choice}
+            for choice in spec_of(f).choices
+            if f.name in ("loss", "backend", "normalize", "task", "optimizer")
+        ]
     found += [{"eval_prompts": "p", "ref": "r"}] if name == "sft" else []
     found += [{"model": ["m"], "prompts": "p", "ref": "r"}] if name == "evaluate" else []
     found += [{"inputs": ["adapter"]}] if name == "merge" else []
@@ -186,7 +208,10 @@ def test_a_default_that_has_no_effect_here_is_left_to_the_commands_that_read_it(
 def test_identity_and_inputs_leave_out_what_is_not_read():
     config = resolve(COMMANDS["train-dpo"], "train-dpo", {"model": "m", "data": "d", "out": "o"}, None)
     assert {"alpha", "lora-alpha", "scorer", "temperature", "eval-limit"}.isdisjoint(identity(config))
-    assert [name for name, _, _ in inputs(config)] == ["data", "model"] or {n for n, _, _ in inputs(config)} == {"data", "model"}  # fmt: skip
+    assert [name for name, _, _ in inputs(config)] == ["data", "model"] or {n for n, _, _ in inputs(config)} == {
+        "data",
+        "model",
+    }
     asked = {"model": "m", "data": "d", "out": "o", "eval_prompts": "p"}
     config = resolve(COMMANDS["train-dpo"], "train-dpo", asked, None)
     assert {"temperature", "eval-limit", "scorer"} <= set(identity(config))

@@ -23,18 +23,36 @@ from transformers import (
 
 from dpoctl.models import logprobs, packed, tiled_head
 
-COMMON = dict(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-              max_position_embeddings=64, initializer_range=0.2)  # fmt: skip
+COMMON = dict(
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=64,
+    initializer_range=0.2,
+)
 GROUPED = COMMON | dict(num_key_value_heads=2, head_dim=8)
 MODELS = {
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=61, n_positions=64, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0,
-                                               embd_pdrop=0, attn_pdrop=0, initializer_range=0.2)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=61,
+            n_positions=64,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            resid_pdrop=0,
+            embd_pdrop=0,
+            attn_pdrop=0,
+            initializer_range=0.2,
+        )
+    ),
     "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**COMMON)),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**GROUPED)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**COMMON, num_key_value_heads=2)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**GROUPED)),
     "mistral, window 6": lambda: MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=6)),
-}  # fmt: skip
+}
 REFUSING = {
     "bloom": lambda: BloomForCausalLM(BloomConfig(vocab_size=61, hidden_size=32, n_layer=2, n_head=4)),
     "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**GROUPED, query_pre_attn_scalar=8)),
@@ -48,7 +66,7 @@ def build(name: str, double: bool = False):
 
 
 def some_sequences() -> list[tuple[list[int], int]]:
-    """Three prompts of 2, 9 and 1 tokens with 3, 2 and 1 completions, one of a single token, not in order of prompts."""
+    """Three prompts of 2, 9 and 1 tokens with 3, 2 and 1 completions, one of a single token, in mixed order."""
     draw = torch.Generator().manual_seed(1)
     prompts = [torch.randint(2, 61, (n,), generator=draw).tolist() for n in (2, 9, 1)]
     lengths = [(0, 5), (1, 7), (0, 1), (2, 4), (1, 3), (0, 11)]
@@ -81,16 +99,16 @@ def padded(model, sequences) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_packed_is_as_near_to_float64_as_padded(name):
+def test_packed_batches_are_as_close_to_float64_as_padded_ones(name):
     """Log-probs and every gradient: error against float64 at most twice the padded way's, and one float32 rounding."""
     sequences = some_sequences()
     exact, exact_grads = weighted(build(name, double=True), sequences, one_by_one)
     model = build(name)
     assert logprobs.can_pack(model)
-    own, grads = weighted(model, sequences, logprobs.summed_logps)
+    ours, grads = weighted(model, sequences, logprobs.summed_logps)
     theirs, padded_grads = weighted(build(name), sequences, padded)
-    assert own.dtype == torch.float32
-    assert (own - exact).abs().max() <= 2 * (theirs - exact).abs().max() + 2e-7 * exact.abs().max()
+    assert ours.dtype == torch.float32
+    assert (ours - exact).abs().max() <= 2 * (theirs - exact).abs().max() + 2e-7 * exact.abs().max()
     assert grads.keys() == exact_grads.keys()
     for key, gradient in exact_grads.items():
         error, padded_error = ((g[key].double() - gradient).norm() for g in (grads, padded_grads))
@@ -98,16 +116,16 @@ def test_packed_is_as_near_to_float64_as_padded(name):
 
 
 @pytest.mark.parametrize("name", REFUSING)
-def test_an_architecture_that_cannot_be_packed_is_padded_and_said(name, capsys):
+def test_an_architecture_that_cannot_be_packed_is_padded_with_a_warning(name, capsys):
     model, sequences = build(name), some_sequences()
-    own, _ = weighted(model, sequences, logprobs.summed_logps)
+    ours, _ = weighted(model, sequences, logprobs.summed_logps)
     assert not logprobs.can_pack(model) and logprobs.lay_out([model], sequences).tree is None
     assert "batches are padded" in capsys.readouterr().err
     exact = one_by_one(build(name, double=True), sequences)
-    assert torch.allclose(own.double(), exact, rtol=2e-5, atol=1e-5)
+    assert torch.allclose(ours.double(), exact, rtol=2e-5, atol=1e-5)
 
 
-def test_prompts_are_shared_where_it_pays():
+def test_prompts_are_shared_where_that_saves_tokens():
     sequences = some_sequences()
     layout = logprobs.lay_out([build("gpt2")], sequences)
     prompts, responses = 2 + 9 + 1, sum(len(s) - start for s, start in sequences)
@@ -117,7 +135,7 @@ def test_prompts_are_shared_where_it_pays():
     assert len(packed.group_by_prompt([([7] * 200 + [i] * 9, 200) for i in range(8)], 32)) == 1
 
 
-def test_flex_attention_sees_what_the_masks_show():
+def test_flex_attention_equals_masked_attention():
     """What a GPU runs: FlexAttention with the tree's block mask against the masks of a CPU, window included."""
     from torch.nn.attention.flex_attention import flex_attention
 
@@ -132,7 +150,7 @@ def test_flex_attention_sees_what_the_masks_show():
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kept", [1 << 30, 0])
-def test_the_head_in_tiles(monkeypatch, bias, kept):
+def test_the_tiled_head_equals_full_logits(monkeypatch, bias, kept):
     """Against float64 over whole logits, where the softmax tiles are kept and where they are computed again."""
     monkeypatch.setattr(tiled_head, "_COLUMNS", {"cpu": 16})
     monkeypatch.setattr(tiled_head, "_KEPT_BYTES", kept)
@@ -151,16 +169,16 @@ def test_the_head_in_tiles(monkeypatch, bias, kept):
     (exact.gather(1, targets[:, None])[:, 0] * weights).sum().backward()
 
     assert torch.allclose(logps.double(), exact.gather(1, targets[:, None])[:, 0], rtol=1e-6, atol=1e-6)
-    for own, double in zip(inputs, doubles, strict=True):
-        assert (own.grad - double.grad).norm() <= 1e-6 * double.grad.norm()
+    for single, double in zip(inputs, doubles, strict=True):
+        assert (single.grad - double.grad).norm() <= 1e-6 * double.grad.norm()
     again, entropies = tiled_head.logps_and_entropies(rows, weight, offset, targets)
     assert torch.allclose(again, logps, rtol=1e-6, atol=1e-6)
     # a difference of numbers of the logits' size, here up to 60, each with float32's 6e-8 of it
     assert torch.allclose(entropies.double(), -(exact.exp() * exact).sum(-1), rtol=1e-5, atol=2e-5)
 
 
-def test_the_head_under_far_apart_logits():
-    """A tile whose own softmax is nothing beside another's, and logits of hundreds, overflow and underflow nowhere."""
+def test_the_tiled_head_with_logits_of_hundreds():
+    """Neither overflow nor underflow where one tile's softmax vanishes beside another's."""
     rows = torch.tensor([[1.0], [-1.0]]).requires_grad_()
     weight = torch.linspace(-400, 400, 3000)[:, None].requires_grad_()
     logps = tiled_head.token_logps(rows, weight, None, torch.tensor([2999, 2999]))

@@ -6,14 +6,21 @@ import subprocess
 import sys
 
 import pytest
-from chain import ROOT
+
+from helpers.chain import ROOT
 
 
 def prepare(folder, task: str, source: str, *more: str, code: int = 0):
     out = source.replace(".", "_")
     command = [sys.executable, "-m", "dpoctl", "prepare", task, "--source", source, "--out", out, *more]
-    done = subprocess.run(command, cwd=folder, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder)},
-                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
     files = sorted((folder / out).glob("*.jsonl"))
     return {f.name: [json.loads(line) for line in f.read_text().splitlines()] for f in files}, done.stderr

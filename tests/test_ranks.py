@@ -1,4 +1,4 @@
-"""Two ranks are one: the same losses, checkpoints that go from one world size to another, and what happens when one is lost."""
+"""Two gloo ranks: the losses of one process, checkpoints across world sizes, and ranks that fail, hang or are stopped."""
 
 import json
 import os
@@ -11,44 +11,60 @@ import time
 from pathlib import Path
 
 import pytest
-from chain import COLD
 
 from dpoctl.cli.app import run as command_line
+from helpers.chain import COLD, ROOT, lines_in, wait_until
 
-SHORT = ["--max-length", "96", "--max-prompt-length", "16", "--warmup-steps", "2", "--max-steps", "20", "--epochs", "99",
-         "--batch-size", "6", "--tokens-per-batch", "200", "--log-every", "1", "--lr", "1e-4"]  # fmt: skip
+SHORT = (
+    "--max-length 96 --max-prompt-length 16 --warmup-steps 2 --max-steps 20 --epochs 99 "
+    "--batch-size 6 --tokens-per-batch 200 --log-every 1 --lr 1e-4"
+).split()
 RUNS = {
     "sft": ["sft", "--model", "lm", "--data", "sft.jsonl", "--eval-data", "held.jsonl"],
     "dpo": ["train-dpo", "--model", "sft", "--data", "prefs.jsonl", "--eval-data", "prefs.jsonl", "--eval-every", "10"],
     "rm": ["train-rm", "--model", "sft", "--data", "prefs.jsonl", "--eval-every", "10"],
 }
-PPO = ["train-ppo", "--model", "sft", "--prompts", "train.jsonl", "--reward", "classifier", "--batch-size", "12",
-       "--minibatch-size", "6", "--ppo-epochs", "1", "--max-steps", "1", "--max-new-tokens", "8", "--generation-batch-size", "4",
-       "--max-length", "96", "--max-prompt-length", "16", "--tokens-per-batch", "100"]  # fmt: skip
+PPO = (
+    "train-ppo --model sft --prompts train.jsonl --reward classifier --batch-size 12 "
+    "--minibatch-size 6 --ppo-epochs 1 --max-steps 1 --max-new-tokens 8 "
+    "--generation-batch-size 4 --max-length 96 --max-prompt-length 16 "
+    "--tokens-per-batch 100"
+).split()
 
 
 def torchrun(world, *commands: list[str]) -> str:
-    """Run command lines on two ranks of one torchrun; returns what rank 0 and 1 said."""
-    worker = Path(__file__).with_name("ranks_worker.py")
+    """Run command lines on two ranks of one torchrun; returns the output of both."""
+    worker = ROOT / "tests" / "helpers" / "ranks_worker.py"
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*start, str(worker), json.dumps(commands)], cwd=world.folder, env=world.env,
-                          capture_output=True, text=True, timeout=400)  # fmt: skip
+    done = subprocess.run(
+        [*start, str(worker), json.dumps(commands)],
+        cwd=world.folder,
+        env=world.env,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
 
-def by_hand(world, *args: str, command: list[str]) -> list[subprocess.Popen]:
-    """Two ranks without torchrun, so that each one's exit code is seen."""
+def start_ranks(world, *args: str, command: list[str]) -> list[subprocess.Popen]:
+    """Two ranks without torchrun, which would hide their exit codes."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     ranks = []
     for rank in (0, 1):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-               "MASTER_PORT": str(port)}  # fmt: skip
+        variables = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
         ranks.append(
             subprocess.Popen(
-                [*command, *args], cwd=world.folder, env=world.env | own, stderr=subprocess.PIPE, text=True
+                [*command, *args], cwd=world.folder, env=world.env | variables, stderr=subprocess.PIPE, text=True
             )
         )
     return ranks
@@ -58,8 +74,8 @@ def column(world, run: str, name: str) -> list[float]:
     return [row[name] for row in world.rows(f"{run}/metrics.jsonl") if name in row]
 
 
-def test_two_ranks_give_one_ranks_losses(here):
-    """Also where a rank has fewer micro-batches, or none: batches of 6 pairs hold one or two prompts."""
+def test_two_ranks_have_the_losses_of_one_process(here):
+    """A rank may have fewer micro-batches, or none: batches of 6 pairs hold one or two prompts."""
     two = [
         [*RUNS[name], *SHORT, "--parallel", kind, "--out", f"{name}-{kind}"]
         for name in RUNS
@@ -71,15 +87,16 @@ def test_two_ranks_give_one_ranks_losses(here):
         for kind in ("ddp", "fsdp"):
             same = pytest.approx(column(here, f"{name}-one", "loss"), rel=1e-5)
             assert len(same.expected) == 20 and column(here, f"{name}-{kind}", "loss") == same
-            for figure in ("grad_norm", "eval/loss"):
-                expected = column(here, f"{name}-one", figure)
-                assert column(here, f"{name}-{kind}", figure) == pytest.approx(expected, rel=1e-3)
-            costs = [json.loads((here.folder / f"{name}-{k}/manifest.json").read_text())["cost"] for k in ("one", kind)]
+            for metric in ("grad_norm", "eval/loss"):
+                expected = column(here, f"{name}-one", metric)
+                assert expected, f"{name} logs no {metric}"
+                assert column(here, f"{name}-{kind}", metric) == pytest.approx(expected, rel=1e-3)
+            costs = [here.manifest(f"{name}-{k}")["cost"] for k in ("one", kind)]
             assert costs[0]["tokens"] == costs[1]["tokens"] and costs[1]["world_size"] == 2
     assert command_line([*PPO, "--out", "ppo-one"]) == 0
     one, other = here.rows("ppo-one/metrics.jsonl")[0], here.rows("ppo-ddp/metrics.jsonl")[0]
-    for figure in ("loss", "objective/kl", "objective/scores", "policy/approxkl_avg", "val/explained_variance"):
-        assert other[figure] == pytest.approx(one[figure], rel=1e-4, abs=1e-6), figure
+    for metric in ("loss", "objective/kl", "objective/scores", "policy/approxkl_avg", "val/explained_variance"):
+        assert other[metric] == pytest.approx(one[metric], rel=1e-4, abs=1e-6), metric
 
     from transformers import AutoModelForCausalLM
 
@@ -89,8 +106,8 @@ def test_two_ranks_give_one_ranks_losses(here):
     assert all((p - weights[n]).abs().max() < 1e-4 for n, p in sharded.named_parameters())
 
 
-def test_what_a_rank_is_given_of_a_model_is_what_the_file_holds(here):
-    """Untied weights, buffers that are not saved, some without a dimension; adapters that are trained, or merged on the way."""
+def test_sharded_models_load_the_weights_of_the_file(here):
+    """Untied weights; buffers that are not saved or have no dimension; adapters, trained or merged into the base."""
     make_models()
     short = [*SHORT, "--max-steps", "3"]
     sft = ["sft", "--data", "sft.jsonl", *short, "--model"]
@@ -113,54 +130,62 @@ def make_models() -> None:
     from transformers import AutoTokenizer, GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained("lm")
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-             "num_key_value_heads": 2, "vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id,
-             "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.eos_token_id}  # fmt: skip
-    for folder, model in (("llama", LlamaForCausalLM(LlamaConfig(**shape))),
-                          ("gemma", GemmaForCausalLM(GemmaConfig(head_dim=8, **shape)))):  # fmt: skip
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.eos_token_id,
+    }
+    for folder, model in (
+        ("llama", LlamaForCausalLM(LlamaConfig(**shape))),
+        ("gemma", GemmaForCausalLM(GemmaConfig(head_dim=8, **shape))),
+    ):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 
-def test_a_model_that_rank_0_alone_finds_damaged_is_refused_by_both(here):
+def test_a_damaged_model_that_only_rank_0_reads_is_refused_by_both(here):
     shutil.copytree("sft", "damaged", ignore=shutil.ignore_patterns("manifest.json", "checkpoints"))
     with open("damaged/model.safetensors", "r+b") as f:
         f.truncate(1000)
     args = ["train-dpo", "--model", "damaged", "--data", "prefs.jsonl", *SHORT, "--parallel", "fsdp", "--out", "none"]
-    ranks = by_hand(here, *args, command=here.warm)
+    ranks = start_ranks(here, *args, command=here.warm)
     said = [rank.communicate(timeout=90)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 2] and "damaged: the model cannot be loaded" in said[0], said
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_a_checkpoint_goes_from_two_ranks_to_one_and_back(here, kind):
+def test_a_run_resumes_from_two_ranks_on_one_and_back(here, kind):
     args = [*RUNS["dpo"], *SHORT, "--save-every", "1000", "--rank-timeout", "1", "--out", f"moved-{kind}"]
-    assert stopped_behind(here, 4, [*args, "--parallel", kind]) >= 4  # two ranks
+    assert stop_one_rank(here, 4, [*args, "--parallel", kind]) >= 4  # two ranks
     files = sorted(p.name for p in (here.folder / f"moved-{kind}/checkpoints").glob("step-*/*"))
     assert ("model-00002-of-00002.safetensors" in files) == (kind == "fsdp")
     one = here.popen(*args, command=here.warm)
-    wait_for(here, f"moved-{kind}", 9, one)
+    wait_for_update(here, f"moved-{kind}", 9, one)
     one.send_signal(signal.SIGTERM)
     one.communicate(timeout=60)
     assert one.returncode == 75
-    ranks = by_hand(here, *args, "--parallel", kind, command=here.warm)
+    ranks = start_ranks(here, *args, "--parallel", kind, command=here.warm)
     assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
     assert command_line([*RUNS["dpo"], *SHORT, "--out", "unmoved"]) == 0
-    assert column(here, f"moved-{kind}", "loss") == pytest.approx(column(here, "unmoved", "loss"), rel=1e-5)
+    losses = column(here, "unmoved", "loss")
+    assert len(losses) == 20 and column(here, f"moved-{kind}", "loss") == pytest.approx(losses, rel=1e-5)
 
 
-def wait_for(world, run: str, step: int, *processes) -> None:
-    deadline = time.monotonic() + 120
-    while not (path := world.folder / run / "metrics.jsonl").exists() or len(path.read_bytes().splitlines()) < step:
-        assert time.monotonic() < deadline and all(p.poll() is None for p in processes)
-        time.sleep(0.02)
+def wait_for_update(world, run: str, step: int, *processes) -> None:
+    wait_until(lambda: lines_in(world.folder / run / "metrics.jsonl") >= step, *processes)
 
 
-def stopped_behind(world, step: int, args: list[str]) -> int:
-    """Two ranks of which one is told to stop; both stop behind the same update with 75. Returns that update."""
-    ranks = by_hand(world, *args, command=world.warm)
+def stop_one_rank(world, step: int, args: list[str]) -> int:
+    """Send SIGTERM to one of two ranks: both must exit with 75 after the same update, which is returned."""
+    ranks = start_ranks(world, *args, command=world.warm)
     run = args[args.index("--out") + 1]
-    wait_for(world, run, step, *ranks)
+    wait_for_update(world, run, step, *ranks)
     ranks[1].send_signal(signal.SIGTERM)
     said = [rank.communicate(timeout=60)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [75, 75], said
@@ -173,8 +198,8 @@ def stopped_behind(world, step: int, args: list[str]) -> int:
 def test_a_rank_that_dies_or_hangs_stops_the_other_in_time(here, how):
     run = f"lost-{how.name}"
     args = [*RUNS["dpo"], *SHORT, "--max-steps", "500", "--save-every", "3", "--rank-timeout", "0.1", "--out", run]
-    ranks = by_hand(here, *args, command=COLD)
-    wait_for(here, run, 5, *ranks)
+    ranks = start_ranks(here, *args, command=COLD)
+    wait_for_update(here, run, 5, *ranks)
     ranks[1].send_signal(how)
     start = time.monotonic()
     said = ranks[0].communicate(timeout=90)[1]
@@ -188,25 +213,25 @@ def test_a_rank_that_dies_or_hangs_stops_the_other_in_time(here, how):
     )
 
 
-def test_where_rank_0_finds_no_room_the_other_ends_too(here):
-    """A limit on file sizes that the first checkpoint passes: said by rank 0, and nobody waits for it."""
+def test_if_rank_0_cannot_write_the_other_rank_ends_too(here):
+    """A limit on file sizes below the first checkpoint: rank 0 reports it, and the other does not wait for it."""
     args = [*RUNS["dpo"], *SHORT, "--save-every", "3", "--rank-timeout", "5", "--out", "roomless"]
     limited = ["bash", "-c", 'ulimit -f 200; exec "$0" "$@"', *COLD]
     start = time.monotonic()
-    ranks = by_hand(here, *args, command=limited)
+    ranks = start_ranks(here, *args, command=limited)
     said = [rank.communicate(timeout=120)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [2, 75] and time.monotonic() - start < 100, said
     assert "cannot be written: " in said[0] and "hint: " in said[0] and "another rank has died" in said[1]
 
 
-def test_ranks_end_alike_where_rank_0_is_refused(here):
+def test_all_ranks_exit_with_2_where_rank_0_refuses_its_input(here):
     os.makedirs("foreign", exist_ok=True)
     Path("foreign/thing").write_text("not dpoctl's")
-    for args, code, word in (
-        ([*RUNS["dpo"], *SHORT, "--out", "foreign"], 2, "was not created by dpoctl"),
-        ([*RUNS["dpo"], *SHORT, "--data", "nowhere.jsonl", "--out", "none"], 2, "not found"),
+    for args, message in (
+        ([*RUNS["dpo"], *SHORT, "--out", "foreign"], "was not created by dpoctl"),
+        ([*RUNS["dpo"], *SHORT, "--data", "nowhere.jsonl", "--out", "none"], "nowhere.jsonl: not found"),
     ):
-        ranks = by_hand(here, *args, command=here.warm)
+        ranks = start_ranks(here, *args, command=here.warm)
         said = [rank.communicate(timeout=90)[1] for rank in ranks]
-        assert [rank.returncode for rank in ranks] == [code, code], said
-        assert word in " ".join(said[0].split())
+        assert [rank.returncode for rank in ranks] == [2, 2], said
+        assert message in " ".join(said[0].split())

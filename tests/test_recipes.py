@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from chain import COLD, ROOT
 
 from dpoctl.cli import init
+from helpers.chain import COLD, ROOT
 
 EXPECTED = {"hh": {"dpo", "best-of-3", "base"}, "tldr": {"dpo", "ppo", "best-of-3"}, "cnn-dm": {"dpo", "ppo"}}
 

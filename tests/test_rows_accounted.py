@@ -3,9 +3,10 @@
 import json
 
 import pytest
-from fault_stages import LENGTHS, UP, small_waves
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from helpers.fault_stages import LENGTHS, UP, small_waves
 
 FEW = settings(max_examples=3, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 WORDS = st.lists(st.sampled_from("the film was great and I liked it é 字".split()), min_size=1, max_size=6).map(
@@ -81,11 +82,7 @@ def test_sample(lab, lines):
 @given(lines=PROMPTS, pairs=st.sampled_from(["all", "best-worst", "random"]))
 def test_make_prefs(lab, lines, pairs):
     args = [
-        "make-prefs",
-        "--model",
-        f"{UP}/sft",
-        "--prompts",
-        "rows.jsonl",
+        *f"make-prefs --model {UP}/sft --prompts rows.jsonl".split(),
         *ROWS,
         *SCORER,
         "--completions",
@@ -137,8 +134,11 @@ def test_pairs(lab, lines, stage):
 @FEW
 @given(lines=PROMPTS)
 def test_ppo(lab, lines):
-    args = ["train-ppo", "--model", f"{UP}/sft", "--prompts", "rows.jsonl", "--reward", f"{UP}/classifier", *LENGTHS,
-            "--max-new-tokens", "3", "--batch-size", "2", "--minibatch-size", "2", "--max-steps", "1"]  # fmt: skip
+    args = [
+        *f"train-ppo --model {UP}/sft --prompts rows.jsonl --reward {UP}/classifier".split(),
+        *LENGTHS,
+        *"--max-new-tokens 3 --batch-size 2 --minibatch-size 2 --max-steps 1".split(),
+    ]
     n, figures, _ = ran(lab, lines, args, "ppo")
     assert n == figures["prompts"] + rejected(figures)
 

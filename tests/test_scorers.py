@@ -43,10 +43,17 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("scorers")
     torch.manual_seed(0)
     config = RobertaConfig(
-        vocab_size=len(WORDS), hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=20, initializer_range=0.5, num_labels=2,
-        id2label={0: "NEGATIVE", 1: "POSITIVE"}, label2id={"NEGATIVE": 0, "POSITIVE": 1},
-    )  # fmt: skip
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=20,
+        initializer_range=0.5,
+        num_labels=2,
+        id2label={0: "NEGATIVE", 1: "POSITIVE"},
+        label2id={"NEGATIVE": 0, "POSITIVE": 1},
+    )
     RobertaForSequenceClassification(config).save_pretrained(root / "classifier")
     special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     tokenizer_of(WORDS, wrap=True, **special).save_pretrained(root / "classifier")
@@ -242,17 +249,21 @@ def test_a_function_of_one_s_own(python):
     "code, message",
     [
         ("def f(pairs): return [1.0]", "returned 1 numbers for 4 texts.*prompt_id p0, k 0: 'the film was very good'"),
-        ("def f(pairs): return [float('nan') if 'bad' in p['completion'] else 0 for p in pairs]",
-         "gave nan for prompt_id p0, k 1: 'the film was bad'"),
-        ("def f(pairs):\n    return [1 / ('dull' not in p['completion']) for p in pairs]",
-         "line 2: ZeroDivisionError.*, on prompt_id p1, k 0: 'a long dull plot the end'"),
+        (
+            "def f(pairs): return [float('nan') if 'bad' in p['completion'] else 0 for p in pairs]",
+            "gave nan for prompt_id p0, k 1: 'the film was bad'",
+        ),
+        (
+            "def f(pairs):\n    return [1 / ('dull' not in p['completion']) for p in pairs]",
+            "line 2: ZeroDivisionError.*, on prompt_id p1, k 0: 'a long dull plot the end'",
+        ),
         ("def f(pairs): return ['good' for p in pairs]", "ValueError: could not convert.*'the film was very good'"),
         ("def f(pairs): return 1.0", "TypeError"),
         ("def f(pairs: return", "cannot be imported: SyntaxError"),
         ("import nothing_of_this_name", "cannot be imported: line 1: ModuleNotFoundError"),
         ("def g(pairs): return 0\nclass H: pass", "no function f\nhint: it has: g, H"),
     ],
-)  # fmt: skip
+)
 def test_a_function_that_fails_is_told_with_the_text_that_caused_it(python, code, message):
     with pytest.raises(InputError, match=message):
         python(code).score(ROWS)

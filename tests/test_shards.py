@@ -1,38 +1,44 @@
-"""Shards of a row work: the same bytes in whatever shard, joined by merge, refused where they do not make a whole."""
+"""Shards of a row command: merged they are byte-identical to one run; gaps, duplicates and other runs are refused."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
-from chain import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dpoctl.cli.app import run as command_line
 from dpoctl.outputs.shards import shard_range, slices
 from dpoctl.stages import judge, score
+from helpers.chain import ROOT, lines_in
 
 SHARDS = 3
 LENGTHS = "python:lengths.py:f"
-WORKS = {
-    "sample": ["--model", "lm", "--prompts", "test.jsonl", "--n", "2", "--temperature", "0.5,1", "--generation-batch-size", "6",
-               "--max-new-tokens", "8"],
-    "make-prefs": ["--model", "lm", "--prompts", "train.jsonl", "--scorer", "classifier", "--completions", "3", "--generation-batch-size", "15",
-                   "--max-new-tokens", "8"],
+COMMANDS = {
+    "sample": (
+        "--model lm --prompts test.jsonl --n 2 --temperature 0.5,1 --generation-batch-size 6 --max-new-tokens 8"
+    ).split(),
+    "make-prefs": (
+        "--model lm --prompts train.jsonl --scorer classifier --completions 3 "
+        "--generation-batch-size 15 --max-new-tokens 8"
+    ).split(),
     "score": ["--data", "sample.jsonl", "--scorer", "classifier"],
-    "judge": ["sample.jsonl", "other.jsonl", "--backend", "scorer", "--scorer", LENGTHS, "--canary", "so", "--compare", "base.jsonl"],
-    "evaluate": ["--model", "lm", "--ref", "lm", "--prompts", "test.jsonl", "--completions", "sample.jsonl", "--scorer", "classifier",
-                 "--max-new-tokens", "4"],
-}  # fmt: skip
+    "judge": [
+        *"sample.jsonl other.jsonl --backend scorer --scorer".split(),
+        LENGTHS,
+        *"--canary so --compare base.jsonl".split(),
+    ],
+    "evaluate": (
+        "--model lm --ref lm --prompts test.jsonl --completions sample.jsonl --scorer classifier --max-new-tokens 4"
+    ).split(),
+}
 
 
 @pytest.fixture
 def here(world, monkeypatch):
-    """The miniature world as the working directory, and waves small enough for its few rows."""
+    """The miniature world as the working directory, with batches small enough for its few rows."""
     monkeypatch.chdir(world.folder)
     monkeypatch.setenv("XDG_CACHE_HOME", world.env["XDG_CACHE_HOME"])
     monkeypatch.setattr(score, "_BATCH", 9)
@@ -42,55 +48,50 @@ def here(world, monkeypatch):
 
 @pytest.fixture
 def run(here, capsys):
-    """The command line in this process; gives what it said on stderr."""
+    """A function that runs a command line in this process and returns its stderr on one line."""
 
     def call(*args: str, code: int = 0) -> str:
         capsys.readouterr()
         got = command_line([str(a) for a in args])
-        said = capsys.readouterr().err
-        assert got == code and "Traceback" not in said, said
-        return " ".join(said.split())
+        err = capsys.readouterr().err
+        assert got == code and "Traceback" not in err, err
+        return " ".join(err.split())
 
     return call
 
 
-def manifest(world, name: str) -> dict:
-    return json.loads((world.folder / f"{name}.manifest.json").read_text())
-
-
 @pytest.fixture
 def inputs(run, here):
-    """What later stages read, written once: samples, other samples, judgements to compare with."""
+    """What later stages read: samples, other samples, and judgements to compare with."""
     (here.folder / "lengths.py").write_text("def f(rows):\n    return [len(r['completion']) for r in rows]\n")
-    run("sample", *WORKS["sample"], "--out", "sample.jsonl")
-    run("sample", *WORKS["sample"], "--seed", "1", "--out", "other.jsonl")
+    run("sample", *COMMANDS["sample"], "--out", "sample.jsonl")
+    run("sample", *COMMANDS["sample"], "--seed", "1", "--out", "other.jsonl")
     run("judge", "other.jsonl", "sample.jsonl", "--backend", "scorer", "--scorer", LENGTHS, "--out", "base.jsonl")
 
 
-@pytest.mark.parametrize("stage", WORKS)
-def test_shards_joined_are_the_bytes_of_the_whole(stage, inputs, run, here):
+@pytest.mark.parametrize("stage", COMMANDS)
+def test_merged_shards_are_byte_identical_to_one_run(stage, inputs, run, here):
     further = (lambda name: ["--completions-out", f"of.{name}"]) if stage == "make-prefs" else lambda name: []
     whole, joined = f"{stage}.whole.jsonl", f"{stage}.joined.jsonl"
-    run(stage, *WORKS[stage], "--out", whole, *further(whole))
+    run(stage, *COMMANDS[stage], "--out", whole, *further(whole))
     shards = [f"{stage}.{i}.jsonl" for i in range(1, SHARDS + 1)]
     for i, name in enumerate(shards, 1):
-        run(stage, *WORKS[stage], "--shard", f"{i}/{SHARDS}", "--out", name, *further(name))
+        run(stage, *COMMANDS[stage], "--shard", f"{i}/{SHARDS}", "--out", name, *further(name))
     run("merge", *reversed(shards), "--out", joined)
     assert here.digest(joined) == here.digest(whole)
     if stage == "make-prefs":
         run("merge", *(f"of.{name}" for name in shards), "--out", "of.joined.jsonl")
         assert here.digest("of.joined.jsonl") == here.digest(f"of.{whole}")
 
-    made, one = manifest(here, joined), manifest(here, whole)
+    made, one = here.manifest(joined), here.manifest(whole)
     assert "shard" not in made and made["identity"] == one["identity"] and made["inputs"] == one["inputs"]
     assert json.loads(json.dumps(made["metrics"]), parse_float=lambda x: pytest.approx(float(x))) == one["metrics"]
     assert made["outputs"][0] == one["outputs"][0] | {"path": joined}
-    assert "nothing to do" in run(
-        stage, *WORKS[stage], "--out", joined
-    )  # the whole's own command takes it for complete
+    # the merged output is complete for the command without --shard too
+    assert "nothing to do" in run(stage, *COMMANDS[stage], "--out", joined)
     assert "nothing to do" in run("merge", *shards, "--out", joined)
 
-    places = [manifest(here, name)["shard"] for name in shards]
+    places = [here.manifest(name)["shard"] for name in shards]
     assert [p["first"] for p in places] == [sum(p["count"] for p in places[:i]) for i in range(SHARDS)]
     assert sum(p["count"] for p in places) == places[0]["total"]
     if stage == "evaluate":  # two subjects among three shards
@@ -100,22 +101,22 @@ def test_shards_joined_are_the_bytes_of_the_whole(stage, inputs, run, here):
 
 
 @given(st.lists(st.integers(1, 9), max_size=40), st.integers(1, 12))
-def test_every_item_is_in_one_shard_and_shards_are_even(sizes, of):
+def test_each_batch_is_in_one_shard_and_shards_differ_by_one_batch_at_most(sizes, of):
     batches, end = [], 0
     for size in sizes:
         batches.append(slice(end, end := end + size))
     shares = [shard_range(f"{i}/{of}", batches) for i in range(1, of + 1)]
-    assert [wave for share in shares for wave in batches[share.batches]] == batches
+    assert [batch for share in shares for batch in batches[share.batches]] == batches
     for share in shares:
-        own = batches[share.batches]
-        assert share.count == sum(w.stop - w.start for w in own) and share.total == end
-        assert not own or share.first == own[0].start
+        held = batches[share.batches]
+        assert share.count == sum(batch.stop - batch.start for batch in held) and share.total == end
+        assert not held or share.first == held[0].start
     counts = [len(batches[share.batches]) for share in shares]
     assert max(counts) - min(counts) <= 1
     assert shard_range(None, batches).count == end and shard_range(None, batches).record({}) is None
 
 
-def test_waves_are_cut_with_the_rest_at_the_end():
+def test_the_last_batch_holds_the_remainder():
     assert slices(5, 2) == [slice(0, 2), slice(2, 4), slice(4, 5)] and slices(0, 2) == []
 
 
@@ -124,7 +125,7 @@ def test_waves_are_cut_with_the_rest_at_the_end():
 
 @pytest.fixture
 def shards(run, here):
-    """Three shards of a cheap work, s1.jsonl to s3.jsonl, and its command."""
+    """Three shards of a cheap command, s1.jsonl to s3.jsonl, and the command without --shard and --out."""
     (here.folder / "lengths.py").write_text("def f(rows):\n    return [len(r['completion']) for r in rows]\n")
     rows = [{"prompt_id": f"p{i}", "prompt": "I", "completion": "x" * i, "k": 0} for i in range(1, 31)]
     (here.folder / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -141,7 +142,7 @@ def test_gaps_duplicates_and_foreign_shards_are_refused(shards, run, here):
     run(*shards, "--shard", "2/3", "--seed", "7", "--out", "option.jsonl")
     (here.folder / "in2.jsonl").write_text((here.folder / "in.jsonl").read_text() + "\n")
     run("score", "--data", "in2.jsonl", "--scorer", LENGTHS, "--shard", "2/3", "--out", "input.jsonl")
-    run("sample", *WORKS["sample"], "--shard", "2/3", "--out", "stage.jsonl")
+    run("sample", *COMMANDS["sample"], "--shard", "2/3", "--out", "stage.jsonl")
     run(*shards[:-1], "python:more.py:f", "--shard", "2/3", "--out", "scorer.jsonl")
     (here.folder / "begun.jsonl.plan.json").write_text("{}")
     (here.folder / "plain.jsonl").write_text("{}\n")
@@ -184,26 +185,20 @@ def test_a_damaged_shard_is_refused_and_a_merge_does_not_overwrite(shards, run, 
 
 @pytest.mark.parametrize("shard", ["0/4", "5/4", "x", "1/0", "-1/4", "1", "1/4/2", "1.5/4", ""])
 def test_a_shard_is_one_to_n(shard, run):
-    """An empty text would silently be the whole work."""
+    """An empty text must not be taken for no shard at all."""
     error = run("score", "--data", "train.jsonl", "--scorer", LENGTHS, "--shard", shard, "--out", "no.jsonl", code=2)
     assert f"--shard {shard}: expected i/n with i from 1 to n" in error and error.count("error:") == 1
 
 
-def test_a_killed_shard_continues_to_the_same_bytes(inputs, run, here):
-    args = ["make-prefs", *WORKS["make-prefs"], "--generation-batch-size", "3", "--shard", "2/2"]
+def test_a_killed_shard_resumes_to_the_same_bytes(inputs, run, here):
+    args = ["make-prefs", *COMMANDS["make-prefs"], "--generation-batch-size", "3", "--shard", "2/2"]
     run(*args, "--out", "calm.jsonl")
-    process = here.popen(*args, "--out", "killed.jsonl")
-    progress = here.folder / "killed.jsonl.progress"
-    while not progress.exists() or progress.read_text().count("\n") < 2:
-        assert process.poll() is None
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    here.kill(*args, "--out killed.jsonl", when=lambda: lines_in(here.folder / "killed.jsonl.progress") >= 2)
     assert not (here.folder / "killed.jsonl").exists()
     assert "was started with --shard 2/2, now it is 1/2" in run(*args[:-1], "1/2", "--out", "killed.jsonl", code=2)
     assert "resuming after" in run(*args, "--out", "killed.jsonl")
     assert here.digest("killed.jsonl") == here.digest("calm.jsonl")
-    assert manifest(here, "killed.jsonl")["shard"] == manifest(here, "calm.jsonl")["shard"]
+    assert here.manifest("killed.jsonl")["shard"] == here.manifest("calm.jsonl")["shard"]
 
 
 # --- the ranks of torchrun -------------------------------------------------------------------------------------------
@@ -216,11 +211,11 @@ def rank(world, number: int, of: int, *args: str) -> subprocess.Popen:
     )
 
 
-def test_two_ranks_split_the_work_and_rank_0_joins_it(inputs, run, here):
-    args = ["make-prefs", *WORKS["make-prefs"]]
+def test_two_ranks_write_a_shard_each_and_rank_0_merges_them(inputs, run, here):
+    args = ["make-prefs", *COMMANDS["make-prefs"]]
     ranked = [*args, "--out", "ranks.jsonl", "--completions-out", "ranks.samples.jsonl"]
     run(*args, "--out", "alone.jsonl", "--completions-out", "alone.samples.jsonl")
-    # what an earlier run of other options left under rank 1's name is not taken for its shard
+    # a file of other options that is named like the shard of rank 1 is not taken for it
     run(*args, "--seed", "5", "--shard", "2/2", "--out", "ranks.shard-0002-of-0002.jsonl")
     processes = [rank(here, i, 2, *ranked, "--overwrite") for i in (0, 1)]
     for process in processes:
@@ -228,13 +223,13 @@ def test_two_ranks_split_the_work_and_rank_0_joins_it(inputs, run, here):
         assert process.returncode == 0, said
     for name in (".jsonl", ".samples.jsonl"):
         assert here.digest(f"ranks{name}") == here.digest(f"alone{name}")
-    assert manifest(here, "ranks.shard-0002-of-0002.jsonl")["shard"]["number"] == 2
+    assert here.manifest("ranks.shard-0002-of-0002.jsonl")["shard"]["number"] == 2
     assert (here.folder / "ranks.samples.shard-0001-of-0002.jsonl").exists()
-    assert "nothing to do" in run(*ranked)  # and one process without torchrun agrees
+    assert "nothing to do" in run(*ranked)  # the same output without torchrun
 
 
 def test_under_torchrun_in_this_process(shards, run, here, monkeypatch):
-    """Rank 0 says that all is done, refuses --shard, and waits no longer for a rank that never came than it was told."""
+    """Rank 0 waits for --rank-timeout at most; a complete output is left alone; --shard is refused."""
 
     def as_rank(number: int, *args: str, code: int = 0) -> str:
         monkeypatch.setenv("RANK", str(number))
@@ -248,7 +243,7 @@ def test_under_torchrun_in_this_process(shards, run, here, monkeypatch):
     said = as_rank(0, *shards, "--out", "r.jsonl", "--rank-timeout", "0.01", code=75)
     assert "r.shard-0002-of-0002.jsonl: no progress for 0.01 minutes" in said and "hint:" in said
     assert not (here.folder / "r.jsonl").exists()
-    run(*shards, "--out", "r.shard-0002-of-0002.jsonl")  # in the way: a whole work, no shard
+    run(*shards, "--out", "r.shard-0002-of-0002.jsonl")  # a complete output, not a shard
     as_rank(0, *shards, "--out", "r.jsonl", "--rank-timeout", "0.01", code=75)
     assert "now it is 2/2" in as_rank(1, *shards, "--out", "r.jsonl", code=2)
     as_rank(1, *shards, "--out", "r.jsonl", "--overwrite")
@@ -259,17 +254,23 @@ def test_under_torchrun_in_this_process(shards, run, here, monkeypatch):
     assert as_rank(1, *shards, "--out", "r.jsonl") == ""
     assert "was started with" in as_rank(0, *shards, "--seed", "7", "--out", "r.jsonl", code=2)
     assert "ranks split the work themselves" in as_rank(0, *shards, "--shard", "1/2", "--out", "x.jsonl", code=2)
-    assert "means nothing to --backend human" in as_rank(1, "judge", "in.jsonl", "in.jsonl", "--backend", "human", "--form", "f.html",
-                                                         "--out", "x.jsonl", code=2)  # fmt: skip
+    assert "has no effect with --backend human" in as_rank(
+        1, "judge", "in.jsonl", "in.jsonl", "--backend", "human", "--form", "f.html", "--out", "x.jsonl", code=2
+    )
 
 
 def test_merging_shards_imports_no_torch(shards, here):
-    """Joining is a matter of seconds on a log-in node."""
+    """Merging takes seconds on a login node."""
     code = (
         "import sys; from dpoctl.cli.app import run; code = run(sys.argv[1:]); "
         "assert not {'torch', 'numpy'} & set(sys.modules); sys.exit(code)"
     )
     args = ["merge", "s1.jsonl", "s2.jsonl", "s3.jsonl", "--out", "light.jsonl"]
-    done = subprocess.run([sys.executable, "-c", code, *args], cwd=here.folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code, *args],
+        cwd=here.folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr

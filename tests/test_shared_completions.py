@@ -1,4 +1,4 @@
-"""A completion is forwarded once however many pairs it is in: same loss, same gradients as the naive way."""
+"""A completion in several pairs is forwarded once; losses and gradients equal one forward for each pair."""
 
 import itertools
 
@@ -15,11 +15,27 @@ from dpoctl.training import pairs
 def tiny(name: str):
     torch.manual_seed(0)
     if name == "gpt2":
-        config = GPT2Config(vocab_size=61, n_positions=48, n_embd=24, n_layer=2, n_head=2, resid_pdrop=0, embd_pdrop=0,
-                            attn_pdrop=0, initializer_range=0.3)  # fmt: skip
+        config = GPT2Config(
+            vocab_size=61,
+            n_positions=48,
+            n_embd=24,
+            n_layer=2,
+            n_head=2,
+            resid_pdrop=0,
+            embd_pdrop=0,
+            attn_pdrop=0,
+            initializer_range=0.3,
+        )
         return GPT2LMHeadModel(config).eval()
-    config = LlamaConfig(vocab_size=61, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2,
-                         max_position_embeddings=48, initializer_range=0.3)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=61,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=48,
+        initializer_range=0.3,
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -33,8 +49,11 @@ def some_pairs() -> PairData:
         for k in range(4):
             data.completions.append(torch.randint(0, 61, (1 + 3 * k + p,), generator=generator).tolist())
             data.prompt_of.append(p)
-        data.pairs.extend(itertools.permutations(range(first, first + 4), 2) if p == 2 else
-                          itertools.combinations(range(first, first + 4), 2))  # fmt: skip
+        data.pairs.extend(
+            itertools.permutations(range(first, first + 4), 2)
+            if p == 2
+            else itertools.combinations(range(first, first + 4), 2)
+        )
     data.lines = list(range(len(data.pairs)))
     return data
 
@@ -51,13 +70,13 @@ def naive_step(model, data: PairData, chosen_pairs: list[int], ref: torch.Tensor
     total = 0.0
     for pair in chosen_pairs:
         w, l = data.pairs[pair]  # noqa: E741
-        own = []
+        sides = []
         for i in (w, l):
             ids, start = seqs[i]
             logits = model(torch.tensor([ids])).logits[0]
             logps = (logits if double else logits.float()).log_softmax(-1)
-            own.append(sum(logps[t - 1, ids[t]] for t in range(start, len(ids))))
-        d = (own[0] - ref[w]) - (own[1] - ref[l])
+            sides.append(sum(logps[t - 1, ids[t]] for t in range(start, len(ids))))
+        d = (sides[0] - ref[w]) - (sides[1] - ref[l])
         loss = -torch.nn.functional.logsigmoid(0.1 * d) / len(chosen_pairs)
         loss.backward()
         total += loss.item()
@@ -69,12 +88,12 @@ def shared_step(model, data: PairData, chosen_pairs: list[int], ref: torch.Tenso
     seqs = pairs.sequences(data)
     total, forwarded = 0.0, 0
     for batch in pairs.micro_batches(data, chosen_pairs, tokens):
-        own = pairs.batch_logps(model, seqs, batch)
+        policy = pairs.batch_logps(model, seqs, batch)
         forwarded += len(batch.completions)
-        other = ref[batch.completions].to(own.dtype)
+        other = ref[batch.completions].to(policy.dtype)
         w, l = batch.pairs.unbind(1)  # noqa: E741
         ones = torch.ones(len(w))
-        loss = sigmoid(PairLogps(own[w], own[l], other[w], other[l], ones, ones), 0.1).sum() / batch.n_global
+        loss = sigmoid(PairLogps(policy[w], policy[l], other[w], other[l], ones, ones), 0.1).sum() / batch.n_global
         loss.backward()
         total += loss.item()
     return total, {n: p.grad.clone() for n, p in model.named_parameters()}, forwarded
@@ -83,7 +102,7 @@ def shared_step(model, data: PairData, chosen_pairs: list[int], ref: torch.Tenso
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 @pytest.mark.parametrize("tokens", [1, 60, 10_000])
 def test_shared_batch_equals_naive(name, tokens):
-    """Against float64, loss and every gradient tensor are no further off than twice the naive float32 way's own error."""
+    """Loss and gradients are off from float64 by at most twice the error of the naive float32 computation."""
     data, model = some_pairs(), tiny(name)
     ref = torch.randn(len(data.completions), generator=torch.Generator().manual_seed(2), dtype=torch.float64) - 20
     chosen = list(range(len(data.pairs)))[:-3]  # the last prompt is split at the batch's edge
@@ -94,9 +113,9 @@ def test_shared_batch_equals_naive(name, tokens):
     rounding = 2e-7 * abs(exact)  # below one float32 rounding of the loss there is nothing to compare
     assert abs(loss - exact) <= 2 * abs(naive - exact) + rounding
     for key, gradient in exact_grads.items():
-        own = (grads[key].double() - gradient).norm()
+        ours = (grads[key].double() - gradient).norm()
         theirs = (naive_grads[key].double() - gradient).norm()
-        assert own <= 2 * theirs + 1e-6 * gradient.norm(), key
+        assert ours <= 2 * theirs + 1e-6 * gradient.norm(), key
 
 
 def test_tiles_and_recomputation_change_nothing(monkeypatch):

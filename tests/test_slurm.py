@@ -1,4 +1,4 @@
-"""recipes/slurm without Slurm: read by shellcheck, and every file's payload run with stand-ins for Slurm's programs."""
+"""recipes/slurm without Slurm: shellcheck, and the payload of each file with stand-ins for Slurm's programs."""
 
 import os
 import re
@@ -6,16 +6,18 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from chain import ROOT
+
+from helpers.chain import ROOT, lines_in, wait_until
 
 SLURM = ROOT / "recipes" / "slurm"
 FILES = sorted([*SLURM.glob("*.sbatch"), *SLURM.glob("*.sh")])
-SFT = ["sft", "--model", "lm", "--data", "sft.jsonl", "--max-length", "96", "--max-prompt-length", "16", "--warmup-steps", "2",
-       "--batch-size", "2", "--log-every", "1", "--save-every", "1000", "--max-steps", "40"]  # fmt: skip
+SFT = (
+    "sft --model lm --data sft.jsonl --max-length 96 --max-prompt-length 16 "
+    "--warmup-steps 2 --batch-size 2 --log-every 1 --save-every 1000 --max-steps 40"
+).split()
 
 # Stand-ins: what a job asks of Slurm goes into the file $ASKED, a line each.
 SCONTROL = """#!/bin/bash
@@ -39,7 +41,7 @@ for task in $(seq "${array%-*}" "${array#*-}"); do
 done
 wc -l < "$ASKED"
 """
-# dpoctl with its real options and checks, whose stages only leave the manifest of a complete work
+# dpoctl with its real options and checks, whose stages only write the manifest of a complete output
 DPOCTL = f"""#!{sys.executable}
 import pathlib, sys
 from dpoctl.config import schema
@@ -65,7 +67,7 @@ sys.exit(app.run(sys.argv[1:]))
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """Stand-ins on PATH, and a job's environment in it; gives the folder of the stand-ins."""
+    """Stand-ins on PATH, and the environment of a job; returns the folder of the stand-ins."""
     programs = tmp_path / "bin"
     programs.mkdir()
     real = f'#!/bin/bash\nexec {sys.executable} -m dpoctl "$@"\n'
@@ -79,9 +81,17 @@ def slurm(tmp_path, monkeypatch):
     ):
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
-    job = {"ASKED": str(tmp_path / "asked"), "DPOCTL_SLURM": str(SLURM), "SLURM_JOB_ID": "41", "SLURM_SUBMIT_DIR": str(tmp_path),
-           "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "SLURM_JOB_NODELIST": "node[1-2]",
-           "SLURM_NNODES": "2", "HF_HUB_OFFLINE": "1"}  # fmt: skip
+    job = {
+        "ASKED": str(tmp_path / "asked"),
+        "DPOCTL_SLURM": str(SLURM),
+        "SLURM_JOB_ID": "41",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "SLURM_JOB_NODELIST": "node[1-2]",
+        "SLURM_NNODES": "2",
+        "HF_HUB_OFFLINE": "1",
+    }
     for name, value in job.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
@@ -99,6 +109,12 @@ def asked(slurm: Path) -> list[str]:
     return (slurm.parent / "asked").read_text().splitlines()
 
 
+def test_the_files_are_found():
+    assert {"one-gpu.sbatch", "one-node.sbatch", "several-nodes.sbatch", "run.sh", "chain.sh"} <= {
+        p.name for p in FILES
+    }
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
 def test_shellcheck(path):
     beside = Path(sys.executable).with_name("shellcheck")
@@ -110,23 +126,20 @@ def test_shellcheck(path):
 
 
 @pytest.mark.parametrize("path", sorted(SLURM.glob("*.sbatch")), ids=lambda p: p.name)
-def test_a_batch_file_is_warned_in_time_and_may_be_requeued(path):
+def test_a_batch_file_asks_for_a_signal_in_time_and_may_be_requeued(path):
     head = re.findall(r"^#SBATCH (.*)$", path.read_text(), re.MULTILINE)
     assert {"--signal=B:USR1@120", "--requeue", "--open-mode=append"} <= set(head)
     assert int(re.search(r"--shutdown-timeout (\d+)", (SLURM / "run.sh").read_text())[1]) < 120
 
 
-def test_stopped_under_torchrun_it_is_requeued_and_then_finishes(world, slurm, monkeypatch):
-    """The first job gets the signal ahead of its time limit, the second continues and needs no further one."""
+def test_a_job_stopped_under_torchrun_is_requeued_and_finishes(world, slurm, monkeypatch):
+    """The first job gets the signal before its time limit; the second resumes and completes the run."""
     monkeypatch.setenv("XDG_CACHE_HOME", world.env["XDG_CACHE_HOME"])
     out = world.folder / "batch"
     job = start("one-node.sbatch", "batch", *SFT, cwd=world.folder)
-    deadline = time.monotonic() + 120
-    while not (out / "metrics.jsonl").exists() or not world.rows("batch/metrics.jsonl"):
-        assert job.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: lines_in(out / "metrics.jsonl"), job)
     job.send_signal(signal.SIGUSR1)
-    job.send_signal(signal.SIGUSR1)  # Slurm may repeat itself: the second must not reach the command
+    job.send_signal(signal.SIGUSR1)  # Slurm may send it twice; the second must not reach the command
     _, said = job.communicate(timeout=60)
     assert job.returncode == 0 and "batch: resumable" in said, said
     assert asked(slurm) == ["scontrol requeue 41"]
@@ -155,7 +168,7 @@ def fake(slurm: Path, name: str, text: str) -> None:
         ("mkdir -p runs; touch runs/manifest.json; exit 1", 0, 0, False),  # complete, whatever happened at the exit
     ],
 )
-def test_what_is_requeued(slurm, tmp_path, monkeypatch, command, restarts, code, requeued):
+def test_only_resumable_jobs_are_requeued(slurm, tmp_path, monkeypatch, command, restarts, code, requeued):
     fake(slurm, "dpoctl", command)
     monkeypatch.setenv("SLURM_RESTART_COUNT", str(restarts))
     job = start("one-gpu.sbatch", "runs", "sft", cwd=tmp_path)
@@ -164,7 +177,7 @@ def test_what_is_requeued(slurm, tmp_path, monkeypatch, command, restarts, code,
     assert asked(slurm) == (["scontrol requeue 41"] if requeued else [])
 
 
-def test_a_complete_work_whose_options_changed_is_a_failed_job(slurm, tmp_path):
+def test_a_complete_output_with_changed_options_fails_the_job(slurm, tmp_path):
     (tmp_path / "rows.jsonl.manifest.json").write_text("{}")
     fake(slurm, "dpoctl", "exit 2")
     job = start("one-gpu.sbatch", "rows.jsonl", "score", cwd=tmp_path)
@@ -173,7 +186,7 @@ def test_a_complete_work_whose_options_changed_is_a_failed_job(slurm, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["one-node.sbatch", "several-nodes.sbatch"])
-def test_torchrun_takes_what_it_is_given(slurm, tmp_path, monkeypatch, file):
+def test_torchrun_accepts_the_command_line(slurm, tmp_path, monkeypatch, file):
     """By torchrun's own parser: the signal is forwarded, ranks have the time to save, and the command arrives whole."""
     from torch.distributed.run import get_args_parser
 
@@ -190,7 +203,7 @@ def test_torchrun_takes_what_it_is_given(slurm, tmp_path, monkeypatch, file):
         assert (given.nnodes, given.rdzv_endpoint, given.rdzv_id) == ("2", "localhost:29500", "41")
 
 
-def test_the_chain_is_jobs_that_wait_for_one_another(slurm, tmp_path, monkeypatch):
+def test_the_jobs_of_the_chain_depend_on_one_another(slurm, tmp_path, monkeypatch):
     """Each job runs as it is submitted, and finds its inputs: the order and the names fit, and so does every option."""
     (slurm / "dpoctl").write_text(DPOCTL)
     monkeypatch.setenv("SHARDS", "3")

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from chain import COLD, ROOT
-from faults import contents, differences
+
+from helpers.chain import COLD, ROOT
+from helpers.faults import contents, differences
 
 # In place of dpoctl: the command is killed within the seconds that it takes undisturbed, and given again.
 KILLER = """

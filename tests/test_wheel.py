@@ -7,7 +7,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from chain import ROOT
+
+from helpers.chain import ROOT
 
 from dpoctl.cli import docs
 

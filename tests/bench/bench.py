@@ -59,14 +59,22 @@ def _cell(part: str, model: str, data: str, dtype: str) -> dict:
     }
     if part == "sample":
         shared = {"model": str(folder), "rows": 64, "tokens": 48}
-        return cell | {"unit": "tokens/s", "ours": shared | {"dtype": dtype},
-                       "peers": {f"generate {d}": shared | {"dtype": d} for d in dict.fromkeys(("float32", dtype))}}  # fmt: skip
+        return cell | {
+            "unit": "tokens/s",
+            "ours": shared | {"dtype": dtype},
+            "peers": {f"generate {d}": shared | {"dtype": d} for d in dict.fromkeys(("float32", dtype))},
+        }
     if part == "train-ppo":
         shared = {"model": str(folder), "episodes": 64, "tokens": 48, "dtype": dtype}
         unit = "updates/s"
     else:
-        shared = {"model": str(folder), "data": str(folder / f"batch.{data}.jsonl"), "pairs": inputs.PAIRS[data],
-                  "steps": 2, "dtype": dtype}  # fmt: skip
+        shared = {
+            "model": str(folder),
+            "data": str(folder / f"batch.{data}.jsonl"),
+            "pairs": inputs.PAIRS[data],
+            "steps": 2,
+            "dtype": dtype,
+        }
         unit = "pairs/s"
     peers = {f"TRL {cell['trl']} {name}": shared | {"tuned": name == "tuned"} for name in ("default", "tuned")}
     if part == "train-ppo":
@@ -85,8 +93,13 @@ def name_of(cell: dict) -> str:
 
 def run_side(script: str, python: str, part: str, arguments: dict, tuned: bool) -> dict:
     environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"} | (ALLOCATOR if tuned else {})
-    done = subprocess.run([python, str(HERE / script), part, json.dumps(arguments)], env=environment, text=True,
-                          capture_output=True, cwd=HERE)  # fmt: skip
+    done = subprocess.run(
+        [python, str(HERE / script), part, json.dumps(arguments)],
+        env=environment,
+        text=True,
+        capture_output=True,
+        cwd=HERE,
+    )
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode or not lines:
         raise SystemExit(f"{script} {part} {arguments}: exit {done.returncode}\n{done.stderr[-3000:]}")
@@ -148,8 +161,18 @@ def rows_of(cell: dict, peak: float) -> list[list[str]]:
                 for k in ("loss", "grad_norm")
             )
             same = f"loss {loss:.0e}, gradient {norm:.0e} apart"
-        lines.append(["", peer, rate_text(cell, statistics.median(run["rate"] for run in found)), spread,
-                      f"{aims[peer]:g}x" if peer in aims else "", f"{theirs:.2f} GB", f"{memory / theirs:.2f}", same])  # fmt: skip
+        lines.append(
+            [
+                "",
+                peer,
+                rate_text(cell, statistics.median(run["rate"] for run in found)),
+                spread,
+                f"{aims[peer]:g}x" if peer in aims else "",
+                f"{theirs:.2f} GB",
+                f"{memory / theirs:.2f}",
+                same,
+            ]
+        )
     return lines
 
 

@@ -35,9 +35,19 @@ def make(folder: Path) -> None:
             continue
         tokenizer = _tokenizer(vocabulary)
         torch.manual_seed(0)
-        config = GPT2Config(vocab_size=vocabulary, n_positions=LONGEST, n_embd=width, n_layer=layers, n_head=heads,
-                            bos_token_id=0, eos_token_id=0, pad_token_id=1, resid_pdrop=0.0, embd_pdrop=0.0,
-                            attn_pdrop=0.0)  # fmt: skip
+        config = GPT2Config(
+            vocab_size=vocabulary,
+            n_positions=LONGEST,
+            n_embd=width,
+            n_layer=layers,
+            n_head=heads,
+            bos_token_id=0,
+            eos_token_id=0,
+            pad_token_id=1,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
         policy = GPT2LMHeadModel(config)
         _save(policy, tokenizer, out / "policy")
         with torch.no_grad():

@@ -14,11 +14,35 @@ def train(command: str, model: Path, data: Path, pairs: int, steps: int, dtype: 
     """Pairs per second of the updates after the first, the first one's loss and gradient norm."""
     own = {
         "train-dpo": ["--model", model / "policy", "--ref", model / "reference"],
-        "train-rm": ["--model", model / "reward", "--eval-data", model / "held-out.jsonl", "--select", "last",
-                     "--eval-every", 1000],
-    }[command]  # fmt: skip
-    timing, first = _run(command, [*own, "--data", data, "--batch-size", pairs, "--epochs", 1000, "--max-length", 512,
-                                   "--max-prompt-length", 360], steps, dtype)  # fmt: skip
+        "train-rm": [
+            "--model",
+            model / "reward",
+            "--eval-data",
+            model / "held-out.jsonl",
+            "--select",
+            "last",
+            "--eval-every",
+            1000,
+        ],
+    }[command]
+    timing, first = _run(
+        command,
+        [
+            *own,
+            "--data",
+            data,
+            "--batch-size",
+            pairs,
+            "--epochs",
+            1000,
+            "--max-length",
+            512,
+            "--max-prompt-length",
+            360,
+        ],
+        steps,
+        dtype,
+    )
     rate = statistics.median(row["pairs_per_s"] for row in timing[1:])
     needed = operations_of_pairs(model, data, pairs, command)
     return {"rate": rate, "loss": first["loss"], "grad_norm": first["grad_norm"], "flops": rate * needed}
@@ -26,9 +50,24 @@ def train(command: str, model: Path, data: Path, pairs: int, steps: int, dtype: 
 
 def ppo(model: Path, episodes: int, tokens: int, dtype: str) -> dict:
     """Updates per second: one update of `episodes` rollouts, 4 passes, a value model of its own."""
-    options = ["--model", model / "policy", "--ref", model / "reference", "--reward", model / "reward", "--prompts",
-               model / "prompts.jsonl", "--batch-size", episodes, "--minibatch-size", episodes, "--max-new-tokens", tokens,
-               "--epochs", 1000]  # fmt: skip
+    options = [
+        "--model",
+        model / "policy",
+        "--ref",
+        model / "reference",
+        "--reward",
+        model / "reward",
+        "--prompts",
+        model / "prompts.jsonl",
+        "--batch-size",
+        episodes,
+        "--minibatch-size",
+        episodes,
+        "--max-new-tokens",
+        tokens,
+        "--epochs",
+        1000,
+    ]
     timing, _ = _run("train-ppo", options, 1, dtype)
     trunk, head = weights(model)
     prompts = sum(len(json.loads(line)["prompt"].split()) for line in open(model / "prompts.jsonl"))
@@ -47,8 +86,25 @@ def _run(command: str, options: list, steps: int, dtype: str) -> tuple[list[dict
 
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
-        common = ["--max-steps", steps, "--log-every", 1, "--warmup-steps", 0, "--lr", 1e-6, "--optimizer", "adamw", "--dtype",
-                  dtype, "--keep-checkpoints", 0, "-q", "--out", out]  # fmt: skip
+        common = [
+            "--max-steps",
+            steps,
+            "--log-every",
+            1,
+            "--warmup-steps",
+            0,
+            "--lr",
+            1e-6,
+            "--optimizer",
+            "adamw",
+            "--dtype",
+            dtype,
+            "--keep-checkpoints",
+            0,
+            "-q",
+            "--out",
+            out,
+        ]
         if command == "train-dpo":
             common += ["--cache-dir", f"{folder}/cache"]
         sys.argv = ["dpoctl", command, *map(str, [*options, *common])]

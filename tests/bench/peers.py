@@ -22,10 +22,20 @@ def train(command: str, model: str, data: str, pairs: int, each: int, steps: int
     table = datasets.Dataset.from_list([{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in rows])
     tokenizer = transformers.AutoTokenizer.from_pretrained(f"{model}/policy")
     settings = {"gradient_checkpointing": False} if tuned else {}
-    common = {"per_device_train_batch_size": each, "gradient_accumulation_steps": pairs // each, "max_steps": steps,
-              "learning_rate": 1e-6, "lr_scheduler_type": "constant", "logging_steps": 1, "save_strategy": "no",
-              "report_to": [], "max_length": 512, "use_cpu": True, "disable_tqdm": True,
-              "bf16": dtype == "bfloat16"}  # fmt: skip
+    common = {
+        "per_device_train_batch_size": each,
+        "gradient_accumulation_steps": pairs // each,
+        "max_steps": steps,
+        "learning_rate": 1e-6,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "max_length": 512,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "bf16": dtype == "bfloat16",
+    }
     times: list[float] = []
     logs: list[dict] = []
 
@@ -48,12 +58,23 @@ def train(command: str, model: str, data: str, pairs: int, each: int, steps: int
                 settings["precompute_ref_log_probs"] = True
             policy = transformers.AutoModelForCausalLM.from_pretrained(f"{model}/policy")
             reference = transformers.AutoModelForCausalLM.from_pretrained(f"{model}/reference")
-            trainer = trl.DPOTrainer(model=policy, ref_model=reference, args=trl.DPOConfig(out, **common, **settings),
-                                     train_dataset=table, processing_class=tokenizer, callbacks=[Clock()])  # fmt: skip
+            trainer = trl.DPOTrainer(
+                model=policy,
+                ref_model=reference,
+                args=trl.DPOConfig(out, **common, **settings),
+                train_dataset=table,
+                processing_class=tokenizer,
+                callbacks=[Clock()],
+            )
         else:
             reward = transformers.AutoModelForSequenceClassification.from_pretrained(f"{model}/reward", num_labels=1)
-            trainer = trl.RewardTrainer(model=reward, args=trl.RewardConfig(out, **common, **settings), train_dataset=table,
-                                        processing_class=tokenizer, callbacks=[Clock()])  # fmt: skip
+            trainer = trl.RewardTrainer(
+                model=reward,
+                args=trl.RewardConfig(out, **common, **settings),
+                train_dataset=table,
+                processing_class=tokenizer,
+                callbacks=[Clock()],
+            )
         trainer.train()
     first = next(row for row in logs if "grad_norm" in row)
     return {
@@ -80,12 +101,33 @@ def ppo(model: str, episodes: int, tokens: int, tuned: bool, dtype: str) -> dict
         for _ in range(2)
     )
     with tempfile.TemporaryDirectory() as out:
-        args = PPOConfig(out, per_device_train_batch_size=episodes // 4, gradient_accumulation_steps=4, num_ppo_epochs=4,
-                         num_mini_batches=1, total_episodes=episodes, response_length=tokens, learning_rate=1e-6,
-                         num_sample_generations=0, local_rollout_forward_batch_size=episodes, report_to=[], use_cpu=True,
-                         save_strategy="no", bf16=dtype == "bfloat16", gradient_checkpointing=not tuned)  # fmt: skip
-        trainer = PPOTrainer(args=args, processing_class=tokenizer, model=policy, ref_model=reference, reward_model=reward,
-                             value_model=value, train_dataset=table, eval_dataset=table)  # fmt: skip
+        args = PPOConfig(
+            out,
+            per_device_train_batch_size=episodes // 4,
+            gradient_accumulation_steps=4,
+            num_ppo_epochs=4,
+            num_mini_batches=1,
+            total_episodes=episodes,
+            response_length=tokens,
+            learning_rate=1e-6,
+            num_sample_generations=0,
+            local_rollout_forward_batch_size=episodes,
+            report_to=[],
+            use_cpu=True,
+            save_strategy="no",
+            bf16=dtype == "bfloat16",
+            gradient_checkpointing=not tuned,
+        )
+        trainer = PPOTrainer(
+            args=args,
+            processing_class=tokenizer,
+            model=policy,
+            ref_model=reference,
+            reward_model=reward,
+            value_model=value,
+            train_dataset=table,
+            eval_dataset=table,
+        )
         start = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - start

@@ -20,8 +20,13 @@ def generate(path: Path, count: int) -> None:
     with open(path, "w") as f:
         for i in range(count):
             at = i % len(WORDS)
-            row = {"prompt_id": f"p{i // 4}", "prompt": " ".join(WORDS[:at]) or "So", "completion": " ".join(WORDS[at:]), "k": i % 4,
-                   "finish": "stop"}  # fmt: skip
+            row = {
+                "prompt_id": f"p{i // 4}",
+                "prompt": " ".join(WORDS[:at]) or "So",
+                "completion": " ".join(WORDS[at:]),
+                "k": i % 4,
+                "finish": "stop",
+            }
             f.write(json.dumps(row) + "\n")
 
 
@@ -29,8 +34,10 @@ def score(folder: Path, count: int) -> tuple[float, float]:
     """(rows a second, peak memory in GB) of one run."""
     generate(folder / "rows.jsonl", count)
     (folder / "scorer.py").write_text(SCORER)
-    command = [sys.executable, "-m", "dpoctl", "score", "--data", "rows.jsonl", "--scorer", "python:scorer.py:lengths",
-               "--out", "scored.jsonl", "--overwrite"]  # fmt: skip
+    command = [
+        sys.executable,
+        *"-m dpoctl score --data rows.jsonl --scorer python:scorer.py:lengths --out scored.jsonl --overwrite".split(),
+    ]
     start = time.monotonic()
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)

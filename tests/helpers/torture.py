@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from chain import make_world
-from fault_stages import STAGES, build, small_waves
-from faults import Fault, Lab, Outcome, contents, differences, drop
+from helpers.chain import make_world
+from helpers.fault_stages import STAGES, build, small_waves
+from helpers.faults import Fault, Lab, Outcome, contents, differences, drop
 
 KILLS, CORRUPTIONS = 20, 50
 NOT_ALLOWED_CALLS = ("open", "mkdir", "replace", "rename", "serialize")

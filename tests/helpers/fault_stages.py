@@ -8,40 +8,64 @@ from pathlib import Path
 UP = "../.."
 LENGTHS = ["--max-length", "64", "--max-prompt-length", "16", "--warmup-steps", "2"]
 TRAINING = ["--batch-size", "4", "--lr", "1e-3", "--save-every", "2", "--log-every", "2", *LENGTHS]
-POINTS = [
-    "--eval-prompts",
-    f"{UP}/few.jsonl",
-    "--scorer",
-    f"{UP}/classifier",
-    "--max-new-tokens",
-    "6",
-    "--eval-every",
-    "3",
-]
+POINTS = f"--eval-prompts {UP}/few.jsonl --scorer {UP}/classifier --max-new-tokens 6 --eval-every 3".split()
 SAMPLING = ["--prompts", f"{UP}/few.jsonl", "--max-new-tokens", "6", "--generation-batch-size", "4"]
 
 STAGES: dict[str, list[str]] = {
-    "prepare": ["prepare", "imdb", "--source", f"{UP}/reviews.jsonl", "--tokenizer", f"{UP}/lm", "--train-prompts", "20",
-                "--test-prompts", "8", "--out", "data"],
-    "sft": ["sft", "--model", f"{UP}/lm", "--data", f"{UP}/some.jsonl", "--eval-data", f"{UP}/some.jsonl", *TRAINING, *POINTS,
-            "--max-steps", "5", "--out", "sft"],
-    "make-prefs": ["make-prefs", "--model", f"{UP}/sft", *SAMPLING, "--scorer", f"{UP}/classifier", "--completions", "3",
-                   "--completions-out", "samples.jsonl", "--out", "prefs.jsonl"],
-    "train-dpo": ["train-dpo", "--model", f"{UP}/sft", "--data", f"{UP}/prefs.jsonl", *TRAINING, *POINTS, "--keep-samples",
-                  "--max-steps", "5", "--out", "dpo"],
-    "train-rm": ["train-rm", "--model", f"{UP}/sft", "--data", f"{UP}/prefs.jsonl", *TRAINING, "--eval-every", "1", "--max-steps",
-                 "5", "--validation", "0.3", "--out", "rm"],
-    "train-ppo": ["train-ppo", "--model", f"{UP}/sft", "--prompts", f"{UP}/few.jsonl", "--reward", f"{UP}/rm", *TRAINING, *POINTS,
-                  "--minibatch-size", "2", "--ppo-epochs", "2", "--max-steps", "4", "--epochs", "4", "--target-kl", "1",
-                  "--kl-horizon", "60", "--normalize-rewards", "--out", "ppo"],
-    "sample": ["sample", "--model", f"{UP}/sft", *SAMPLING, "--n", "2", "--temperature", "0.7,1", "--out", "samples.jsonl"],
+    "prepare": (
+        f"prepare imdb --source {UP}/reviews.jsonl --tokenizer {UP}/lm --train-prompts 20 --test-prompts 8 --out data"
+    ).split(),
+    "sft": [
+        *f"sft --model {UP}/lm --data {UP}/some.jsonl --eval-data {UP}/some.jsonl".split(),
+        *TRAINING,
+        *POINTS,
+        *"--max-steps 5 --out sft".split(),
+    ],
+    "make-prefs": [
+        "make-prefs",
+        "--model",
+        f"{UP}/sft",
+        *SAMPLING,
+        *f"--scorer {UP}/classifier --completions 3 --completions-out samples.jsonl --out prefs.jsonl".split(),
+    ],
+    "train-dpo": [
+        *f"train-dpo --model {UP}/sft --data {UP}/prefs.jsonl".split(),
+        *TRAINING,
+        *POINTS,
+        *"--keep-samples --max-steps 5 --out dpo".split(),
+    ],
+    "train-rm": [
+        *f"train-rm --model {UP}/sft --data {UP}/prefs.jsonl".split(),
+        *TRAINING,
+        *"--eval-every 1 --max-steps 5 --validation 0.3 --out rm".split(),
+    ],
+    "train-ppo": [
+        *f"train-ppo --model {UP}/sft --prompts {UP}/few.jsonl --reward {UP}/rm".split(),
+        *TRAINING,
+        *POINTS,
+        *(
+            "--minibatch-size 2 --ppo-epochs 2 --max-steps 4 --epochs 4 --target-kl 1 "
+            "--kl-horizon 60 --normalize-rewards --out ppo"
+        ).split(),
+    ],
+    "sample": [
+        "sample",
+        "--model",
+        f"{UP}/sft",
+        *SAMPLING,
+        *"--n 2 --temperature 0.7,1 --out samples.jsonl".split(),
+    ],
     "score": ["score", "--data", f"{UP}/samples.jsonl", "--scorer", f"{UP}/rm", "--out", "scored.jsonl"],
-    "judge": ["judge", f"{UP}/samples.jsonl", f"{UP}/other.jsonl", "--backend", "scorer", "--scorer", f"{UP}/classifier",
-              "--out", "judged.jsonl"],
-    "evaluate": ["evaluate", "--model", f"{UP}/sft", "--model", f"{UP}/dpo", "--ref", f"{UP}/sft", *SAMPLING, "--scorer",
-                 f"{UP}/classifier", "--out", "evaluations.jsonl"],
+    "judge": (
+        f"judge {UP}/samples.jsonl {UP}/other.jsonl --backend scorer --scorer {UP}/classifier --out judged.jsonl"
+    ).split(),
+    "evaluate": [
+        *f"evaluate --model {UP}/sft --model {UP}/dpo --ref {UP}/sft".split(),
+        *SAMPLING,
+        *f"--scorer {UP}/classifier --out evaluations.jsonl".split(),
+    ],
     "report": ["report", f"{UP}/evaluations.jsonl", f"{UP}/samples.jsonl", f"{UP}/judged.jsonl", "--out", "report"],
-}  # fmt: skip
+}
 
 
 def small_waves() -> None:

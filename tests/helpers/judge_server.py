@@ -87,8 +87,18 @@ class JudgeServer:
             self.served[text] += 1
         message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
-        self.send(handler, 200, {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
-                                 "choices": [message], "usage": usage})  # fmt: skip
+        self.send(
+            handler,
+            200,
+            {
+                "id": "1",
+                "object": "chat.completion",
+                "created": 0,
+                "model": body["model"],
+                "choices": [message],
+                "usage": usage,
+            },
+        )
 
     def send(self, handler, status: int, data, headers=()) -> None:
         payload = b'{"id": "1", "choices": [{"mess' if data is None else json.dumps(data).encode()

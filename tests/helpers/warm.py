@@ -77,9 +77,8 @@ if __name__ == "__main__":
     if argv != ["--serve"]:
         code = call(path, argv)
         sys.exit(code if code >= 0 else 128 - code)
-    import faults_warm  # noqa: F401
-
     from dpoctl.__main__ import main
+    from helpers import faults_warm  # noqa: F401
 
     serve(path)
     try:

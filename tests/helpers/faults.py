@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 OS_CALLS = ("fsync", "replace", "rename", "unlink", "remove", "mkdir", "rmdir", "truncate", "ftruncate", "link")
 
 
@@ -191,7 +191,7 @@ class Lab:
         self.world, self.trials = world, 0
         self.lock = threading.Lock()
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["faults_warm"])
+        self.context.set_forkserver_preload(["helpers.faults_warm"])
         path = os.environ.get("PYTHONPATH", "")
         if str(TESTS) not in path.split(os.pathsep):  # the server that forks looks there, and nowhere else of ours
             os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent), *filter(None, [path])])

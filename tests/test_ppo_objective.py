@@ -1,7 +1,6 @@
 """PPO's formulas by worked arithmetic and closed form; on a problem small enough to enumerate it finds the optimum."""
 
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -10,9 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpoctl.objectives import ppo
-from dpoctl.objectives.best_of_n import expected_best
 from dpoctl.objectives.kl import kl, kl_regularised_optimum
-from dpoctl.objectives.reward import bradley_terry, calibration
 
 
 def mask_of(*lengths: int) -> torch.Tensor:
@@ -51,7 +48,7 @@ def test_gae_is_the_discounted_sum_of_deltas(gamma, lam):
         assert not advantages[b, n:].any() and not returns[b, n:].any()
 
 
-def test_what_stands_behind_the_end_changes_nothing():
+def test_padding_changes_nothing():
     rewards, values, mask = random_batch()
     noisy_rewards, noisy_values = (torch.where(mask, x, torch.full_like(x, 1e6)) for x in (rewards, values))
     for a, b in zip(
@@ -92,7 +89,7 @@ def test_a_clipped_token_gets_no_gradient():
 @pytest.mark.parametrize(
     ("kl_", "factor"), [(6.0, 1.0), (6.6, 1 + 0.1 * 0.0256), (60.0, 1 + 0.2 * 0.0256), (0.0, 1 - 0.2 * 0.0256)]
 )
-def test_the_controllers_formula(kl_, factor):
+def test_the_kl_controllers_formula(kl_, factor):
     assert ppo.next_kl_coef(0.2, kl_, 6.0, 256, 10000) == pytest.approx(0.2 * factor, rel=1e-12)
 
 
@@ -149,8 +146,8 @@ def test_ppo_finds_the_kl_regularised_optimum():
             value = torch.zeros_like(baseline)
             value[:, 0] = (weight * returns[:, 0]).sum()
             for a in range(tokens):
-                own = torch.tensor([c[0] == a for c in completions])
-                value[own, 1] = (weight[own] * returns[own, 1]).sum() / weight[own].sum()
+                after = torch.tensor([c[0] == a for c in completions])
+                value[after, 1] = (weight[after] * returns[after, 1]).sum() / weight[after].sum()
             advantages, _ = ppo.gae(rewards, value, mask, 1.0, 1.0)
         for _ in range(4):
             losses, _ = ppo.policy_loss(token_logps(tables)[mask], old[mask], advantages[mask], 0.2)
@@ -165,62 +162,3 @@ def test_ppo_finds_the_kl_regularised_optimum():
     assert 0.5 * (reached.exp() - optimum.exp()).abs().sum() < 0.01
     assert 0.5 * (ref_logps.sum(1).exp() - optimum.exp()).abs().sum() > 0.2  # there was something to find
     assert kl(reached, ref_logps.sum(1)) > 0.1
-
-
-def test_best_of_n_is_the_mean_over_all_subsets():
-    g = torch.Generator().manual_seed(0)
-    selection = torch.tensor([0.3, -1.0, 0.3, 2.0, 0.7, -1.0])  # with ties
-    values = torch.rand(6, generator=g, dtype=torch.float64)
-    for n in range(1, 7):
-        picked = []
-        for subset in itertools.combinations(range(6), n):
-            top = max(selection[list(subset)])
-            tied = [values[i].item() for i in subset if selection[i] == top]
-            picked.append(sum(tied) / len(tied))
-        assert expected_best(selection, values, n).item() == pytest.approx(sum(picked) / len(picked), abs=1e-12)
-    with pytest.raises(ValueError, match="7 of 6"):
-        expected_best(selection, values, 7)
-
-
-def test_best_of_n_by_its_own_reward_never_falls():
-    values = torch.randn(16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    curve = [expected_best(values, values, n).item() for n in range(1, 17)]
-    assert curve[0] == pytest.approx(values.mean().item()) and curve[-1] == values.max().item()
-    assert all(a < b for a, b in itertools.pairwise(curve))
-
-
-def test_bradley_terry_by_hand_and_its_gradient():
-    chosen, rejected = torch.tensor([1.0, 0.0], requires_grad=True), torch.tensor([0.0, 0.0])
-    losses = bradley_terry(chosen, rejected, torch.tensor([0.0, 1.0]))
-    assert torch.allclose(losses, torch.tensor([math.log(1 + math.exp(-1)), math.log(1 + math.e)]))
-    losses.sum().backward()
-    assert torch.allclose(chosen.grad, -torch.sigmoid(torch.tensor([-1.0, 1.0])))
-
-
-def test_bradley_terry_recovers_a_known_reward_up_to_a_constant():
-    """From labels in their exact proportions, over all ordered pairs of six texts."""
-    truth = torch.tensor([0.0, 1.5, -0.7, 0.2, 2.0, -2.0], dtype=torch.float64)
-    w, l = torch.tensor(list(itertools.permutations(range(6), 2))).unbind(1)  # noqa: E741
-    proportion = torch.sigmoid(truth[w] - truth[l])
-    reward = torch.zeros(6, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([reward], max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
-
-    def closure():
-        optimizer.zero_grad()
-        loss = (proportion * bradley_terry(reward[w], reward[l])).sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    found = reward.detach() - reward.detach().mean()
-    assert torch.allclose(found, truth - truth.mean(), atol=1e-5)
-
-
-def test_calibration_by_hand():
-    margins = torch.tensor(
-        [0.0, math.log(3), -math.log(3), math.log(3), math.log(3)], dtype=torch.float64
-    )  # confidence .5 and .75
-    error, bins = calibration(margins)
-    assert [(pytest.approx(c), r, n) for c, r, n in bins] == [(0.5, 0.5, 1), (0.75, 0.75, 4)]
-    assert error == pytest.approx(0.0, abs=1e-12)
-    assert calibration(torch.full((4,), -math.log(3), dtype=torch.float64))[0] == pytest.approx(0.75)
