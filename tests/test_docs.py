@@ -1,7 +1,8 @@
 """Every command line of README and the pages is run on tiny models, or at least resolved.
 
-bash gets each block marked `sh` as it is written; the `dpoctl` on its PATH reduces steps and rows (helpers/docs_command.py). A
-block after `<!-- not run: REASON -->` is only resolved, which finds unknown options and impossible combinations.
+bash gets each block marked `sh` as it is written; the `dpoctl` on its PATH reduces steps and rows
+(helpers/docs_command.py). A block after `<!-- not run: REASON -->` is only resolved, which finds unknown options and
+impossible combinations.
 """
 
 import json

@@ -100,7 +100,7 @@ def closure(*starts: Path) -> set[Path]:
 def read_by_properties(cls: type) -> set[str]:
     """The options that a config's own properties read for the stages."""
     found = set()
-    for name, member in inspect.getmembers(cls, lambda m: isinstance(m, property)):
+    for _, member in inspect.getmembers(cls, lambda m: isinstance(m, property)):
         tree = ast.parse(textwrap.dedent(inspect.getsource(member.fget)))
         found |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and name_of(n.value) == "self"}
     return found

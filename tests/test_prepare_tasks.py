@@ -1,4 +1,5 @@
-"""`prepare hh | tldr | cnn-dm --source FILE` as a user runs them: every format gives the same rows, nothing is in two splits."""
+"""`prepare hh | tldr | cnn-dm --source FILE` as a user runs them: every format gives the same rows, nothing is in two
+splits."""
 
 import gzip
 import json

@@ -1,4 +1,5 @@
-"""Two gloo ranks: the losses of one process, checkpoints across world sizes, and ranks that fail, hang or are stopped."""
+"""Two gloo ranks: the losses of one process, checkpoints across world sizes, and ranks that fail, hang or are
+stopped."""
 
 import json
 import os

@@ -17,7 +17,8 @@ NOT_TEXT = st.sampled_from(["", "   ", 7, None, [], {"a": 1}, "\ud800"])
 
 
 def files(row: dict, *fields: str):
-    """Lines of a JSONL file: rows of `row`'s fields, rows in which one of `fields` is no text, broken lines, blank ones.
+    """Lines of a JSONL file: rows of `row`'s fields, rows in which one of `fields` is no text, broken lines, blank
+    ones.
 
     Two good rows stand somewhere, so that no file is refused whole.
     """

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.chain import ROOT
-
 from dpoctl.cli import docs
+from helpers.chain import ROOT
 
 PIP = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
 

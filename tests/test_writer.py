@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 def write(folder, batches=None):
     """Resume the output; stop after `batches`, as a kill would, or finish it."""
-    with claims.claim(str(folder / "rows.jsonl"), "sample", {}, {}, [], overwrite=False) as output:
+    with claims.claim(claims.Request(str(folder / "rows.jsonl"), "sample", {}, {}, []), overwrite=False) as output:
         writer = RowWriter(output, str(folder / "more.jsonl"))
         for rows in BATCHES[writer.batches_done : batches]:
             writer.write_batch(rows, rows[:1], state={"rows": writer.rows[0] + len(rows)})

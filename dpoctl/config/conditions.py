@@ -9,8 +9,8 @@ from typing import Any
 class When:
     """A condition under which an option is read.
 
-    `holds(config)` evaluates it; `unmet(config)` says in words what is in the way, after "has no effect"; `help` is how a
-    help page says when the option is read.
+    `holds(config)` evaluates it; `unmet(config)` says in words what is in the way, after "has no effect"; `help` is how
+    a help page says when the option is read.
     """
 
     holds: Callable[[Any], bool]

@@ -24,8 +24,8 @@ class Value(NamedTuple):
 def resolve(cls: type, command: str, flags: dict[str, Any], recipe: str | None) -> Any:
     """The config of `command`: `flags` holds what the command line gave, by field name.
 
-    Raises InputError that lists every unknown key, wrong type, value out of range, missing option, option without effect
-    and impossible combination together.
+    Raises InputError that lists every unknown key, wrong type, value out of range, missing option, option without
+    effect and impossible combination together.
     """
     problems: list[str] = []
     values = _recipe_values(cls, command, read_recipe(recipe), problems) if recipe else {}

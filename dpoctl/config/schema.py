@@ -1,7 +1,7 @@
 """How an option is declared: a field of a config dataclass with its help, panel, checks and condition.
 
-An option that nothing reads does not exist, and one that the other options make meaningless is refused: `when` says under
-which conditions an option is read. Standard library only.
+An option that nothing reads does not exist, and one that the other options make meaningless is refused: `when` says
+under which conditions an option is read. Standard library only.
 """
 
 import os
@@ -97,7 +97,8 @@ def as_options(config: Any) -> dict[str, Any]:
 
 
 def identity(config: Any) -> dict[str, Any]:
-    """The options that say what the output is: those that are read, and of an input only what its content does not say."""
+    """The options that say what the output is: those that are read, and of an input only what its content does not
+    say."""
     result = {}
     for f in fields(config):
         spec, value = spec_of(f), _plain(getattr(config, f.name))

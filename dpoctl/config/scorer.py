@@ -17,8 +17,8 @@ SCORE_TYPES = ("prob", "logit", "log-odds")
 class ScorerSpec:
     """A parsed SCORER.
 
-    `kind` is `model`, `implicit` or `python`; `parts` are (path,), (policy, reference) or (file, function); `score_type`
-    is the one that the notation asks for, None where it leaves it open.
+    `kind` is `model`, `implicit` or `python`; `parts` are (path,), (policy, reference) or (file, function);
+    `score_type` is the one that the notation asks for, None where it leaves it open.
     """
 
     kind: str

@@ -326,7 +326,7 @@ def warn_of_reach(config: TrainPPO, steps: int) -> None:
     reach = (1.0 + 0.2 * config.batch_size / config.kl_horizon) ** steps
     if reach < 2.0:
         log.warn(
-            f"--target-kl {config.target_kl:g} can hardly be reached: {steps} steps of {config.batch_size} episodes and "
-            f"--kl-horizon {config.kl_horizon} let the coefficient grow by at most a factor of {reach:.2f}. "
+            f"--target-kl {config.target_kl:g} can hardly be reached: --kl-horizon {config.kl_horizon} lets the "
+            f"coefficient grow by at most a factor of {reach:.2f} in {steps} steps of {config.batch_size} episodes. "
             "Start --kl-coef near its final value, or lower the horizon"
         )

@@ -1,9 +1,9 @@
 """dpoctl beside its peers on one machine: in alternation, in processes of their own, as ratios (`make bench`).
 
-A round runs every side of every cell once; the table has medians over the rounds, and ratios of dpoctl to each peer, taken
-within a round, with their lowest and highest. Peers are float32 too where the processor has no bfloat16 of its own, where
-TRL's default would be some ten times slower than its float32. TRL takes 8 pairs a forward, its default and its fastest here;
-dpoctl takes an update's pairs in one, and so does TRL in the row that says so.
+A round runs every side of every cell once; the table has medians over the rounds, and ratios of dpoctl to each peer,
+taken within a round, with their lowest and highest. Peers are float32 too where the processor has no bfloat16 of its
+own, where TRL's default would be some ten times slower than its float32. TRL takes 8 pairs a forward, its default and
+its fastest here; dpoctl takes an update's pairs in one, and so does TRL in the row that says so.
 """
 
 import argparse

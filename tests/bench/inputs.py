@@ -26,8 +26,9 @@ PAIRS = {"i": 32, "ii": 16}  # of an update
 def make(folder: Path) -> None:
     """policy/, reference/ (a little off the policy, so that losses differ from log 2), reward/ and the rows, by model.
 
-    i.jsonl and ii.jsonl are the data; batch.i.jsonl and batch.ii.jsonl the first update's worth of it, on which all sides
-    are timed, so that they have the same pairs in each update; prompts.jsonl is for PPO, held-out.jsonl for train-rm.
+    i.jsonl and ii.jsonl are the data; batch.i.jsonl and batch.ii.jsonl the first update's worth of it, on which all
+    sides are timed, so that they have the same pairs in each update; prompts.jsonl is for PPO, held-out.jsonl for
+    train-rm.
     """
     for name, (layers, width, heads, vocabulary) in SHAPES.items():
         out = folder / name
@@ -107,7 +108,8 @@ def _dialogues(draw: random.Random, vocabulary: int) -> list[dict]:
 
 
 def tokens_of_pairs(path: Path) -> int:
-    """Tokens of a file's pairs, as a trainer that shares nothing reads them: prompt, response and EOS of either side."""
+    """Tokens of a file's pairs, as a trainer that shares nothing reads them: prompt, response and EOS of either
+    side."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     return sum(len((row["prompt"] + row[side]).split()) + 1 for row in rows for side in ("chosen", "rejected"))
 

@@ -72,7 +72,8 @@ def ppo(model: Path, episodes: int, tokens: int, dtype: str) -> dict:
     trunk, head = weights(model)
     prompts = sum(len(json.loads(line)["prompt"].split()) for line in open(model / "prompts.jsonl"))
     responses = episodes * tokens
-    # forward passes: generating, old log-probs, the reference's, values, reward; forward and backward: 4 passes of two models
+    # forward passes: generating, old log-probs, the reference's, values, reward;
+    # forward and backward: 4 passes of two models
     forward = 2.0 * (5 * trunk * (prompts + responses) + 3 * head * responses)
     learning = 4 * 6.0 * (2 * trunk * (prompts + responses) + head * responses)
     rate = 1 / timing[0]["seconds"]
@@ -128,7 +129,8 @@ def weights(model: Path) -> tuple[int, int]:
 
 
 def operations_of_pairs(model: Path, data: Path, pairs: int, command: str) -> float:
-    """Operations that an update needs at least, a pair: 6 a trunk's weight and token, for DPO 6 a head's weight and row.
+    """Operations that an update needs at least, a pair: 6 a trunk's weight and token, for DPO 6 a head's weight and
+    row.
 
     A token of a prompt counts once for all completions, a completion once for all pairs; rows are the response tokens.
     """

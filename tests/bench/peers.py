@@ -1,4 +1,5 @@
-"""The peers' side of the benchmark, in an environment of its own: TRL's trainers, transformers' generate. One JSON line."""
+"""The peers' side of the benchmark, in an environment of its own: TRL's trainers, transformers' generate. One JSON
+line."""
 
 import json
 import resource

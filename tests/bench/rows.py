@@ -1,6 +1,7 @@
 """`score` over many generated rows: rows a second, and peak memory of a tenth of them beside all (`make bench-rows`).
 
-The scorer is a Python function that costs next to nothing, so what is measured is reading, checking, writing and syncing.
+The scorer is a Python function that costs next to nothing, so what is measured is reading, checking, writing and
+syncing.
 """
 
 import argparse

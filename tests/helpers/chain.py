@@ -1,4 +1,5 @@
-"""The command line as a user runs it: subprocesses in a folder that holds small models and rows (the miniature world)."""
+"""The command line as a user runs it: subprocesses in a folder that holds small models and rows (the miniature
+world)."""
 
 import hashlib
 import json

@@ -261,7 +261,8 @@ def _without_clocks(name: str, data: bytes) -> bytes:
 
 
 def differences(one: dict[str, str], other: dict[str, str]) -> list[str]:
-    """Names of files that are not the same, or that only one has; a stopped run keeps a checkpoint where it was stopped."""
+    """Names of files that are not the same, or that only one has; a stopped run keeps a checkpoint where it was
+    stopped."""
     own = {name for name in one.keys() ^ other.keys() if "/checkpoints/step-" in name}
     one, other = ({name: digest for name, digest in side.items() if name not in own} for side in (one, other))
     return [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]

@@ -1,7 +1,8 @@
-"""dpoctl without its imports' five seconds: a server that has imported everything forks a process for each command line.
+"""dpoctl without its imports' five seconds: a server that has imported everything forks a process for each command
+line.
 
-`warm.py SOCKET ARGS...` is a command line of dpoctl: the forked process has the caller's folder, environment and standard
-streams, and its exit code is the caller's. Signals are passed on; what a killed caller leaves is killed.
+`warm.py SOCKET ARGS...` is a command line of dpoctl: the forked process has the caller's folder, environment and
+standard streams, and its exit code is the caller's. Signals are passed on; what a killed caller leaves is killed.
 """
 
 import atexit
