@@ -69,9 +69,12 @@ class Merge(Tabular, Common):
         help="File to write, or directory of the merged model.", panel=RUN, identity=False, metavar="PATH"
     )
     base: str | None = option(
-        None, "Model that the adapter was trained on (default: the one that it names).", DATA, input="model",
+        None,
+        "Model that the adapter was trained on (default: the one that it names).",
+        DATA,
+        input="model",
         when=_ADAPTER,
-    )  # fmt: skip
+    )
     revision: str | None = option(
         None, "Branch, tag or commit of the base on the Hub.", DATA, metavar="REVISION", when=_ADAPTER
     )

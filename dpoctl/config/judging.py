@@ -57,9 +57,11 @@ class Judge(Tabular, Sharded, Rows, WithScorer, OnDevice, Seeded, Common):
         None, "Also judge this constant text as A: a judge that lets it win cannot be trusted.", JUDGE, when=_NOT_PEOPLE
     )
     compare: str | None = option(
-        None, "Judgements of another policy on the same prompts: paired bootstrap of the difference.", JUDGE,
+        None,
+        "Judgements of another policy on the same prompts: paired bootstrap of the difference.",
+        JUDGE,
         input="file",
-    )  # fmt: skip
+    )
     against: str | None = option(
         None, "Judgements of another judge on the same comparisons: agreement and Cohen's kappa.", JUDGE, input="file"
     )
@@ -73,16 +75,23 @@ class Judge(Tabular, Sharded, Rows, WithScorer, OnDevice, Seeded, Common):
     concurrency: int = option(8, "Requests in flight.", SERVER, at_least=1, identity=False, when=_SERVER)
     timeout: float = option(60.0, "Seconds to wait for an answer.", SERVER, above=0, identity=False, when=_SERVER)
     retries: int = option(
-        6, "Retries after transient failures (exponential backoff, or what the server asks for).", SERVER, at_least=0,
-        identity=False, when=_SERVER,
-    )  # fmt: skip
+        6,
+        "Retries after transient failures (exponential backoff, or what the server asks for).",
+        SERVER,
+        at_least=0,
+        identity=False,
+        when=_SERVER,
+    )
     max_tokens: int = option(
         1024, "Longest answer of the judge in tokens, including hidden reasoning.", SERVER, at_least=8, when=_SERVER
     )
     judge_temperature: float | None = option(
-        None, "Temperature of the judge (default: 0 at --base-url; at OpenAI the model's default).", SERVER, at_least=0,
+        None,
+        "Temperature of the judge (default: 0 at --base-url; at OpenAI the model's default).",
+        SERVER,
+        at_least=0,
         when=_SERVER,
-    )  # fmt: skip
+    )
     price_in: float | None = option(
         None, "US dollars per million prompt tokens.", SERVER, at_least=0, identity=False, when=_SERVER
     )
@@ -90,13 +99,21 @@ class Judge(Tabular, Sharded, Rows, WithScorer, OnDevice, Seeded, Common):
         None, "US dollars per million completion tokens.", SERVER, at_least=0, identity=False, when=_SERVER
     )
     max_cost: float | None = option(
-        None, "Stop before the answers cost more dollars than this, earlier runs of the command included.", SERVER,
-        above=0, identity=False, when=_SERVER,
-    )  # fmt: skip
-    cache_dir: str | None = option(
-        None, "Where answers are cached (default: the user's cache).", SERVER, identity=False, metavar="DIR",
+        None,
+        "Stop before the answers cost more dollars than this, earlier runs of the command included.",
+        SERVER,
+        above=0,
+        identity=False,
         when=_SERVER,
-    )  # fmt: skip
+    )
+    cache_dir: str | None = option(
+        None,
+        "Where answers are cached (default: the user's cache).",
+        SERVER,
+        identity=False,
+        metavar="DIR",
+        when=_SERVER,
+    )
     form: str | None = option(
         None, "Write the blinded form to this file.", PEOPLE, identity=False, metavar="FILE", when=_PEOPLE
     )

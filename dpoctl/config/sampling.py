@@ -104,9 +104,12 @@ class Sample(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common
     model: str = option(help="Model to sample from.", panel=DATA, input="model")
     prompts: str = option(help="Prompt rows.", panel=DATA, input="file")
     temperature: tuple[float, ...] = option(  # type: ignore[assignment]  # one in the other commands
-        (1.0,), "Sampling temperature, 0 is greedy; several, separated by commas, go to one file.", GEN, at_least=0,
+        (1.0,),
+        "Sampling temperature, 0 is greedy; several, separated by commas, go to one file.",
+        GEN,
+        at_least=0,
         commas=True,
-    )  # fmt: skip
+    )
     few_shot: str | None = option(
         None, "Rows with prompt and completion, put before every prompt as examples.", DATA, input="file"
     )
@@ -188,9 +191,13 @@ class Evaluate(Tabular, Sharded, Rows, WithScorer, Generation, ModelOptions, See
     n: int = option(1, "Completions per prompt.", GEN, at_least=1, when=given("model"))
     limit: int | None = option(None, "Use only the first N prompts.", DATA, at_least=1, when=given("model"))
     tokens_per_batch: int = option(
-        8192, "Tokens in one forward pass; affects memory only.", DEVICES, at_least=1, identity=False,
+        8192,
+        "Tokens in one forward pass; affects memory only.",
+        DEVICES,
+        at_least=1,
+        identity=False,
         when=any_of(given("model"), given("ref"), given("lm")),
-    )  # fmt: skip
+    )
 
     def check_subjects(self) -> Iterator[str]:
         if not self.model and not self.completions:

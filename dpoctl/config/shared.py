@@ -44,9 +44,12 @@ class OnDevice:
     """A command that computes on a device."""
 
     device: str = option(
-        "auto", "cpu, cuda, cuda:1 or mps; auto picks a GPU where there is one.", DEVICES, identity=False,
+        "auto",
+        "cpu, cuda, cuda:1 or mps; auto picks a GPU where there is one.",
+        DEVICES,
+        identity=False,
         metavar="DEVICE",
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
