@@ -30,7 +30,7 @@ SHARE = {
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_share_of_the_torture(lab, name, monkeypatch):
-    """One trial of each fault named, by a fixed seed: the same command again ends in the undisturbed run's bytes."""
+    """One trial of each fault named, by a fixed seed: the command rerun ends in the undisturbed run's bytes."""
     stage = measure(lab, name)
     plain(stage.folder)
     assert set(SHARE[name].split()) <= set(FAULTS)
