@@ -290,7 +290,7 @@ def test_a_damaged_input_is_refused_by_its_producers_manifest(lab):
         kept = (folder / path).read_bytes()
         damage(folder / path, random.Random(3))
         outcome = lab.run(folder, args)
-        assert outcome.code == 2 and path in outcome.said and "its sha256 does not fit" in outcome.said, outcome.said
+        assert outcome.code == 2 and path in outcome.said and "its sha256 is not the one in" in outcome.said, outcome.said
         (folder / path).write_bytes(kept)
     (folder / "rm/manifest.json").rename(folder / "rm/.plan.json")
     outcome = lab.run(folder, score)

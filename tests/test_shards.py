@@ -170,7 +170,7 @@ def test_gaps_duplicates_and_foreign_shards_are_refused(shards, run, here):
         "merge", "s1.jsonl", "s2.jsonl", "s3.jsonl", "--out", "s2.jsonl", code=2
     )
     assert "has no effect with shards" in run("merge", "s1.jsonl", "--base", "lm", "--out", "no.jsonl", code=2)
-    assert "one adapter's directory" in run("merge", "s1.jsonl", "lm", "--out", "no.jsonl", code=2)
+    assert "the directory of one adapter" in run("merge", "s1.jsonl", "lm", "--out", "no.jsonl", code=2)
 
 
 def test_a_damaged_shard_is_refused_and_a_merge_does_not_overwrite(shards, run, here):
