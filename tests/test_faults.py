@@ -30,7 +30,7 @@ SHARE = {
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_share_of_the_torture(lab, name, monkeypatch):
-    """One trial of each fault named, by a fixed seed: the same command again ends in the undisturbed run's bytes."""
+    """One trial of each fault named, by a fixed seed: the command rerun ends in the undisturbed run's bytes."""
     stage = measure(lab, name)
     plain(stage.folder)
     assert set(SHARE[name].split()) <= set(FAULTS)
@@ -108,8 +108,8 @@ def test_of_two_processes_on_one_output_one_goes_on(lab):
     second = lab.run(folder, other)
     process.kill()
     lab.end(process, folder)
-    assert same.code == 2 and "prefs.jsonl: another dpoctl is " in same.said
-    assert second.code == 2 and "samples.jsonl: another dpoctl is writing it" in second.said
+    assert same.code == 2 and "prefs.jsonl: another dpoctl process is " in same.said
+    assert second.code == 2 and "samples.jsonl: another dpoctl process is writing it" in second.said
     assert lab.run(folder, other).code == 0  # the lock went with the process
 
 
@@ -118,7 +118,7 @@ def test_of_two_processes_that_start_together_one_does_the_work(lab):
     processes = [lab.start(folder, STAGES["sample"]) for _ in range(2)]
     codes = sorted(lab.end(p, folder).code for p in processes)
     said = (folder / "said").read_text()
-    assert (codes == [0, 2] and "another dpoctl is " in said) or (codes == [0, 0] and "nothing to do" in said)
+    assert (codes == [0, 2] and "another dpoctl process is " in said) or (codes == [0, 0] and "nothing to do" in said)
     assert not differences(contents(folder), measure(lab, "sample").whole)
 
 
@@ -290,7 +290,8 @@ def test_a_damaged_input_is_refused_by_its_producers_manifest(lab):
         kept = (folder / path).read_bytes()
         damage(folder / path, random.Random(3))
         outcome = lab.run(folder, args)
-        assert outcome.code == 2 and path in outcome.said and "its sha256 is not the one in" in outcome.said, outcome.said
+        said = outcome.said
+        assert outcome.code == 2 and path in said and "its sha256 is not the one in" in said, said
         (folder / path).write_bytes(kept)
     (folder / "rm/manifest.json").rename(folder / "rm/.plan.json")
     outcome = lab.run(folder, score)

@@ -92,7 +92,7 @@ def test_the_value_function_shares_the_frozen_weights(here):
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
-        (["--lora-alpha", "8"], "--lora-alpha means nothing without --lora"),
+        (["--lora-alpha", "8"], "--lora-alpha has no effect without --lora"),
         (["--lora", "4", "--lora-targets", "nothing"], "--lora-targets nothing"),
         (["--lora", "4", "--lora-targets", "lm_head"], "cannot be adapted"),
         (["--lora", "4", "--model", "an-adapter"], "merge it first"),

@@ -146,7 +146,7 @@ def test_evaluate_sample_score_report(trained):
         ("sft --model lm --data empty.jsonl", "empty.jsonl: the file holds no rows"),
         ("train-dpo --model lm --data hollow.jsonl", "hollow.jsonl:1: field 'prompt': expected text"),
         ("train-dpo --model lm --data equal.jsonl", "no pairs are left to train on (1 equal_dropped)"),
-        ("train-dpo --model lm --data hollow.jsonl --gamma 1", "--gamma means nothing to --loss sigmoid"),
+        ("train-dpo --model lm --data hollow.jsonl --gamma 1", "--gamma has no effect with --loss sigmoid"),
         (
             "train-dpo --model classifier --data equal.jsonl",
             "classifier: a RobertaForSequenceClassification, where a causal language model is expected",

@@ -48,7 +48,7 @@ class Prepare(Common):
             yield "--tokenizer is required: prompts are prefixes measured in its tokens"
 
     def check_prefix(self) -> Iterator[str]:
-        if self.min_prefix > self.max_prefix:
+        if _PREFIXES.holds(self) and self.min_prefix > self.max_prefix:
             yield f"--min-prefix {self.min_prefix} is more than --max-prefix {self.max_prefix}"
 
 
@@ -69,9 +69,12 @@ class Merge(Tabular, Common):
         help="File to write, or directory of the merged model.", panel=RUN, identity=False, metavar="PATH"
     )
     base: str | None = option(
-        None, "Model that the adapter was trained on (default: the one that it names).", DATA, input="model",
+        None,
+        "Model that the adapter was trained on (default: the one that it names).",
+        DATA,
+        input="model",
         when=_ADAPTER,
-    )  # fmt: skip
+    )
     revision: str | None = option(
         None, "Branch, tag or commit of the base on the Hub.", DATA, metavar="REVISION", when=_ADAPTER
     )

@@ -3,23 +3,36 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .conditions import any_of, given, not_given, one_of
+from .conditions import all_of, any_of, given, not_given, one_of
 from .sampling import Rows, Sharded
 from .schema import NAME_OR_FILE, amended, option
-from .shared import DATA, JUDGE, PEOPLE, SCORING, SERVER, Common, OnDevice, Seeded, Tabular, WithScorer
+from .shared import (
+    DATA,
+    JUDGE,
+    PEOPLE,
+    SCORING,
+    SERVER,
+    Common,
+    OnDevice,
+    Seeded,
+    Tabular,
+    WithScorer,
+    names_models,
+)
 
 _SERVER, _SCORER, _PEOPLE = (one_of("backend", name) for name in ("openai", "scorer", "human"))
 _NOT_PEOPLE = one_of("backend", "openai", "scorer")
+_ASKED = one_of("backend", "openai", "human")  # a scorer is not asked a question
 
 
 @amended(
     device={"panel": SCORING, "when": _SCORER},
     score_text={"panel": SCORING, "when": _SCORER},
-    scorer_revision={"panel": SCORING, "when": _SCORER},
-    scorer_trust_remote_code={"panel": SCORING, "when": _SCORER},
+    scorer_revision={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
+    scorer_trust_remote_code={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
     shard={"when": _NOT_PEOPLE},
-    rank_timeout={"when": _NOT_PEOPLE},
-    seed={"when": any_of(one_of("backend", "openai", "human"), one_of("order", "random"), given("compare"))},
+    rank_timeout={"when": all_of(_NOT_PEOPLE, not_given("shard"))},
+    seed={"when": any_of(_ASKED, one_of("order", "random"), given("compare"))},
     json={"when": not_given("form")},
 )
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +57,9 @@ class Judge(Tabular, Sharded, Rows, WithScorer, OnDevice, Seeded, Common):
         JUDGE,
         input=NAME_OR_FILE,
     )
-    prompt_noun: str | None = option(None, "What the question calls the prompt: 'news article' for cnn-dm.", JUDGE)
+    prompt_noun: str | None = option(
+        None, "What the question calls the prompt: 'news article' for cnn-dm.", JUDGE, when=_ASKED
+    )
     order: str = option(
         "both",
         "Ask in both orders (a win counts where both agree), or in a random one.",
@@ -57,11 +72,18 @@ class Judge(Tabular, Sharded, Rows, WithScorer, OnDevice, Seeded, Common):
         None, "Also judge this constant text as A: a judge that lets it win cannot be trusted.", JUDGE, when=_NOT_PEOPLE
     )
     compare: str | None = option(
-        None, "Judgements of another policy on the same prompts: paired bootstrap of the difference.", JUDGE,
+        None,
+        "Judgements of another policy on the same prompts: paired bootstrap of the difference.",
+        JUDGE,
         input="file",
-    )  # fmt: skip
+        when=not_given("form"),
+    )
     against: str | None = option(
-        None, "Judgements of another judge on the same comparisons: agreement and Cohen's kappa.", JUDGE, input="file"
+        None,
+        "Judgements of another judge on the same comparisons: agreement and Cohen's kappa.",
+        JUDGE,
+        input="file",
+        when=not_given("form"),
     )
     scorer: str | None = option(None, "The higher score wins.", SCORING, input="scorer", when=_SCORER)
     model: str | None = option(
@@ -73,16 +95,23 @@ class Judge(Tabular, Sharded, Rows, WithScorer, OnDevice, Seeded, Common):
     concurrency: int = option(8, "Requests in flight.", SERVER, at_least=1, identity=False, when=_SERVER)
     timeout: float = option(60.0, "Seconds to wait for an answer.", SERVER, above=0, identity=False, when=_SERVER)
     retries: int = option(
-        6, "Retries after transient failures (exponential backoff, or what the server asks for).", SERVER, at_least=0,
-        identity=False, when=_SERVER,
-    )  # fmt: skip
+        6,
+        "Retries after transient failures (exponential backoff, or what the server asks for).",
+        SERVER,
+        at_least=0,
+        identity=False,
+        when=_SERVER,
+    )
     max_tokens: int = option(
         1024, "Longest answer of the judge in tokens, including hidden reasoning.", SERVER, at_least=8, when=_SERVER
     )
     judge_temperature: float | None = option(
-        None, "Temperature of the judge (default: 0 at --base-url; at OpenAI the model's default).", SERVER, at_least=0,
+        None,
+        "Temperature of the judge (default: 0 at --base-url; at OpenAI the model's default).",
+        SERVER,
+        at_least=0,
         when=_SERVER,
-    )  # fmt: skip
+    )
     price_in: float | None = option(
         None, "US dollars per million prompt tokens.", SERVER, at_least=0, identity=False, when=_SERVER
     )
@@ -90,13 +119,21 @@ class Judge(Tabular, Sharded, Rows, WithScorer, OnDevice, Seeded, Common):
         None, "US dollars per million completion tokens.", SERVER, at_least=0, identity=False, when=_SERVER
     )
     max_cost: float | None = option(
-        None, "Stop before the answers cost more dollars than this, earlier runs of the command included.", SERVER,
-        above=0, identity=False, when=_SERVER,
-    )  # fmt: skip
-    cache_dir: str | None = option(
-        None, "Where answers are cached (default: the user's cache).", SERVER, identity=False, metavar="DIR",
+        None,
+        "Stop before the answers cost more dollars than this, earlier runs of the command included.",
+        SERVER,
+        above=0,
+        identity=False,
         when=_SERVER,
-    )  # fmt: skip
+    )
+    cache_dir: str | None = option(
+        None,
+        "Where answers are cached (default: the user's cache).",
+        SERVER,
+        identity=False,
+        metavar="DIR",
+        when=_SERVER,
+    )
     form: str | None = option(
         None, "Write the blinded form to this file.", PEOPLE, identity=False, metavar="FILE", when=_PEOPLE
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..objectives.catalogue import OBJECTIVES, reading
-from .conditions import given, not_given, one_of
+from .conditions import When, all_of, any_of, given, not_given, one_of
 from .sampling import Generation, Rows, generation_when
 from .schema import amended, option
 from .shared import (
@@ -22,8 +22,10 @@ from .shared import (
     ModelOptions,
     Seeded,
     WithScorer,
-    both,
+    names_models,
 )
+
+_EVALUATED = any_of(given("eval_data"), EVAL_PROMPTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +53,26 @@ class Training(Rows, ModelOptions, Seeded, Common):
     )
     save_dtype: str = option("float32", "Precision of the saved weights.", RUN, choices=SAVE_DTYPES)
     log_to: str | None = option(
-        None, "Also log to TensorBoard or Weights & Biases (extras of the package).", RUN,
-        choices=("tensorboard", "wandb"), identity=False,
-    )  # fmt: skip
+        None,
+        "Also log to TensorBoard or Weights & Biases (extras of the package).",
+        RUN,
+        choices=("tensorboard", "wandb"),
+        identity=False,
+    )
 
     tokens_per_batch: int = option(
-        8192, "Tokens in one forward pass, padding included; affects memory only, not results.", DEVICES, at_least=1,
+        8192,
+        "Tokens in one forward pass, padding included; affects memory only, not results.",
+        DEVICES,
+        at_least=1,
         identity=False,
-    )  # fmt: skip
+    )
     activation_checkpointing: bool = option(
-        False, "Recompute activations in the backward pass: less memory, about a third more time.", DEVICES,
+        False,
+        "Recompute activations in the backward pass: less memory, about a third more time.",
+        DEVICES,
         identity=False,
-    )  # fmt: skip
+    )
     parallel: str = option(
         "ddp",
         "Under torchrun: ddp holds the full model on every device, fsdp shards weights, gradients and optimizer.",
@@ -71,9 +81,12 @@ class Training(Rows, ModelOptions, Seeded, Common):
         identity=False,
     )
     rank_timeout: float = option(
-        10.0, "Under torchrun: minutes without an answer from another rank after which the run stops.", DEVICES,
-        above=0, identity=False,
-    )  # fmt: skip
+        10.0,
+        "Under torchrun: minutes without an answer from another rank after which the run stops.",
+        DEVICES,
+        above=0,
+        identity=False,
+    )
     lora: int | None = option(
         None, "Train adapters of rank N on a frozen model and save only them (needs peft).", DEVICES, at_least=1
     )
@@ -81,9 +94,11 @@ class Training(Rows, ModelOptions, Seeded, Common):
         None, "Adapters are scaled by alpha / rank (default: twice the rank).", DEVICES, above=0, when=given("lora")
     )
     lora_targets: str | None = option(
-        None, "Layers that get adapters, by name, separated by commas (default: all linear layers).", DEVICES,
+        None,
+        "Layers that get adapters, by name, separated by commas (default: all linear layers).",
+        DEVICES,
         when=given("lora"),
-    )  # fmt: skip
+    )
 
     def check_lengths(self) -> Iterator[str]:
         if self.max_prompt_length >= self.max_length:
@@ -103,8 +118,8 @@ class Planned:
 @amended(
     **generation_when(EVAL_PROMPTS),
     score_text={"when": EVAL_PROMPTS},
-    scorer_revision={"when": EVAL_PROMPTS},
-    scorer_trust_remote_code={"when": EVAL_PROMPTS},
+    scorer_revision={"when": all_of(EVAL_PROMPTS, names_models("scorer"))},
+    scorer_trust_remote_code={"when": all_of(EVAL_PROMPTS, names_models("scorer"))},
 )
 @dataclass(frozen=True, kw_only=True)
 class Frontier(WithScorer, Generation, Training):
@@ -116,9 +131,11 @@ class Frontier(WithScorer, Generation, Training):
     eval_limit: int | None = option(256, "Use only the first N of those prompts.", EVAL, at_least=1, when=EVAL_PROMPTS)
     scorer: str = option(SIEBERT, "Reward of those points.", EVAL, input="scorer", when=EVAL_PROMPTS)
     keep_samples: bool = option(
-        False, "Also keep the completions of those points (samples.jsonl), which judge can read.", EVAL,
+        False,
+        "Also keep the completions of those points (samples.jsonl), which judge can read.",
+        EVAL,
         when=EVAL_PROMPTS,
-    )  # fmt: skip
+    )
 
     def check_frontier(self) -> Iterator[str]:
         if self.parallel == "fsdp" and self.eval_prompts:
@@ -142,7 +159,8 @@ class WithReference:
 
 @amended(
     ref={"help": "Reference of the KL at --eval-prompts (default: --model).", "panel": EVAL, "when": EVAL_PROMPTS},
-    ref_revision={"panel": EVAL, "when": both("eval_prompts", "ref")},
+    ref_revision={"panel": EVAL, "when": all_of(EVAL_PROMPTS, given("ref"))},
+    eval_every={"when": _EVALUATED},
 )
 @dataclass(frozen=True, kw_only=True)
 class SFT(Planned, WithReference, Frontier):
@@ -163,9 +181,19 @@ class SFT(Planned, WithReference, Frontier):
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.", OPT, above=0)
 
 
-_WITH_REFERENCE = one_of("loss", *(name for name, traits in OBJECTIVES.items() if traits.needs_reference))
+_WITH_REFERENCE = When(
+    lambda c: OBJECTIVES[c.loss].needs_reference,
+    lambda c: f"with --loss {c.loss}",
+    "with losses that have a reference",
+)
+_REFERENCE = any_of(_WITH_REFERENCE, EVAL_PROMPTS)
 
 
+@amended(
+    ref={"when": _REFERENCE},
+    ref_revision={"when": all_of(_REFERENCE, given("ref"))},
+    eval_every={"when": _EVALUATED},
+)
 @dataclass(frozen=True, kw_only=True)
 class TrainDPO(Planned, WithReference, Frontier):
     model: str = option(help="Policy to start from, usually the SFT model.", panel=DATA, input="model")
@@ -174,9 +202,13 @@ class TrainDPO(Planned, WithReference, Frontier):
     loss: str = option("sigmoid", "Objective; sigmoid is DPO. See dpoctl docs losses.", LOSS, choices=tuple(OBJECTIVES))
     beta: float = option(0.1, "KL regularisation strength (tau for ipo).", LOSS, above=0)
     label_smoothing: float | None = option(
-        None, "Assumed share of flipped labels.", LOSS, at_least=0, at_most=0.4999,
+        None,
+        "Assumed share of flipped labels.",
+        LOSS,
+        at_least=0,
+        at_most=0.4999,
         when=one_of("loss", *reading("label_smoothing")),
-    )  # fmt: skip
+    )
     alpha: float | None = option(
         None, "Weight of the second term.", LOSS, at_least=0, when=one_of("loss", *reading("alpha"))
     )
@@ -184,20 +216,29 @@ class TrainDPO(Planned, WithReference, Frontier):
         None, "SimPO's target margin.", LOSS, at_least=0, when=one_of("loss", *reading("gamma"))
     )
     lambda_: float | None = option(
-        None, "Weight of the second term.", LOSS, at_least=0, flag="--lambda",
+        None,
+        "Weight of the second term.",
+        LOSS,
+        at_least=0,
+        flag="--lambda",
         when=one_of("loss", *reading("lambda_")),
-    )  # fmt: skip
+    )
     lambda_chosen: float | None = option(
         None, "KTO's weight of chosen completions.", LOSS, at_least=0, when=one_of("loss", *reading("lambda_chosen"))
     )
     lambda_rejected: float | None = option(
-        None, "KTO's weight of rejected completions.", LOSS, at_least=0,
+        None,
+        "KTO's weight of rejected completions.",
+        LOSS,
+        at_least=0,
         when=one_of("loss", *reading("lambda_rejected")),
-    )  # fmt: skip
+    )
     shuffle: str = option(
-        "prompts", "Shuffle prompts, so that a prompt's pairs share forward passes, or single pairs.", OPT,
+        "prompts",
+        "Shuffle prompts, so that a prompt's pairs share forward passes, or single pairs.",
+        OPT,
         choices=("prompts", "pairs"),
-    )  # fmt: skip
+    )
     cache_dir: str | None = option(
         None,
         "Where reference log-probs are cached for later runs (default: the user's cache).",
@@ -227,14 +268,17 @@ class TrainRM(Planned, Training):
     use_margins: bool = option(False, "Require each row's `margin` between the rewards of its pair.", LOSS)
     normalize: str = option(
         "shift",
-        "Shift rewards so that those of the reference's completions average 0, and scale their deviation to 1.",
+        "Normalise rewards over the reference's completions: mean 0, with shift-scale also standard deviation 1.",
         LOSS,
         choices=("none", "shift", "shift-scale"),
     )
     reference_completions: str | None = option(
-        None, "Completions of the reference (default: those of the preferences).", LOSS, input="file",
+        None,
+        "Completions of the reference (default: those of the preferences).",
+        LOSS,
+        input="file",
         when=one_of("normalize", "shift", "shift-scale"),
-    )  # fmt: skip
+    )
     epochs: float = option(3.0, "Passes over the data.", OPT, above=0)
     lr: float = option(1e-5, "Learning rate.", OPT, above=0)
     batch_size: int = option(64, "Pairs per update, over all devices.", OPT, at_least=1)

@@ -1,4 +1,4 @@
-"""Fault injection: a stage in a forked child whose n-th change of the disk dies, or fails, and the same command again.
+"""Fault injection: a stage in a forked child whose n-th change of the disk dies, or fails, and the command rerun.
 
 The faults sit where Python meets the disk (file objects, os, safetensors, tokenizers); dpoctl knows nothing of them.
 A forked child costs milliseconds: what is imported is imported once, in `faults_warm`.

@@ -1,7 +1,7 @@
 """Every fault in every stage: `python tests/torture.py`, or a part of it (`--stages`, `--faults`, `--share`).
 
 Prints a table of trials by stage and fault and ends nonzero where one was not clean. A trial is clean if the faulty run
-ended as it must (killed; or exit 2 with a message) and the same command again ended in the bytes of an undisturbed run,
+ended as it must (killed; or exit 2 with a message) and the command rerun ended in the bytes of an undisturbed run,
 with nothing left over.
 """
 
