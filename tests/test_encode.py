@@ -84,7 +84,7 @@ def test_wordpiece_at_the_boundary(prompt, completion):
     assert (prompt_ids, ids) == ([cls] + alone[0], alone[1] + [sep])
 
 
-def test_wordpiece_goes_on_within_a_word():
+def test_wordpiece_continues_a_word_across_the_boundary():
     tokenizer = build("wordpiece")
     _, ids = both(tokenizer, "is it", "s")
     assert tokenizer.convert_ids_to_tokens(ids) == ["##s"]
@@ -107,7 +107,7 @@ def test_a_merge_across_the_boundary_by_hand():
 
 
 @pytest.mark.parametrize("scheme", ["unigram-first", "unigram-always"])
-def test_a_completion_is_given_no_word_mark_of_its_own(scheme):
+def test_a_completion_gets_no_extra_word_mark(scheme):
     tokenizer = build(scheme)
     _, ids = both(tokenizer, "The fi", "lm")  # "film" is tokenised as a whole: the boundary falls inside a token or not
     assert not tokenizer.convert_ids_to_tokens(ids)[0].startswith("▁")
@@ -506,7 +506,7 @@ def test_preferred_ft_trains_on_the_chosen_completion():
         examples_of({"text": "a"}, field="chosen")
 
 
-def test_special_strings_are_counted_and_said(capsys):
+def test_special_strings_are_counted_and_reported(capsys):
     _, counts = examples_of({"text": "a<|endoftext|>b"}, {"text": "a<|endoftext|>"}, {"prompt": "a", "completion": "b"})
     assert counts["special_text"] == 1
     assert "1 rows spell a special token" in " ".join(capsys.readouterr().err.split())

@@ -147,7 +147,7 @@ def test_a_small_temperature_and_zero_take_the_likeliest():
         assert sample_token(logits.clone(), u, temperature=temperature, top_k=0, top_p=1.0).tolist() == [1, 0]
 
 
-def test_logits_that_are_no_numbers_are_told():
+def test_logits_that_are_not_finite_are_refused():
     for bad in (torch.nan, torch.inf):
         with pytest.raises(NumericalError, match="not finite"):
             sample_token(torch.tensor([[0.0, bad]]), torch.zeros(1).double(), temperature=1.0, top_k=0, top_p=1.0)
@@ -155,7 +155,7 @@ def test_logits_that_are_no_numbers_are_told():
 
 def test_uniforms_are_a_function_of_seed_prompt_and_k():
     first = uniforms(1, "p", 2, 8)
-    assert (uniforms(1, "p", 2, 3) == first[:3]).all()  # a longer request only goes on
+    assert (uniforms(1, "p", 2, 3) == first[:3]).all()  # a longer request has the same beginning
     others = [uniforms(2, "p", 2, 8), uniforms(1, "q", 2, 8), uniforms(1, "p", 3, 8), uniforms(12, "p", 2, 8)]
     assert all((first != other).all() for other in others)
     many = np.concatenate([uniforms(0, f"p{i}", k, 10) for i in range(500) for k in range(4)])
@@ -168,7 +168,7 @@ def test_uniforms_are_a_function_of_seed_prompt_and_k():
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_greedy_is_transformers_own_greedy(kind):
+def test_greedy_equals_greedy_of_transformers(kind):
     model, tokenizer = make_model(kind), make_tokenizer()
     model.generation_config.eos_token_id = tokenizer.eos_token_id = None  # full length: every position compared
     ours = generate(model, tokenizer, PROMPTS, keys(PROMPTS), [0], Sampling(temperature=0, max_new_tokens=20))

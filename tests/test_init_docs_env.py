@@ -99,6 +99,7 @@ def test_docs_are_rendered_on_a_terminal(written, capsys, monkeypatch):
 
 
 def test_every_page_has_a_title():
+    assert docs.topics()
     for topic, title in docs.topics().items():
         text = (ROOT / "dpoctl" / "docs" / f"{topic}.md").read_text(encoding="utf-8")
         assert text.startswith("# ") and title

@@ -194,7 +194,7 @@ def test_injections_change_no_verdict(tmp_path):
 # --- a server that misbehaves
 
 
-def test_a_thousand_comparisons_on_a_bad_day(tmp_path):
+def test_a_thousand_comparisons_with_a_faulty_server(tmp_path):
     a, b = candidates(tmp_path, 1000)
     faults = [(0.2, "429"), (0.1, "429-after"), (0.1, "500"), (0.05, "hang"), (0.05, "broken")]
 
@@ -227,18 +227,21 @@ def test_a_thousand_comparisons_on_a_bad_day(tmp_path):
 
 
 @pytest.mark.parametrize("status", [400, 401, 404])
-def test_what_no_retry_can_fix_fails_at_once(tmp_path, status):
+def test_a_permanent_error_is_not_retried(tmp_path, status):
     a, b = candidates(tmp_path, 8)
     with JudgeServer(likes_good, status=status) as server:
         start = time.monotonic()
         _, err = run(tmp_path, a, b, "--model", "m", "--base-url", server.url, "--out", "j.jsonl", code=2)
         assert (
-            time.monotonic() - start < 20 and server.requests <= 8 and f"{status}" in err and err.count("error:") == 1
+            time.monotonic() - start < 20
+            and server.requests <= 8
+            and f"status {status}" in err
+            and err.count("error:") == 1
         )
     assert not (tmp_path / "j.jsonl").exists()
 
 
-def test_killed_nothing_is_paid_twice(tmp_path):
+def test_a_killed_run_pays_for_no_answer_twice(tmp_path):
     a, b = candidates(tmp_path, 200)
 
     def slowly(text: str) -> str:
@@ -261,7 +264,7 @@ def test_killed_nothing_is_paid_twice(tmp_path):
     assert len(rows_of(tmp_path / "j.jsonl")) == 400
 
 
-def test_what_fails_for_a_transient_reason_stays_pending(tmp_path):
+def test_requests_that_keep_failing_stay_pending(tmp_path):
     a, b = candidates(tmp_path, 6)
 
     class Stubborn(JudgeServer):
@@ -304,7 +307,7 @@ def test_the_cost_is_a_limit_over_all_calls_of_the_command(tmp_path):
 
 
 @pytest.mark.parametrize(("answer", "verdicts"), [(None, {"invalid"}), ("\ud800\nPreferred: A", {"a", "b"})])
-def test_an_odd_answer_is_an_answer_and_not_asked_again(tmp_path, answer, verdicts):
+def test_an_answer_without_a_verdict_is_not_requested_again(tmp_path, answer, verdicts):
     """No text at all (a refusal, or reasoning that filled the answer); half a character."""
     a, b = candidates(tmp_path, 3)
     with JudgeServer(lambda text: answer) as server:
@@ -442,7 +445,7 @@ def test_wilson_by_hand():
     assert statistics.wilson(0.0, 20)[0] == 0.0
 
 
-def test_the_bootstrap_knows_that_samples_of_a_prompt_are_alike():
+def test_the_bootstrap_resamples_prompts():
     rng = np.random.default_rng(0)
     prompts = [i // 10 for i in range(400)]
     values = np.repeat(rng.integers(0, 2, 40), 10).astype(float)

@@ -80,7 +80,7 @@ def test_dropout_kept_as_a_number_in_attention_is_zeroed_too(tmp_path):
     assert torch.equal(model(ids).logits, model(ids).logits)
 
 
-def test_a_classifier_is_told_its_pad_token(good):
+def test_a_classifier_gets_the_pad_token_of_its_tokenizer(good):
     model, tokenizer = load_classifier(str(good / "classifier"))
     assert model.config.pad_token_id == tokenizer.pad_token_id == 0
     with torch.no_grad():

@@ -48,7 +48,7 @@ def refused(load):
 
 
 @pytest.mark.parametrize("kind", MINIMAL)
-def test_a_minimal_row_of_each_kind_with_fields_of_its_own(load, kind):
+def test_a_minimal_row_of_each_kind_with_extra_fields(load, kind):
     row = {**MINIMAL[kind], "source": {"url": "x"}, "label": None}
     rows = load(kind, row)
     assert row.items() <= rows.rows[0].items()
@@ -132,7 +132,7 @@ def test_a_line_is_read_as_json_reads_it(tmp_path, line):
     assert number == 1 and repr(row) == repr(json.loads(line))
 
 
-def test_what_is_no_jsonl_is_told_so(tmp_path):
+def test_other_formats_are_recognised(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('[\n{"text": "a"}\n]')
     with pytest.raises(InputError, match="a.jsonl:1: broken JSON") as error:
@@ -151,7 +151,7 @@ def test_what_is_no_jsonl_is_told_so(tmp_path):
 # --- skipping and limits ---
 
 
-def test_bad_rows_are_skipped_only_on_request_counted_and_said(load, refused, capsys):
+def test_invalid_rows_are_skipped_only_on_request_and_counted(load, refused, capsys):
     rows = [PAIR, {"prompt": "p", "chosen": "a"}, {**PAIR, "chosen": ""}, {"prompt": "p", "chosen": "a"}, "{", PAIR]
     message, hint = refused("preferences", *rows)
     assert message == "2: field 'rejected': expected a string or a list of messages, got nothing"
@@ -258,7 +258,7 @@ def test_prompt_ids_are_strings_and_row_numbers_by_default(load):
     assert [row["prompt_id"] for row in rows.rows] == ["0", "2"]
 
 
-def test_a_prompt_id_stands_once_in_a_prompts_file(refused):
+def test_a_prompt_id_occurs_once_in_a_prompts_file(refused):
     message, _ = refused("prompts", {"prompt": "a", "prompt_id": "1"}, {"prompt": "b"})
     assert message == "2: field 'prompt_id': expected one row for each, got '1' a second time"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers.fault_stages import LENGTHS, UP, small_waves
+from helpers.fault_stages import LENGTHS, UP, small_batches
 
 FEW = settings(max_examples=3, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 WORDS = st.lists(st.sampled_from("the film was great and I liked it é 字".split()), min_size=1, max_size=6).map(
@@ -30,29 +30,29 @@ def files(row: dict, *fields: str):
 
 
 def ran(lab, lines: list[str], args: list[str], out: str, **beside: str) -> tuple[int, dict, list[dict]]:
-    """(rows in, the manifest's figures, rows out) of a command on rows.jsonl."""
+    """(rows in, the manifest's metrics, rows out) of a command on rows.jsonl."""
     folder = lab.folder()
     lines = [identified(i, line) for i, line in enumerate(lines)]
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
     for name, text in beside.items():
         (folder / name.replace("_", ".")).write_text(text)
-    outcome = lab.run(folder, [*args, "--skip-bad-rows", "--out", out], None, small_waves)
+    outcome = lab.run(folder, [*args, "--skip-bad-rows", "--out", out], None, small_batches)
     assert outcome.code == 0, outcome.said + (folder / "rows.jsonl").read_text()
-    own = folder / (f"{out}.manifest.json" if out.endswith(".jsonl") else f"{out}/manifest.json")
+    manifest = folder / (f"{out}.manifest.json" if out.endswith(".jsonl") else f"{out}/manifest.json")
     made = [json.loads(line) for line in (folder / out).read_text().splitlines()] if out.endswith(".jsonl") else []
-    return sum(bool(line.strip()) for line in lines), json.loads(own.read_text())["metrics"], made
+    return sum(bool(line.strip()) for line in lines), json.loads(manifest.read_text())["metrics"], made
 
 
 def identified(i: int, line: str) -> str:
-    """A row with an id of its own, where it is a row."""
+    """The line with a prompt_id, if it is a row."""
     if not line.startswith("{") or not line.endswith("}"):
         return line
     return json.dumps({"prompt_id": f"p{i}"} | json.loads(line))
 
 
-def rejected(figures: dict) -> int:
+def rejected(counts: dict) -> int:
     """Rows that were skipped: their reasons name a field, or say that the line could not be read."""
-    return sum(n for name, n in figures.items() if name.startswith(("field '", "unreadable line")))
+    return sum(n for name, n in counts.items() if name.startswith(("field '", "unreadable line")))
 
 
 PROMPTS, COMPLETIONS = (
@@ -67,16 +67,16 @@ ROWS = ["--max-new-tokens", "3", "--generation-batch-size", "4"]
 @FEW
 @given(lines=COMPLETIONS)
 def test_score(lab, lines):
-    n, figures, made = ran(lab, lines, ["score", "--data", "rows.jsonl", *SCORER], "scored.jsonl")
-    assert n == len(made) + rejected(figures) and figures["rows"] == len(made)
+    n, counts, made = ran(lab, lines, ["score", "--data", "rows.jsonl", *SCORER], "scored.jsonl")
+    assert n == len(made) + rejected(counts) and counts["rows"] == len(made)
 
 
 @FEW
 @given(lines=PROMPTS)
 def test_sample(lab, lines):
     args = ["sample", "--model", f"{UP}/sft", "--prompts", "rows.jsonl", *ROWS, "--n", "2"]
-    n, figures, made = ran(lab, lines, args, "samples.jsonl")
-    assert 2 * (n - rejected(figures)) == len(made) == figures["completions"]
+    n, counts, made = ran(lab, lines, args, "samples.jsonl")
+    assert 2 * (n - rejected(counts)) == len(made) == counts["completions"]
 
 
 @FEW
@@ -91,18 +91,18 @@ def test_make_prefs(lab, lines, pairs):
         "--pairs",
         pairs,
     ]
-    n, figures, made = ran(lab, lines, args, "prefs.jsonl")
-    assert n == figures["prompts"] + rejected(figures)
-    lost = sum(figures[name] for name in ("ties", "below_margin", "duplicates", "not_picked"))
-    assert 3 * figures["prompts"] == figures["pairs"] + lost and len(made) == figures["pairs"]
+    n, counts, made = ran(lab, lines, args, "prefs.jsonl")
+    assert n == counts["prompts"] + rejected(counts)
+    lost = sum(counts[name] for name in ("ties", "below_margin", "duplicates", "not_picked"))
+    assert 3 * counts["prompts"] == counts["pairs"] + lost and len(made) == counts["pairs"]
 
 
 @FEW
 @given(lines=files({"prompt": None, "completion": None, "reference": WORDS}, "prompt", "completion", "reference"))
 def test_judge(lab, lines):
-    n, figures, made = ran(lab, lines, ["judge", "rows.jsonl", "--backend", "scorer", *SCORER], "judged.jsonl")
-    assert n == figures["compared"] + figures["without_counterpart"] + rejected(figures)
-    assert len(made) == 2 * figures["compared"]
+    n, counts, made = ran(lab, lines, ["judge", "rows.jsonl", "--backend", "scorer", *SCORER], "judged.jsonl")
+    assert n == counts["compared"] + counts["without_counterpart"] + rejected(counts)
+    assert len(made) == 2 * counts["compared"]
 
 
 @FEW
@@ -116,8 +116,8 @@ def test_evaluate(lab, lines):
 @given(lines=COMPLETIONS, overlong=st.sampled_from(["truncate", "drop"]))
 def test_sft(lab, lines, overlong):
     args = ["sft", "--model", f"{UP}/lm", "--data", "rows.jsonl", *LENGTHS, "--max-steps", "1", "--overlong", overlong]
-    n, figures, _ = ran(lab, lines, args, "sft")
-    assert n == figures["examples"] + figures["dropped"] + figures["too_short"] + rejected(figures)
+    n, counts, _ = ran(lab, lines, args, "sft")
+    assert n == counts["examples"] + counts["dropped"] + counts["too_short"] + rejected(counts)
 
 
 @pytest.mark.parametrize("stage", ["train-dpo", "train-rm"])
@@ -126,10 +126,10 @@ def test_sft(lab, lines, overlong):
 def test_pairs(lab, lines, stage):
     lines = [*lines, *(json.dumps({"prompt": p, "chosen": " yes", "rejected": " no"}) for p in ("One", "Two"))]
     args = [stage, "--model", f"{UP}/sft", "--data", "rows.jsonl", *LENGTHS, "--max-steps", "1"]
-    n, figures, _ = ran(lab, lines, args, "run")
-    assert n == figures["pairs"] + figures["equal_dropped"] + figures["empty_dropped"] + rejected(figures)
+    n, counts, _ = ran(lab, lines, args, "run")
+    assert n == counts["pairs"] + counts["equal_dropped"] + counts["empty_dropped"] + rejected(counts)
     if stage == "train-rm":
-        assert figures["pairs"] == figures["train_pairs"] + figures["validation_pairs"]
+        assert counts["pairs"] == counts["train_pairs"] + counts["validation_pairs"]
 
 
 @FEW
@@ -140,8 +140,8 @@ def test_ppo(lab, lines):
         *LENGTHS,
         *"--max-new-tokens 3 --batch-size 2 --minibatch-size 2 --max-steps 1".split(),
     ]
-    n, figures, _ = ran(lab, lines, args, "ppo")
-    assert n == figures["prompts"] + rejected(figures)
+    n, counts, _ = ran(lab, lines, args, "ppo")
+    assert n == counts["prompts"] + rejected(counts)
 
 
 TURN = "\n\nHuman: {}\n\nAssistant: {}"

@@ -140,7 +140,7 @@ def test_three_labels_are_read_as_positive_against_the_rest(root, tmp_path):
     assert scores.keys == pytest.approx(torch.logit(logits.softmax(-1)[:, 2]).tolist(), **NOISE)
 
 
-def test_long_texts_are_cut_at_the_classifier_s_own_limit_and_said_once(root, capsys):
+def test_long_texts_are_truncated_at_the_limit_of_the_classifier_with_one_warning(root, capsys):
     # 20 position embeddings, the first two before and at the padding index: 18 tokens, 16 words between <s> and </s>.
     scorer = load_scorer(str(root / "classifier@logit"))
     rows = [{"prompt": "", "completion": " ".join(["very"] * n + ["good"])} for n in (15, 16, 30)]
@@ -239,7 +239,7 @@ def python(tmp_path):
     return build
 
 
-def test_a_function_of_one_s_own(python):
+def test_a_python_function(python):
     scorer = python("def f(pairs):\n    return [len(p['prompt']) * 100 + len(p['completion']) for p in pairs]\n")
     assert scorer.score(ROWS).values == [913.0, 907.0, 222.0, 703.0] == scorer.score(ROWS).keys
     assert scorer.score_type == "python"
@@ -264,7 +264,7 @@ def test_a_function_of_one_s_own(python):
         ("def g(pairs): return 0\nclass H: pass", "no function f\nhint: it has: g, H"),
     ],
 )
-def test_a_function_that_fails_is_told_with_the_text_that_caused_it(python, code, message):
+def test_a_function_that_fails_is_reported_with_its_text(python, code, message):
     with pytest.raises(InputError, match=message):
         python(code).score(ROWS)
 

@@ -67,4 +67,5 @@ def test_templates_are_found(installed):
     """The templates of the report and of the form for people, where the package has them as files."""
     here = {p.relative_to(ROOT) for p in (ROOT / "dpoctl").rglob("*.j2")}
     there = {p.relative_to(installed / "site") for p in (installed / "site" / "dpoctl").rglob("*.j2")}
+    assert here, "no templates are found"
     assert here == there

@@ -68,8 +68,8 @@ STAGES: dict[str, list[str]] = {
 }
 
 
-def small_waves() -> None:
-    """Waves of a few rows also where a stage fixes their size, so that there is something to lose."""
+def small_batches() -> None:
+    """Batches of a few rows also where a stage fixes their size, so that a fault falls between two of them."""
     from dpoctl.stages import judge, score
 
     judge._BATCH = score._BATCH = 3
@@ -88,7 +88,7 @@ def build(lab, tiny_world: Path) -> None:
     for stage in chain:
         argv = STAGES[stage] if isinstance(stage, str) else stage
         folder = lab.folder()
-        outcome = lab.run(folder, argv, None, small_waves)
+        outcome = lab.run(folder, argv, None, small_batches)
         assert outcome.code == 0, outcome.said
         for made in folder.iterdir():
             if made.name not in ("said", "cache"):

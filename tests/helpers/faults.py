@@ -50,7 +50,7 @@ class Gate:
         self.writes: dict[str, int] = {}
 
     def passes(self, name: str, path) -> bool:
-        """Whether the call may go on; False where it is the one that fails. A path outside is none of ours."""
+        """Whether the call may go on; False where it is the one that fails. Paths elsewhere always may."""
         if not os.path.abspath(os.fsdecode(path)).startswith(self.folder):
             return True
         if name == "write":  # of a file's many writes the first few, then every doubling
@@ -261,10 +261,9 @@ def _without_clocks(name: str, data: bytes) -> bytes:
 
 
 def differences(one: dict[str, str], other: dict[str, str]) -> list[str]:
-    """Names of files that are not the same, or that only one has; a stopped run keeps a checkpoint where it was
-    stopped."""
-    own = {name for name in one.keys() ^ other.keys() if "/checkpoints/step-" in name}
-    one, other = ({name: digest for name, digest in side.items() if name not in own} for side in (one, other))
+    """Names of files that differ or are on one side only; but a stopped run may keep a further checkpoint."""
+    extra = {name for name in one.keys() ^ other.keys() if "/checkpoints/step-" in name}
+    one, other = ({name: digest for name, digest in side.items() if name not in extra} for side in (one, other))
     return [name for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
 
 

@@ -1,4 +1,4 @@
-"""Every fault in every stage: `python tests/torture.py`, or a part of it (`--stages`, `--faults`, `--share`).
+"""Every fault in every stage: `make torture`, or a part of it: `make torture TORTURE="--stages sft --faults kills"`.
 
 Prints a table of trials by stage and fault and ends nonzero where one was not clean. A trial is clean if the faulty run
 ended as it must (killed; or exit 2 with a message) and the command rerun ended in the bytes of an undisturbed run,
@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 
 from helpers.chain import make_world
-from helpers.fault_stages import STAGES, build, small_waves
+from helpers.fault_stages import STAGES, build, small_batches
 from helpers.faults import Fault, Lab, Outcome, contents, differences, drop
 
 KILLS, CORRUPTIONS = 20, 50
@@ -36,28 +36,28 @@ class Stage:
     name: str
     calls: list[str]
     seconds: float
-    whole: dict[str, str]
+    whole: dict[str, str]  # the digests of what an undisturbed run writes
     folder: Path
     argv: list[str] = field(default_factory=list)
 
     def start(self, folder: Path, fault: Fault | None = None):
-        return self.lab.start(folder, self.argv, fault, small_waves)
+        return self.lab.start(folder, self.argv, fault, small_batches)
 
     def run(self, folder: Path, fault: Fault | None = None) -> Outcome:
-        return self.lab.run(folder, self.argv, fault, small_waves)
+        return self.lab.run(folder, self.argv, fault, small_batches)
 
-    def again(self, folder: Path) -> str:
-        """The same command again; what is not as it must be, or nothing."""
+    def rerun(self, folder: Path) -> str:
+        """Rerun the command: what is wrong afterwards, or nothing."""
         outcome = self.run(folder)
         if outcome.code:
-            return f"again: exit {outcome.code}: {outcome.said[-600:]}"
+            return f"rerun: exit {outcome.code}: {outcome.said[-600:]}"
         wrong = differences(contents(folder), self.whole)
-        return f"again: differs in {', '.join(wrong[:6])}" if wrong else ""
+        return f"rerun: differs in {', '.join(wrong[:6])}" if wrong else ""
 
 
 @cache
 def measure(lab: Lab, name: str) -> Stage:
-    folder, calls, seconds = lab.calls(STAGES[name], small_waves)
+    folder, calls, seconds = lab.calls(STAGES[name], small_batches)
     return Stage(lab, name, calls, seconds, contents(folder), folder, STAGES[name])
 
 
@@ -72,7 +72,7 @@ def deaths(stage: Stage, draw: random.Random):
 
 def _died(stage: Stage, folder: Path, fault: Fault) -> str:
     code = stage.run(folder, fault).code
-    return f"exit {code}, not killed" if code != 137 else stage.again(folder)
+    return f"exit {code}, not killed" if code != 137 else stage.rerun(folder)
 
 
 def kills(stage: Stage, draw: random.Random):
@@ -87,7 +87,7 @@ def _killed(stage: Stage, folder: Path, after: float) -> str:
     time.sleep(after)
     process.kill()
     code = stage.lab.end(process, folder).code
-    return f"exit {code}" if code not in (-signal.SIGKILL, 0) else stage.again(folder)
+    return f"exit {code}" if code not in (-signal.SIGKILL, 0) else stage.rerun(folder)
 
 
 def no_room(stage: Stage, draw: random.Random):
@@ -121,7 +121,7 @@ def _refused(stage: Stage, folder: Path, fault: Fault) -> str:
         return f"says {outcome.said[-600:]}"
     if "Traceback" in outcome.said:
         return f"traceback: {outcome.said[-600:]}"
-    return stage.again(folder)
+    return stage.rerun(folder)
 
 
 def signals(stage: Stage, draw: random.Random):
@@ -139,7 +139,7 @@ def _stopped(stage: Stage, folder: Path, after: float, number: int) -> str:
         os.kill(process.pid, number)
     outcome = stage.lab.end(process, folder)
     early = outcome.code == -number and not outcome.said  # before dpoctl listened
-    return "" if early else stage.again(folder) if outcome.code in (0, 75) else f"exit {outcome.code}: {outcome.said}"
+    return "" if early else stage.rerun(folder) if outcome.code in (0, 75) else f"exit {outcome.code}: {outcome.said}"
 
 
 def corruptions(stage: Stage, draw: random.Random):
@@ -191,7 +191,7 @@ def _corrupted(stage: Stage, folder: Path, source: Path, inside: Path, seed: flo
         return f"{what}: exit {outcome.code}: {outcome.said[-600:]}"
     if "hint: --overwrite" not in outcome.said:
         return ""
-    outcome = stage.lab.run(folder, [*stage.argv, "--overwrite"], None, small_waves)
+    outcome = stage.lab.run(folder, [*stage.argv, "--overwrite"], None, small_batches)
     wrong = differences(contents(folder), stage.whole) if outcome.code == 0 else [outcome.said[-600:]]
     told = ("manifest.json", "config.yaml")  # where --overwrite is among the options
     wrong = [name for name in wrong if not name.endswith(told)]
@@ -252,15 +252,20 @@ def main() -> int:
 
 def report(lab: Lab, given) -> int:
     unclean: list[str] = []
+    total = 0
     print(f"{'':<11}" + "".join(f"{name:>13}" for name in given.faults), flush=True)
     for name in given.stages:
         stage, cells = measure(lab, name), []
         for fault in given.faults:
             trials, wrong = torture(stage, fault, given.share, given.seed, given.workers, only=given.only)
             unclean += wrong
+            total += trials
             cells.append(f"{trials - len(wrong)}/{trials}")
         print(f"{name:<11}" + "".join(f"{cell:>13}" for cell in cells), flush=True)
-    print("\n".join(unclean) if unclean else "all clean")
+    if not total:
+        print(f"no trial is named {given.only!r}")
+        return 2
+    print("\n".join(unclean) if unclean else f"{total} trials, all clean")
     return 1 if unclean else 0
 
 
