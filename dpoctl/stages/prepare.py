@@ -12,7 +12,7 @@ from ..data import dialogues, imdb, summaries, toy
 from ..data.sources import source_rows
 from ..errors import InputError
 
-_TOY_PRETRAINING, _TOY_SFT = 12000, 4000  # reviews; every part of the toy world has a seed range of its own
+_TOY_PRETRAINING, _TOY_SFT = 12000, 3000  # reviews; every part of the toy world has a seed range of its own
 
 
 def run(config: Prepare, work: Work) -> None:
