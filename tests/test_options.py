@@ -146,6 +146,8 @@ def test_an_option_that_nothing_reads_is_found():
 def test_every_option_is_in_a_panel_and_has_a_help_sentence():
     for cls in COMMANDS.values():
         for f in fields(cls):
+            condition = spec_of(f).when.help
+            assert not (" or --" in condition and " and " in condition), f"{f.name}: ambiguous: {condition}"
             assert spec_of(f).panel in PANELS, f.name
             assert spec_of(f).help.rstrip(")").endswith("."), f.name
 

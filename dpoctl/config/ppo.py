@@ -1,7 +1,7 @@
 """Options of train-ppo, and its presets of published hyper-parameters."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from .conditions import ALWAYS, all_of, any_of, given, one_of
@@ -42,7 +42,10 @@ _TRL_2023 = {
     score_text={"when": ALWAYS, "panel": GEN},
     scorer_trust_remote_code={
         "help": "Run code that comes with a scorer or reward from the Hub.",
-        "when": any_of(names_models("reward"), all_of(EVAL_PROMPTS, names_models("scorer"))),
+        "when": replace(
+            any_of(names_models("reward"), all_of(EVAL_PROMPTS, names_models("scorer"))),
+            help="with models as --reward or --scorer",
+        ),
     },
     eval_every={"when": EVAL_PROMPTS},
 )

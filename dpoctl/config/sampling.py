@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .conditions import When, all_of, any_of, given, not_given
@@ -161,7 +161,12 @@ class Score(Sharded, Rows, WithScorer, OnDevice, Common):
 @amended(
     **generation_when(given("model")),
     seed={"when": all_of(given("model"), RANDOM)},
-    scorer_trust_remote_code={"when": any_of(names_models("scorer"), names_models("selection_scorer"))},
+    scorer_trust_remote_code={
+        "when": replace(
+            any_of(names_models("scorer"), names_models("selection_scorer")),
+            help="with models as --scorer or --selection-scorer",
+        )
+    },
     revision={"when": given("model")},
     dtype={"when": any_of(given("model"), given("ref"), given("lm"))},
     trust_remote_code={"when": any_of(given("model"), given("ref"), given("lm"))},

@@ -1,7 +1,7 @@
 """Options that the training commands share, and those of sft, train-dpo and train-rm."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..objectives.catalogue import OBJECTIVES, reading
@@ -191,7 +191,7 @@ _REFERENCE = any_of(_WITH_REFERENCE, EVAL_PROMPTS)
 
 @amended(
     ref={"when": _REFERENCE},
-    ref_revision={"when": all_of(_REFERENCE, given("ref"))},
+    ref_revision={"when": replace(all_of(_REFERENCE, given("ref")), help="with --ref")},
     eval_every={"when": _EVALUATED},
 )
 @dataclass(frozen=True, kw_only=True)
