@@ -78,8 +78,8 @@ smoke:
 	rm -rf $(SMOKE)
 	OMP_NUM_THREADS=1 $(PYTHON) $(firstword $(wildcard tiny.py ../tiny.py)) $(TASK) $(SMOKE)/tiny
 	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 W=$(SMOKE) SOURCE=$(SMOKE)/tiny/source.jsonl BEST_OF=3 $(SMOKE_WITH) \
-	  TRAIN_FLAGS="--max-steps 2 --batch-size 8 --warmup-steps 1 --eval-every 1" POINT_FLAGS="--eval-limit 4 --max-new-tokens 8" \
-	  PPO_FLAGS="--max-steps 1 --batch-size 8 --minibatch-size 8 --eval-every 1" \
+	  TRAIN_FLAGS="--max-steps 2 --batch-size 8 --warmup-steps 1" POINT_FLAGS="--eval-every 1 --eval-limit 4 --max-new-tokens 8" \
+	  PPO_FLAGS="--max-steps 1 --batch-size 8 --minibatch-size 8" \
 	  SAMPLE_FLAGS="--limit 4 --temperature 0.5,1 --max-new-tokens 8" BEST_FLAGS="" JUDGE="--backend scorer --scorer $(SMOKE)/tiny/classifier"
 
 clean:

@@ -3,6 +3,8 @@
 import ast
 import inspect
 import json
+import shlex
+import subprocess
 import textwrap
 from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
@@ -10,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from dpoctl.cli import command
+from dpoctl.cli.app import run
 from dpoctl.config.commands import COMMANDS
-from dpoctl.config.conditions import all_of, any_of, given, not_given, one_of
+from dpoctl.config.conditions import ALWAYS, all_of, any_of, given, not_given, one_of
 from dpoctl.config.resolve import resolve
 from dpoctl.config.schema import (
     base_type,
@@ -58,6 +62,17 @@ PRESENT = {  # what makes a condition hold
     "eval_data": "e",
     "source": "s",
     "scorer": "s",
+    "shard": "1/2",
+}
+COMBINED = {  # settings of several options, for conditions of several
+    "sft": [{"eval_prompts": "p", "ref": "r"}],
+    "evaluate": [
+        {"model": ["m"], "prompts": "p", "ref": "r"},
+        {"completions": ["c"], "selection_scorer": "s"},
+        {"scorer": "python:s.py:f", "selection_scorer": "python:s.py:f"},
+    ],
+    "merge": [{"inputs": ["adapter"]}],
+    "judge": [{"backend": "scorer", "scorer": "s", "order": "random"}, {"backend": "human", "form": "f"}],
 }
 
 
@@ -123,13 +138,8 @@ def test_every_option_is_read_by_its_stage(name):
 
 
 def test_an_option_that_nothing_reads_is_found():
-    added = make_dataclass(
-        "Added",
-        [("colour", str, option("blue", "Of the bars."))],
-        bases=(COMMANDS["score"],),
-        frozen=True,
-        kw_only=True,
-    )
+    colour = ("colour", str, option("blue", "Of the bars."))
+    added = make_dataclass("Added", [colour], bases=(COMMANDS["score"],), frozen=True, kw_only=True)
     assert unread("score", added) == {"colour"}
 
 
@@ -165,16 +175,13 @@ def settings_of(name: str) -> list[dict[str, Any]]:
     for f in fields(cls):
         if f.name in PRESENT:
             found.append({f.name: PRESENT[f.name]})
-        found += [
-            {f.name: choice}
-            for choice in spec_of(f).choices
-            if f.name in ("loss", "backend", "normalize", "task", "optimizer")
-        ]
-    found += [{"eval_prompts": "p", "ref": "r"}] if name == "sft" else []
-    found += [{"model": ["m"], "prompts": "p", "ref": "r"}] if name == "evaluate" else []
-    found += [{"inputs": ["adapter"]}] if name == "merge" else []
-    found += [{"backend": "scorer", "scorer": "s", "order": "random"}] if name == "judge" else []
-    return found
+        if f.name in ("loss", "backend", "normalize", "task", "optimizer"):
+            found += [{f.name: choice} for choice in spec_of(f).choices]
+        if spec_of(f).input == "scorer":
+            found += [{f.name: "s"}, {f.name: "python:s.py:f"}]
+        if f.name == "temperature":
+            found.append({"temperature": [0.0] if name == "sample" else 0.0})
+    return found + COMBINED.get(name, [])
 
 
 @pytest.mark.parametrize(("name", "key"), CONDITIONAL)
@@ -195,6 +202,133 @@ def test_an_option_without_effect_is_refused_and_one_with_effect_is_not(name, ke
     assert refused and accepted, (refused, accepted)
 
 
+DPO, SFT = "train-dpo --model m --data d --out o", "sft --model m --data d --out o"
+PPO = "train-ppo --model m --prompts p --reward r --out o"
+SAMPLE = "sample --model m --prompts p --out o.jsonl"
+JUDGE = "judge a.jsonl --out o.jsonl"
+EVALUATE = "evaluate --out o.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("line", "without_effect", "reason", "with_effect"),
+    [
+        (DPO, "--eval-every 5", "without --eval-data or --eval-prompts", "--eval-every 5 --eval-data e"),
+        (SFT, "--eval-every 5", "without --eval-data or --eval-prompts", "--eval-every 5 --eval-prompts e"),
+        (PPO, "--eval-every 5", "without --eval-prompts", "--eval-every 5 --eval-prompts e"),
+        (DPO, "--ref r --loss simpo", "with --loss simpo and without --eval-prompts", "--ref r"),
+        (DPO, "--ref r --loss orpo", "with --loss orpo and", "--ref r --loss orpo --eval-prompts e"),
+        (DPO, "--cache-dir c --loss unlikelihood", "with --loss unlikelihood", "--cache-dir c --loss kto"),
+        (DPO, "--alpha 1 --loss simpo", "with --loss simpo", "--alpha 1 --loss rpo"),
+        (DPO, "--lora-alpha 8", "without --lora", "--lora-alpha 8 --lora 4"),
+        (DPO, "--plan-world-size 2", "without --dry-run", "--plan-world-size 2 --dry-run"),
+        (DPO, "--top-k 4", "without --eval-prompts", "--top-k 4 --eval-prompts e"),
+        (PPO, "--scorer s", "without --eval-prompts", "--scorer s --eval-prompts e"),
+        (PPO, "--kl-horizon 9", "without --target-kl", "--kl-horizon 9 --target-kl 6"),
+        (PPO, "--adam-eps 1e-8 --optimizer rmsprop", "with --optimizer rmsprop", "--adam-eps 1e-8"),
+        (SAMPLE, "--seed 3 --temperature 0", "with --temperature 0", "--seed 3 --temperature 0,1"),
+        (SAMPLE, "--top-p .9 --temperature 0", "with --temperature 0", "--top-p .9"),
+        (SAMPLE, "--rank-timeout 5 --shard 1/2", "with --shard", "--rank-timeout 5"),
+        (
+            f"{SAMPLE} --best-of 4",
+            "--scorer-revision v --scorer python:s.py:f",
+            "with --scorer python:...",
+            "--scorer-revision v --scorer s",
+        ),
+        (EVALUATE, "--n 4 --completions c", "without --model", "--n 4 --model m --ref r --prompts p"),
+        (EVALUATE, "--optimum --model m --ref r --prompts p", "without --completions", "--optimum --completions c"),
+        (JUDGE, "--prompt-noun x --backend scorer --scorer s", "with --backend scorer", "--prompt-noun x --model m"),
+        (f"{JUDGE} --backend human", "--compare c --form f", "with --form", "--compare c --answers a"),
+        (
+            JUDGE,
+            "--seed 3 --backend scorer --scorer s",
+            "with --backend scorer and with --order both and without --compare",
+            "--seed 3 --backend scorer --scorer s --order random",
+        ),
+        (JUDGE, "--retries 2 --backend scorer --scorer s", "with --backend scorer", "--retries 2 --model m"),
+        ("prepare --out o", "hh --min-prefix 3", "with TASK hh", "toy --min-prefix 3"),
+        ("prepare --out o", "toy --source s", "with TASK toy", "hh --source s"),
+        ("merge --out o.jsonl", "a.jsonl --save-dtype bfloat16", "with shards of rows", "a --save-dtype bfloat16"),
+    ],
+)
+def test_what_has_no_effect_is_refused_with_its_reason(line, without_effect, reason, with_effect, command_line):
+    flag = next(word for word in without_effect.split() if word.startswith("--"))
+    assert f"{flag} has no effect {reason}" in command_line(f"{line} {without_effect}")
+    assert command_line(f"{line} {with_effect}") == ""
+
+
+@pytest.fixture
+def command_line(monkeypatch, capsys):
+    """A function from a command line to what it is refused with; the stage itself is not run."""
+    monkeypatch.setattr(command, "run_stage", lambda name, config: 0)
+
+    def refusal(line: str) -> str:
+        capsys.readouterr()
+        code, said = run(shlex.split(line)), capsys.readouterr().err
+        assert code == (2 if said else 0)
+        return " ".join(said.split())
+
+    return refusal
+
+
+RECIPES = {
+    "toy": "all frontier stability",
+    "imdb": "all frontier stability",
+    "imdb-small": "all frontier stability",
+    "hh": "all smoke",
+    "tldr": "all smoke",
+    "cnn-dm": "all smoke",
+    "own-preferences": "all",
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_command_line_of_a_recipe_is_accepted(recipe, monkeypatch, command_line):
+    monkeypatch.chdir(PACKAGE.parent / "recipes" / recipe)
+    asked = ["make", "-nB", *RECIPES[recipe].split(), "DPOCTL=dpoctl", "PYTHON=python"]
+    printed = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.replace("\\\n", " ")
+    lines = [line.removeprefix("dpoctl ") for line in printed.splitlines() if line.startswith("dpoctl ")]
+    assert len(lines) >= 4
+    assert {line: said for line in lines if (said := command_line(line))} == {}
+
+
+def test_a_section_may_state_a_default_and_nothing_else_without_effect(tmp_path):
+    recipe = tmp_path / "r.yaml"
+    asked = {"completions": ["c"], "out": "o.jsonl"}
+    recipe.write_text("evaluate:\n  n: 1\n  temperature: 1\n  limit:\n")
+    assert resolve(COMMANDS["evaluate"], "evaluate", asked, str(recipe)).n == 1
+    recipe.write_text("evaluate:\n  n: 4\n")
+    with pytest.raises(InputError, match="r.yaml:2: evaluate.n has no effect without --model"):
+        resolve(COMMANDS["evaluate"], "evaluate", asked, str(recipe))
+    with pytest.raises(InputError, match="--n has no effect without --model"):
+        resolve(COMMANDS["evaluate"], "evaluate", asked | {"n": 1}, None)
+
+
+def test_what_a_preset_sets_is_not_refused():
+    asked = {"model": "m", "prompts": "p", "reward": "r", "preset": "trl-2023", "out": "o"}
+    assert resolve(COMMANDS["train-ppo"], "train-ppo", asked, None).adam_eps == 1e-8
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sft:\n  lr: !unknown 3\n", ":2: not a valid value"),
+        ("sft:\n  lr: 2001-99-99\n", ":2: not a valid value"),
+        ("sft: &a\n  lr: *a\n", ":1: not a valid value"),
+        ("? [a, b]\n: 1\n", ":1: a recipe is a mapping of sections, and a key is a name"),
+        ("sft:\n  [lr]\n", ":2: section sft is a mapping of options"),
+        ("sft:\n  lr: [1\n", "not YAML"),
+        ("train-ppo:\n  preset: [paper]\n", ":2: train-ppo.preset: expected a text, got"),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_refused_with_its_line(tmp_path, text, said):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(text)
+    name = "train-ppo" if "ppo" in text else "sft"
+    with pytest.raises(InputError) as e:
+        resolve(COMMANDS[name], name, {"out": "o"}, str(recipe))
+    assert f"{recipe}{said}" in e.value.message or (said == "not YAML" and said in e.value.message)
+
+
 def test_a_default_that_has_no_effect_here_is_left_to_the_commands_that_read_it(tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text("defaults:\n  max-new-tokens: 8\n  lora-alpha: 4\n")
@@ -208,10 +342,7 @@ def test_a_default_that_has_no_effect_here_is_left_to_the_commands_that_read_it(
 def test_identity_and_inputs_leave_out_what_is_not_read():
     config = resolve(COMMANDS["train-dpo"], "train-dpo", {"model": "m", "data": "d", "out": "o"}, None)
     assert {"alpha", "lora-alpha", "scorer", "temperature", "eval-limit"}.isdisjoint(identity(config))
-    assert [name for name, _, _ in inputs(config)] == ["data", "model"] or {n for n, _, _ in inputs(config)} == {
-        "data",
-        "model",
-    }
+    assert sorted(name for name, _, _ in inputs(config)) == ["data", "model"]
     asked = {"model": "m", "data": "d", "out": "o", "eval_prompts": "p"}
     config = resolve(COMMANDS["train-dpo"], "train-dpo", asked, None)
     assert {"temperature", "eval-limit", "scorer"} <= set(identity(config))
@@ -271,6 +402,9 @@ def test_conditions_hold_and_say_what_is_in_the_way():
     assert both.unmet(Few()) == "without --lora" and both.unmet(Few(lora=1, loss="b")) == "with --loss b"
     assert not either.holds(Few()) and either.unmet(Few()) == "without --lora and with --loss a"
     assert either.holds(Few(loss="b"))
+    one = any_of(given("lora"), given("eval_data"))
+    assert one.unmet(Few()) == "without --lora or --eval-data" and one.help == "with --lora or --eval-data"
+    assert all_of(ALWAYS, given("lora")).help == "with --lora"
 
 
 def test_what_is_required_has_no_default():

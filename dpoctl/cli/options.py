@@ -26,8 +26,8 @@ def parameters(config_class: type) -> list[inspect.Parameter]:
     found = [
         (LAST_PANEL, _flag("config", str, ("--config",), "Recipe with values of options; flags override it.", "FILE"))
     ]
-    # --out is asked for last, after what is read
-    for f in sorted(fields(config_class), key=lambda f: schema.is_required(f) and f.name == "out"):
+    # --out comes after what is read, and an option after those that it depends on
+    for f in sorted(fields(config_class), key=lambda f: (f.name == "out", bool(schema.spec_of(f).when.help))):
         spec = schema.spec_of(f)
         panel = REQUIRED if schema.is_required(f) else _FIRST_PANEL if spec.panel == _UNNAMED_PANEL else spec.panel
         found.append((panel, _parameter(f, hints[f.name], panel)))

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import log
 from ..config.files import Merge
-from ..config.schema import field_of, is_read
+from ..config.schema import field_of, is_read, spec_of
 from ..errors import InputError, Interrupted
 from ..outputs.claims import Output
 from ..outputs.manifests import read_manifest
@@ -32,8 +32,10 @@ def run(name: str, config: Any) -> int:
     shards = [_shard(config, number, world) for number in range(1, world + 1)]
     if problems := list(shards[rank].check_shard()):
         raise InputError(problems[0], hint="run it without torchrun")
-    if not is_read(config, field_of(config, "shard")):
-        raise InputError(f"{name} cannot be sharded with these options", hint="run it without torchrun")
+    shard = field_of(config, "shard")
+    if not is_read(config, shard):
+        reason = spec_of(shard).when.unmet(config)
+        raise InputError(f"ranks split {name} by --shard, which has no effect {reason}", hint="run it without torchrun")
     if rank:
         if read_manifest(config.out) and not config.overwrite:
             return 0  # rank 0 reports that the output is complete, or refuses

@@ -9,8 +9,8 @@ from typing import Any
 class When:
     """A condition under which an option is read.
 
-    `holds(config)` evaluates it; `unmet(config)` says in words what is in the way, after "has no effect"; `help` is how
-    a help page says when the option is read.
+    `holds(config)` evaluates it; `unmet(config)` completes "has no effect" where it does not hold; `help` is how a help
+    page says when the option is read.
     """
 
     holds: Callable[[Any], bool]
@@ -47,7 +47,7 @@ def all_of(*conditions: When) -> When:
     return When(
         lambda c: all(w.holds(c) for w in conditions),
         lambda c: next(w.unmet(c) for w in conditions if not w.holds(c)),
-        " and ".join(w.help for w in conditions),
+        _joined([w.help for w in conditions if w.help], "and"),
     )
 
 
@@ -55,9 +55,19 @@ def any_of(*conditions: When) -> When:
     """Where at least one of the conditions holds."""
     return When(
         lambda c: any(w.holds(c) for w in conditions),
-        lambda c: " and ".join(w.unmet(c) for w in conditions),
-        " or ".join(w.help for w in conditions),
+        lambda c: _joined([w.unmet(c) for w in conditions], "and"),
+        _joined([w.help for w in conditions], "or"),
     )
+
+
+def _joined(parts: list[str], word: str) -> str:
+    """`with --a or --b`, `without --a or --b`, `without --a and with --b`: a first word that all share is said once."""
+    heads = {part.split()[0] for part in parts}
+    if len(heads) == 1:
+        head = heads.pop()
+        word = "or" if head == "without" else word
+        parts = [parts[0], *(part.removeprefix(f"{head} ") for part in parts[1:])]
+    return f" {word} ".join(parts)
 
 
 def _is_given(config: Any, name: str) -> bool:

@@ -48,7 +48,7 @@ class Prepare(Common):
             yield "--tokenizer is required: prompts are prefixes measured in its tokens"
 
     def check_prefix(self) -> Iterator[str]:
-        if self.min_prefix > self.max_prefix:
+        if _PREFIXES.holds(self) and self.min_prefix > self.max_prefix:
             yield f"--min-prefix {self.min_prefix} is more than --max-prefix {self.max_prefix}"
 
 

@@ -3,23 +3,36 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .conditions import any_of, given, not_given, one_of
+from .conditions import all_of, any_of, given, not_given, one_of
 from .sampling import Rows, Sharded
 from .schema import NAME_OR_FILE, amended, option
-from .shared import DATA, JUDGE, PEOPLE, SCORING, SERVER, Common, OnDevice, Seeded, Tabular, WithScorer
+from .shared import (
+    DATA,
+    JUDGE,
+    PEOPLE,
+    SCORING,
+    SERVER,
+    Common,
+    OnDevice,
+    Seeded,
+    Tabular,
+    WithScorer,
+    names_models,
+)
 
 _SERVER, _SCORER, _PEOPLE = (one_of("backend", name) for name in ("openai", "scorer", "human"))
 _NOT_PEOPLE = one_of("backend", "openai", "scorer")
+_ASKED = one_of("backend", "openai", "human")  # a scorer is not asked a question
 
 
 @amended(
     device={"panel": SCORING, "when": _SCORER},
     score_text={"panel": SCORING, "when": _SCORER},
-    scorer_revision={"panel": SCORING, "when": _SCORER},
-    scorer_trust_remote_code={"panel": SCORING, "when": _SCORER},
+    scorer_revision={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
+    scorer_trust_remote_code={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
     shard={"when": _NOT_PEOPLE},
-    rank_timeout={"when": _NOT_PEOPLE},
-    seed={"when": any_of(one_of("backend", "openai", "human"), one_of("order", "random"), given("compare"))},
+    rank_timeout={"when": all_of(_NOT_PEOPLE, not_given("shard"))},
+    seed={"when": any_of(_ASKED, one_of("order", "random"), given("compare"))},
     json={"when": not_given("form")},
 )
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +57,9 @@ class Judge(Tabular, Sharded, Rows, WithScorer, OnDevice, Seeded, Common):
         JUDGE,
         input=NAME_OR_FILE,
     )
-    prompt_noun: str | None = option(None, "What the question calls the prompt: 'news article' for cnn-dm.", JUDGE)
+    prompt_noun: str | None = option(
+        None, "What the question calls the prompt: 'news article' for cnn-dm.", JUDGE, when=_ASKED
+    )
     order: str = option(
         "both",
         "Ask in both orders (a win counts where both agree), or in a random one.",
@@ -61,9 +76,14 @@ class Judge(Tabular, Sharded, Rows, WithScorer, OnDevice, Seeded, Common):
         "Judgements of another policy on the same prompts: paired bootstrap of the difference.",
         JUDGE,
         input="file",
+        when=not_given("form"),
     )
     against: str | None = option(
-        None, "Judgements of another judge on the same comparisons: agreement and Cohen's kappa.", JUDGE, input="file"
+        None,
+        "Judgements of another judge on the same comparisons: agreement and Cohen's kappa.",
+        JUDGE,
+        input="file",
+        when=not_given("form"),
     )
     scorer: str | None = option(None, "The higher score wins.", SCORING, input="scorer", when=_SCORER)
     model: str | None = option(

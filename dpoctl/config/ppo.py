@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from .conditions import ALWAYS, given, one_of
+from .conditions import ALWAYS, all_of, any_of, given, one_of
 from .sampling import generation_when
 from .schema import amended, option
 from .scorer import parse_scorer
-from .shared import DATA, GEN, OPT, PPO, RUN
+from .shared import DATA, EVAL_PROMPTS, GEN, OPT, PPO, RUN, names_models
 from .training import Frontier, WithReference
 
 # The hyper-parameters of the paper's PPO runs (2305.18290, appendix), and those of TRL's example of 2023.
@@ -40,7 +40,11 @@ _TRL_2023 = {
 @amended(
     **generation_when(ALWAYS),
     score_text={"when": ALWAYS, "panel": GEN},
-    scorer_trust_remote_code={"when": ALWAYS, "help": "Run code that comes with a scorer or reward from the Hub."},
+    scorer_trust_remote_code={
+        "help": "Run code that comes with a scorer or reward from the Hub.",
+        "when": any_of(names_models("reward"), all_of(EVAL_PROMPTS, names_models("scorer"))),
+    },
+    eval_every={"when": EVAL_PROMPTS},
 )
 @dataclass(frozen=True, kw_only=True)
 class TrainPPO(WithReference, Frontier):
@@ -48,7 +52,7 @@ class TrainPPO(WithReference, Frontier):
     prompts: str = option(help="Prompt rows to complete.", panel=DATA, input="file")
     reward: str = option(help="The reward that is maximised.", panel=DATA, input="scorer")
     reward_revision: str | None = option(
-        None, "Branch, tag or commit of --reward on the Hub.", DATA, metavar="REVISION"
+        None, "Branch, tag or commit of --reward on the Hub.", DATA, metavar="REVISION", when=names_models("reward")
     )
     preset: str | None = option(
         None, "Published hyper-parameters, set together; --dry-run shows them.", PPO, choices=("paper", "trl-2023")

@@ -14,7 +14,12 @@ from .scorer import parse_scorer
 
 
 class Value(NamedTuple):
-    """A value that was given, where it comes from in words, and whether it was given for this command."""
+    """A value with where it comes from, in words.
+
+    `explicit` values are refused where they have no effect: flags, and values of the command's section that differ from
+    the default. A section may state a default, `defaults:` may be meant for other commands, and a preset's values were
+    not asked for.
+    """
 
     value: Any
     where: str
@@ -109,7 +114,7 @@ def _apply_preset(cls: type, values: dict[str, Value], problems: list[str]) -> N
     name = values["preset"].value if "preset" in values else None
     by_name, hints = {f.name: f for f in fields(cls)}, get_type_hints(cls)
     presets, left_open = getattr(cls, "PRESETS", {}), getattr(cls, "PRESET_OPEN", ())
-    for key, value in presets.get(name, {}).items():
+    for key, value in presets[name].items() if isinstance(name, str) and name in presets else ():
         if key not in values:
             values[key] = Value(value, f"--preset {name}", False)
         elif key not in left_open:
@@ -120,7 +125,7 @@ def _apply_preset(cls: type, values: dict[str, Value], problems: list[str]) -> N
 
 def _recipe_values(cls: type, command: str, recipe: Recipe, problems: list[str]) -> dict[str, Value]:
     """Field name -> value from the recipe's `defaults:` and the command's section."""
-    by_key = {key_of(f): f.name for f in fields(cls)}
+    by_key, hints = {key_of(f): f for f in fields(cls)}, get_type_hints(cls)
     for section, line in recipe.lines.items():
         if section not in (*COMMANDS, "defaults"):
             near = _did_you_mean(section, (*COMMANDS, "defaults"))
@@ -131,7 +136,9 @@ def _recipe_values(cls: type, command: str, recipe: Recipe, problems: list[str])
         for key, (value, line) in recipe.sections.get(section, {}).items():
             where = f"{recipe.path}:{line}: {section}.{key}"
             if key in by_key:
-                values[by_key[key]] = Value(value, where, section == command)
+                f = by_key[key]
+                is_default = _check(value, hints[f.name], spec_of(f))[1] == f.default
+                values[f.name] = Value(value, where, section == command and not is_default)
             elif section == command or key not in every:  # a default may be meant for other commands
                 near = _did_you_mean(key, by_key if section == command else every)
                 problems.append(f"{where}: no such option{near}")

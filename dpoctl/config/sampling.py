@@ -3,8 +3,9 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from .conditions import When, any_of, given
+from .conditions import When, all_of, any_of, given, not_given
 from .schema import amended, option
 from .shared import (
     DATA,
@@ -19,7 +20,16 @@ from .shared import (
     Seeded,
     Tabular,
     WithScorer,
+    names_models,
 )
+
+
+def _is_random(config: Any) -> bool:
+    temperature = config.temperature
+    return any(temperature) if isinstance(temperature, tuple) else temperature > 0
+
+
+RANDOM = When(_is_random, lambda c: "with --temperature 0", "with --temperature above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +37,10 @@ class Generation:
     """How completions are sampled."""
 
     temperature: float = option(1.0, "Sampling temperature; 0 is greedy.", GEN, at_least=0)
-    top_p: float = option(1.0, "Keep the smallest set of tokens with this total probability.", GEN, above=0, at_most=1)
-    top_k: int = option(0, "Keep the k most probable tokens; 0 keeps all.", GEN, at_least=0)
+    top_p: float = option(
+        1.0, "Keep the smallest set of tokens with this total probability.", GEN, above=0, at_most=1, when=RANDOM
+    )
+    top_k: int = option(0, "Keep the k most probable tokens; 0 keeps all.", GEN, at_least=0, when=RANDOM)
     max_new_tokens: int = option(64, "Longest completion, in tokens.", GEN, at_least=1)
     generation_batch_size: int = option(
         256, "Completions generated in one batch. It changes rounding, and so the output's bytes.", GEN, at_least=1
@@ -37,8 +49,9 @@ class Generation:
 
 def generation_when(when: When) -> dict[str, dict[str, When]]:
     """The amendment that makes all generation options read under a condition."""
-    names = ("temperature", "top_p", "top_k", "max_new_tokens", "generation_batch_size")
-    return {name: {"when": when} for name in names}
+    conditions = dict.fromkeys(("temperature", "max_new_tokens", "generation_batch_size"), when)
+    conditions |= dict.fromkeys(("top_p", "top_k"), all_of(when, RANDOM))
+    return {name: {"when": condition} for name, condition in conditions.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +75,7 @@ class Sharded:
         DEVICES,
         above=0,
         identity=False,
+        when=not_given("shard"),
     )
 
     def check_shard(self) -> Iterator[str]:
@@ -95,9 +109,10 @@ class MakePrefs(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Com
 
 
 @amended(
+    seed={"when": RANDOM},
     score_text={"when": given("best_of"), "panel": GEN},
-    scorer_revision={"when": given("scorer"), "panel": GEN},
-    scorer_trust_remote_code={"when": given("scorer"), "panel": GEN},
+    scorer_revision={"panel": GEN},
+    scorer_trust_remote_code={"panel": GEN},
 )
 @dataclass(frozen=True, kw_only=True)
 class Sample(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common):
@@ -145,7 +160,8 @@ class Score(Sharded, Rows, WithScorer, OnDevice, Common):
 
 @amended(
     **generation_when(given("model")),
-    seed={"when": given("model")},
+    seed={"when": all_of(given("model"), RANDOM)},
+    scorer_trust_remote_code={"when": any_of(names_models("scorer"), names_models("selection_scorer"))},
     revision={"when": given("model")},
     dtype={"when": any_of(given("model"), given("ref"), given("lm"))},
     trust_remote_code={"when": any_of(given("model"), given("ref"), given("lm"))},
@@ -180,7 +196,7 @@ class Evaluate(Tabular, Sharded, Rows, WithScorer, Generation, ModelOptions, See
         "Branch, tag or commit of --selection-scorer on the Hub.",
         EVAL,
         metavar="REVISION",
-        when=given("selection_scorer"),
+        when=all_of(given("completions"), names_models("selection_scorer")),
     )
     optimum: bool = option(
         False,

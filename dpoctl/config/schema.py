@@ -97,8 +97,7 @@ def as_options(config: Any) -> dict[str, Any]:
 
 
 def identity(config: Any) -> dict[str, Any]:
-    """The options that say what the output is: those that are read, and of an input only what its content does not
-    say."""
+    """The options that say what the output is: those that are read, of an input only what its content does not say."""
     result = {}
     for f in fields(config):
         spec, value = spec_of(f), _plain(getattr(config, f.name))

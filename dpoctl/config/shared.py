@@ -1,9 +1,11 @@
 """Options that several commands share, and the panels of the help that options are shown in."""
 
 from dataclasses import dataclass
+from typing import Any
 
-from .conditions import When, all_of, given
+from .conditions import When, given
 from .schema import option
+from .scorer import parse_scorer
 
 RUN, DATA, OPT, GEN, EVAL, LOSS = "Run", "Data", "Optimisation", "Generation", "Evaluation", "Objective"
 PPO, JUDGE, SERVER, SCORING, PEOPLE = "PPO", "Judging", "Server", "Scoring", "People"
@@ -14,6 +16,20 @@ SIEBERT = "siebert/sentiment-roberta-large-english"
 SAVE_DTYPES = ("float32", "bfloat16", "float16")
 
 EVAL_PROMPTS: When = given("eval_prompts")
+
+
+def names_models(name: str) -> When:
+    """With a SCORER that names models: a Python function comes from a file, never from the Hub."""
+    flag = "--" + name.replace("_", "-")
+
+    def is_python(config: Any) -> bool:
+        return bool(getattr(config, name)) and parse_scorer(getattr(config, name)).kind == "python"
+
+    return When(
+        lambda c: bool(getattr(c, name)) and not is_python(c),
+        lambda c: f"with {flag} python:..." if is_python(c) else f"without {flag}",
+        f"with models as {flag}",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +74,7 @@ class ModelOptions(OnDevice):
 
     dtype: str = option(
         "auto",
-        "Compute precision over float32 weights; auto is bfloat16 on a GPU, else float32.",
+        "Compute precision over float32 weights; auto is bfloat16 on a GPU, else float32. Scorers always use float32.",
         DEVICES,
         choices=("auto", "float32", "bfloat16"),
     )
@@ -74,11 +90,8 @@ class WithScorer:
         "joined", "Score prompt and completion joined, or the completion alone.", EVAL, choices=("joined", "completion")
     )
     scorer_revision: str | None = option(
-        None, "Branch, tag or commit of --scorer on the Hub.", EVAL, metavar="REVISION"
+        None, "Branch, tag or commit of --scorer on the Hub.", EVAL, metavar="REVISION", when=names_models("scorer")
     )
-    scorer_trust_remote_code: bool = option(False, "Run code that comes with a scorer from the Hub.", EVAL)
-
-
-def both(*names: str) -> When:
-    """With all of some options."""
-    return all_of(*map(given, names))
+    scorer_trust_remote_code: bool = option(
+        False, "Run code that comes with a scorer from the Hub.", EVAL, when=names_models("scorer")
+    )

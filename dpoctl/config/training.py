@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..objectives.catalogue import OBJECTIVES, reading
-from .conditions import given, not_given, one_of
+from .conditions import When, all_of, any_of, given, not_given, one_of
 from .sampling import Generation, Rows, generation_when
 from .schema import amended, option
 from .shared import (
@@ -22,8 +22,10 @@ from .shared import (
     ModelOptions,
     Seeded,
     WithScorer,
-    both,
+    names_models,
 )
+
+_EVALUATED = any_of(given("eval_data"), EVAL_PROMPTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +118,8 @@ class Planned:
 @amended(
     **generation_when(EVAL_PROMPTS),
     score_text={"when": EVAL_PROMPTS},
-    scorer_revision={"when": EVAL_PROMPTS},
-    scorer_trust_remote_code={"when": EVAL_PROMPTS},
+    scorer_revision={"when": all_of(EVAL_PROMPTS, names_models("scorer"))},
+    scorer_trust_remote_code={"when": all_of(EVAL_PROMPTS, names_models("scorer"))},
 )
 @dataclass(frozen=True, kw_only=True)
 class Frontier(WithScorer, Generation, Training):
@@ -157,7 +159,8 @@ class WithReference:
 
 @amended(
     ref={"help": "Reference of the KL at --eval-prompts (default: --model).", "panel": EVAL, "when": EVAL_PROMPTS},
-    ref_revision={"panel": EVAL, "when": both("eval_prompts", "ref")},
+    ref_revision={"panel": EVAL, "when": all_of(EVAL_PROMPTS, given("ref"))},
+    eval_every={"when": _EVALUATED},
 )
 @dataclass(frozen=True, kw_only=True)
 class SFT(Planned, WithReference, Frontier):
@@ -178,9 +181,19 @@ class SFT(Planned, WithReference, Frontier):
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.", OPT, above=0)
 
 
-_WITH_REFERENCE = one_of("loss", *(name for name, traits in OBJECTIVES.items() if traits.needs_reference))
+_WITH_REFERENCE = When(
+    lambda c: OBJECTIVES[c.loss].needs_reference,
+    lambda c: f"with --loss {c.loss}",
+    "with losses that have a reference",
+)
+_REFERENCE = any_of(_WITH_REFERENCE, EVAL_PROMPTS)
 
 
+@amended(
+    ref={"when": _REFERENCE},
+    ref_revision={"when": all_of(_REFERENCE, given("ref"))},
+    eval_every={"when": _EVALUATED},
+)
 @dataclass(frozen=True, kw_only=True)
 class TrainDPO(Planned, WithReference, Frontier):
     model: str = option(help="Policy to start from, usually the SFT model.", panel=DATA, input="model")
@@ -255,7 +268,7 @@ class TrainRM(Planned, Training):
     use_margins: bool = option(False, "Require each row's `margin` between the rewards of its pair.", LOSS)
     normalize: str = option(
         "shift",
-        "Shift rewards so that those of the reference's completions average 0, and scale their deviation to 1.",
+        "Normalise rewards over the reference's completions: mean 0, with shift-scale also standard deviation 1.",
         LOSS,
         choices=("none", "shift", "shift-scale"),
     )

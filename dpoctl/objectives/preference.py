@@ -144,13 +144,18 @@ def unlikelihood(p: PairLogps, beta: float, alpha: float = 0.1) -> Tensor:
     return -p.chosen + alpha * p.rejected
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Objective(Traits):
     """A loss [P] of `(PairLogps, beta, **options)` with its traits."""
 
-    loss: Callable[..., Tensor] = sigmoid
+    loss: Callable[..., Tensor]
 
 
+_FUNCTIONS = (
+    *(sigmoid, robust, ipo, ipo_mean, hinge, rpo, dpop, sigmoid_norm, simpo, orpo, kto),
+    unlikelihood,
+)
+_BY_NAME = {function.__name__.replace("_", "-"): function for function in _FUNCTIONS}
 LOSSES: dict[str, Objective] = {
-    name: Objective(**vars(traits), loss=globals()[name.replace("-", "_")]) for name, traits in OBJECTIVES.items()
+    name: Objective(**vars(traits), loss=_BY_NAME[name]) for name, traits in OBJECTIVES.items()
 }
