@@ -126,7 +126,10 @@ def test_the_last_batch_holds_the_remainder():
 @pytest.fixture
 def shards(run, here):
     """Three shards of a cheap command, s1.jsonl to s3.jsonl, and the command without --shard and --out."""
-    (here.folder / "lengths.py").write_text("def f(rows):\n    return [len(r['completion']) for r in rows]\n")
+    (here.folder / "lengths.py").write_text(
+        "def f(rows):\n    return [len(r['completion']) for r in rows]\n"
+        "def g(rows):\n    return [-value for value in f(rows)]\n"
+    )
     rows = [{"prompt_id": f"p{i}", "prompt": "I", "completion": "x" * i, "k": 0} for i in range(1, 31)]
     (here.folder / "in.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     command = ["score", "--data", "in.jsonl", "--scorer", LENGTHS]
@@ -139,7 +142,7 @@ def test_gaps_duplicates_and_foreign_shards_are_refused(shards, run, here):
     run(*shards, "--out", "w.jsonl")
     run(*shards, "--shard", "2/4", "--out", "of4.jsonl")
     (here.folder / "more.py").write_text("def f(rows):\n    return [2 * len(r['completion']) for r in rows]\n")
-    run(*shards, "--shard", "2/3", "--seed", "7", "--out", "option.jsonl")
+    run(*shards[:-1], "python:lengths.py:g", "--shard", "2/3", "--out", "option.jsonl")
     (here.folder / "in2.jsonl").write_text((here.folder / "in.jsonl").read_text() + "\n")
     run("score", "--data", "in2.jsonl", "--scorer", LENGTHS, "--shard", "2/3", "--out", "input.jsonl")
     run("sample", *COMMANDS["sample"], "--shard", "2/3", "--out", "stage.jsonl")
@@ -151,7 +154,7 @@ def test_gaps_duplicates_and_foreign_shards_are_refused(shards, run, here):
         (["s2"], "shards 1, 3 are missing of 3"),
         (["s1", "s2", "s2", "s3"], "shard 2 of 3 is given twice: s2.jsonl and s2.jsonl"),
         (["s1", "of4", "s3"], "of4.jsonl and s1.jsonl: of 4 shards and of 3"),
-        (["s1", "option", "s3"], "option.jsonl and s1.jsonl: --seed 7 and 0"),
+        (["s1", "option", "s3"], "option.jsonl and s1.jsonl: --scorer g and f"),
         (["s1", "input", "s3"], "input.jsonl and s1.jsonl: made from different --data"),
         (["s1", "scorer", "s3"], "scorer.jsonl and s1.jsonl: made from different --scorer"),
         (["s1", "stage", "s3"], "shards of sample and of score"),
@@ -167,15 +170,15 @@ def test_gaps_duplicates_and_foreign_shards_are_refused(shards, run, here):
         "merge", "s1.jsonl", "s2.jsonl", "s3.jsonl", "--out", "s2.jsonl", code=2
     )
     assert "--base has no effect with shards" in run("merge", "s1.jsonl", "--base", "lm", "--out", "no.jsonl", code=2)
-    assert "one adapter's directory" in run("merge", "s1.jsonl", "lm", "--out", "no.jsonl", code=2)
+    assert "the directory of one adapter" in run("merge", "s1.jsonl", "lm", "--out", "no.jsonl", code=2)
 
 
 def test_a_damaged_shard_is_refused_and_a_merge_does_not_overwrite(shards, run, here):
     names = [f"s{i}.jsonl" for i in (1, 2, 3)]
     run("merge", *names, "--out", "kept.jsonl", "--dry-run")
     assert not (here.folder / "kept.jsonl").exists()
-    run(*shards, "--seed", "7", "--out", "kept.jsonl")
-    assert "was started with --seed 7" in run("merge", *names, "--out", "kept.jsonl", code=2)
+    run(*shards[:-1], "python:lengths.py:g", "--out", "kept.jsonl")
+    assert "was started with --scorer g" in run("merge", *names, "--out", "kept.jsonl", code=2)
     run("merge", *names, "--out", "kept.jsonl", "--overwrite")
     damaged = bytearray((here.folder / "s2.jsonl").read_bytes())
     damaged[20] ^= 1
@@ -252,9 +255,9 @@ def test_under_torchrun_in_this_process(shards, run, here, monkeypatch):
     assert here.digest("r.jsonl") == here.digest("all.jsonl")
     assert "nothing to do" in as_rank(0, *shards, "--out", "r.jsonl")
     assert as_rank(1, *shards, "--out", "r.jsonl") == ""
-    assert "was started with" in as_rank(0, *shards, "--seed", "7", "--out", "r.jsonl", code=2)
+    assert "was started with" in as_rank(0, *shards[:-1], "python:lengths.py:g", "--out", "r.jsonl", code=2)
     assert "ranks split the work themselves" in as_rank(0, *shards, "--shard", "1/2", "--out", "x.jsonl", code=2)
-    assert "has no effect with --backend human" in as_rank(
+    assert "judge cannot be sharded with these options" in as_rank(
         1, "judge", "in.jsonl", "in.jsonl", "--backend", "human", "--form", "f.html", "--out", "x.jsonl", code=2
     )
 

@@ -67,7 +67,7 @@ def _check_by_producer(name: str, path: Path) -> dict[str, Any] | None:
                 raise InputError(f"{path}: {file.name} is missing (--{name})", hint="rerun the command that writes it")
             if file.exists() and sha256_file(file) != digest:
                 raise InputError(
-                    f"{file}: not what {manifest['stage']} wrote, by {manifest_path(out)} (--{name})",
+                    f"{file}: its sha256 is not the one in {manifest_path(out)} (--{name})",
                     hint="if it is damaged, copy it or write it again; if you changed it on purpose, rename it",
                 )
         if produced:

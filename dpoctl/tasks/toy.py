@@ -12,7 +12,7 @@ from . import toy_text
 from .imdb import prompt_files
 from .prepared import Prepared
 
-PRETRAINING_REVIEWS, SFT_REVIEWS = 12000, 4000
+PRETRAINING_REVIEWS, SFT_REVIEWS = 12000, 3000
 
 
 def prepare(config: Prepare) -> Prepared:

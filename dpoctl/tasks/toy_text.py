@@ -1,9 +1,11 @@
 """The toy task's film reviews, generated offline from a small grammar and a seed. Standard library only.
 
 A review opens neutrally, judges a few aspects of the film, and ends in a verdict. The verdict sets its label; the
-aspects mostly agree with it and sometimes do not, as in real reviews.
+aspects mostly agree with it and sometimes do not, as in real reviews. The log-odds that it is positive are the sum of
+the weights of its judgements and its verdict.
 """
 
+import math
 import random
 import re
 
@@ -129,26 +131,34 @@ GRAMMAR: dict[str, list[str]] = {
 }  # fmt: skip
 
 
+_JUDGEMENT, _VERDICT = 0.75, 2.0  # log-odds
+
+
 def reviews(n: int, seed: int) -> list[dict]:
-    """`n` reviews {"text", "label": POSITIVE or NEGATIVE, "rating": 1 to 10}; the i-th depends on (seed, i) only."""
-    return [_review(random.Random(f"toy {seed} {i}")) for i in range(n)]
+    """`n` reviews {"text", "label": POSITIVE or NEGATIVE, "rating": 1 to 10, "positive": probability of POSITIVE}.
+
+    Every second review is positive; the i-th depends on (seed, i) only.
+    """
+    return [_review(("good", "bad")[i % 2], random.Random(f"toy {seed} {i}")) for i in range(n)]
 
 
-def _review(rng: random.Random) -> dict:
-    label = rng.choice(("good", "bad"))
+def _review(label: str, rng: random.Random) -> dict:
     agreement = rng.choice((0.65, 0.8, 0.95))
     sentences = [_expand("opening", "", rng)]
     if rng.random() < 0.35:
         sentences.append(_expand("neutral", "", rng))
     previous, agreed = None, 0
+    weight = {label: _VERDICT, _other(label): 0.0}
     count = rng.choice((1, 1, 2, 2))
     for _ in range(count):
         polarity = label if rng.random() < agreement else _other(label)
         agreed += polarity == label
+        weight[polarity] += _JUDGEMENT
         start = _expand("turn" if previous and polarity != previous else "link", "", rng)
         clause = _expand("judgement", polarity, rng)
         if rng.random() < 0.2:
             second = _other(polarity) if rng.random() < 0.4 else polarity
+            weight[second] += _JUDGEMENT
             clause += (" , but " if second != polarity else " , and ") + _expand("judgement", second, rng)
         sentences.append(f"{start} {clause}")
         previous = polarity
@@ -156,7 +166,13 @@ def _review(rng: random.Random) -> dict:
     strength = round(4 * agreed / count * rng.uniform(0.6, 1.0))
     rating = 6 + strength if label == "good" else 5 - strength
     text = " ".join(_sentence(s, rng) for s in sentences)
-    return {"text": text, "label": "POSITIVE" if label == "good" else "NEGATIVE", "rating": rating}
+    positive = 1 / (1 + math.exp(weight["bad"] - weight["good"]))
+    return {
+        "text": text,
+        "label": "POSITIVE" if label == "good" else "NEGATIVE",
+        "rating": rating,
+        "positive": round(positive, 4),
+    }
 
 
 def _other(polarity: str) -> str:
