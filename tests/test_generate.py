@@ -6,49 +6,22 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import PreTrainedTokenizerFast
 
 from dpoctl.errors import InputError, NumericalError
 from dpoctl.inference import generate as generate_module
 from dpoctl.inference.generate import Sampling, batch_slices, generate
 from dpoctl.inference.token_sampling import sample_token, sample_token_from_states, uniforms
 from dpoctl.models.logprobs import has_plain_head
+from helpers.tiny_models import tiny_model
 
 ARCHITECTURES = ["gpt2", "neox", "llama", "qwen2", "mistral"]
 PROMPTS = [[5, 6], [7, 8, 9, 10, 11, 12, 13], [14], [5, 6, 7, 8], [20, 21, 22]]
 
 
-def make_model(kind="gpt2", vocab=64, context=48, std=0.3, seed=0):
-    """A small random model; a wide initialisation keeps its choices far from ties (float noise cannot turn them)."""
-    torch.manual_seed(seed)
-    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None, "initializer_range": std}
-    if kind == "gpt2":
-        model = GPT2LMHeadModel(
-            GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=vocab, n_positions=context, **ids)
-        )
-    else:
-        shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-        shape |= {"vocab_size": vocab, "max_position_embeddings": context} | ids
-        model = {
-            "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**shape)),
-            "llama": lambda: LlamaForCausalLM(LlamaConfig(**shape, num_key_value_heads=2)),
-            "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**shape, num_key_value_heads=2)),
-            # A window shorter than the texts: its cache layers are of another kind.
-            "mistral": lambda: MistralForCausalLM(MistralConfig(**shape, num_key_value_heads=2, sliding_window=6)),
-        }[kind]()
-    return model.eval()
+def make_model(kind="gpt2", vocab=64, context=48, std=0.3):
+    ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None}
+    return tiny_model(kind, vocab=vocab, context=context, heads=2 if kind == "gpt2" else 4, std=std, **ids)
 
 
 def make_tokenizer(vocab=64):

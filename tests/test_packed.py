@@ -2,66 +2,16 @@
 
 import pytest
 import torch
-from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
 from dpoctl.models import logprobs, packed, tiled_head
+from helpers.tiny_models import tiny_model
 
-COMMON = dict(
-    vocab_size=61,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    max_position_embeddings=64,
-    initializer_range=0.2,
-)
-GROUPED = COMMON | dict(num_key_value_heads=2, head_dim=8)
-MODELS = {
-    "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=61,
-            n_positions=64,
-            n_embd=32,
-            n_layer=2,
-            n_head=4,
-            resid_pdrop=0,
-            embd_pdrop=0,
-            attn_pdrop=0,
-            initializer_range=0.2,
-        )
-    ),
-    "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**COMMON)),
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**GROUPED)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**COMMON, num_key_value_heads=2)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**GROUPED)),
-    "mistral, window 6": lambda: MistralForCausalLM(MistralConfig(**GROUPED, sliding_window=6)),
-}
-REFUSING = {
-    "bloom": lambda: BloomForCausalLM(BloomConfig(vocab_size=61, hidden_size=32, n_layer=2, n_head=4)),
-    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**GROUPED, query_pre_attn_scalar=8)),
-}
+PACKED = ["gpt2", "neox", "llama", "qwen2", "qwen3", "mistral"]
+PADDED = ["bloom", "gemma2"]
 
 
 def build(name: str, double: bool = False):
-    torch.manual_seed(0)
-    model = (MODELS | REFUSING)[name]().eval()
+    model = tiny_model(name)
     return model.double() if double else model
 
 
@@ -98,7 +48,7 @@ def padded(model, sequences) -> torch.Tensor:
     return torch.zeros(len(sequences)).index_add(0, owner, logps.gather(1, targets[:, None])[:, 0])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", PACKED)
 def test_packed_batches_are_as_close_to_float64_as_padded_ones(name):
     """Log-probs and every gradient: error against float64 at most twice the padded way's, and one float32 rounding."""
     sequences = some_sequences()
@@ -115,7 +65,7 @@ def test_packed_batches_are_as_close_to_float64_as_padded_ones(name):
         assert error <= 2 * padded_error + 1e-6 * gradient.norm(), key
 
 
-@pytest.mark.parametrize("name", REFUSING)
+@pytest.mark.parametrize("name", PADDED)
 def test_an_architecture_that_cannot_be_packed_is_padded_with_a_warning(name, capsys):
     model, sequences = build(name), some_sequences()
     ours, _ = weighted(model, sequences, logprobs.summed_logps)

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from dpoctl.errors import InputError
+from dpoctl.tasks import hh, tldr
 from helpers.chain import ROOT
 
 
@@ -131,3 +133,45 @@ def test_a_dry_run_names_the_tasks_own_data_sets(tmp_path, task, hub_ids):
     shown = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert shown["source"].split(", ") == hub_ids
     assert not (tmp_path / "out").exists()
+
+
+def test_dialogues_split_before_the_last_answer():
+    text = "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: And?\n\nAssistant: Well, so."
+    assert hh.split_dialogue(text) == (
+        "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: And?\n\nAssistant:",
+        " Well, so.",
+    )
+    for bad in (
+        "",
+        "no turns",
+        "\n\nHuman: Hi",
+        "\n\nHuman: Hi\n\nAssistant:  ",
+        "\n\nAssistant: Hi",
+        "\n\nHuman: a\n\nAssistant: b\n\nHuman: c",
+    ):
+        assert hh.split_dialogue(bad) is None
+    rows = [
+        (1, {"chosen": text, "rejected": text[:-3] + "no."}),
+        (2, {"chosen": text, "rejected": "broken"}),
+        (3, {"chosen": text, "rejected": "\n\nHuman: other\n\nAssistant: x"}),
+        (4, {"chosen": text, "rejected": text}),
+    ]
+    rows.append((5, {"chosen": text, "rejected": None}))
+    kept, counts = hh.preferences(rows, "t-", "f")
+    assert [r["prompt_id"] for r in kept] == ["t-1"] and counts == {"malformed": 2, "different_prompts": 1, "equal": 1}
+    with pytest.raises(InputError, match="f:6: rejected: expected a text, got no such column"):
+        hh.preferences([(6, {"chosen": text})], "t-", "f")
+
+
+def test_summaries_follow_one_cue_after_one_space():
+    rows = [
+        (5, {"prompt": "POST: long", "chosen": "TL;DR:  short ", "rejected": "other"}),
+        (6, {"prompt": "POST: long", "chosen": "same", "rejected": "TL;DR: same"}),
+    ]
+    kept, counts = tldr.comparisons(rows, "t-", "f")
+    assert kept == [{"prompt_id": "t-5", "prompt": "POST: long\nTL;DR:", "chosen": " short", "rejected": " other"}]
+    assert counts == {"equal": 1, "empty": 0}
+    [post] = tldr.posts([(1, {"prompt": "x TL;DR:", "label": "y"})], "t-", "f")
+    assert post == {"prompt_id": "t-1", "prompt": "x TL;DR:", "reference": " y"}
+    with pytest.raises(InputError, match="f:1: label"):
+        tldr.posts([(1, {"prompt": "x"})], "t-", "f")

@@ -47,3 +47,9 @@ def test_every_option_of_a_loss_is_in_its_row():
         row = re.search(rf"^\| `{name}` \|.*$", losses, re.M)[0]
         flags = set(re.findall(r"`(--[a-z-]+)`", row))
         assert flags == {"--" + option.strip("_").replace("_", "-") for option in objective.options}, name
+
+
+def test_every_test_file_is_described():
+    text = (ROOT / "tests" / "README.md").read_text()
+    files = {path.name for path in (ROOT / "tests").glob("test_*.py")}
+    assert files == set(re.findall(r"`(test_\w+\.py)`", text))

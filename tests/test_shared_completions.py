@@ -4,39 +4,16 @@ import itertools
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from dpoctl.data.encode import PairData
 from dpoctl.models import logprobs, tiled_head
 from dpoctl.objectives.preference import PairLogps, sigmoid
 from dpoctl.training import pairs
+from helpers.tiny_models import tiny_model
 
 
 def tiny(name: str):
-    torch.manual_seed(0)
-    if name == "gpt2":
-        config = GPT2Config(
-            vocab_size=61,
-            n_positions=48,
-            n_embd=24,
-            n_layer=2,
-            n_head=2,
-            resid_pdrop=0,
-            embd_pdrop=0,
-            attn_pdrop=0,
-            initializer_range=0.3,
-        )
-        return GPT2LMHeadModel(config).eval()
-    config = LlamaConfig(
-        vocab_size=61,
-        hidden_size=24,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=48,
-        initializer_range=0.3,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny_model(name, context=48, width=24, heads=2, std=0.3)
 
 
 def some_pairs() -> PairData:

@@ -36,7 +36,7 @@ class Stage:
     name: str
     calls: list[str]
     seconds: float
-    whole: dict[str, str]  # the digests of what an undisturbed run writes
+    undisturbed: dict[str, str]  # digests of what a run without faults writes
     folder: Path
     argv: list[str] = field(default_factory=list)
 
@@ -51,7 +51,7 @@ class Stage:
         outcome = self.run(folder)
         if outcome.code:
             return f"rerun: exit {outcome.code}: {outcome.said[-600:]}"
-        wrong = differences(contents(folder), self.whole)
+        wrong = differences(contents(folder), self.undisturbed)
         return f"rerun: differs in {', '.join(wrong[:6])}" if wrong else ""
 
 
@@ -185,14 +185,14 @@ def _corrupted(stage: Stage, folder: Path, source: Path, inside: Path, seed: flo
     if outcome.code == 0:
         # an older checkpoint that the run had no need of is not read, so not mended: its sums tell when it is
         unread = {str(inside)} if "checkpoints" in inside.parts else set()
-        wrong = [name for name in differences(contents(folder), stage.whole) if name not in unread]
+        wrong = [name for name in differences(contents(folder), stage.undisturbed) if name not in unread]
         return f"{what}: differs in {', '.join(wrong[:6])}" if wrong else ""
     if outcome.code != 2 or "hint: " not in outcome.said or "Traceback" in outcome.said:
         return f"{what}: exit {outcome.code}: {outcome.said[-600:]}"
     if "hint: --overwrite" not in outcome.said:
         return ""
     outcome = stage.lab.run(folder, [*stage.argv, "--overwrite"], None, small_batches)
-    wrong = differences(contents(folder), stage.whole) if outcome.code == 0 else [outcome.said[-600:]]
+    wrong = differences(contents(folder), stage.undisturbed) if outcome.code == 0 else [outcome.said[-600:]]
     told = ("manifest.json", "config.yaml")  # where --overwrite is among the options
     wrong = [name for name in wrong if not name.endswith(told)]
     return f"{what}: --overwrite: {', '.join(wrong[:6])}" if wrong else ""

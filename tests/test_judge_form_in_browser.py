@@ -1,4 +1,4 @@
-"""The blinded form as a person uses it, in a headless Chromium: opened, answered by keyboard, exported, read back."""
+"""The form for human judges in a headless Chromium: opened, answered by keyboard, exported, read back."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from test_judging import candidates, rows_of, run
+from helpers.judging import candidates, rows_of, run
 
 selenium = pytest.importorskip("selenium", reason="the form is driven by selenium, which is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
