@@ -257,7 +257,7 @@ def test_under_torchrun_in_this_process(shards, run, here, monkeypatch):
     assert as_rank(1, *shards, "--out", "r.jsonl") == ""
     assert "was started with" in as_rank(0, *shards[:-1], "python:lengths.py:g", "--out", "r.jsonl", code=2)
     assert "ranks split the work themselves" in as_rank(0, *shards, "--shard", "1/2", "--out", "x.jsonl", code=2)
-    assert "judge cannot be sharded with these options" in as_rank(
+    assert "has no effect with --backend human" in as_rank(
         1, "judge", "in.jsonl", "in.jsonl", "--backend", "human", "--form", "f.html", "--out", "x.jsonl", code=2
     )
 
