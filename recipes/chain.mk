@@ -12,6 +12,8 @@ ALPHAS ?= 0.05 0.1 0.5 1
 SEEDS ?= 0 1
 REF_SAMPLES ?= 64
 REF_LIMIT ?= 200
+# completions per prompt at the final evaluation
+EVAL_N ?= 1
 FT_EVERY ?= 50
 
 RUN = $(DPOCTL) $(1) --config recipe.yaml
@@ -71,7 +73,7 @@ $(W)/ppo-%/manifest.json: $(W)/rm/manifest.json
 # --- evaluation
 
 $(W)/eval.jsonl.manifest.json: $(call DONE,$(SHOWN))
-	$(call RUN,evaluate) $(SHOWN:%=--model $(W)/%) --ref $(W)/sft --prompts $(TEST) --scorer $(SCORER) --out $(W)/eval.jsonl
+	$(call RUN,evaluate) --n $(EVAL_N) $(SHOWN:%=--model $(W)/%) --ref $(W)/sft --prompts $(TEST) --scorer $(SCORER) --out $(W)/eval.jsonl
 
 $(W)/ref.jsonl.manifest.json: $(W)/sft/manifest.json
 	$(call RUN,sample) --n $(REF_SAMPLES) --limit $(REF_LIMIT) --model $(W)/sft --prompts $(TEST) --out $(W)/ref.jsonl
