@@ -285,7 +285,9 @@ class TrainRM(Planned, Training):
     select: str = option(
         "best", "Keep the weights with the best validation accuracy, or the last.", EVAL, choices=("best", "last")
     )
-    use_margins: bool = option(False, "Require each row's `margin` between the rewards of its pair.", LOSS)
+    use_margins: bool = option(
+        False, "Use each row's `margin` in the loss: -log sigmoid(r_chosen - r_rejected - margin).", LOSS
+    )
     normalize: str = option(
         "shift",
         "Normalise rewards over the reference's completions: mean 0, with shift-scale also standard deviation 1.",
