@@ -190,7 +190,7 @@ def test_a_damaged_shard_is_refused_and_a_merge_does_not_overwrite(shards, run, 
 def test_a_shard_is_one_to_n(shard, run):
     """An empty text must not be taken for no shard at all."""
     error = run("score", "--data", "train.jsonl", "--scorer", LENGTHS, "--shard", shard, "--out", "no.jsonl", code=2)
-    assert f"--shard {shard}: expected i/n with i from 1 to n" in error and error.count("error:") == 1
+    assert f"--shard {shard}: expected I/N with I from 1 to N" in error and error.count("error:") == 1
 
 
 def test_a_killed_shard_resumes_to_the_same_bytes(inputs, run, here):

@@ -160,7 +160,7 @@ FIRST_STEPS = (
 # The notation of every SCORER option, explained once on a page
 SCORER = (
     ("MODEL", "a sequence classifier, or a reward model of train-rm: directory or hub id"),
-    ("MODEL@prob", "the same, with its score: @prob, @logit or @log-odds of the positive label"),
+    ("MODEL@prob", "the same; what to return for the positive label: @prob, @logit or @log-odds"),
     ("implicit:POLICY,REFERENCE", "DPO's implicit reward, beta log(policy / reference)"),
-    ("python:FILE.py:FUNCTION", "your function of a list of {prompt, completion} rows, returning floats"),
+    ("python:FILE.py:FUNCTION", "your function: takes a list of {prompt, completion} rows, returns floats"),
 )

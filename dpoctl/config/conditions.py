@@ -47,7 +47,7 @@ def all_of(*conditions: When) -> When:
     return When(
         lambda c: all(w.holds(c) for w in conditions),
         lambda c: next(w.unmet(c) for w in conditions if not w.holds(c)),
-        _joined([w.help for w in conditions if w.help], "and"),
+        _grouped([w.help for w in conditions if w.help], "and", " or "),
     )
 
 
@@ -56,8 +56,15 @@ def any_of(*conditions: When) -> When:
     return When(
         lambda c: any(w.holds(c) for w in conditions),
         lambda c: _joined([w.unmet(c) for w in conditions], "and"),
-        _joined([w.help for w in conditions], "or"),
+        _grouped([w.help for w in conditions], "or", " and "),
     )
+
+
+def _grouped(parts: list[str], word: str, inner: str) -> str:
+    """The parts, with a comma before the word where a part has the other word within: `with --a or --b, and --c`."""
+    if not any(inner in part for part in parts):
+        return _joined(parts, word)
+    return (f"; {word} " if any(f",{inner}" in part for part in parts) else f", {word} ").join(parts)
 
 
 def _joined(parts: list[str], word: str) -> str:

@@ -29,7 +29,7 @@ class Prepare(Common):
         when=one_of("task", "imdb", "hh", "tldr", "cnn-dm"),
     )
     tokenizer: str | None = option(
-        None, "Tokenizer in whose tokens prompts are measured.", DATA, input="model", when=one_of("task", "imdb")
+        None, "Tokenizer that prompt lengths are counted with.", DATA, input="model", when=one_of("task", "imdb")
     )
     revision: str | None = option(
         None, "Branch, tag or commit of the data set on the Hub.", DATA, metavar="REVISION", when=_FROM_HUB
@@ -45,7 +45,7 @@ class Prepare(Common):
 
     def check_tokenizer(self) -> Iterator[str]:
         if self.task == "imdb" and not self.tokenizer:
-            yield "--tokenizer is required: prompts are prefixes measured in its tokens"
+            yield "--tokenizer is required: prompt lengths are counted in its tokens"
 
     def check_prefix(self) -> Iterator[str]:
         if _PREFIXES.holds(self) and self.min_prefix > self.max_prefix:

@@ -52,24 +52,24 @@ class Judge(Tabular, Sharded, Rows, WithScorer, OnDevice, Seeded, Common):
     )
     criterion: str = option(
         "helpful",
-        "summary-s, summary-c (concise: the paper's main one), helpful, sentiment, or a template file: see "
-        "dpoctl docs judging.",
+        "What the judge decides by: summary-s (simple), summary-c (concise; the paper's main prompt), helpful, "
+        "sentiment, or a template file; see dpoctl docs judging.",
         JUDGE,
         input=NAME_OR_FILE,
     )
     prompt_noun: str | None = option(
-        None, "What the question calls the prompt: 'news article' for cnn-dm.", JUDGE, when=_ASKED
+        None, "Noun for the prompt in the judge's question, such as 'news article' for cnn-dm.", JUDGE, when=_ASKED
     )
     order: str = option(
         "both",
-        "Ask in both orders (a win counts where both agree), or in a random one.",
+        "Show A and B in both orders (a win counts if both answers agree), or in a random one.",
         JUDGE,
         choices=("both", "random"),
         when=_NOT_PEOPLE,
     )
     limit: int | None = option(None, "Judge only the first N comparisons.", DATA, at_least=1)
     canary: str | None = option(
-        None, "Also judge this constant text as A: a judge that lets it win cannot be trusted.", JUDGE, when=_NOT_PEOPLE
+        None, "Also judge this fixed text as A; a judge that lets it win cannot be trusted.", JUDGE, when=_NOT_PEOPLE
     )
     compare: str | None = option(
         None,
@@ -85,12 +85,14 @@ class Judge(Tabular, Sharded, Rows, WithScorer, OnDevice, Seeded, Common):
         input="file",
         when=not_given("form"),
     )
-    scorer: str | None = option(None, "The higher score wins.", SCORING, input="scorer", when=_SCORER)
+    scorer: str | None = option(
+        None, "What scores A and B; the higher score wins.", SCORING, input="scorer", when=_SCORER
+    )
     model: str | None = option(
-        None, "The judge: a model of the server, for example gpt-5.2 or gpt-5-mini.", SERVER, when=_SERVER
+        None, "Name of the judge model on the server, for example gpt-5.2 or gpt-5-mini.", SERVER, when=_SERVER
     )
     base_url: str | None = option(
-        None, "Another server than OpenAI's, such as http://localhost:8000/v1.", SERVER, metavar="URL", when=_SERVER
+        None, "Server other than OpenAI's, such as http://localhost:8000/v1.", SERVER, metavar="URL", when=_SERVER
     )
     concurrency: int = option(8, "Requests in flight.", SERVER, at_least=1, identity=False, when=_SERVER)
     timeout: float = option(60.0, "Seconds to wait for an answer.", SERVER, above=0, identity=False, when=_SERVER)
@@ -107,7 +109,7 @@ class Judge(Tabular, Sharded, Rows, WithScorer, OnDevice, Seeded, Common):
     )
     judge_temperature: float | None = option(
         None,
-        "Temperature of the judge (default: 0 at --base-url; at OpenAI the model's default).",
+        "Temperature of the judge (default: 0 with --base-url, else the model's own).",
         SERVER,
         at_least=0,
         when=_SERVER,
@@ -120,7 +122,7 @@ class Judge(Tabular, Sharded, Rows, WithScorer, OnDevice, Seeded, Common):
     )
     max_cost: float | None = option(
         None,
-        "Stop before the answers cost more dollars than this, earlier runs of the command included.",
+        "Stop before the answers cost more than X US dollars, earlier runs of the command included.",
         SERVER,
         above=0,
         identity=False,
@@ -135,10 +137,14 @@ class Judge(Tabular, Sharded, Rows, WithScorer, OnDevice, Seeded, Common):
         when=_SERVER,
     )
     form: str | None = option(
-        None, "Write the blinded form to this file.", PEOPLE, identity=False, metavar="FILE", when=_PEOPLE
+        None, "Write the blinded HTML form to this file.", PEOPLE, identity=False, metavar="FILE", when=_PEOPLE
     )
     answers: tuple[str, ...] = option(
-        (), "Exported answers; may be given several times, one per person.", PEOPLE, input="file", when=_PEOPLE
+        (),
+        "Answers exported from the form; may be given several times, once per person.",
+        PEOPLE,
+        input="file",
+        when=_PEOPLE,
     )
 
     def check_candidates(self) -> Iterator[str]:

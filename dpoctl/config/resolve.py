@@ -185,7 +185,7 @@ def _check_one(value: Any, kind: type, spec: Spec) -> tuple[str, Any]:
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         return f"expected {_kind(kind)}, got {value!r}", value
     if spec.choices and value not in spec.choices:
-        return f"{value!r} is none of {', '.join(spec.choices)}{_did_you_mean(str(value), spec.choices)}", value
+        return f"{value!r} is not one of {', '.join(spec.choices)}{_did_you_mean(str(value), spec.choices)}", value
     if spec.input == "scorer":
         try:
             parse_scorer(str(value))

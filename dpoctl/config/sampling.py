@@ -43,7 +43,10 @@ class Generation:
     top_k: int = option(0, "Keep the k most probable tokens; 0 keeps all.", GEN, at_least=0, when=RANDOM)
     max_new_tokens: int = option(64, "Longest completion, in tokens.", GEN, at_least=1)
     generation_batch_size: int = option(
-        256, "Completions generated in one batch. It changes rounding, and so the output's bytes.", GEN, at_least=1
+        256,
+        "Completions generated in one batch; changes rounding, so that a sampled token may differ.",
+        GEN,
+        at_least=1,
     )
 
 
@@ -67,11 +70,11 @@ class Sharded:
 
     out: str = option(help="JSONL file to write.", panel=RUN, identity=False, metavar="FILE")
     shard: str | None = option(
-        None, "Write only shard i of n, as i/n with i from 1 to n; dpoctl merge joins them.", RUN, metavar="I/N"
+        None, "Write only shard I of N, such as 1/4; dpoctl merge joins the shards.", RUN, metavar="I/N"
     )
     rank_timeout: float = option(
         60.0,
-        "Under torchrun: minutes to wait for another rank's shard that makes no progress.",
+        "Under torchrun: stop after this many minutes without progress in another rank's shard.",
         DEVICES,
         above=0,
         identity=False,
@@ -81,7 +84,7 @@ class Sharded:
     def check_shard(self) -> Iterator[str]:
         found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", "1/1" if self.shard is None else self.shard)
         if not found or int(found[1]) > int(found[2]):
-            yield f"--shard {self.shard}: expected i/n with i from 1 to n, such as 1/4"
+            yield f"--shard {self.shard}: expected I/N with I from 1 to N, such as 1/4"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +144,7 @@ class Sample(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common
 
     def check_best_of(self) -> Iterator[str]:
         if (self.best_of is None) != (self.scorer is None):
-            yield "--best-of and --scorer go together: how many are sampled, and what selects"
+            yield "--best-of and --scorer go together: --best-of samples N completions, --scorer selects one"
         if self.best_of and self.n != 1:
             yield "--best-of keeps one completion per prompt, so --n cannot be combined with it"
         if self.best_of and 0 in self.temperature:
@@ -175,9 +178,9 @@ class Score(Sharded, Rows, WithScorer, OnDevice, Common):
 class Evaluate(Tabular, Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common):
     model: tuple[str, ...] = option((), "Model to evaluate; may be given several times.", DATA, input="model")
     completions: tuple[str, ...] = option(
-        (), "Completions file to evaluate instead (without a KL); may be given several times.", DATA, input="file"
+        (), "Completions file to evaluate instead of a model (no KL); may be given several times.", DATA, input="file"
     )
-    ref: str | None = option(None, "Reference of the KL and of the perplexity.", DATA, input="model")
+    ref: str | None = option(None, "Reference model for the KL and the perplexity.", DATA, input="model")
     ref_revision: str | None = option(
         None, "Branch, tag or commit of --ref on the Hub.", DATA, metavar="REVISION", when=given("ref")
     )
@@ -185,7 +188,7 @@ class Evaluate(Tabular, Sharded, Rows, WithScorer, Generation, ModelOptions, See
         None, "Prompts for the models, unseen in training.", DATA, input="file", when=given("model")
     )
     scorer: str = option(SIEBERT, "What scores the completions.", EVAL, input="scorer")
-    lm: str | None = option(None, "A further language model to compute the perplexity under.", EVAL, input="model")
+    lm: str | None = option(None, "Another language model to measure perplexity with.", EVAL, input="model")
     lm_revision: str | None = option(
         None, "Branch, tag or commit of --lm on the Hub.", EVAL, metavar="REVISION", when=given("lm")
     )
@@ -213,7 +216,7 @@ class Evaluate(Tabular, Sharded, Rows, WithScorer, Generation, ModelOptions, See
     limit: int | None = option(None, "Use only the first N prompts.", DATA, at_least=1, when=given("model"))
     tokens_per_batch: int = option(
         8192,
-        "Tokens in one forward pass; affects memory only.",
+        "Most tokens in one forward pass; affects memory and speed, results only by rounding.",
         DEVICES,
         at_least=1,
         identity=False,

@@ -28,7 +28,7 @@ def names_models(name: str) -> When:
     return When(
         lambda c: bool(getattr(c, name)) and not is_python(c),
         lambda c: f"with {flag} python:..." if is_python(c) else f"without {flag}",
-        f"with models as {flag}",
+        f"with a model as {flag}",
     )
 
 
@@ -38,7 +38,7 @@ class Common:
 
     out: str = option(help="Directory to write.", panel=RUN, identity=False, metavar="DIR")
     overwrite: bool = option(False, "Replace an existing output.", RUN, identity=False)
-    dry_run: bool = option(False, "Print the plan and its cost, and do nothing.", RUN, identity=False)
+    dry_run: bool = option(False, "Print the plan and its estimated cost, then exit.", RUN, identity=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class ModelOptions(OnDevice):
 
     dtype: str = option(
         "auto",
-        "Compute precision over float32 weights; auto is bfloat16 on a GPU, else float32. Scorers always use float32.",
+        "Precision of computation (weights stay float32); auto: bfloat16 on a GPU, else float32; scorers: float32.",
         DEVICES,
         choices=("auto", "float32", "bfloat16"),
     )

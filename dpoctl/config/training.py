@@ -38,7 +38,9 @@ class Training(Rows, ModelOptions, Seeded, Common):
     schedule: str = option(
         "constant", "Learning rate after the warm-up.", OPT, choices=("constant", "linear", "cosine")
     )
-    weight_decay: float = option(0.0, "Decoupled with adamw, L2 with rmsprop.", OPT, at_least=0)
+    weight_decay: float = option(
+        0.0, "Weight decay: decoupled with adamw, an L2 penalty with rmsprop.", OPT, at_least=0
+    )
     max_length: int = option(512, "Longest prompt + completion, in tokens.", DATA, at_least=2)
     max_prompt_length: int = option(
         256, "Longest prompt, in tokens; longer ones are truncated from the left.", DATA, at_least=1
@@ -54,7 +56,7 @@ class Training(Rows, ModelOptions, Seeded, Common):
     save_dtype: str = option("float32", "Precision of the saved weights.", RUN, choices=SAVE_DTYPES)
     log_to: str | None = option(
         None,
-        "Also log to TensorBoard or Weights & Biases (extras of the package).",
+        "Also log to TensorBoard or Weights & Biases; needs the extra of that name.",
         RUN,
         choices=("tensorboard", "wandb"),
         identity=False,
@@ -62,7 +64,7 @@ class Training(Rows, ModelOptions, Seeded, Common):
 
     tokens_per_batch: int = option(
         8192,
-        "Tokens in one forward pass, padding included; affects memory only, not results.",
+        "Most tokens in one forward pass, padding included; affects memory and speed, results only by rounding.",
         DEVICES,
         at_least=1,
         identity=False,
@@ -82,16 +84,20 @@ class Training(Rows, ModelOptions, Seeded, Common):
     )
     rank_timeout: float = option(
         10.0,
-        "Under torchrun: minutes without an answer from another rank after which the run stops.",
+        "Under torchrun: stop after this many minutes without an answer from another rank.",
         DEVICES,
         above=0,
         identity=False,
     )
     lora: int | None = option(
-        None, "Train adapters of rank N on a frozen model and save only them (needs peft).", DEVICES, at_least=1
+        None, "Train LoRA adapters of rank N on the frozen model and save only them (needs peft).", DEVICES, at_least=1
     )
     lora_alpha: float | None = option(
-        None, "Adapters are scaled by alpha / rank (default: twice the rank).", DEVICES, above=0, when=given("lora")
+        None,
+        "LoRA alpha; adapters are scaled by alpha / rank (default: twice the rank).",
+        DEVICES,
+        above=0,
+        when=given("lora"),
     )
     lora_targets: str | None = option(
         None,
@@ -111,7 +117,7 @@ class Planned:
     """A training command whose plan estimates memory."""
 
     plan_world_size: int | None = option(
-        None, "Number of devices that the plan is for.", DEVICES, at_least=1, identity=False, when=given("dry_run")
+        None, "Plan for this many devices.", DEVICES, at_least=1, identity=False, when=given("dry_run")
     )
 
 
@@ -126,13 +132,13 @@ class Frontier(WithScorer, Generation, Training):
     """A training command that measures points of the reward-KL frontier."""
 
     eval_prompts: str | None = option(
-        None, "Prompts for points of the reward-KL frontier (eval.jsonl).", EVAL, input="file"
+        None, "Prompts to complete at each evaluation; reward and KL go to eval.jsonl.", EVAL, input="file"
     )
-    eval_limit: int | None = option(256, "Use only the first N of those prompts.", EVAL, at_least=1, when=EVAL_PROMPTS)
-    scorer: str = option(SIEBERT, "Reward of those points.", EVAL, input="scorer", when=EVAL_PROMPTS)
+    eval_limit: int | None = option(256, "Use only the first N of --eval-prompts.", EVAL, at_least=1, when=EVAL_PROMPTS)
+    scorer: str = option(SIEBERT, "Reward that --eval-prompts measures.", EVAL, input="scorer", when=EVAL_PROMPTS)
     keep_samples: bool = option(
         False,
-        "Also keep the completions of those points (samples.jsonl), which judge can read.",
+        "Also write the completions of --eval-prompts to samples.jsonl, for judge.",
         EVAL,
         when=EVAL_PROMPTS,
     )
@@ -146,7 +152,7 @@ class Frontier(WithScorer, Generation, Training):
 class WithReference:
     """A command with a reference model, which is --model where --ref is not given."""
 
-    ref: str | None = option(None, "Reference (default: --model).", DATA, input="model")
+    ref: str | None = option(None, "Reference model (default: --model).", DATA, input="model")
     ref_revision: str | None = option(
         None, "Branch, tag or commit of --ref on the Hub.", DATA, metavar="REVISION", when=given("ref")
     )
@@ -158,7 +164,11 @@ class WithReference:
 
 
 @amended(
-    ref={"help": "Reference of the KL at --eval-prompts (default: --model).", "panel": EVAL, "when": EVAL_PROMPTS},
+    ref={
+        "help": "Reference model for the KL of --eval-prompts (default: --model).",
+        "panel": EVAL,
+        "when": EVAL_PROMPTS,
+    },
     ref_revision={"panel": EVAL, "when": all_of(EVAL_PROMPTS, given("ref"))},
     eval_every={"when": _EVALUATED},
 )
@@ -170,7 +180,7 @@ class SFT(Planned, WithReference, Frontier):
     )
     eval_data: str | None = option(None, "Held-out rows for the loss.", EVAL, input="file")
     field: str | None = option(
-        None, "Train on this side of preferences (chosen: Preferred-FT).", DATA, choices=("chosen", "rejected")
+        None, "Train on this side of the preference pairs (chosen: Preferred-FT).", DATA, choices=("chosen", "rejected")
     )
     overlong: str = option(
         "truncate", "What to do with texts over --max-length.", DATA, choices=("truncate", "drop", "split")
@@ -200,48 +210,58 @@ class TrainDPO(Planned, WithReference, Frontier):
     data: str = option(help="Preference rows.", panel=DATA, input="file")
     eval_data: str | None = option(None, "Held-out preference rows.", EVAL, input="file")
     loss: str = option("sigmoid", "Objective; sigmoid is DPO. See dpoctl docs losses.", LOSS, choices=tuple(OBJECTIVES))
-    beta: float = option(0.1, "KL regularisation strength (tau for ipo).", LOSS, above=0)
+    beta: float = option(
+        0.1, "Strength of the KL constraint: larger stays closer to the reference (ipo: tau).", LOSS, above=0
+    )
     label_smoothing: float | None = option(
         None,
-        "Assumed share of flipped labels.",
+        "Assumed share of flipped labels (default: sigmoid 0, robust 0.1).",
         LOSS,
         at_least=0,
         at_most=0.4999,
         when=one_of("loss", *reading("label_smoothing")),
     )
     alpha: float | None = option(
-        None, "Weight of the second term.", LOSS, at_least=0, when=one_of("loss", *reading("alpha"))
+        None,
+        "Weight of the NLL term (rpo, default: 1) or of the unlikelihood term (default: 0.1).",
+        LOSS,
+        at_least=0,
+        when=one_of("loss", *reading("alpha")),
     )
     gamma: float | None = option(
-        None, "SimPO's target margin.", LOSS, at_least=0, when=one_of("loss", *reading("gamma"))
+        None, "SimPO's target reward margin (default: 1).", LOSS, at_least=0, when=one_of("loss", *reading("gamma"))
     )
     lambda_: float | None = option(
         None,
-        "Weight of the second term.",
+        "Weight of the penalty (dpop, default: 50) or of the odds-ratio term (orpo, default: 0.1).",
         LOSS,
         at_least=0,
         flag="--lambda",
         when=one_of("loss", *reading("lambda_")),
     )
     lambda_chosen: float | None = option(
-        None, "KTO's weight of chosen completions.", LOSS, at_least=0, when=one_of("loss", *reading("lambda_chosen"))
+        None,
+        "KTO's weight of chosen completions (default: 1).",
+        LOSS,
+        at_least=0,
+        when=one_of("loss", *reading("lambda_chosen")),
     )
     lambda_rejected: float | None = option(
         None,
-        "KTO's weight of rejected completions.",
+        "KTO's weight of rejected completions (default: 1).",
         LOSS,
         at_least=0,
         when=one_of("loss", *reading("lambda_rejected")),
     )
     shuffle: str = option(
         "prompts",
-        "Shuffle prompts, so that a prompt's pairs share forward passes, or single pairs.",
+        "What to shuffle: prompts (faster: a prompt's pairs share forward passes) or single pairs.",
         OPT,
         choices=("prompts", "pairs"),
     )
     cache_dir: str | None = option(
         None,
-        "Where reference log-probs are cached for later runs (default: the user's cache).",
+        "Where log-probabilities of the reference are cached for later runs (default: the user's cache).",
         RUN,
         identity=False,
         metavar="DIR",
@@ -260,12 +280,14 @@ class TrainRM(Planned, Training):
     data: str = option(help="Preference rows.", panel=DATA, input="file")
     eval_data: str | None = option(None, "Held-out preference rows.", EVAL, input="file")
     validation: float = option(
-        0.1, "Share of the prompts that is held out.", EVAL, above=0, at_most=0.5, when=not_given("eval_data")
+        0.1, "Share of the prompts to hold out for validation.", EVAL, above=0, at_most=0.5, when=not_given("eval_data")
     )
     select: str = option(
         "best", "Keep the weights with the best validation accuracy, or the last.", EVAL, choices=("best", "last")
     )
-    use_margins: bool = option(False, "Require each row's `margin` between the rewards of its pair.", LOSS)
+    use_margins: bool = option(
+        False, "Use each row's `margin` in the loss: -log sigmoid(r_chosen - r_rejected - margin).", LOSS
+    )
     normalize: str = option(
         "shift",
         "Normalise rewards over the reference's completions: mean 0, with shift-scale also standard deviation 1.",

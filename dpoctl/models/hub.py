@@ -81,7 +81,7 @@ def resolve(path: str, revision: str | None = None, *, with_code: bool = False, 
     except (OSError, ValueError) as e:  # the hub's errors are OSErrors (no network, no such repository) or ValueErrors
         at = f" at revision {revision}" if revision else ""
         near = _nearest(Path(path).expanduser())
-        hint = "check the spelling, HF_TOKEN, and the connection to the hub"
+        hint = "check the spelling, the network, and HF_TOKEN if the repository is private or gated"
         hint += f"; {near} is a local directory" if near else ""
         raise InputError(f"{path}: no such directory, and not found on the Hub{at} ({_reason(e)})", hint) from e
     return folder

@@ -176,7 +176,7 @@ def _check_place(request: Request) -> None:
     if is_row_file(path) and path.is_dir():
         raise InputError(f"{path}: is a directory", hint="a row output is a .jsonl file")
     if stage in ROW_STAGES and not is_row_file(path):
-        raise InputError(f"{path}: {stage} writes rows", hint=f"name it {path.name}.jsonl")
+        raise InputError(f"{path}: {stage} writes JSONL", hint=f"name it {path.name}.jsonl")
     if stage not in ROW_STAGES and is_row_file(path):
         raise InputError(f"{path}: {stage} writes a directory", hint=f"--out {path.name.split('.')[0]}")
     if any(Path(p).resolve() == path.resolve() for _, _, p in request.inputs):

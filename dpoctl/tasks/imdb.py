@@ -26,7 +26,7 @@ def prepare(config: Prepare) -> Prepared:
     reviews = load_reviews(config.source, config.limit, config.revision)
     log.say(f"{config.source or HUB_ID}: {len(reviews)} reviews")
     if config.tokenizer is None:
-        raise InputError("--tokenizer is required: prompts are prefixes of its tokens")
+        raise InputError("--tokenizer is required: prompt lengths are counted in its tokens")
     return Prepared(prompt_files(config, reviews, load_tokenizer(config.tokenizer)))
 
 
