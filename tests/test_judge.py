@@ -56,7 +56,7 @@ def test_a_permanent_error_is_not_retried(tmp_path, status):
         assert (
             time.monotonic() - start < 20
             and server.requests <= 8
-            and f"status {status}" in err
+            and f"refuses the request: {status} " in err
             and err.count("error:") == 1
         )
     assert not (tmp_path / "j.jsonl").exists()
