@@ -14,11 +14,13 @@ from .shared import (
     GEN,
     RUN,
     SIEBERT,
+    ChatTemplates,
     Common,
     ModelOptions,
     OnDevice,
     Seeded,
     Tabular,
+    Templates,
     WithScorer,
     names_models,
 )
@@ -65,6 +67,18 @@ class Rows:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prompted:
+    """A command that samples from prompts."""
+
+    max_prompt_length: int | None = option(
+        None,
+        "Longest prompt in tokens, examples included; longer ones are truncated from the left (default: the context).",
+        DATA,
+        at_least=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sharded:
     """A row output that several jobs, or the ranks of torchrun, can share; `dpoctl merge` joins the shards."""
 
@@ -88,7 +102,7 @@ class Sharded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakePrefs(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common):
+class MakePrefs(Sharded, Prompted, Rows, WithScorer, Generation, ChatTemplates, ModelOptions, Seeded, Common):
     model: str = option(help="Model that is sampled, usually the SFT model.", panel=DATA, input="model")
     prompts: str = option(help="Prompt rows.", panel=DATA, input="file")
     scorer: str = option(SIEBERT, "What scores the completions.", DATA, input="scorer")
@@ -118,7 +132,7 @@ class MakePrefs(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Com
     scorer_trust_remote_code={"panel": GEN},
 )
 @dataclass(frozen=True, kw_only=True)
-class Sample(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common):
+class Sample(Sharded, Prompted, Rows, WithScorer, Generation, ChatTemplates, ModelOptions, Seeded, Common):
     model: str = option(help="Model to sample from.", panel=DATA, input="model")
     prompts: str = option(help="Prompt rows.", panel=DATA, input="file")
     temperature: tuple[float, ...] = option(  # type: ignore[assignment]  # one in the other commands
@@ -137,9 +151,6 @@ class Sample(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common
     )
     scorer: str | None = option(None, "What --best-of selects by.", GEN, input="scorer")
     stop: tuple[str, ...] = option((), "Text that ends a completion; may be given several times.", GEN)
-    max_prompt_length: int | None = option(
-        None, "Longest prompt in tokens, examples included; longer ones are truncated from the left.", DATA, at_least=1
-    )
     limit: int | None = option(None, "Use only the first N prompts.", DATA, at_least=1)
 
     def check_best_of(self) -> Iterator[str]:
@@ -156,7 +167,7 @@ class Sample(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score(Sharded, Rows, WithScorer, OnDevice, Common):
+class Score(Sharded, Rows, WithScorer, Templates, OnDevice, Common):
     data: str = option(help="Rows with text: completions or texts.", panel=DATA, input="file")
     scorer: str = option(help="What scores the rows.", panel=DATA, input="scorer")
 
@@ -164,6 +175,7 @@ class Score(Sharded, Rows, WithScorer, OnDevice, Common):
 @amended(
     **generation_when(given("model")),
     seed={"when": all_of(given("model"), RANDOM)},
+    max_prompt_length={"when": given("model")},
     scorer_trust_remote_code={
         "when": replace(
             any_of(names_models("scorer"), names_models("selection_scorer")),
@@ -175,7 +187,7 @@ class Score(Sharded, Rows, WithScorer, OnDevice, Common):
     trust_remote_code={"when": any_of(given("model"), given("ref"), given("lm"))},
 )
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Tabular, Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common):
+class Evaluate(Tabular, Sharded, Prompted, Rows, WithScorer, Generation, ChatTemplates, ModelOptions, Seeded, Common):
     model: tuple[str, ...] = option((), "Model to evaluate; may be given several times.", DATA, input="model")
     completions: tuple[str, ...] = option(
         (), "Completions file to evaluate instead of a model (no KL); may be given several times.", DATA, input="file"

@@ -15,12 +15,16 @@ from .schema import check_of
 
 @dataclass(frozen=True)
 class Rows:
-    """A file's checked rows, the 1-based line of each, and the number of rows skipped by reason."""
+    """A file's checked rows, the 1-based line of each, and the number of rows skipped by reason.
+
+    `skip_bad` says whether rows that prove invalid later are skipped too.
+    """
 
     path: str
     rows: list[dict]
     lines: list[int]
     skipped: dict[str, int]
+    skip_bad: bool = False
 
 
 def load_rows(path: str | PathLike, kind: str, *, skip_bad: bool = False, limit: int | None = None) -> Rows:
@@ -35,7 +39,7 @@ def load_rows(path: str | PathLike, kind: str, *, skip_bad: bool = False, limit:
     skipped: Counter[str] = Counter()
     pairs = list(stream_rows(path, kind, skip_bad=skip_bad, limit=limit, skipped=skipped))
     warn_of_skipped(path, len(pairs), skipped)
-    return Rows(str(path), [row for _, row in pairs], [line for line, _ in pairs], dict(skipped))
+    return Rows(str(path), [row for _, row in pairs], [line for line, _ in pairs], dict(skipped), skip_bad)
 
 
 def stream_rows(

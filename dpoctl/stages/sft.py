@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from ..config.training import SFT
+from ..data.encode import Limits
 from ..models.logprobs import Sequences, response_token_logps
 from ..outputs.claims import Output
 from ..training import fine_tuning, loop, setup
@@ -18,8 +19,8 @@ def run(config: SFT, output: Output) -> None:
 
 def plan(config: SFT) -> dict:
     """What --dry-run prints."""
-    tokenizer = setup.load_tokenizer(config)
-    examples, _ = fine_tuning.encode(config, config.data, tokenizer, config.max_length, config.max_prompt_length)
+    codec = setup.codec_of(config)
+    examples, _ = fine_tuning.encode(config, config.data, codec, Limits(config.max_length, config.max_prompt_length))
     stream = fine_tuning.stream_of(config, len(examples))
 
     def micros(step: int) -> list[Sequences]:

@@ -10,7 +10,6 @@ from .. import log
 from ..config.training import TrainDPO
 from ..data.encode import PairData, encode_pairs
 from ..data.readers import load_rows
-from ..data.tokens import fingerprint
 from ..errors import NumericalError
 from ..models.hub import resolve
 from ..models.load import require_same_tokenizer
@@ -59,6 +58,7 @@ class DPO(PairTask):
         given = {name: getattr(config, name) for name in self.objective.options}
         self.loss_options = {name: value for name, value in given.items() if value is not None}
         self.data = self._encode(config.data)
+        self.trains_chats = self.data.counts["chats"] > 0
         held_out = self._encode(config.eval_data) if config.eval_data else None
         self.train_set = self._with_reference(self.data)
         self.stream = pairs.pair_stream(self.data, config, config.shuffle)
@@ -73,8 +73,7 @@ class DPO(PairTask):
 
     def _encode(self, path: str) -> PairData:
         rows = load_rows(path, "preferences", skip_bad=self.config.skip_bad_rows)
-        max_length, max_prompt = setup.lengths(self.config, self.model)
-        data = encode_pairs(rows, self.tokenizer, max_length=max_length, max_prompt_length=max_prompt)
+        data = encode_pairs(rows, self.codec, setup.lengths(self.config, self.model))
         size = f"{len(data.pairs)} pairs over {len(data.completions)} completions of {len(data.prompts)} prompts"
         log.say(f"{path}: {size}")
         for name, what in (
@@ -93,7 +92,7 @@ class DPO(PairTask):
             return Dataset(data, sequences, torch.zeros(len(sequences)))
         key = {
             "weights": sha256_path(resolve(*config.reference)),
-            "tokenizer": fingerprint(self.tokenizer),
+            "tokenizer": self.codec.fingerprint,
             "dtype": str(self.compute.dtype),
             "device": self.compute.device.type,
             "format": 1,
@@ -104,7 +103,8 @@ class DPO(PairTask):
     def _load_reference(self) -> Any:
         if self.ref == self.config.model:
             return self.model  # not trained yet: the same weights
-        reference, tokenizer = setup.open_model(self.config, self.compute.device, *self.config.reference)
+        config = self.config
+        reference, tokenizer, _ = setup.open_model(config, self.compute.device, *config.reference, templates=self.templates)
         require_same_tokenizer(self.tokenizer, tokenizer, self.config.model, self.ref)
         setup.shard_model(self.config, reference, self.compute)
         return reference

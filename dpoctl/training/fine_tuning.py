@@ -1,6 +1,6 @@
 """Supervised fine-tuning: next-token loss on texts, on completions, or on one side of preferences (Preferred-FT)."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,7 +8,8 @@ from torch import Tensor
 from .. import log
 from ..config.training import SFT
 from ..data.batching import Stream, pack, share, shuffled
-from ..data.encode import Example, encode_examples
+from ..data.codec import Codec
+from ..data.encode import Example, Limits, encode_examples
 from ..data.readers import load_rows
 from ..models.logprobs import response_token_logps
 from ..outputs.claims import Output
@@ -34,7 +35,8 @@ class FineTuning(BatchTask):
 
     def __init__(self, config: SFT, output: Output):
         super().__init__(config, output)
-        self.examples, counts = encode(config, config.data, self.tokenizer, *setup.lengths(config, self.model))
+        self.examples, counts = encode(config, config.data, self.codec, setup.lengths(config, self.model))
+        self.trains_chats = counts["chats"] > 0
         self.held_out = self._encode_held_out()
         self.has_held_out = bool(self.held_out)
         self.stream = stream_of(config, len(self.examples))
@@ -50,16 +52,22 @@ class FineTuning(BatchTask):
         config = self.config
         if not config.eval_data:
             return []
-        return encode(config, config.eval_data, self.tokenizer, *setup.lengths(config, self.model))[0]
+        return encode(config, config.eval_data, self.codec, setup.lengths(config, self.model))[0]
 
     def micro_batches(self, step: int) -> list[Micro]:
         batch = [self.examples[i] for i in self.stream.batch(step)]
-        total = sum(len(e.ids) - e.start for e in batch)
+        total = sum(e.trained for e in batch)
         return [Micro(group, total) for group in share_and_pack(batch, self.config.tokens_per_batch)]
 
     def loss(self, micro: Micro) -> tuple[Tensor, Sums]:
-        logps, _ = response_token_logps(self.model, [(e.ids, e.start) for e in micro.examples])
-        return -logps.sum() / micro.batch_tokens, {}
+        return -self._trained_logps(micro.examples).sum() / micro.batch_tokens, {}
+
+    def _trained_logps(self, examples: list[Example]) -> Tensor:
+        """The log-probs of all trained tokens, one example after the other."""
+        logps, _ = response_token_logps(self.model, [(e.ids, e.start) for e in examples])
+        if not any(e.gaps for e in examples):
+            return logps
+        return logps[torch.tensor([kept for e in examples for kept in e.mask], device=logps.device)]
 
     def dummy_loss(self) -> Tensor:
         return response_token_logps(self.model, [([0, 0], 1)])[0].sum()
@@ -77,7 +85,7 @@ class FineTuning(BatchTask):
         groups = share_and_pack(self.held_out, self.config.tokens_per_batch)
         with self.compute.autocast():
             for group in fsdp.in_lockstep(self.model, groups, self.dummy_loss):
-                logps, _ = response_token_logps(self.model, [(e.ids, e.start) for e in group])
+                logps = self._trained_logps(group)
                 meter.add("loss", -logps.double().sum().item(), float(len(logps)))
         return meter.take()
 
@@ -102,19 +110,17 @@ def share_and_pack(examples: list[Example], tokens: int, world: int | None = Non
     return pack(share(examples, length, rank, size), length, length, tokens)
 
 
-def encode(
-    config: SFT, path: str, tokenizer: Any, max_length: int, max_prompt_length: int
-) -> tuple[list[Example], dict[str, int]]:
+def encode(config: SFT, path: str, codec: Codec, limits: Limits) -> tuple[list[Example], dict[str, int]]:
     """(examples, counts) of the rows of a file. Raises InputError as load_rows and encode_examples do."""
     examples, counts = encode_examples(
         load_rows(path, "preferences" if config.field else "text", skip_bad=config.skip_bad_rows),
-        tokenizer,
-        max_length=max_length,
-        max_prompt_length=max_prompt_length,
+        codec,
+        limits,
         field=config.field,
+        turns=config.answers,
         overlong=config.overlong,
     )
     tokens = sum(len(e.ids) for e in examples)
     cut = f", {counts['truncated']} truncated" if counts["truncated"] else ""
-    log.say(f"{path}: {len(examples)} rows, {tokens} tokens{cut}")
+    log.say(f"{path}: {len(examples)} examples, {tokens} tokens, {counts['trained_tokens']} of them trained on{cut}")
     return examples, counts
