@@ -103,8 +103,7 @@ class DPO(PairTask):
     def _load_reference(self) -> Any:
         if self.ref == self.config.model:
             return self.model  # not trained yet: the same weights
-        config = self.config
-        reference, tokenizer, _ = setup.open_model(config, self.compute.device, *config.reference, templates=self.templates)
+        reference, tokenizer, _ = self.open_model(*self.config.reference)
         require_same_tokenizer(self.tokenizer, tokenizer, self.config.model, self.ref)
         setup.shard_model(self.config, reference, self.compute)
         return reference

@@ -8,7 +8,6 @@ from ..inference.completions import prompt_set
 from ..inference.policy_evaluation import PolicyEvaluation
 from ..inference.scorers import Scorer, load_scorer, scorer_options
 from ..models.load import Loaded, context_length
-from . import setup
 
 if TYPE_CHECKING:
     from .task import Task
@@ -26,7 +25,7 @@ class FrontierEvaluation:
     def __init__(self, task: "Task", method: str, trained_on: set[tuple[int, ...]]):
         config = self.config = task.config
         self.policy = Loaded(task.policy, task.tokenizer, task.codec)
-        self.compute, self.templates = task.compute, task.templates
+        self.compute, self.templates, self.open_model = task.compute, task.templates, task.open_model
         self.method = method
         self.learned: Scorer | None = None  # the reward that is trained on; its mean is reported next to --scorer's
         rows = load_rows(config.eval_prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.eval_limit)
@@ -39,7 +38,7 @@ class FrontierEvaluation:
     def measure(self, step: int) -> tuple[dict[str, Any], list[dict]]:
         """(a row for eval.jsonl, the completions with scores that it rests on) of the policy after update `step`."""
         config = self.config
-        reference = setup.open_model(config, self.compute.device, *config.reference, templates=self.templates).model
+        reference = self.open_model(*config.reference).model
         with self.compute.autocast():
             metrics, completions = PolicyEvaluation(self.scorer, config, config.seed).measure(
                 self.policy, reference, self.prompts

@@ -94,9 +94,8 @@ class PPO(Task):
         """(reference, context in which it is the reference): with adapters on --model, that model without them."""
         if self.adapters and self.ref == self.config.model:
             return self.policy, self.adapters.disable_adapter
-        config = self.config
-        reference, tokenizer, _ = setup.open_model(config, self.compute.device, *config.reference, templates=self.templates)
-        require_same_tokenizer(self.tokenizer, tokenizer, config.model, self.ref)
+        reference, tokenizer, _ = self.open_model(*self.config.reference)
+        require_same_tokenizer(self.tokenizer, tokenizer, self.config.model, self.ref)
         return reference, nullcontext
 
     def _value_start(self) -> Any:

@@ -63,8 +63,11 @@ class Task(ABC):
 
     def load_model(self) -> Loaded:
         """The model to train, of --model."""
-        config = self.config
-        return setup.open_model(config, self.compute.device, config.model, config.revision, self.templates)
+        return self.open_model(self.config.model, self.config.revision)
+
+    def open_model(self, path: str, revision: str | None) -> Loaded:
+        """A causal language model on this run's device, such as the reference."""
+        return setup.open_model(self.config, self.compute.device, path, revision, self.templates)
 
     # --- an update
 
