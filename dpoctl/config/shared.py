@@ -102,6 +102,13 @@ class Templates:
         metavar="YYYY-MM-DD",
     )
 
+    rendered: str = option(
+        "refuse",
+        "A string that a chat template has rendered already: refuse it, or read its special tokens as text or tokens.",
+        DATA,
+        choices=("refuse", "text", "tokens"),
+    )
+
     def check_chat_template_kwargs(self) -> Iterator[str]:
         try:
             found = json.loads(self.chat_template_kwargs or "{}")

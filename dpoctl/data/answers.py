@@ -76,14 +76,17 @@ def answer_of(rows: Rows, i: int, name: str) -> Answer:
     return Answer(i, prompt_of(row), row[name], row.get(finish) != "length", name)
 
 
-def encode_answers(rows: Rows, codec: Codec, answers: list[Answer]) -> Encoded:
+def encode_answers(
+    rows: Rows, codec: Codec, answers: list[Answer], refused: dict[int, Refusal] | None = None
+) -> Encoded:
     """The ids of answers, the end token included where an answer is finished.
 
     Ids stored in a row are used where they are this tokenizer's and were made for the row's texts. A chat that the
-    template refuses is an error, naming file and line; where invalid rows are skipped, it is counted with them.
+    template refuses is an error, naming file and line; where invalid rows are skipped, it is counted with them, and so
+    are the rows already `refused`.
     """
     edited = _take_stored(rows, codec, answers)
-    refused: dict[int, Refusal] = {}
+    refused = dict(refused or {})
     prompts = _encode_prompts(codec, answers, refused)
     found = Encoded(prompts, _encode_completions(codec, answers, prompts, refused), refused, edited)
     _settle_refused(rows, found)

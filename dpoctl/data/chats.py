@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 Text = str | list[dict]  # plain text, or chat messages {"role", "content"}
 
-_ANSWER = "zqxj"  # an answer that no template writes on its own
+_PROBE = "zqxj"  # a text that no template writes on its own
 _TAG = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")
 
 
@@ -33,12 +34,14 @@ class Refusal(InputError):
 class TemplateOptions:
     """How chat templates are applied.
 
-    `arguments` are passed to each template. `template` replaces the tokenizer's. `today` is asked for the date that a
-    template writes, and not called for others.
+    `arguments` are passed to each template. `template` replaces the tokenizer's. `rendered`: what to do with a string
+    that the template has rendered already: "refuse" it, read its special tokens as characters of the "text", or as the
+    "tokens" that they spell. `today` is asked for the date, by templates that write it.
     """
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
     template: str | None = None
+    rendered: str = "refuse"
     today: Callable[[], datetime.date] = datetime.date.today
 
 
@@ -135,15 +138,34 @@ class ChatTemplate:
         assert not isinstance(prompt.text, str)
         return self._render(prompt, prompt.text)
 
-    def end_text(self) -> str:
+    @cached_property
+    def after_answer(self) -> str:
         """What the template writes after an answer; empty where there is no template or it refuses two messages."""
+        return self._after([{"role": "user", "content": "hello"}, {"role": "assistant", "content": _PROBE}], False)
+
+    @cached_property
+    def after_question(self) -> str:
+        """What the template writes between a question and its answer; empty as above."""
+        return self._after([{"role": "user", "content": _PROBE}], True)
+
+    def _after(self, messages: list[dict], generation_prompt: bool) -> str:
         if self.tokenizer.chat_template is None:
             return ""
-        messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": _ANSWER}]
         try:
-            return self._render(Prompt(messages), messages).rpartition(_ANSWER)[2]
+            text = self._render(Prompt(messages), messages, generation_prompt=generation_prompt)
         except InputError:
             return ""
+        return text.rpartition(_PROBE)[2]
+
+    def has_rendered(self, text: str, *, answered: bool = False) -> bool:
+        """Whether a string is a prompt (or a whole dialogue) that the template, or one like it, has rendered."""
+        turn = self.after_question.strip()
+        if not turn or not self.vocabulary.spells_special(turn):
+            return False
+        if answered:
+            end = self.after_answer.strip()
+            return bool(end) and turn in text and text.rstrip().endswith(end)
+        return text.rstrip().endswith(turn)
 
     @staticmethod
     def _messages(completion: Text) -> list[dict]:

@@ -37,7 +37,8 @@ class Codec:
     ):
         self.tokenizer, self.model_ends = tokenizer, frozenset(model_ends)
         self.vocabulary = Vocabulary(tokenizer)
-        self.template = ChatTemplate(self.vocabulary, options or TemplateOptions())
+        self.options = options or TemplateOptions()
+        self.template = ChatTemplate(self.vocabulary, self.options)
         self.text_end: int | None = tokenizer.eos_token_id
 
     @cached_property
@@ -48,7 +49,7 @@ class Codec:
     @cached_property
     def chat_end(self) -> int | None:
         """The first special token that the template writes after an answer; the EOS where it writes none."""
-        written = self.vocabulary.tokens([self.template.end_text()])[0]
+        written = self.vocabulary.tokens([self.template.after_answer])[0]
         special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.content.strip()}
         return next((id for id in written if id in special | {self.text_end}), self.text_end)
 
@@ -59,15 +60,31 @@ class Codec:
 
     def end_of(self, prompt: Prompt) -> int:
         """The id that ends a completion of a prompt. Raises InputError where the tokenizer has none."""
-        end = self.chat_end if prompt.is_chat else self.text_end
+        end = self.chat_end if self._ends_as_chat(prompt) else self.text_end
         if end is None:
             raise InputError("the tokenizer has no end-of-sequence token", "set eos_token in tokenizer_config.json")
         return end
 
     def stops_of(self, prompt: Prompt) -> frozenset[int]:
         """The ids at which sampling from a prompt stops."""
-        ends = {self.text_end, self.chat_end} if prompt.is_chat else {self.text_end}
+        ends = {self.text_end, self.chat_end} if self._ends_as_chat(prompt) else {self.text_end}
         return self.model_ends | {end for end in ends if end is not None}
+
+    def _ends_as_chat(self, prompt: Prompt) -> bool:
+        return prompt.is_chat or (self._reads_markup and self.template.has_rendered(str(prompt.text)))
+
+    @property
+    def _reads_markup(self) -> bool:
+        return self.options.rendered == "tokens"
+
+    def _plain(self, text: str, *, answered: bool = False) -> str:
+        """A string for the tokenizer. Raises Refusal for one that the chat template has rendered already."""
+        if self.options.rendered == "refuse" and self.template.has_rendered(text, answered=answered):
+            raise Refusal(
+                "the text is already rendered with the chat template",
+                "give messages; or --rendered tokens reads its special tokens, --rendered text keeps their characters",
+            )
+        return text if self._reads_markup else self.vocabulary.as_text(text)
 
     def describe_ends(self) -> str:
         """In words: how completions end."""
@@ -120,18 +137,24 @@ class Codec:
             results[i] = ids
         return [self._ended(*row) for row in zip(prompts, results, parts, strict=True)]
 
-    def encode_texts(self, texts: Sequence[str], finished: Sequence[bool]) -> list[list[int]]:
+    def encode_texts(
+        self, texts: Sequence[str], finished: Sequence[bool], refuse: Refuse | None = None
+    ) -> list[list[int]]:
         """Ids of whole texts: a BOS iff the tokenizer adds one, and an EOS iff `finished` or the text ends in it."""
-        heads, bodies, ended = [], [], []
-        for text, ends in zip(texts, finished, strict=True):
-            head, body = self.vocabulary.open(text)
-            body, closed = self.vocabulary.close(body)
-            heads.append(head)
-            bodies.append(self.vocabulary.as_text(body))
-            ended.append(ends or closed)
-        end = [self.end_of(Prompt(""))] if any(ended) else []
-        rows = zip(heads, self.vocabulary.tokens(bodies), ended, strict=True)
-        return [head + ids + end if ends else head + ids for head, ids, ends in rows]
+        rows = enumerate(zip(texts, finished, strict=True))
+        parts = [_attempt(refuse, i, self._text_parts, *row) or _NOTHING for i, row in rows]
+        ids = self.vocabulary.tokens([part.last for part in parts])
+        return [self._closed_text(part, part.head + rest) for part, rest in zip(parts, ids, strict=True)]
+
+    def _text_parts(self, text: str, finished: bool) -> "_Parts":
+        head, body = self.vocabulary.open(text)
+        body, closed = self.vocabulary.close(body)
+        return _Parts(head, "", "", self._plain(body, answered=True), finished or closed)
+
+    def _closed_text(self, part: "_Parts", ids: list[int]) -> list[int]:
+        if not part.ended or (self._reads_markup and ids[-1:] and ids[-1] in self.stops_of(Prompt([]))):
+            return ids
+        return [*ids, self.end_of(Prompt(""))]
 
     def with_end(self, prompt: Prompt, ids: list[int], finished: bool) -> list[int]:
         """Stored ids of a completion; one that is finished without an end token (at a stop string) gets it."""
@@ -152,7 +175,7 @@ class Codec:
         """(the ids before a prompt, its text)."""
         if isinstance(prompt.text, str):
             head, text = self.vocabulary.open(prompt.text)
-            return head, self.vocabulary.as_text(text)
+            return head, self._plain(text)
         return [], self.template.prompt_text(prompt)
 
     def _parts(self, prompt: Prompt, completion: Text, finished: bool) -> "_Parts":
@@ -161,7 +184,7 @@ class Codec:
         if prompt.is_chat:
             earlier, last = self.template.answer_text(prompt, completion, before, finished=finished or closed)
         elif isinstance(completion, str):
-            earlier, last = "", self.vocabulary.as_text(completion)
+            earlier, last = "", completion if self._reads_markup else self.vocabulary.as_text(completion)
         else:
             raise Refusal("the completion is a list of messages, but the prompt is a string")
         return _Parts(head, before, earlier, last, finished or closed)

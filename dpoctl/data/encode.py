@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ..errors import InputError
 from ..log import warn
 from .answers import Answer, Encoded, answer_of, answers_of, encode_answers, place_of
-from .chats import Prompt, Text, prompt_of
+from .chats import Prompt, Refusal, Text, prompt_of
 from .codec import Codec
 from .readers import Rows
 from .schema import shape_of
@@ -118,12 +118,16 @@ def encode_examples(
 
     texts = [i for i, row in enumerate(rows.rows) if field is None and shape_of(row) == "text"]
     finished = [rows.rows[i].get("finish") != "length" for i in texts]
-    for i, ids in zip(texts, codec.encode_texts([rows.rows[i]["text"] for i in texts], finished), strict=True):
-        examples[i] = _windows(ids, limits.length, overlong, counts)
+    refused: dict[int, Refusal] = {}
+    encoded_texts = codec.encode_texts(
+        [rows.rows[i]["text"] for i in texts], finished, lambda n, error: refused.update({texts[n]: error})
+    )
+    for i, ids in zip(texts, encoded_texts, strict=True):
+        examples[i] = [] if i in refused else _windows(ids, limits.length, overlong, counts)
 
     others = sorted(set(range(len(rows.rows))) - set(texts))
     answers = [answer for i in others for answer in answers_of(rows, i, field, turns)]
-    encoded = encode_answers(rows, codec, answers)
+    encoded = encode_answers(rows, codec, answers, refused)
     counts |= {"refused": len(encoded.refused), "ids_not_used": encoded.edited} | rows.skipped
     for turns_of in _turns(answers, encoded):
         answer = turns_of.answer

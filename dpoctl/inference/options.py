@@ -61,6 +61,9 @@ class TemplateArguments(Protocol):
     @property
     def template_date(self) -> str | None: ...
 
+    @property
+    def rendered(self) -> str: ...
+
 
 def template_options(options: TemplateArguments, output: Output | None = None) -> TemplateOptions:
     """How a command's options say to apply chat templates; `output` keeps the date of its start."""
@@ -75,6 +78,7 @@ def template_options(options: TemplateArguments, output: Output | None = None) -
     return TemplateOptions(
         json.loads(options.chat_template_kwargs or "{}"),
         Path(template).expanduser().read_text(encoding="utf-8") if template else None,
+        options.rendered,
         today,
     )
 
