@@ -320,6 +320,7 @@ def test_what_a_preset_sets_is_not_refused():
         ("sft:\n  [lr]\n", ":2: section sft is a mapping of options"),
         ("sft:\n  lr: [1\n", "not YAML"),
         ("train-ppo:\n  preset: [paper]\n", ":2: train-ppo.preset: expected a text, got"),
+        ("sft:\n  lr: true\n", ":2: sft.lr: expected a number, got true"),
     ],
 )
 def test_a_recipe_that_cannot_be_read_is_refused_with_its_line(tmp_path, text, said):

@@ -282,6 +282,10 @@ def test_the_notation(tmp_path):
         "implicit:only-one": "write implicit:POLICY,REFERENCE",
         "python:scorer.py": "write python:FILE.py:FUNCTION",
         "@prob": "no model named",
+        "implict:a,b": "did you mean implicit:a,b\\?",
+        "Implicit:a,b": "did you mean implicit:a,b\\?",
+        "pyton:f.py:g": "did you mean python:f.py:g\\?",
+        "f.py:g": "did you mean python:f.py:g\\?",
     }.items():
         with pytest.raises(InputError, match=message):
             parse_scorer(spec)

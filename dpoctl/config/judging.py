@@ -33,7 +33,7 @@ _ASKED = one_of("backend", "openai", "human")  # a scorer is not asked a questio
     shard={"when": _NOT_PEOPLE},
     rank_timeout={"when": all_of(_NOT_PEOPLE, not_given("shard"))},
     seed={"when": any_of(_ASKED, one_of("order", "random"), given("compare"))},
-    json={"when": not_given("form")},
+    json={"when": any_of(not_given("form"), given("dry_run"))},
 )
 @dataclass(frozen=True, kw_only=True)
 class Judge(Tabular, Sharded, Rows, WithScorer, OnDevice, Seeded, Common):

@@ -54,6 +54,8 @@ def parse_scorer(text: str) -> ScorerSpec:
         if not (file and colon and function.isidentifier()):
             raise InputError(f"scorer {text!r}: expected a file and a function", hint="write python:FILE.py:FUNCTION")
         return ScorerSpec("python", (file, function))
+    if colon and not Path(text).expanduser().exists():  # a hub id has no colon
+        _refuse_prefix(text, kind)
     path, at, score_type = text.rpartition("@")
     if not at or Path(text).expanduser().is_dir():  # a directory's name may contain an @
         path, score_type = text, ""
@@ -64,3 +66,15 @@ def parse_scorer(text: str) -> ScorerSpec:
     if not path:
         raise InputError(f"scorer {text!r}: no model named", hint="a directory or hub id of a sequence classifier")
     return ScorerSpec("model", (path,), score_type or None)
+
+
+def _refuse_prefix(text: str, prefix: str) -> None:
+    """Raise InputError for a SCORER that looks like a mistyped `implicit:` or `python:`, or lacks the latter."""
+    rest = text[len(prefix) :]
+    if prefix.endswith(".py"):
+        near = f"python:{text}"
+    elif known := closest(prefix.lower(), ("implicit", "python")):
+        near = f"{known}{rest}"
+    else:
+        return
+    raise InputError(f"scorer {text!r}: neither a model nor implicit:... or python:...", hint=f"did you mean {near}?")

@@ -1,4 +1,4 @@
-"""A row command's running counts, which add up over batches and shards, and the manifest's metrics made from them."""
+"""Running counts of a command that writes rows: they add up over batches and shards, and give the manifest's metrics."""
 
 from collections.abc import Callable
 from typing import Any
