@@ -98,9 +98,7 @@ def test_resolve_leaves_directories_alone_and_names_what_is_missing(good, monkey
         resolve("./polcy")
     with pytest.raises(InputError, match="clasifier: no such model directory\nhint: .*classifier"):
         resolve(str(good / "clasifier"))
-    with pytest.raises(
-        InputError, match="polcy: no such directory; not in the Hub.*\nhint: did you mean policy\?.*HF_HUB_OFFLINE"
-    ):
+    with pytest.raises(InputError, match=r"polcy: no such directory; .*Hub.*\nhint: did you mean policy\? Otherwise "):
         resolve("polcy")  # could be a hub id: said to be neither
     with pytest.raises(InputError, match="policy/config.json: is a file"):
         resolve("policy/config.json")

@@ -1,4 +1,4 @@
-"""Running counts of a command that writes rows: they add up over batches and shards, and give the manifest's metrics."""
+"""Running counts of a command that writes rows: summed over batches and shards, they give the manifest's metrics."""
 
 from collections.abc import Callable
 from typing import Any
