@@ -61,7 +61,7 @@ class Seeded:
 class Tabular:
     """A command that ends in a table on stdout."""
 
-    json: bool = option(False, "Print one JSON object on stdout instead of the table.", RUN, identity=False)
+    json: bool = option(False, "Print one JSON object on stdout instead of the table or plan.", RUN, identity=False)
 
 
 @dataclass(frozen=True, kw_only=True)
