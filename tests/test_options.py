@@ -185,6 +185,12 @@ EVALUATE = "evaluate --out o.jsonl"
         (EVALUATE, "--n 4 --completions c", "without --model", "--n 4 --model m --ref r --prompts p"),
         (EVALUATE, "--optimum --model m --ref r --prompts p", "without --completions", "--optimum --completions c"),
         (JUDGE, "--prompt-noun x --backend scorer --scorer s", "with --backend scorer", "--prompt-noun x --model m"),
+        (
+            f"{JUDGE} --model m",
+            f"--prompt-noun x --criterion {__file__}",
+            "with a file as --criterion",
+            "--prompt-noun x --criterion sentiment",
+        ),
         (f"{JUDGE} --backend human", "--compare c --form f", "with --form", "--compare c --answers a"),
         (
             JUDGE,

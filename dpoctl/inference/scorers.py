@@ -34,8 +34,8 @@ class ScorerOptions:
     """How a scorer is opened. `revision` (see `model_revisions`) and `trust_remote_code` concern models on the Hub.
 
     `text`: `joined` scores prompt and completion joined, `completion` the completion alone (classifiers and reward
-    models only). `score_type`: a classifier's, where the notation leaves it open. `tokens_per_batch`: at most so many
-    tokens per forward pass, padding counted.
+    models only). `score_type`: a classifier's, where the notation leaves it open. `tokens_per_batch`: the most
+    tokens in one forward pass, padding counted.
     """
 
     device: str | torch.device = "cpu"
