@@ -41,6 +41,21 @@ class ScorerSpec:
         return self.parts[1] if self.kind == "python" else f"@{self.score_type}" if self.score_type else ""
 
 
+def model_revisions(spec: ScorerSpec, revision: str | None) -> tuple[str | None, ...]:
+    """The revision of each of a SCORER's paths, from the value of its --...-revision option.
+
+    An implicit reward takes one for both of its models, or POLICY_REVISION,REFERENCE_REVISION. Raises InputError where
+    one of the two is empty, and for more than two.
+    """
+    if revision is None or spec.kind != "implicit" or "," not in revision:
+        return (revision,) * len(spec.paths)
+    revisions = tuple(part.strip() for part in revision.split(","))
+    if len(revisions) != 2 or not all(revisions):
+        hint = "write one for both models, or POLICY_REVISION,REFERENCE_REVISION"
+        raise InputError(f"revision {revision!r} of an implicit scorer: expected one or two", hint)
+    return revisions
+
+
 def parse_scorer(text: str) -> ScorerSpec:
     """Parse the notation. Raises InputError where it is malformed or names an unknown score type."""
     kind, colon, rest = text.partition(":")
