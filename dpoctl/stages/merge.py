@@ -44,7 +44,9 @@ def run(config: Merge, output: Output) -> None:
 
 def with_base(config: Merge) -> Merge:
     """The config with --base, by default the model that the adapter names. Raises InputError where it names none."""
-    return config if config.base else replace(config, base=base_of(config.inputs[0]))
+    if config.base and Path(config.inputs[0]).expanduser().is_dir():
+        return config
+    return replace(config, base=base_of(config.inputs[0]))
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

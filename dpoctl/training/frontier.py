@@ -8,6 +8,7 @@ from ..inference.completions import prompt_set
 from ..inference.policy_evaluation import PolicyEvaluation
 from ..inference.scorers import Scorer, load_scorer, scorer_options
 from ..models.load import Loaded, context_length
+from .options import FrontierOptions
 
 if TYPE_CHECKING:
     from .task import Task
@@ -22,8 +23,9 @@ class FrontierEvaluation:
     overlap is warned of, since the reward on prompts seen in training says little.
     """
 
-    def __init__(self, task: "Task", method: str, trained_on: set[tuple[int, ...]]):
-        config = self.config = task.config
+    def __init__(self, config: FrontierOptions, task: "Task", method: str, trained_on: set[tuple[int, ...]]):
+        assert config.eval_prompts is not None
+        self.config = config
         self.policy = Loaded(task.policy, task.tokenizer, task.codec)
         self.compute, self.templates, self.open_model = task.compute, task.templates, task.open_model
         self.method = method

@@ -20,9 +20,18 @@ from ..models.pretrained import silence_transformers
 from ..outputs.claims import Output
 from ..runtime import collectives, devices, fsdp, rendezvous
 from ..runtime.devices import Compute
+from .options import (
+    AdapterOptions,
+    CodecOptions,
+    ComputeOptions,
+    LengthOptions,
+    LoadingOptions,
+    LoraOptions,
+    ShardingOptions,
+)
 
 
-def open_training(config: Any, output: Output) -> Compute:
+def open_training(config: ComputeOptions, output: Output) -> Compute:
     """The device and precision of a training command.
 
     Under torchrun the ranks join here, and learn from rank 0 whether `output` is resumed.
@@ -38,14 +47,18 @@ def open_training(config: Any, output: Output) -> Compute:
 
 
 def open_model(
-    config: Any, device: torch.device, path: str, revision: str | None, templates: TemplateOptions
+    config: LoadingOptions, device: torch.device, path: str, revision: str | None, templates: TemplateOptions
 ) -> Loaded:
     """A causal language model with float32 weights, placed where `load` says."""
-    options = {"revision": revision, "trust_remote_code": config.trust_remote_code, "templates": templates}
+    options: dict[str, Any] = {
+        "revision": revision,
+        "trust_remote_code": config.trust_remote_code,
+        "templates": templates,
+    }
     return load(config, device, lambda place: load_policy(path, device=place, **options))
 
 
-def load(config: Any, device: torch.device, load_at: Callable[[str], Any]) -> Any:
+def load(config: ShardingOptions, device: torch.device, load_at: Callable[[str], Any]) -> Any:
     """`load_at(place)` at the device; a model to be sharded, in main memory on rank 0 and as shapes on the others.
 
     In that case rank 0's InputError is raised on every rank: only rank 0 has seen the weights.
@@ -65,11 +78,11 @@ def load(config: Any, device: torch.device, load_at: Callable[[str], Any]) -> An
     return found
 
 
-def _is_sharded_run(config: Any) -> bool:
-    return getattr(config, "parallel", "ddp") == "fsdp" and collectives.world_size() > 1
+def _is_sharded_run(config: ShardingOptions) -> bool:
+    return config.parallel == "fsdp" and collectives.world_size() > 1
 
 
-def shard_model(config: Any, model: Any, compute: Compute) -> None:
+def shard_model(config: ShardingOptions, model: Any, compute: Compute) -> None:
     """Shard a model with --parallel fsdp. Raises InputError as `fsdp.shard` and `blocks` do."""
     if not _is_sharded_run(config):
         return
@@ -82,7 +95,7 @@ def shard_model(config: Any, model: Any, compute: Compute) -> None:
     fsdp.shard(model, blocks(model), compute.device, compute.dtype)
 
 
-def adapt(config: Any, model: Any, task: str = "CAUSAL_LM") -> Any:
+def adapt(config: AdapterOptions, model: Any, task: str = "CAUSAL_LM") -> Any:
     """peft's wrapper of a model whose adapters are trained, and which saves them; None without --lora.
 
     Raises InputError as `lora.adapt` does, and for a model that is an adapter itself.
@@ -97,13 +110,14 @@ def adapt(config: Any, model: Any, task: str = "CAUSAL_LM") -> Any:
     return wrapper
 
 
-def add_lora(model: Any, config: Any, base: str, task: str | None) -> Any:
+def add_lora(model: Any, config: LoraOptions, base: str, task: str | None) -> Any:
     """peft's wrapper of `model` with the adapters of --lora; `base` is the model that the saved adapters name."""
+    assert config.lora is not None
     settings = lora.LoraSettings(config.lora, config.lora_alpha, config.lora_targets, config.seed)
     return lora.adapt(model, settings, base, task)
 
 
-def lengths(config: Any, model: Any) -> Limits:
+def lengths(config: LengthOptions, model: Any) -> Limits:
     """--max-length and --max-prompt-length within the model's context; says so where a shorter context lowers them."""
     context = context_length(model)
     if context is None or config.max_length <= context:
@@ -113,7 +127,7 @@ def lengths(config: Any, model: Any) -> Limits:
     return Limits(context, prompt)
 
 
-def codec_of(config: Any) -> Codec:
+def codec_of(config: CodecOptions) -> Codec:
     """How text becomes the token ids of --model, whose weights are not loaded."""
     return load_codec(
         config.model,

@@ -13,6 +13,7 @@ from ..models.load import Loaded
 from ..outputs.claims import Output
 from . import setup
 from .frontier import FrontierEvaluation
+from .options import TrainingOptions
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -32,12 +33,13 @@ class Task(ABC):
     without --eval-prompts); `next_command` is what the closing summary suggests.
     """
 
+    config: TrainingOptions  # a subclass reads more of its command's config
     unit = "examples"
     select = ""
     adapter_task = "CAUSAL_LM"
     next_command = ""
 
-    def __init__(self, config: Any, output: Output):
+    def __init__(self, config: TrainingOptions, output: Output):
         self.config, self.output = config, output
         self.compute = setup.open_training(config, output)
         self.templates = template_options(config, output)
