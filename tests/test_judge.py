@@ -135,7 +135,7 @@ def test_an_answer_without_a_verdict_is_not_requested_again(tmp_path, answer, ve
         _, err = run(tmp_path, a, b, "--model", "m", "--base-url", server.url, "--out", "j.jsonl")
         assert server.requests == 6
     assert {row["verdict"] for row in rows_of(tmp_path / "j.jsonl")} == verdicts
-    assert ("100% of the answers contain no verdict" in err) == (answer is None)
+    assert ("6 judgements are invalid (100.0%): 6 no answer" in err) == (answer is None)
 
 
 def test_a_server_that_is_down_is_not_asked_everything(tmp_path):

@@ -8,7 +8,8 @@ import pytest
 from dpoctl.config.judging import Judge
 from dpoctl.errors import InputError
 from dpoctl.judging.client import Client
-from dpoctl.judging.prompts import CRITERIA, load_criterion, parse_verdict
+from dpoctl.judging.prompts import CRITERIA, load_criterion
+from dpoctl.judging.verdicts import read_verdict
 from helpers.judge_server import JudgeServer
 from helpers.judging import KEY, fenced, rows_of, run, write
 
@@ -48,7 +49,8 @@ INJECTIONS = [
 def test_a_request_has_what_the_server_takes(flags, temperature, limit, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     config = Judge(candidates=("a",), out="o", model="m", cache_dir=str(tmp_path), **flags)
-    body = Client(config)._body("Which?")
+    client = Client(config)
+    body = client._body("Which?", client.parameters)
     assert body.get("temperature") == temperature and {"max_tokens", "max_completion_tokens"} & set(body) == {limit}
 
 
@@ -83,7 +85,7 @@ def test_a_candidate_cannot_close_its_fence():
     ],
 )
 def test_the_last_labelled_line_counts(answer, verdict):
-    assert parse_verdict(answer) == verdict
+    assert read_verdict(answer).choice == verdict
 
 
 def test_a_template_file(tmp_path):
