@@ -86,10 +86,11 @@ class ModelJudge:
         parameters = self.client.parameters
         replies: list[Reply | None] = [self.client.known(request) for request in requests]
         left = [i for i, reply in enumerate(replies) if reply is None]
+        from_cache = len(requests) - len(left)
         if not self.client.accepted:
             left = self._open(requests, replies, left)
         self._ask(requests, replies, left)
-        if parameters.values != self.client.parameters.values:  # cached answers may have been given with the others
+        if from_cache and parameters.values != self.client.parameters.values:  # these were given with other ones
             self.client.counts = counts
             return self.rows(batch)
         self._decide(replies)
@@ -98,7 +99,8 @@ class ModelJudge:
     def _open(self, requests: list[str], replies: list[Reply | None], left: list[int]) -> list[int]:
         """Ask one request after another until one is answered, so that parameters are learnt from few.
 
-        `left`: the indices of requests to ask; those that remain are returned. Raises InputError where the server refuses the first ones without stating that it is for their content.
+        `left`: the indices of requests to ask; those that remain are returned. Raises InputError where the server
+        refuses the first ones without stating that it is for their content.
         """
         works, refused = self.client.answers > 0, 0
         for n, i in enumerate(left, start=1):

@@ -84,8 +84,8 @@ class Criterion:
 def load_criterion(name: str, prompt_noun: str | None = None) -> Criterion:
     """A criterion by name, with `prompt_noun` ("news article") in place of its default; or a template file.
 
-    Raises InputError for an unknown name, for a template without {prompt}, {a} or {b} or not in UTF-8, and for a prompt_noun with a
-    template.
+    Raises InputError for an unknown name, for a template that is not UTF-8 or has no {prompt}, {a} or {b}, and for a
+    prompt_noun with a template.
     """
     if name in CRITERIA:
         named = CRITERIA[name]

@@ -90,7 +90,7 @@ _LABEL = re.compile(
 )
 _WRAPPERS = re.compile(
     r"\\(?:boxed|fbox|text|textbf|textit|mathbf|mathrm|emph|bm)\b\s*"
-    r"|</?(?:b|strong|i|em|u|code|p|span|mark|answer|verdict|choice|final|final_answer)\b[^>]*>|<br\s*/?>"
+    r"|(?-i:</?b>)|</?(?:strong|i|em|u|code|p|span|mark|answer|verdict|choice|final|final_answer)\b[^>]*>|<br\s*/?>"
     r"|<\|[^|>]*\|>|</s>|<eos>|<end_of_turn>|<｜[^｜]*｜>",  # noqa: RUF001 (DeepSeek's special tokens have these bars)
     re.IGNORECASE,
 )

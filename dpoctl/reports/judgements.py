@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import log
+from ..judging.replies import CUT
 from . import tables
 
 _MANY_INVALID = 0.1  # share of judgements
@@ -23,7 +24,8 @@ def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
             counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
             text = f"{sum(reasons.values())} judgements{name} are invalid ({found['invalid']:.1%}): {counted}"
             tell = log.warn if found["invalid"] > _MANY_INVALID else log.say
-            tell(f"{text}; see `raw` in {out}")
+            more = "; --max-tokens limits thoughts too" if CUT in reasons else ""
+            tell(f"{text}; see `raw` in {out}{more}")
     if "compare" in metrics:
         c = metrics["compare"]
         interval = f"{c['difference']:+.3f} ({c['low']:+.3f} to {c['high']:+.3f})"
