@@ -1,6 +1,7 @@
 """Judging by servers of all kinds: requests refused for their content, parameters not taken, odd replies."""
 
 import json
+import signal
 import time
 
 import pytest
@@ -454,3 +455,17 @@ def test_the_kind_of_an_error(status, message, kind):
 )
 def test_an_error_of_any_shape_is_read(body):
     assert str(read_error(400, body, "BadRequestError")).startswith("400")
+
+
+def test_a_signal_stops_the_first_request_too(tmp_path):
+    """The server does not answer: the command ends after the attempt in flight, not after all retries."""
+    a, b = candidates(tmp_path, 4)
+    with JudgeServer(likes_good, faults=[(1.0, "hang")], hang_s=30) as server:
+        args = [a, b, "--model", "m", "--base-url", server.url, "--timeout", "2", "--retries", "20", "--out", "j.jsonl"]
+        process = run(tmp_path, *args, wait=False)
+        while not server.requests:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        assert process.wait(timeout=60) == 75 and time.monotonic() - start < 10

@@ -104,13 +104,9 @@ class ModelJudge:
         """
         works, refused = self.client.answers > 0, 0
         for n, i in enumerate(left, start=1):
-            signals.at_boundary("the answers received so far, which are cached")
-            try:
-                reply = replies[i] = self.client.ask(requests[i])
-            except Pending as e:  # a busy server: waiting for it in each request, one by one, would take hours
-                self.last_failure = str(e)
-                return left[n:]
-            if isinstance(reply, Answer):
+            self._ask(requests, replies, [i])
+            reply = replies[i]
+            if reply is None or isinstance(reply, Answer):  # waiting for a busy server in each, one by one, takes hours
                 return left[n:]
             refused += not reply.certain
             if refused == _FIRST_REFUSED and not works:
