@@ -1,8 +1,10 @@
 """Judging by servers of all kinds: requests refused for their content, parameters not taken, odd replies."""
 
 import json
+import re
 import signal
 import time
+from collections import Counter
 
 import pytest
 
@@ -144,20 +146,30 @@ def manifest(tmp_path) -> dict:
     return json.loads((tmp_path / "j.jsonl.manifest.json").read_text())
 
 
-@pytest.mark.parametrize("kind", REFUSALS)
-def test_one_comparison_is_invalid_and_the_rest_goes_on(kind, tmp_path):
-    candidates(tmp_path, 6)
-    with JudgeServer(lambda text: REFUSALS[kind] if BAD in text else likes_good(text)) as server:
+def test_one_comparison_is_invalid_and_the_rest_goes_on(tmp_path):
+    """Every kind of refusal in one run, one for each question; the questions around them are judged."""
+    kinds = list(REFUSALS)
+    candidates(tmp_path, len(kinds) + 20)
+
+    def decide(text: str):
+        number = int(re.search(r"Question (\d+)\?", text)[1]) - 10
+        return REFUSALS[kinds[number]] if 0 <= number < len(kinds) else likes_good(text)
+
+    with JudgeServer(decide) as server:
         err = judged(tmp_path, server, "--price-in", "1", "--price-out", "1", "--max-cost", "1")
     rows = rows_of(tmp_path / "j.jsonl")
-    assert len(rows) == 12 and {r["prompt_id"] for r in rows if r["verdict"] == "invalid"} == {"p3"}
-    assert {r["verdict"] for r in rows if r["prompt_id"] != "p3"} == {"a"} and "reason" not in rows[0]
-    reason, text = SAID[kind]
-    bad = [r for r in rows if r["prompt_id"] == "p3"]
-    assert [r["reason"] for r in bad] == [reason] * 2 and all(text in r["raw"] for r in bad)
+    assert len(rows) == 2 * len(kinds) + 40
+    by_prompt = {f"p{i + 10}": kind for i, kind in enumerate(kinds)}
+    for row in rows:
+        if kind := by_prompt.get(row["prompt_id"]):
+            reason, text = SAID[kind]
+            assert (row["verdict"], row["reason"]) == ("invalid", reason) and text in row["raw"], kind
+        else:
+            assert row["verdict"] == "a" and "reason" not in row
     summary = manifest(tmp_path)["metrics"]["summary"]
-    assert summary["invalid_reasons"] == {reason: 2} and summary["n"] == 5 and summary["win_rate"] == 1.0
-    assert f"2 judgements are invalid (16.7%): 2 {reason}" in err
+    assert summary["n"] == 20 and summary["win_rate"] == 1.0
+    assert summary["invalid_reasons"] == {reason: 2 * n for reason, n in Counter(r for r, _ in SAID.values()).items()}
+    assert f"{2 * len(kinds)} judgements are invalid" in err and "24 too long for the judge" in err
 
 
 def test_the_first_comparisons_may_be_the_refused_ones(tmp_path):
