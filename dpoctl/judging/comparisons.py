@@ -1,5 +1,6 @@
 """What is judged: two candidates for a prompt, from two completions files or from one and its human answers."""
 
+import json
 import random
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ class Comparison:
     temperature: float | None
     step: int | None = None  # the training step at which the candidate was sampled
     canary: bool = False
+    rows: tuple[dict[str, Any], ...] = ()  # prompt and completion of a and of b as their files hold them, for scorers
 
     @property
     def key(self) -> str:
@@ -66,9 +68,11 @@ def load(config: Judge) -> tuple[list[Comparison], dict[str, int]]:
         if text is None:
             without += 1
             continue
-        prompt, a, b = (_text(x) for x in (row["prompt"], row["completion"], text))
+        prompt, a, b = text_of(row["prompt"]), *(text_of(x, answer=True) for x in (row["completion"], text))
+        given = {"prompt": row["prompt"]} | ({"tools": row["tools"]} if row.get("tools") else {})
+        pair = (given | {"completion": row["completion"]}, given | {"completion": text})
         when = row.get("temperature"), row.get("step")
-        found.append(Comparison(row["prompt_id"], row["k"], prompt, a, b, _orders(config, row), *when))
+        found.append(Comparison(row["prompt_id"], row["k"], prompt, a, b, _orders(config, row), *when, rows=pair))
         if len(found) == config.limit:
             break
     if not found:
@@ -80,7 +84,7 @@ def load(config: Judge) -> tuple[list[Comparison], dict[str, int]]:
     counts = {"compared": len(found), "without_counterpart": without}
     if config.canary is not None:
         once = {c.prompt_id: c for c in reversed(found)}
-        found += [replace(c, a=config.canary, canary=True) for c in reversed(once.values())]
+        found += [_with_canary(c, config.canary) for c in reversed(once.values())]
     return found, counts | first.skipped
 
 
@@ -119,5 +123,27 @@ def _orders(config: Judge, row: dict) -> tuple[str, ...]:
     return (random.Random(f"order {config.seed} {row['prompt_id']} {row['k']}").choice(("AB", "BA")),)
 
 
-def _text(value: str | list[dict]) -> str:
-    return value if isinstance(value, str) else "\n".join(f"{m['role']}: {m['content']}" for m in value)
+def _with_canary(c: Comparison, text: str) -> Comparison:
+    one, other = c.rows
+    return replace(c, a=text, canary=True, rows=(one | {"completion": text}, other))
+
+
+def text_of(value: str | list[dict], answer: bool = False) -> str:
+    """Text or messages as a judge reads them: a line `role: text` for each message.
+
+    Of an `answer` that is one message, its text alone: the role would tell it from an answer that is given as text.
+    """
+    if isinstance(value, str):
+        return value
+    if answer and len(value) == 1:
+        return _message_text(value[0])
+    return "\n".join(f"{m['role']}: {_message_text(m)}" for m in value)
+
+
+def _message_text(message: dict) -> str:
+    """Content, whether text or parts or null, and the calls of tools as JSON."""
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+    calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in message.get("tool_calls") or ()]
+    return "\n".join(part for part in (content, *calls) if part)
