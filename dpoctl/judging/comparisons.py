@@ -8,6 +8,7 @@ from typing import Any
 from .. import log
 from ..config.judging import Judge
 from ..data.readers import Rows, load_rows
+from ..data.stored import carried
 from ..errors import InputError
 from .summary import key_of
 
@@ -64,15 +65,13 @@ def load(config: Judge) -> tuple[list[Comparison], dict[str, int]]:
     found: list[Comparison] = []
     without = 0
     for line, row in zip(first.lines, first.rows, strict=True):
-        text = row.get("reference") if counterparts is None else _counterpart(counterparts, first, line, row)
-        if text is None:
+        other = _reference(row) if counterparts is None else _counterpart(counterparts, first, line, row)
+        if other is None:
             without += 1
             continue
-        prompt, a, b = text_of(row["prompt"]), *(text_of(x, answer=True) for x in (row["completion"], text))
-        given = {"prompt": row["prompt"]} | ({"tools": row["tools"]} if row.get("tools") else {})
-        pair = (given | {"completion": row["completion"]}, given | {"completion": text})
+        prompt, a, b = text_of(row["prompt"]), *(text_of(x["completion"], answer=True) for x in (row, other))
         when = row.get("temperature"), row.get("step")
-        found.append(Comparison(row["prompt_id"], row["k"], prompt, a, b, _orders(config, row), *when, rows=pair))
+        found.append(Comparison(row["prompt_id"], row["k"], prompt, a, b, _orders(config, row), *when, rows=(row, other)))
         if len(found) == config.limit:
             break
     if not found:
@@ -104,8 +103,19 @@ def _counterparts(config: Judge) -> _Counterparts:
     return _Counterparts(path, full | (short if len(short) == len(rows) else {}))
 
 
-def _counterpart(others: _Counterparts, first: Rows, line: int, row: dict) -> str | list | None:
-    """The completion that B has for A's row at `line`. Raises InputError where their prompts differ."""
+def _reference(row: dict) -> dict | None:
+    """A row's human answer as a completion row; None where it has none."""
+    answer = row.get("reference")
+    return None if answer is None else _answered_by(row, answer)
+
+
+def _answered_by(row: dict, text: str | list) -> dict:
+    """A row with another completion, which has no token ids and ends where its text does."""
+    return {name: value for name, value in carried(row).items() if name != "finish"} | {"completion": text}
+
+
+def _counterpart(others: _Counterparts, first: Rows, line: int, row: dict) -> dict | None:
+    """The row that B has for A's row at `line`. Raises InputError where their prompts differ."""
     match = others.by_key.get(key_of(row)) or others.by_key.get((row["prompt_id"], row["k"]))
     if match is None:
         return None
@@ -114,7 +124,7 @@ def _counterpart(others: _Counterparts, first: Rows, line: int, row: dict) -> st
             f"{first.path}:{line}: prompt: differs from that of {others.path} for prompt_id {row['prompt_id']}",
             hint="both files must be completions of the same prompts",
         )
-    return match["completion"]
+    return match
 
 
 def _orders(config: Judge, row: dict) -> tuple[str, ...]:
@@ -125,7 +135,7 @@ def _orders(config: Judge, row: dict) -> tuple[str, ...]:
 
 def _with_canary(c: Comparison, text: str) -> Comparison:
     one, other = c.rows
-    return replace(c, a=text, canary=True, rows=(one | {"completion": text}, other))
+    return replace(c, a=text, canary=True, rows=(_answered_by(one, text), other))
 
 
 def text_of(value: str | list[dict], answer: bool = False) -> str:
