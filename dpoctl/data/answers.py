@@ -88,7 +88,7 @@ def encode_answers(rows: Rows, codec: Codec, answers: list[Answer]) -> Encoded:
     found = Encoded(prompts, _encode_completions(codec, answers, prompts, refused), refused, edited)
     _settle_refused(rows, found)
     if edited:
-        warn(f"{rows.path}: {edited} rows have token ids of other texts than theirs: the texts were tokenised instead")
+        warn(f"{rows.path}: {edited} rows have token ids that were not made for their texts, which were tokenised instead")
     return found
 
 

@@ -104,7 +104,8 @@ class DPO(PairTask):
         if self.ref == self.config.model:
             return self.model  # not trained yet: the same weights
         config = self.config
-        reference, tokenizer, _ = setup.open_model(config, self.compute.device, *config.reference, templates=self.templates)
+        path, revision = config.reference
+        reference, tokenizer, _ = setup.open_model(config, self.compute.device, path, revision, self.templates)
         require_same_tokenizer(self.tokenizer, tokenizer, self.config.model, self.ref)
         setup.shard_model(self.config, reference, self.compute)
         return reference

@@ -39,7 +39,8 @@ class FrontierEvaluation:
     def measure(self, step: int) -> tuple[dict[str, Any], list[dict]]:
         """(a row for eval.jsonl, the completions with scores that it rests on) of the policy after update `step`."""
         config = self.config
-        reference = setup.open_model(config, self.compute.device, *config.reference, templates=self.templates).model
+        path, revision = config.reference
+        reference = setup.open_model(config, self.compute.device, path, revision, self.templates).model
         with self.compute.autocast():
             metrics, completions = PolicyEvaluation(self.scorer, config, config.seed).measure(
                 self.policy, reference, self.prompts

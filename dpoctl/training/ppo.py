@@ -95,7 +95,8 @@ class PPO(Task):
         if self.adapters and self.ref == self.config.model:
             return self.policy, self.adapters.disable_adapter
         config = self.config
-        reference, tokenizer, _ = setup.open_model(config, self.compute.device, *config.reference, templates=self.templates)
+        path, revision = config.reference
+        reference, tokenizer, _ = setup.open_model(config, self.compute.device, path, revision, self.templates)
         require_same_tokenizer(self.tokenizer, tokenizer, config.model, self.ref)
         return reference, nullcontext
 
