@@ -91,7 +91,9 @@ def encode_answers(
     found = Encoded(prompts, _encode_completions(codec, answers, prompts, refused), refused, edited)
     _settle_refused(rows, found)
     if edited:
-        warn(f"{rows.path}: {edited} rows have token ids of other texts than theirs: the texts were tokenised instead")
+        warn(
+            f"{rows.path}: {edited} rows have token ids that were not made for their texts, which were tokenised instead"
+        )
     return found
 
 

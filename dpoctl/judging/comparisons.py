@@ -71,7 +71,9 @@ def load(config: Judge) -> tuple[list[Comparison], dict[str, int]]:
             continue
         prompt, a, b = text_of(row["prompt"]), *(text_of(x["completion"], answer=True) for x in (row, other))
         when = row.get("temperature"), row.get("step")
-        found.append(Comparison(row["prompt_id"], row["k"], prompt, a, b, _orders(config, row), *when, rows=(row, other)))
+        found.append(
+            Comparison(row["prompt_id"], row["k"], prompt, a, b, _orders(config, row), *when, rows=(row, other))
+        )
         if len(found) == config.limit:
             break
     if not found:
