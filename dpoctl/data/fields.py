@@ -58,12 +58,17 @@ def check_string(value: Any, field: str, *, empty: bool = False) -> str:
 
 
 def check_messages(value: list, field: str) -> list[dict]:
-    """A list of `{"role", "content"}`, of which at least one has text."""
+    """A list of `{"role", "content"}`, of which at least one has text or a tool call.
+
+    The content may be null, or absent, where the message has `tool_calls`.
+    """
     for n, message in enumerate(value):
         if not isinstance(message, dict):
             raise BadRow(f"{field}[{n}]", "an object with 'role' and 'content'", named(message))
         for name in ("role", "content"):
             if message.get(name) is None:
+                if name == "content" and message.get("tool_calls"):
+                    continue
                 bad = missing(message, name, "a string")
                 raise BadRow(f"{field}[{n}].{name}", "a string", "nothing", bad.hint)
             check_string(message[name], f"{field}[{n}].{name}", empty=True)
@@ -73,9 +78,14 @@ def check_messages(value: list, field: str) -> list[dict]:
             near = synonyms or difflib.get_close_matches(role, ROLES, n=1)
             hint = f"did you mean '{near[0]}'?" if near else ""
             raise BadRow(f"{field}[{n}].role", f"one of {', '.join(ROLES)}", repr(role), hint)
-    if not any(message["content"].strip() for message in value):
+    if not any(map(says_something, value)):
         raise BadRow(field, "messages with text", "none" if value else "an empty list")
     return value
+
+
+def says_something(message: dict) -> bool:
+    """Whether a message has text or a tool call."""
+    return bool((message.get("content") or "").strip() or message.get("tool_calls"))
 
 
 def check_text(row: dict, field: str) -> str | list[dict]:
@@ -142,7 +152,7 @@ def check_answer(row: dict, field: str, ids: str, finish: str) -> None:
         check_messages(value, field)
         if value[-1]["role"] != "assistant":
             raise BadRow(field, "a last message of the assistant", f"one of role '{value[-1]['role']}'")
-        if not value[-1]["content"].strip():
+        if not says_something(value[-1]):
             raise BadRow(field, "text in the last message", "an empty string")
         if not isinstance(row["prompt"], list):
             raise BadRow("prompt", f"a list of messages, as '{field}' is", named(row["prompt"]))

@@ -17,6 +17,7 @@ from .fields import (
     check_string,
     check_text,
     missing,
+    says_something,
 )
 from .jsonl import named
 
@@ -184,9 +185,9 @@ def _split_dialogue(value: str | list[dict], field: str) -> tuple[str | list[dic
         if not value or value[-1]["role"] != "assistant":
             got = f"one of role '{value[-1]['role']}'" if value else "none"
             raise BadRow(field, "a last message of the assistant", got)
-        if not any(message["content"].strip() for message in value[:-1]):
+        if not any(map(says_something, value[:-1])):
             raise BadRow(field, "a message with text before the answer", "none")
-        if not value[-1]["content"].strip():
+        if not says_something(value[-1]):
             raise BadRow(field, "text in the last message", "an empty string")
         return value[:-1], value[-1:]
     prompt, turn, answer = check_string(value, field).rpartition(_ASSISTANT)
@@ -214,6 +215,6 @@ def _split_preference(row: dict) -> dict:
     other, rejected = _split_dialogue(rejected, "rejected")
     if before != other:
         raise BadRow("rejected", "the same dialogue as 'chosen' up to the last answer", "another")
-    if isinstance(before, list) and prompt not in (None, before, *(message["content"] for message in before)):
+    if isinstance(before, list) and prompt not in (None, before, *(message.get("content") for message in before)):
         raise BadRow("prompt", "the messages that 'chosen' begins with", named(prompt))
     return {**row, "prompt": before, "chosen": chosen, "rejected": rejected}

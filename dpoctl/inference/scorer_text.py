@@ -25,7 +25,7 @@ def text_of(row: dict, joined: bool) -> str:
 
 def _content(text: str | list[dict]) -> str:
     """Plain text; messages are joined by their contents, one line each."""
-    return text if isinstance(text, str) else "\n".join(message["content"] for message in text)
+    return text if isinstance(text, str) else "\n".join(message.get("content") or "" for message in text)
 
 
 def describe(row: dict) -> str:

@@ -120,4 +120,4 @@ def _orders(config: Judge, row: dict) -> tuple[str, ...]:
 
 
 def _text(value: str | list[dict]) -> str:
-    return value if isinstance(value, str) else "\n".join(f"{m['role']}: {m['content']}" for m in value)
+    return value if isinstance(value, str) else "\n".join(f"{m['role']}: {m.get('content') or ''}" for m in value)
