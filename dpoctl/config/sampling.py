@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..data.columns import NOTATION, parse_columns
+from ..errors import InputError
 from .conditions import When, all_of, any_of, given, not_given
 from .schema import amended, option
 from .shared import (
@@ -28,6 +30,11 @@ def _is_random(config: Any) -> bool:
     temperature = config.temperature
     return any(temperature) if isinstance(temperature, tuple) else temperature > 0
 
+
+_LONGEST_PROMPT = (
+    "Longest prompt in tokens, examples included; longer ones are truncated from the left (default: only those that "
+    "the model's context cannot hold, to half of it)."
+)
 
 RANDOM = When(_is_random, lambda c: "with --temperature 0", "with --temperature above 0")
 
@@ -62,6 +69,18 @@ class Rows:
     """A command that reads rows."""
 
     skip_bad_rows: bool = option(False, "Skip invalid rows and count them, instead of refusing the file.", DATA)
+    columns: str | None = option(
+        None,
+        "Columns that hold the fields, such as prompt=question,chosen=good; prompt=context+question joins two.",
+        DATA,
+        metavar=NOTATION,
+    )
+
+    def check_columns(self) -> Iterator[str]:
+        try:
+            parse_columns(self.columns)
+        except InputError as e:
+            yield f"{e.message} ({e.hint})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +109,7 @@ class Sharded:
 @dataclass(frozen=True, kw_only=True)
 class MakePrefs(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common):
     model: str = option(help="Model that is sampled, usually the SFT model.", panel=DATA, input="model")
-    prompts: str = option(help="Prompt rows.", panel=DATA, input="file")
+    prompts: str = option(help="Prompt rows, or preferences.", panel=DATA, input="file")
     scorer: str = option(SIEBERT, "What scores the completions.", DATA, input="scorer")
     completions: int = option(4, "Completions per prompt.", GEN, at_least=2)
     pairs: str = option(
@@ -100,6 +119,7 @@ class MakePrefs(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Com
     completions_out: str | None = option(
         None, "Also write the completions with their scores to this .jsonl file.", DATA, identity=False, metavar="FILE"
     )
+    max_prompt_length: int | None = option(None, _LONGEST_PROMPT, DATA, at_least=1)
     limit: int | None = option(None, "Use only the first N prompts.", DATA, at_least=1)
 
     def check_temperature(self) -> Iterator[str]:
@@ -120,7 +140,7 @@ class MakePrefs(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Com
 @dataclass(frozen=True, kw_only=True)
 class Sample(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common):
     model: str = option(help="Model to sample from.", panel=DATA, input="model")
-    prompts: str = option(help="Prompt rows.", panel=DATA, input="file")
+    prompts: str = option(help="Prompt rows, or preferences.", panel=DATA, input="file")
     temperature: tuple[float, ...] = option(  # type: ignore[assignment]  # one in the other commands
         (1.0,),
         "Sampling temperature, 0 is greedy; several, separated by commas, go to one file.",
@@ -137,9 +157,7 @@ class Sample(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common
     )
     scorer: str | None = option(None, "What --best-of selects by.", GEN, input="scorer")
     stop: tuple[str, ...] = option((), "Text that ends a completion; may be given several times.", GEN)
-    max_prompt_length: int | None = option(
-        None, "Longest prompt in tokens, examples included; longer ones are truncated from the left.", DATA, at_least=1
-    )
+    max_prompt_length: int | None = option(None, _LONGEST_PROMPT, DATA, at_least=1)
     limit: int | None = option(None, "Use only the first N prompts.", DATA, at_least=1)
 
     def check_best_of(self) -> Iterator[str]:
@@ -213,6 +231,7 @@ class Evaluate(Tabular, Sharded, Rows, WithScorer, Generation, ModelOptions, See
         when=given("completions"),
     )
     n: int = option(1, "Completions per prompt.", GEN, at_least=1, when=given("model"))
+    max_prompt_length: int | None = option(None, _LONGEST_PROMPT, DATA, at_least=1, when=given("model"))
     limit: int | None = option(None, "Use only the first N prompts.", DATA, at_least=1, when=given("model"))
     tokens_per_batch: int = option(
         8192,

@@ -43,7 +43,7 @@ def answer_of(rows: Rows, i: int, field: str | None) -> Answer:
     for needed in ("prompt", field):
         if row.get(needed) is None:
             hint = "--field chosen trains on the preferred completions" if row.get("chosen") is not None else ""
-            raise InputError(f"{rows.path}:{rows.lines[i]}: field '{needed}': expected text, got nothing", hint)
+            raise InputError(f"{rows.place(i)}: field '{needed}': expected text, got nothing", hint)
     prefix = "" if field == "completion" else f"{field}_"
     finished = row.get(f"{prefix}finish") != "length"
     return Answer(i, row["prompt"], row[field], finished, row.get("prompt_ids"), row.get(f"{field}_ids"))
@@ -63,7 +63,7 @@ def encode_answers(
 
 def place_of(rows: Rows, answer: Answer) -> str:
     """File and line of an answer's row, for a message."""
-    return f"{rows.path}:{rows.lines[answer.row]}"
+    return rows.place(answer.row)
 
 
 def _keep_stored_ids(rows: Rows, tokenizer: "PreTrainedTokenizerBase", answers: list[Answer]) -> None:

@@ -9,7 +9,6 @@ from .. import log
 from ..data.encode import truncate
 from ..data.readers import Rows
 from ..data.tokens import bos_length, encode_prompts, fingerprint
-from ..errors import InputError
 from ..models.load import Loaded
 from .generate import Completion, Sampling, batch_slices, generate
 
@@ -34,8 +33,8 @@ def prompt_ids(
 ) -> list[list[int]]:
     """Token ids of prompt rows, each with room for an answer within the model's context.
 
-    Ids stored in a row are used where they are this tokenizer's. Prompts over `longest` keep their BOS and their end.
-    Raises InputError with file and line for a prompt that leaves no room.
+    Ids stored in a row are used where they are this tokenizer's. Prompts over `longest`, and those that leave no room
+    in the context, which are cut to half of it, keep their BOS and their end; they are counted in a warning.
     """
     name = fingerprint(tokenizer)
     stored = [row.get("prompt_ids") if row.get("tokenizer") == name else None for row in prompts.rows]
@@ -43,17 +42,29 @@ def prompt_ids(
     encoded = encode_prompts(
         tokenizer,
         [prompts.rows[i]["prompt"] for i in missing],
-        lambda j: f"{prompts.path}:{prompts.lines[missing[j]]}",
+        lambda j: prompts.place(missing[j]),
     )
     fresh = dict(zip(missing, encoded, strict=True))
     bos = bos_length(tokenizer)
-    result = [truncate(fresh.get(i) or ids or [], [], None, longest, bos)[0] for i, ids in enumerate(stored)]
-    for ids, line in zip(result, prompts.lines, strict=True):
-        if context is not None and len(ids) >= context:
-            raise InputError(
-                f"{prompts.path}:{line}: prompt: {len(ids)} tokens leave no room in the model's context of {context}",
-                hint="sample and the training commands truncate prompts over --max-prompt-length from the left",
-            )
+    whole = [fresh.get(i) or ids or [] for i, ids in enumerate(stored)]
+    return truncated_prompts(prompts.path, whole, context, longest, bos)
+
+
+def truncated_prompts(
+    path: str, prompts: list[list[int]], context: int | None, longest: int | None, bos: int
+) -> list[list[int]]:
+    """Prompts of at most `longest` tokens that leave room in the context; a warning counts those that were cut."""
+    result = []
+    cut = 0
+    for ids in prompts:
+        shorter, _, is_cut = truncate(ids, [], None, longest, bos)
+        if context is not None and len(shorter) >= context:
+            shorter, _, is_cut = truncate(shorter, [], None, max(1, context // 2), bos)
+        result.append(shorter)
+        cut += is_cut
+    if cut:
+        limit = f"--max-prompt-length {longest}" if longest else f"the model's context of {context} tokens"
+        log.warn(f"{path}: {cut} of {len(prompts)} prompts are too long for {limit}: truncated from the left")
     return result
 
 

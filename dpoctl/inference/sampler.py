@@ -27,7 +27,6 @@ class Sampler:
         *,
         few_shot: str | None = None,
         stop: tuple[str, ...] = (),
-        max_prompt_length: int | None = None,
     ):
         """`n` completions of every prompt; `few_shot` is a file of examples that precede each prompt.
 
@@ -36,7 +35,9 @@ class Sampler:
         self.options, self.n, self.stop = options, n, stop
         silence_transformers()
         self.compute = open_compute(options.device, options.dtype)
-        self.prompts = load_rows(options.prompts, "prompts", skip_bad=options.skip_bad_rows, limit=options.limit)
+        self.prompts = load_rows(
+            options.prompts, "prompts", skip_bad=options.skip_bad_rows, columns=options.columns, limit=options.limit
+        )
         self.policy = load_policy(
             options.model,
             device=self.compute.device,
@@ -45,7 +46,7 @@ class Sampler:
         )
         asked = self._with_examples(few_shot) if few_shot else self.prompts
         context = context_length(self.policy.model)
-        ids = prompt_ids(asked, self.policy.tokenizer, context, max_prompt_length)
+        ids = prompt_ids(asked, self.policy.tokenizer, context, options.max_prompt_length)
         self.prompt_set = PromptSet(self.prompts.rows, ids)
         self.batches = batch_slices(len(ids), n, options.generation_batch_size)
         self.seconds = 0.0
@@ -66,7 +67,9 @@ class Sampler:
 
     def _with_examples(self, few_shot: str) -> Rows:
         """The prompts that the model sees, with the examples before each; the written rows keep the original prompt."""
-        examples = load_rows(few_shot, "completions", skip_bad=self.options.skip_bad_rows).rows
+        examples = load_rows(
+            few_shot, "completions", skip_bad=self.options.skip_bad_rows, columns=self.options.columns
+        ).rows
         for row in [*examples, *self.prompts.rows]:
             if not isinstance(row["prompt"], str):
                 raise InputError(f"{few_shot}: examples can precede text prompts only, not messages")
@@ -87,7 +90,9 @@ class Sampler:
 
 def plan_of_sampling(options: SamplerOptions, n: int, temperatures: Sequence[float]) -> dict[str, Any]:
     """What --dry-run shows of a sampling command, or of a shard: `n` completions of a prompt at each temperature."""
-    rows = load_rows(options.prompts, "prompts", skip_bad=options.skip_bad_rows, limit=options.limit).rows
+    rows = load_rows(
+        options.prompts, "prompts", skip_bad=options.skip_bad_rows, columns=options.columns, limit=options.limit
+    ).rows
     batches = batch_slices(len(rows), n, options.generation_batch_size) * len(temperatures)
     completions = shard_range(options.shard, batches).count * n
     tokens = completions * options.max_new_tokens

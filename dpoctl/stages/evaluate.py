@@ -50,7 +50,9 @@ def _subjects(config: Evaluate) -> list[tuple[str, bool]]:
 def _prompts(config: Evaluate) -> Rows | None:
     if not config.prompts:
         return None
-    return load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.limit)
+    return load_rows(
+        config.prompts, "prompts", skip_bad=config.skip_bad_rows, columns=config.columns, limit=config.limit
+    )
 
 
 class Evaluator:
@@ -83,7 +85,7 @@ class Evaluator:
         config, prompts, reference = self.config, self.prompts, self.reference
         assert prompts and reference and config.ref  # `Evaluate.check_model` requires them with --model
         policy = self._open_model(path, config.revision)
-        ids = prompt_ids(prompts, policy.tokenizer, context_length(policy.model))
+        ids = prompt_ids(prompts, policy.tokenizer, context_length(policy.model), config.max_prompt_length)
         require_same_tokenizer(policy.tokenizer, reference.tokenizer, path, config.ref)
         evaluation = PolicyEvaluation(self.scorer, config, config.seed, config.n, self.lm)
         with log.progress(f"evaluate {path}", len(ids) * config.n, "completions") as meter, self.compute.autocast():
@@ -93,7 +95,7 @@ class Evaluator:
     def evaluate_file(self, path: str) -> list[dict]:
         """The row of a completions file, without a KL since its policy is unknown, and the rows of its curves."""
         config = self.config
-        read = load_rows(path, "completions", skip_bad=config.skip_bad_rows)
+        read = load_rows(path, "completions", skip_bad=config.skip_bad_rows, columns=config.columns)
         rows = read.rows
         scores = self.scorer.score(rows).values
         lengths = [len(r.get("completion_ids") or r["completion"].split()) + (r.get("finish") == "stop") for r in rows]

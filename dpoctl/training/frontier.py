@@ -30,7 +30,13 @@ class FrontierEvaluation:
         self.policy, self.tokenizer, self.compute = task.policy, task.tokenizer, task.compute
         self.method = method
         self.learned: Scorer | None = None  # the reward that is trained on; its mean is reported next to --scorer's
-        self.prompts = load_rows(config.eval_prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.eval_limit)
+        self.prompts = load_rows(
+            config.eval_prompts,
+            "prompts",
+            skip_bad=config.skip_bad_rows,
+            columns=config.columns,
+            limit=config.eval_limit,
+        )
         self.ids = prompt_ids(self.prompts, self.tokenizer, context_length(self.policy), config.max_prompt_length)
         seen = sum(tuple(ids) in trained_on for ids in self.ids)
         if seen:

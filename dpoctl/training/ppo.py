@@ -64,7 +64,7 @@ class PPO(Task):
             config.score_type,
         )
         self.reward = load_scorer(config.reward, options)
-        prompts = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows)
+        prompts = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, columns=config.columns)
         self.prompts = prompts.rows
         self.ids = prompt_ids(prompts, self.tokenizer, None, config.max_prompt_length)
         check_room(prompts, self.ids, config, context_length(self.policy))
