@@ -87,7 +87,7 @@ def check_messages(value: list, field: str) -> list[dict]:
                 if name == "content" and message.get("tool_calls"):
                     continue
                 like = _similar(name, [key for key in message if message[key] is not None])
-                hint = f"rename '{like}' to '{name}'" if near else "a message has 'role' and 'content'"
+                hint = f"rename '{like}' to '{name}'" if like else "a message has 'role' and 'content'"
                 raise BadRow(f"{field}[{n}].{name}", "a string", "nothing", hint)
             check_string(message[name], f"{field}[{n}].{name}", empty=True)
         role = message["role"]

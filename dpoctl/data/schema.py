@@ -237,9 +237,8 @@ def _split_preference(row: dict) -> dict:
     if prompt is not None and not _repeats_prompt(chosen, rejected, prompt):
         return row
     if prompt is None and isinstance(chosen, str) and ASSISTANT not in chosen:
-        bad = missing(row, "prompt", "a string or a list of messages")
-        if bad.hint.startswith("--columns"):
-            raise bad
+        if any(isinstance(row[name], str | list) for name in row if not name.startswith(("chosen", "rejected"))):
+            raise missing(row, "prompt", "a string or a list of messages")
     before, chosen = _split_dialogue(chosen, "chosen")
     other, rejected = _split_dialogue(rejected, "rejected")
     if before != other:

@@ -39,7 +39,7 @@ class Shapes:
     def __init__(self, path: str | PathLike, kind: str, columns: Columns):
         self.path, self.kind, self.columns = path, kind, columns
         self.is_first = True
-        self.used: dict[str, None] = {}  # what was mapped, in words
+        self.used: dict[tuple[tuple[str, ...], str], None] = {}  # which columns were mapped to what
         self.unused: dict[str, None] = {}  # columns that may belong to the prompt
 
     def __call__(self, row: dict) -> dict:
@@ -69,8 +69,9 @@ class Shapes:
             if name in row:
                 read_json_field(row, name, kind, expected)
         self._map_scores(row)
-        if self.kind == "text" and row.get("text") is not None:
-            return row
+        answered = any(row.get(name) is not None for name in ("text", "completion", "messages"))
+        if self.kind == "text" and (row.get("text") is not None or (row.get("chosen") is not None and not answered)):
+            return row  # nothing to add, or preferences, which the check refuses
         self._map_dialogue(row)
         said: list[str] = []
         chat = self._map_names(row, said)
@@ -78,7 +79,7 @@ class Shapes:
         if chat:
             _as_chat(row)
         if said:
-            self._say(f"{', '.join(dict.fromkeys(said))} -> {self._target(row)}{' (messages)' if chat else ''}")
+            self._say(tuple(dict.fromkeys(said)), f"{self._target(row)}{' (messages)' if chat else ''}")
         self._tell_unused(row)
         return row
 
@@ -96,7 +97,7 @@ class Shapes:
             value = row.get(name)
             if isinstance(value, (int, float)) and not isinstance(value, bool) and row.get(field) is None:
                 row[field] = row.pop(name)
-                self._say(f"{name} -> {field}")
+                self._say((name,), field)
 
     def _map_dialogue(self, row: dict) -> None:
         """A dialogue of ShareGPT: the prompt of preferences and prompts, else messages."""
@@ -107,7 +108,7 @@ class Shapes:
             if isinstance(value, list):
                 row[field] = value
                 del row[name]
-                self._say(f"{name} -> {field}")
+                self._say((name,), field)
         asked = row.get("prompt")
         if (
             name is not None
@@ -124,7 +125,7 @@ class Shapes:
         if self.kind == "prompts" and row.get("prompt") is None and isinstance(asked, list) and not _is_pair(row):
             if asked and not _ends_with_answer(asked):
                 row["prompt"] = row.pop("messages")
-                self._say("messages -> prompt")
+                self._say(("messages",), "prompt")
 
     def _map_names(self, row: dict, said: list[str]) -> bool:
         """Give prompt and completion their names; whether the row is Alpaca's, which is a chat."""
@@ -155,7 +156,7 @@ class Shapes:
         names = [name for name in _COMPLETIONS if isinstance(row.get(name), str)]
         if row.get("completion") is None and len(names) == 1:
             row["completion"] = row.pop(names[0])
-            self._say(f"{names[0]} -> completion")
+            self._say((names[0],), "completion")
 
     def _map_history(self, row: dict, said: list[str]) -> bool:
         """Earlier turns of Alpaca's form, pairs of question and answer; whether there are some."""
@@ -215,10 +216,11 @@ class Shapes:
             self.unused["tools"] = None
             warn(f"{self.path}: 'tools' are not used: the rows are text, and tools belong to lists of messages")
 
-    def _say(self, mapping: str) -> None:
-        if mapping not in self.used:
-            self.used[mapping] = None
-            say(f"{self.path}: {mapping}")
+    def _say(self, names: tuple[str, ...], field: str) -> None:
+        """Say once what is mapped; a row in which some of the columns are blank says nothing new."""
+        if not any(set(names) <= set(said) and field == to for said, to in self.used):
+            self.used[names, field] = None
+            say(f"{self.path}: {', '.join(names)} -> {field}")
 
 
 def _as_chat(row: dict) -> None:

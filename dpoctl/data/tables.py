@@ -21,6 +21,7 @@ _BATCH = 1024  # rows of a Parquet or Arrow file in memory at a time
 # In CSV every cell is text: these columns hold numbers, those JSON.
 _NUMBERS = ("k", "score", "margin", "temperature", "step")
 _NUMBER_ENDS = ("_score", "_k", "score_chosen", "score_rejected", "rating_chosen", "rating_rejected")
+_MAYBE_BLANK = ("system", "system_prompt", "input")  # whose empty text says that the row has the shape with them
 _JSON = ("messages", "conversations", "conversation", "tools", "chat_template_kwargs", "history")
 
 
@@ -84,7 +85,7 @@ def _check_names(path: str | PathLike, names: list[str]) -> None:
 
 def _cell(name: str, cell: str) -> Any:
     if not cell:
-        return None
+        return "" if name in _MAYBE_BLANK else None
     if name in _NUMBERS or name.endswith(_NUMBER_ENDS):
         for number in (int, float):
             try:
