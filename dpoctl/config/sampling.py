@@ -175,7 +175,7 @@ class Sample(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Sharded, Rows, WithScorer, OnDevice, Common):
-    data: str = option(help="Rows with text: completions or texts.", panel=DATA, input="file")
+    data: str = option(help="Rows with text: completions, texts or messages.", panel=DATA, input="file")
     scorer: str = option(help="What scores the rows.", panel=DATA, input="scorer")
 
 
