@@ -1,4 +1,4 @@
-"""Data files as the commands take them: several at once, recorded by content, and every kind of file by every command."""
+"""Data files as commands take them: several at once, recorded by content, and every kind of file by every command."""
 
 import io
 import json
