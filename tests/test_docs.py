@@ -5,6 +5,7 @@ bash gets each block marked `sh` as it is written; the `dpoctl` on its PATH redu
 impossible combinations.
 """
 
+import csv
 import json
 import os
 import re
@@ -121,6 +122,16 @@ def given(prefs, tmp_path_factory) -> dict[str, Path]:
         "my-recipe.yaml": blocks(DOCS / "options.md", "yaml"),
         "length.py": blocks(DOCS / "options.md", "python"),
     }
+    pairs = [json.loads(line) for line in (world.folder / "prefs.jsonl").read_text().splitlines()]
+    found |= {name: made / name for name in ("my-preferences.csv", "my-alpaca.json")}
+    with open(made / "my-preferences.csv", "w", newline="") as file_:
+        table = csv.DictWriter(file_, ["prompt", "chosen", "rejected"], extrasaction="ignore")
+        table.writeheader()
+        table.writerows(pairs)
+    alpaca = [
+        {"instruction": r["prompt"], "input": "", "chosen": r["chosen"], "rejected": r["rejected"]} for r in pairs
+    ]
+    (made / "my-alpaca.json").write_text(json.dumps(alpaca))
     for file, (block,) in shown.items():
         found[file] = made / file
         found[file].write_text(block.text)

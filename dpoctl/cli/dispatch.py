@@ -10,7 +10,7 @@ from ..config.shared import Tabular
 from ..config.training import Training
 from ..outputs import manifests
 from ..outputs.stdout import print_json
-from ..runtime import rendezvous
+from ..runtime import pipes, rendezvous
 from . import torchrun_rows, torchrun_training
 from .claiming import inputs_of, run_claimed, stage
 
@@ -18,6 +18,9 @@ from .claiming import inputs_of, run_claimed, stage
 def run_stage(name: str, config: Any) -> int:
     """Run the command and return its exit code."""
     as_json = isinstance(config, Tabular) and config.json
+    if rendezvous.world_size() > 1:  # before the ranks of a row command part
+        for _, _, path in inputs_of(config):
+            pipes.readable(path)
     if config.dry_run:
         manifests.check_inputs(inputs_of(config))
         plan = stage(name).plan(config)

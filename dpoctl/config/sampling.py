@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..data.columns import NOTATION, parse_columns
+from ..errors import InputError
 from .conditions import When, all_of, any_of, given, not_given
 from .schema import amended, option
 from .shared import (
@@ -64,6 +66,18 @@ class Rows:
     """A command that reads rows."""
 
     skip_bad_rows: bool = option(False, "Skip invalid rows and count them, instead of refusing the file.", DATA)
+    columns: str | None = option(
+        None,
+        "Columns that hold the fields, such as prompt=question,chosen=good; prompt=context+question joins two.",
+        DATA,
+        metavar=NOTATION,
+    )
+
+    def check_columns(self) -> Iterator[str]:
+        try:
+            parse_columns(self.columns)
+        except InputError as e:
+            yield f"{e.message} ({e.hint})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +86,8 @@ class Prompted:
 
     max_prompt_length: int | None = option(
         None,
-        "Longest prompt in tokens, examples included; longer ones are truncated from the left (default: the context).",
+        "Longest prompt in tokens, examples included; longer ones are truncated from the left (default: only those that "
+        "the model's context cannot hold, to half of it).",
         DATA,
         at_least=1,
     )
@@ -104,7 +119,7 @@ class Sharded:
 @dataclass(frozen=True, kw_only=True)
 class MakePrefs(Sharded, Prompted, Rows, WithScorer, Generation, ChatTemplates, ModelOptions, Seeded, Common):
     model: str = option(help="Model that is sampled, usually the SFT model.", panel=DATA, input="model")
-    prompts: str = option(help="Prompt rows.", panel=DATA, input="file")
+    prompts: str = option(help="Prompt rows, or preferences.", panel=DATA, input="file")
     scorer: str = option(SIEBERT, "What scores the completions.", DATA, input="scorer")
     completions: int = option(4, "Completions per prompt.", GEN, at_least=2)
     pairs: str = option(
@@ -134,7 +149,7 @@ class MakePrefs(Sharded, Prompted, Rows, WithScorer, Generation, ChatTemplates, 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Sharded, Prompted, Rows, WithScorer, Generation, ChatTemplates, ModelOptions, Seeded, Common):
     model: str = option(help="Model to sample from.", panel=DATA, input="model")
-    prompts: str = option(help="Prompt rows.", panel=DATA, input="file")
+    prompts: str = option(help="Prompt rows, or preferences.", panel=DATA, input="file")
     temperature: tuple[float, ...] = option(  # type: ignore[assignment]  # one in the other commands
         (1.0,),
         "Sampling temperature, 0 is greedy; several, separated by commas, go to one file.",
@@ -168,7 +183,7 @@ class Sample(Sharded, Prompted, Rows, WithScorer, Generation, ChatTemplates, Mod
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Sharded, Rows, WithScorer, Templates, OnDevice, Common):
-    data: str = option(help="Rows with text: completions or texts.", panel=DATA, input="file")
+    data: str = option(help="Rows with text: completions, texts or messages.", panel=DATA, input="file")
     scorer: str = option(help="What scores the rows.", panel=DATA, input="scorer")
 
 

@@ -33,6 +33,7 @@ class Spec:
     argument: bool = False  # positional on the command line
     flag: str = ""  # the flag, where it is not the field's name
     commas: bool = False  # a list given as one text with commas
+    several: bool = False  # may be given several times; one value is recorded as itself, none as null
     metavar: str = ""  # what the help calls the value, where type and `input` do not say it
     when: When = ALWAYS  # the condition under which the option is read
 
@@ -94,7 +95,7 @@ def is_read(config: Any, f: Field) -> bool:
 
 def as_options(config: Any) -> dict[str, Any]:
     """Every option of a config by its recipe name, as the manifest and config.yaml hold them."""
-    return {key_of(f): _plain(getattr(config, f.name)) for f in fields(config)}
+    return {key_of(f): _recorded(spec_of(f), getattr(config, f.name)) for f in fields(config)}
 
 
 def identity(config: Any) -> dict[str, Any]:
@@ -128,6 +129,12 @@ def inputs(config: Any) -> list[tuple[str, str, str]]:
             else:
                 found.append((key_of(f), spec.input, item))
     return found
+
+
+def _recorded(spec: Spec, value: Any) -> Any:
+    if spec.several and isinstance(value, tuple) and len(value) < 2:
+        return value[0] if value else None
+    return _plain(value)
 
 
 def _plain(value: Any) -> Any:

@@ -176,10 +176,15 @@ class WithReference:
 @dataclass(frozen=True, kw_only=True)
 class SFT(Planned, WithReference, Frontier):
     model: str = option(help="Model to fine-tune.", panel=DATA, input="model")
-    data: str = option(
-        help="Text rows, prompt + completion rows, or preferences with --field.", panel=DATA, input="file"
+    data: tuple[str, ...] = option(
+        help="Text rows, prompt + completion rows, or preferences with --field; may be given several times.",
+        panel=DATA,
+        input="file",
+        several=True,
     )
-    eval_data: str | None = option(None, "Held-out rows for the loss.", EVAL, input="file")
+    eval_data: tuple[str, ...] = option(
+        (), "Held-out rows for the loss; may be given several times.", EVAL, input="file", several=True
+    )
     field: str | None = option(
         None, "Train on this side of the preference pairs (chosen: Preferred-FT).", DATA, choices=("chosen", "rejected")
     )
@@ -215,8 +220,12 @@ _REFERENCE = any_of(_WITH_REFERENCE, EVAL_PROMPTS)
 @dataclass(frozen=True, kw_only=True)
 class TrainDPO(Planned, WithReference, Frontier):
     model: str = option(help="Policy to start from, usually the SFT model.", panel=DATA, input="model")
-    data: str = option(help="Preference rows.", panel=DATA, input="file")
-    eval_data: str | None = option(None, "Held-out preference rows.", EVAL, input="file")
+    data: tuple[str, ...] = option(
+        help="Preference rows; may be given several times.", panel=DATA, input="file", several=True
+    )
+    eval_data: tuple[str, ...] = option(
+        (), "Held-out preference rows; may be given several times.", EVAL, input="file", several=True
+    )
     loss: str = option(
         "sigmoid",
         "Objective; sigmoid is DPO. See dpoctl docs losses.",
@@ -295,8 +304,12 @@ class TrainDPO(Planned, WithReference, Frontier):
 @dataclass(frozen=True, kw_only=True)
 class TrainRM(Planned, Training):
     model: str = option(help="Base or SFT model that the reward model starts from.", panel=DATA, input="model")
-    data: str = option(help="Preference rows.", panel=DATA, input="file")
-    eval_data: str | None = option(None, "Held-out preference rows.", EVAL, input="file")
+    data: tuple[str, ...] = option(
+        help="Preference rows; may be given several times.", panel=DATA, input="file", several=True
+    )
+    eval_data: tuple[str, ...] = option(
+        (), "Held-out preference rows; may be given several times.", EVAL, input="file", several=True
+    )
     validation: float = option(
         0.1, "Share of the prompts to hold out for validation.", EVAL, above=0, at_most=0.5, when=not_given("eval_data")
     )

@@ -71,7 +71,7 @@ def answer_of(rows: Rows, i: int, name: str) -> Answer:
     for needed in ("prompt", name):
         if row.get(needed) is None:
             hint = "--field chosen trains on the preferred completions" if row.get("chosen") is not None else ""
-            raise InputError(f"{rows.path}:{rows.lines[i]}: field '{needed}': expected text, got nothing", hint)
+            raise InputError(f"{rows.place(i)}: field '{needed}': expected text, got nothing", hint)
     finish = "finish" if name == "completion" else f"{name}_finish"
     return Answer(i, prompt_of(row), row[name], row.get(finish) != "length", name)
 
@@ -91,15 +91,8 @@ def encode_answers(
     found = Encoded(prompts, _encode_completions(codec, answers, prompts, refused), refused, edited)
     _settle_refused(rows, found)
     if edited:
-        warn(
-            f"{rows.path}: {edited} rows have token ids that were not made for their texts, which were tokenised instead"
-        )
+        warn(f"{rows.path}: {edited} rows have token ids of other texts than theirs: their texts were tokenised")
     return found
-
-
-def place_of(rows: Rows, row: int) -> str:
-    """File and line of a row, for a message."""
-    return f"{rows.path}:{rows.lines[row]}"
 
 
 def _take_stored(rows: Rows, codec: Codec, answers: list[Answer]) -> int:
@@ -123,7 +116,7 @@ def _settle_refused(rows: Rows, found: Encoded) -> None:
         return
     if not rows.skip_bad:
         row, error = min(found.refused.items())
-        raise InputError(f"{place_of(rows, row)}: {error.message}", error.hint)
+        raise InputError(f"{rows.place(row)}: {error.message}", error.hint)
     reasons = Counter(error.message for error in found.refused.values())
     warn_of_skipped(rows.path, len(rows.rows) - len(found.refused), reasons)
     rows.skipped.update(reasons)

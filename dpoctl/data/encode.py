@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..log import warn
-from .answers import Answer, Encoded, answer_of, answers_of, encode_answers, place_of
+from .answers import Answer, Encoded, answer_of, answers_of, encode_answers
 from .chats import Prompt, Refusal, Text, prompt_of
 from .codec import Codec
 from .readers import Rows
@@ -26,7 +26,7 @@ class Example:
     ids: list[int]
     start: int
     gaps: list[tuple[int, int]] = field(default_factory=list)
-    line: int = field(default=0, compare=False)
+    line: Any = field(default=0, compare=False)
 
     @property
     def trained(self) -> int:
@@ -140,7 +140,7 @@ def encode_examples(
         truncated = len(example.ids) < length
         if truncated and overlong == "split":
             raise InputError(
-                f"{place_of(rows, answer.row)}: {length} tokens are too many, and only a text without a prompt can be "
+                f"{rows.place(answer.row)}: {length} tokens are too many, and only a text without a prompt can be "
                 "split",
                 hint="use --overlong truncate or drop, or a larger --max-length",
             )

@@ -7,13 +7,21 @@ from typing import Any
 from .jsonl import named
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_GROUPS = (("prompt", "chosen", "rejected"), ("completion",), ("text",))  # fields that are missing together
+_FIELDS = ("prompt", "chosen", "rejected", "completion", "text", "messages", "reference")
 _SYNONYMS = {
-    "prompt": ("question", "instruction", "query", "input", "context", "post", "article"),
-    "completion": ("response", "answer", "output", "summary", "generation"),
-    "chosen": ("preferred", "accepted", "winner", "better", "answer_chosen", "response_chosen"),
-    "rejected": ("dispreferred", "loser", "worse", "answer_rejected", "response_rejected"),
+    "prompt": ("question", "instruction", "query", "input", "context", "post", "article", "user", "problem", "task"),
+    "completion": ("response", "answer", "output", "summary", "generation", "assistant", "solution", "target"),
+    "chosen": (
+        *("preferred", "accepted", "winner", "better", "answer_chosen", "response_chosen", "chosen_response"),
+        *("chosen_answer", "positive", "good", "win", "response_j", "preferred_response", "chosen_text"),
+    ),
+    "rejected": (
+        *("dispreferred", "loser", "worse", "answer_rejected", "response_rejected", "rejected_response"),
+        *("rejected_answer", "negative", "bad", "lose", "response_k", "dispreferred_response", "rejected_text"),
+    ),
     "text": ("review", "content", "document", "body"),
-    "role": ("from",),
+    "role": ("from", "speaker"),
     "content": ("value", "text"),
     "user": ("human",),
     "assistant": ("gpt", "bot", "ai", "model"),
@@ -30,17 +38,26 @@ class BadRow(Exception):
 
 
 def missing(row: dict, field: str, expected: str) -> BadRow:
-    """The error for an absent field, with the most similar field that the row does have as hint."""
+    """The error for an absent field; its hint is the --columns that would give it, where columns have similar names."""
     keys = [key for key in row if row[key] is not None]
+    group = next((group for group in _GROUPS if field in group), (field,))
+    found = {name: _similar(name, keys) for name in group if row.get(name) is None}
+    if found.get(field):
+        hint = "--columns " + ",".join(f"{name}={column}" for name, column in found.items() if column)
+    elif keys:
+        shown = ", ".join(map(repr, keys[:8]))
+        hint = f"the row has {shown}" + (f"; --columns {field}=COLUMN names the right one" if group != (field,) else "")
+    else:
+        hint = "the row is empty"
+    return BadRow(field, expected, "nothing", hint)
+
+
+def _similar(field: str, keys: list[str]) -> str | None:
+    """The column that most likely holds a field."""
     lower = {key.lower().strip(): key for key in keys}
     near = next((lower[name] for name in (field, *_SYNONYMS.get(field, ())) if name in lower), None)
-    others = [key for key in keys if not key.startswith(f"{field}_")]  # prompt_id is not a misspelt prompt
-    near = near or next(iter(difflib.get_close_matches(field, others, n=1, cutoff=0.7)), None)
-    if near is not None and near != field:
-        hint = f"rename '{near}' to '{field}'"
-    else:
-        hint = f"the row has {', '.join(map(repr, keys[:8]))}" if keys else "the row is empty"
-    return BadRow(field, expected, "nothing", hint)
+    others = [key for key in keys if not key.startswith(f"{field}_") and key not in _FIELDS]  # prompt_id is no prompt
+    return near or next(iter(difflib.get_close_matches(field, others, n=1, cutoff=0.7)), None)
 
 
 def check_string(value: Any, field: str, *, empty: bool = False) -> str:
@@ -58,14 +75,20 @@ def check_string(value: Any, field: str, *, empty: bool = False) -> str:
 
 
 def check_messages(value: list, field: str) -> list[dict]:
-    """A list of `{"role", "content"}`, of which at least one has text."""
+    """A list of `{"role", "content"}`, of which at least one has text or a tool call.
+
+    The content may be null, or absent, where the message has `tool_calls`.
+    """
     for n, message in enumerate(value):
         if not isinstance(message, dict):
             raise BadRow(f"{field}[{n}]", "an object with 'role' and 'content'", named(message))
         for name in ("role", "content"):
             if message.get(name) is None:
-                bad = missing(message, name, "a string")
-                raise BadRow(f"{field}[{n}].{name}", "a string", "nothing", bad.hint)
+                if name == "content" and message.get("tool_calls"):
+                    continue
+                like = _similar(name, [key for key in message if message[key] is not None])
+                hint = f"rename '{like}' to '{name}'" if like else "a message has 'role' and 'content'"
+                raise BadRow(f"{field}[{n}].{name}", "a string", "nothing", hint)
             check_string(message[name], f"{field}[{n}].{name}", empty=True)
         role = message["role"]
         if role not in ROLES:
@@ -73,9 +96,14 @@ def check_messages(value: list, field: str) -> list[dict]:
             near = synonyms or difflib.get_close_matches(role, ROLES, n=1)
             hint = f"did you mean '{near[0]}'?" if near else ""
             raise BadRow(f"{field}[{n}].role", f"one of {', '.join(ROLES)}", repr(role), hint)
-    if not any(message["content"].strip() for message in value):
+    if not any(map(says_something, value)):
         raise BadRow(field, "messages with text", "none" if value else "an empty list")
     return value
+
+
+def says_something(message: dict) -> bool:
+    """Whether a message has text or a tool call."""
+    return bool((message.get("content") or "").strip() or message.get("tool_calls"))
 
 
 def check_text(row: dict, field: str) -> str | list[dict]:
@@ -142,7 +170,7 @@ def check_answer(row: dict, field: str, ids: str, finish: str) -> None:
         check_messages(value, field)
         if value[-1]["role"] != "assistant":
             raise BadRow(field, "a last message of the assistant", f"one of role '{value[-1]['role']}'")
-        if not value[-1]["content"].strip():
+        if not says_something(value[-1]):
             raise BadRow(field, "text in the last message", "an empty string")
         if not isinstance(row["prompt"], list):
             raise BadRow("prompt", f"a list of messages, as '{field}' is", named(row["prompt"]))

@@ -2,67 +2,121 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from os import PathLike
+from typing import Any
 
 from ..errors import InputError
-from ..log import warn
+from ..log import say, warn
+from .columns import parse_columns
 from .fields import BadRow
-from .jsonl import SKIP_HINT, objects
-from .schema import check_of
+from .formats import rows_of
+from .jsonl import SKIP_HINT
+from .schema import Repeated, check_of
+from .shapes import Shapes
+
+_REPEATED = "repeated prompt"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A file's checked rows, the 1-based line of each, and the number of rows skipped by reason.
+    """Checked rows, the line (of tables the row number) of each, and the number of rows skipped by reason.
 
-    `skip_bad` says whether rows that prove invalid later are skipped too.
+    Of several files `path` names all, and `lines` hold text, each with its file. `by_file`: the rows of each file.
+    `repeated`: rows of a prompts file that were left out since another row has their prompt. `skip_bad` says whether
+    rows that prove invalid later are skipped too.
     """
 
     path: str
     rows: list[dict]
-    lines: list[int]
+    lines: list[Any]
     skipped: dict[str, int]
+    by_file: dict[str, int] = field(default_factory=dict)
+    repeated: int = 0
     skip_bad: bool = False
 
-
-def load_rows(path: str | PathLike, kind: str, *, skip_bad: bool = False, limit: int | None = None) -> Rows:
-    """The rows of a JSONL file (the first `limit` valid ones), checked and in their normal form.
-
-    `kind` is text, prompts, completions, preferences or evaluations. `prompt_id` becomes a string (the 0-based row
-    number where prompts and completions have none), `k` of completions counts up within its prompt_id where absent,
-    full dialogues in preferences become `prompt`/`chosen`/`rejected`, a list of messages in `text` `messages`.
-    Raises InputError for an unreadable or empty file and for an invalid row, naming file, line and field; with
-    `skip_bad` invalid rows and broken lines are skipped, counted by reason and reported in one warning.
-    """
-    skipped: Counter[str] = Counter()
-    pairs = list(stream_rows(path, kind, skip_bad=skip_bad, limit=limit, skipped=skipped))
-    warn_of_skipped(path, len(pairs), skipped)
-    return Rows(str(path), [row for _, row in pairs], [line for line, _ in pairs], dict(skipped), skip_bad)
+    def place(self, i: int) -> str:
+        """File and line of row i, for a message."""
+        line = self.lines[i]
+        return line if isinstance(line, str) else f"{self.path}:{line}"
 
 
-def stream_rows(
+def load_rows(
     path: str | PathLike,
     kind: str,
     *,
     skip_bad: bool = False,
     limit: int | None = None,
+    columns: str | None = None,
+) -> Rows:
+    """The rows of a file (the first `limit` valid ones), checked and in their normal form.
+
+    `path`: whatever `formats.rows_of` reads. `kind` is text, prompts, completions, preferences or evaluations.
+    `columns`: the value of --columns. `prompt_id` becomes a string (the 0-based row number where prompts and
+    completions have none), `k` of completions counts up within its prompt_id where absent, full dialogues in
+    preferences become `prompt`/`chosen`/`rejected`, a list of messages in `text` `messages`. Raises InputError for an
+    unreadable or empty file and for an invalid row, naming file, line and field; with `skip_bad` invalid rows and
+    broken lines are skipped, counted by reason and reported in one warning.
+    """
+    skipped: Counter[str] = Counter()
+    pairs = list(stream_rows(path, kind, skip_bad=skip_bad, limit=limit, columns=columns, skipped=skipped))
+    repeated = skipped.pop(_REPEATED, 0)
+    warn_of_skipped(path, len(pairs), skipped)
+    if repeated:
+        say(f"{path}: {len(pairs)} prompts; {repeated} rows repeat the prompt of another row")
+    rows, lines = [row for _, row in pairs], [line for line, _ in pairs]
+    return Rows(str(path), rows, lines, dict(skipped), {str(path): len(rows)}, repeated, skip_bad)
+
+
+def load_files(paths: Sequence[str], kind: str, *, skip_bad: bool = False, columns: str | None = None) -> Rows:
+    """The rows of one file or of several, one after the other. Raises as `load_rows`, also for a file named twice."""
+    twice = next((path for path in paths if list(paths).count(path) > 1), None)
+    if twice:
+        raise InputError(f"{twice}: given twice", "give each file once")
+    each = [load_rows(path, kind, skip_bad=skip_bad, columns=columns) for path in paths]
+    if len(each) == 1:
+        return each[0]
+    skipped: Counter[str] = Counter()
+    for rows in each:
+        skipped.update(rows.skipped)
+        say(f"{rows.path}: {len(rows.rows)} rows")
+    return Rows(
+        ", ".join(paths),
+        [row for rows in each for row in rows.rows],
+        [rows.place(i) for rows in each for i in range(len(rows.rows))],
+        dict(skipped),
+        {rows.path: len(rows.rows) for rows in each},
+        skip_bad=skip_bad,
+    )
+
+
+def stream_rows(  # each argument but `path` and `kind` is an option of the commands, or the count of one
+    path: str | PathLike,
+    kind: str,
+    *,
+    skip_bad: bool = False,
+    limit: int | None = None,
+    columns: str | None = None,
     skipped: Counter[str] | None = None,
 ) -> Iterator[tuple[int, dict]]:
-    """(1-based line, row) one after the other, as `load_rows` returns them; text rows are held one at a time.
+    """(line or row number from 1, row) one after the other, as `load_rows` returns them; text rows are held one at a
+    time.
 
     `skipped` is counted up as invalid rows are skipped.
     """
-    check = check_of(kind)
+    check, shapes = check_of(kind), Shapes(path, kind, parse_columns(columns))
     skipped = Counter() if skipped is None else skipped
     valid, number = 0, -1
-    for number, (line, found) in enumerate(objects(path)):  # noqa: B007
+    for number, (line, found) in enumerate(rows_of(path)):  # noqa: B007
         if isinstance(found, InputError):
             reason, error = "unreadable line", found
         else:
             try:
-                row = check(number, found)
+                row = check(number, shapes(found))
+            except Repeated:
+                skipped[_REPEATED] += 1
+                continue
             except BadRow as bad:
                 reason = re.sub(r"\[\d+\]", "[]", bad.problem)
                 error = InputError(f"{path}:{line}: {bad}", bad.hint or SKIP_HINT)

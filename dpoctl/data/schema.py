@@ -3,7 +3,9 @@
 A field that is null counts as absent (`datasets` writes null where a row lacks a column). Unknown fields are kept.
 """
 
+import json
 from collections.abc import Callable
+from typing import Any
 
 from .fields import (
     BadRow,
@@ -17,12 +19,13 @@ from .fields import (
     check_string,
     check_text,
     missing,
+    says_something,
 )
 from .jsonl import named
+from .shapes import ASSISTANT
 
 Check = Callable[[int, dict], dict]  # (0-based row number, row) -> the row in its normal form; raises BadRow
 
-_ASSISTANT = "\n\nAssistant:"  # opens an answer in dialogues of the Anthropic HH format
 _TEXT_SHAPES = "a string ('text', 'prompt' and 'completion', or 'messages')"
 _EVALUATION_METRICS = (
     "step",
@@ -90,22 +93,42 @@ def _text_row(number: int, row: dict) -> dict:
     return row
 
 
+class Repeated(Exception):
+    """A prompt that an earlier row of the file has: one of the two is enough."""
+
+
 class _PromptRow:
-    """`prompt`; a unique `prompt_id`, by default the row number; perhaps `prompt_ids` and `reference`."""
+    """`prompt`; a `prompt_id`, by default the row number; perhaps `prompt_ids` and `reference`.
+
+    Preferences are prompts too: they are split as for training. Raises Repeated for a row with the prompt and the
+    prompt_id of another, and for one without a prompt_id whose prompt another row has.
+    """
 
     def __init__(self) -> None:
-        self.number_of: dict[str, int] = {}  # by prompt_id
+        self.prompt_of: dict[str, str] = {}  # by prompt_id, as JSON
+        self.seen: set[str] = set()
 
     def __call__(self, number: int, row: dict) -> dict:
+        if row.get("chosen") is not None and row.get("rejected") is not None:
+            row = _split_preference(row)
+        elif row.get("prompt") is None and row.get("chosen") is not None:
+            row = {**row, "prompt": _split_dialogue(_checked_messages(row["chosen"], "chosen"), "chosen")[0]}
         check_text(row, "prompt")
+        has_id = row.get("prompt_id") is not None
         check_prompt_id(row, str(number))
         check_ids(row, "prompt_ids")
         if row.get("reference") is not None:
             check_text(row, "reference")
-        # A row's random numbers depend on its prompt_id: two rows with the same one would get the same samples.
-        if self.number_of.setdefault(row["prompt_id"], number) != number:
-            raise BadRow("prompt_id", "one row for each", f"{row['prompt_id']!r} a second time")
-        return row
+        asked = json.dumps([row["prompt"], row.get("tools"), row.get("chat_template_kwargs")], sort_keys=True)
+        before = self.prompt_of.setdefault(row["prompt_id"], asked) if has_id else asked
+        if (has_id and before is not asked and before == asked) or (not has_id and asked in self.seen):
+            raise Repeated
+        # A row's random numbers depend on its prompt_id: two prompts with the same one would get the same samples.
+        if before != asked or (not has_id and self.prompt_of.setdefault(row["prompt_id"], asked) is not asked):
+            raise BadRow("prompt_id", "one prompt for each", f"another one for {row['prompt_id']!r}")
+        self.seen.add(asked)
+        # The ids of answers belong to the tokenizer of the row, which may not be that of what is sampled now.
+        return {name: value for name, value in row.items() if name not in ("chosen_ids", "rejected_ids")}
 
 
 class _CompletionRow:
@@ -178,42 +201,71 @@ _CHECKS: dict[str, Callable[[], Check]] = {
 # --- full dialogues --------------------------------------------------------------------------------------------------
 
 
+def _checked_messages(value: Any, field: str) -> Any:
+    return check_messages(value, field) if isinstance(value, list) else value
+
+
 def _split_dialogue(value: str | list[dict], field: str) -> tuple[str | list[dict], str | list[dict]]:
     """(the dialogue before its last answer, that answer): a string splits at its last turn."""
     if isinstance(value, list):
         if not value or value[-1]["role"] != "assistant":
             got = f"one of role '{value[-1]['role']}'" if value else "none"
             raise BadRow(field, "a last message of the assistant", got)
-        if not any(message["content"].strip() for message in value[:-1]):
+        if not any(map(says_something, value[:-1])):
             raise BadRow(field, "a message with text before the answer", "none")
-        if not value[-1]["content"].strip():
+        if not says_something(value[-1]):
             raise BadRow(field, "text in the last message", "an empty string")
         return value[:-1], value[-1:]
-    prompt, turn, answer = check_string(value, field).rpartition(_ASSISTANT)
+    prompt, turn, answer = check_string(value, field).rpartition(ASSISTANT)
     if not turn:
         hint = "give the prompt as a field of its own: 'prompt', 'chosen', 'rejected'"
-        raise BadRow(field, f"a dialogue with an {_ASSISTANT!r} turn, as there is no 'prompt'", named(value), hint)
+        raise BadRow(field, f"a dialogue with an {ASSISTANT!r} turn, as there is no 'prompt'", named(value), hint)
     return prompt + turn, answer
 
 
 def _split_preference(row: dict) -> dict:
     """The row with prompt, chosen and rejected, where chosen and rejected hold the full dialogue.
 
-    They do where there is no prompt, and where they are messages whose first is not the assistant's: the prompt then
-    only repeats messages of theirs.
+    They do where there is no prompt, where they are messages whose first is not the assistant's, and where they are
+    texts of the HH format that begin with the prompt: the prompt then only repeats what they hold.
     """
     chosen, rejected, prompt = row["chosen"], row["rejected"], row.get("prompt")
     for name in ("chosen", "rejected"):
-        if isinstance(row[name], list):
-            check_messages(row[name], name)
+        _checked_messages(row[name], name)
         if type(row[name]) is not type(chosen):
             raise BadRow(name, "the same form as 'chosen' (a string or a list of messages)", named(row[name]))
-    if prompt is not None and not (isinstance(chosen, list) and chosen[0]["role"] != "assistant"):
+    if prompt is not None and not _repeats_prompt(chosen, rejected, prompt):
         return row
+    if prompt is None and isinstance(chosen, str) and ASSISTANT not in chosen:
+        if any(isinstance(row[name], str | list) for name in row if not name.startswith(("chosen", "rejected"))):
+            raise missing(row, "prompt", "a string or a list of messages")
     before, chosen = _split_dialogue(chosen, "chosen")
     other, rejected = _split_dialogue(rejected, "rejected")
     if before != other:
         raise BadRow("rejected", "the same dialogue as 'chosen' up to the last answer", "another")
-    if isinstance(before, list) and prompt not in (None, before, *(message["content"] for message in before)):
+    if isinstance(before, list) and prompt is not None and not _is_part(prompt, before):
         raise BadRow("prompt", "the messages that 'chosen' begins with", named(prompt))
     return {**row, "prompt": before, "chosen": chosen, "rejected": rejected}
+
+
+def _repeats_prompt(chosen: str | list, rejected: str | list, prompt: str | list) -> bool:
+    if isinstance(chosen, list):
+        return chosen[0]["role"] != "assistant"
+    if not isinstance(prompt, str) or not isinstance(rejected, str) or not prompt.rstrip().endswith(ASSISTANT.strip()):
+        return False
+    return chosen.startswith(prompt) and rejected.startswith(prompt)
+
+
+def _is_part(prompt: str | list, dialogue: list[dict]) -> bool:
+    """Whether a prompt beside a dialogue is that dialogue, or the text of one of its messages, apart from blanks."""
+    if isinstance(prompt, list):
+        if not all(isinstance(message, dict) for message in prompt):
+            return False
+        return [_plain(message.get("content")) for message in prompt] == [_plain(m.get("content")) for m in dialogue]
+    if not isinstance(prompt, str):
+        return False
+    return _plain(prompt) in ("", *(_plain(message.get("content")) for message in dialogue))
+
+
+def _plain(text: str | None) -> str:
+    return " ".join((text or "").split())

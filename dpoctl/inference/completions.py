@@ -42,41 +42,49 @@ class PromptSet:
 def prompt_set(prompts: Rows, codec: Codec, context: int | None, longest: int | None = None) -> PromptSet:
     """The prompts of a file as token ids, each with room for an answer within the model's context.
 
-    Stored ids are used where they are this tokenizer's and this text's. Prompts over `longest` keep their BOS and their
-    end. Raises InputError with file and line for a chat that the template refuses, an empty prompt and one that leaves
-    no room, which are skipped and counted where invalid rows are; and where no prompt is left.
+    Stored ids are used where they are this tokenizer's and this text's. Prompts over `longest`, and those that leave no
+    room in the context, which are cut to half of it, keep their BOS and their end; they are counted in a warning.
+    Raises InputError with file and line for an empty prompt and a chat that the template refuses, which are skipped and
+    counted where invalid rows are; and where no prompt is left.
     """
-    ids = [stored_prompt(row, codec.fingerprint) for row in prompts.rows]
+    ids = [stored_prompt(row, codec.fingerprint) or [] for row in prompts.rows]
     bad: dict[int, Refusal] = {}
-    missing = [i for i, found in enumerate(ids) if found is None]
+    missing = [i for i, found in enumerate(ids) if not found]
     encoded = codec.encode_prompts(
         [prompt_of(prompts.rows[i]) for i in missing], lambda n, error: bad.update({missing[n]: error})
     )
     for i, found in zip(missing, encoded, strict=True):
         ids[i] = found
-    cut = [truncate(found or [], [], Limits(prompt=longest), codec.bos_length)[0] for found in ids]
-    for i, found in enumerate(cut):
-        if i not in bad and (problem := _problem(found, context)):
-            bad[i] = problem
+        if not found:
+            bad.setdefault(i, Refusal("it has no tokens", "a model continues one token at least (a BOS is enough)"))
     if bad and not prompts.skip_bad:
         i, error = min(bad.items())
-        raise InputError(f"{prompts.path}:{prompts.lines[i]}: prompt: {error.message}", error.hint)
+        raise InputError(f"{prompts.place(i)}: prompt: {error.message}", error.hint)
     reasons = Counter(error.message for error in bad.values())
-    warn_of_skipped(prompts.path, len(cut) - len(bad), reasons)
-    kept = [i for i in range(len(cut)) if i not in bad]
+    warn_of_skipped(prompts.path, len(ids) - len(bad), reasons)
+    kept = [i for i in range(len(ids)) if i not in bad]
     if not kept:
         raise InputError(f"{prompts.path}: no prompt can be answered: {next(iter(reasons))}", "check the rows")
-    return PromptSet([prompts.rows[i] for i in kept], [cut[i] for i in kept], codec, prompts.skipped | dict(reasons))
+    cut = truncated_prompts(prompts.path, [ids[i] for i in kept], context, longest, codec.bos_length)
+    return PromptSet([prompts.rows[i] for i in kept], cut, codec, prompts.skipped | dict(reasons))
 
 
-def _problem(ids: list[int], context: int | None) -> Refusal | None:
-    """What is wrong with a prompt's ids; None where nothing is."""
-    if not ids:
-        return Refusal("it has no tokens", "a model needs at least one token to continue (a BOS is enough)")
-    if context is not None and len(ids) >= context:
-        hint = "--max-prompt-length truncates prompts from the left, --skip-bad-rows skips them"
-        return Refusal(f"{len(ids)} tokens leave no room in the model's context of {context}", hint)
-    return None
+def truncated_prompts(
+    path: str, prompts: list[list[int]], context: int | None, longest: int | None, bos: int
+) -> list[list[int]]:
+    """Prompts of at most `longest` tokens that leave room in the context; a warning counts those that were cut."""
+    result = []
+    cut = 0
+    for ids in prompts:
+        shorter, _, is_cut = truncate(ids, [], Limits(prompt=longest), bos)
+        if context is not None and len(shorter) >= context:
+            shorter, _, is_cut = truncate(shorter, [], Limits(prompt=max(1, context // 2)), bos)
+        result.append(shorter)
+        cut += is_cut
+    if cut:
+        limit = f"--max-prompt-length {longest}" if longest else f"the model's context of {context} tokens"
+        log.warn(f"{path}: {cut} of {len(prompts)} prompts are too long for {limit}: truncated from the left")
+    return result
 
 
 def complete(

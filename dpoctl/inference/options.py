@@ -114,6 +114,9 @@ class SamplerOptions(SamplingOptions, TemplateArguments, Protocol):
     def skip_bad_rows(self) -> bool: ...
 
     @property
+    def columns(self) -> str | None: ...
+
+    @property
     def shard(self) -> str | None: ...
 
     @property

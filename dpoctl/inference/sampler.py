@@ -38,7 +38,9 @@ class Sampler:
         self.templates = template_options(options, output)
         silence_transformers()
         self.compute = open_compute(options.device, options.dtype)
-        self.prompts = load_rows(options.prompts, "prompts", skip_bad=options.skip_bad_rows, limit=options.limit)
+        self.prompts = load_rows(
+            options.prompts, "prompts", skip_bad=options.skip_bad_rows, columns=options.columns, limit=options.limit
+        )
         self.policy = load_policy(
             options.model,
             device=self.compute.device,
@@ -74,7 +76,9 @@ class Sampler:
 
     def _with_examples(self, few_shot: str) -> Rows:
         """The prompts that the model sees, with the examples before each; the written rows keep the original prompt."""
-        examples = load_rows(few_shot, "completions", skip_bad=self.options.skip_bad_rows).rows
+        examples = load_rows(
+            few_shot, "completions", skip_bad=self.options.skip_bad_rows, columns=self.options.columns
+        ).rows
         for row in [*examples, *self.prompts.rows]:
             if not isinstance(row["prompt"], str):
                 raise InputError(f"{few_shot}: examples can precede text prompts only, not messages")
@@ -95,7 +99,9 @@ class Sampler:
 
 def plan_of_sampling(options: SamplerOptions, n: int, temperatures: Sequence[float]) -> dict[str, Any]:
     """What --dry-run shows of a sampling command, or of a shard: `n` completions of a prompt at each temperature."""
-    rows = load_rows(options.prompts, "prompts", skip_bad=options.skip_bad_rows, limit=options.limit).rows
+    rows = load_rows(
+        options.prompts, "prompts", skip_bad=options.skip_bad_rows, columns=options.columns, limit=options.limit
+    ).rows
     batches = batch_slices(len(rows), n, options.generation_batch_size) * len(temperatures)
     completions = shard_range(options.shard, batches).count * n
     tokens = completions * options.max_new_tokens

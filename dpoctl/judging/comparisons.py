@@ -60,7 +60,7 @@ def load(config: Judge) -> tuple[list[Comparison], dict[str, int]]:
 
     Raises InputError where nothing pairs, or where the prompts of a pair differ.
     """
-    first = load_rows(config.candidates[0], "completions", skip_bad=config.skip_bad_rows)
+    first = load_rows(config.candidates[0], "completions", skip_bad=config.skip_bad_rows, columns=config.columns)
     counterparts = _counterparts(config) if len(config.candidates) == 2 else None
     found: list[Comparison] = []
     without = 0
@@ -99,7 +99,7 @@ class _Counterparts:
 
 def _counterparts(config: Judge) -> _Counterparts:
     path = config.candidates[1]
-    rows = load_rows(path, "completions", skip_bad=config.skip_bad_rows).rows
+    rows = load_rows(path, "completions", skip_bad=config.skip_bad_rows, columns=config.columns).rows
     short: dict[tuple, dict] = {(r["prompt_id"], r["k"]): r for r in rows}
     full: dict[tuple, dict] = {key_of(r): r for r in rows}
     return _Counterparts(path, full | (short if len(short) == len(rows) else {}))

@@ -211,14 +211,25 @@ def is_model_file(name: str) -> bool:
     return bool(_MODEL_FILES.fullmatch(name))
 
 
+def content_files(path: Path | str) -> list[Path]:
+    """The files that determine a directory: a saved data set's, else a model's."""
+    folder = Path(path)
+    if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return sorted(folder.rglob("*.arrow"))  # their descriptions hold a fingerprint that differs with each saving
+    return model_files(folder)
+
+
 def sha256_path(path: Path | str) -> str:
-    """SHA-256 of a file, or of a model directory's files (names and contents); an adapter includes its base."""
+    """SHA-256 of a file, or of the files of a model or a saved data set (names and contents).
+
+    An adapter includes its base.
+    """
     path = Path(path)
     if path.is_file():
         return sha256_file(path)
     digest = hashlib.sha256()
-    for file in model_files(path):
-        digest.update(f"{file.name} {sha256_file(file)}\n".encode())
+    for file in content_files(path):
+        digest.update(f"{file.relative_to(path)} {sha256_file(file)}\n".encode())
     with suppress(OSError, ValueError, AttributeError):
         base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
         if base and os.path.exists(base):  # the same adapter on another base is another model

@@ -1,5 +1,6 @@
 """Manifests and plans: an output's inputs, identified by content, and what was written. Standard library only."""
 
+import hashlib
 import json
 import os
 import platform
@@ -11,13 +12,24 @@ from typing import Any
 
 from .. import __version__
 from ..errors import InputError, closest
-from .files import is_intact, is_model_file, model_files, sha256_file, sha256_path
+from ..runtime import pipes
+from ..runtime.hub_data import commit_of, is_hub_data, parse
+from .files import content_files, is_intact, is_model_file, sha256_file, sha256_path
 
 
 def check_inputs(inputs: list[tuple[str, str, str]]) -> None:
-    """Raise InputError for an input file that does not exist. A model may be a hub id, which its loader checks."""
+    """Raise InputError for an input file that does not exist, or a pipe that cannot be read.
+
+    A model may be a hub id, which its loader checks; a data set on the Hub is checked where its commit is asked for.
+    """
     for name, kind, path in inputs:
-        if kind == "file" and not os.path.exists(path):
+        if kind != "file":
+            continue
+        if is_hub_data(path):
+            parse(path)
+        elif os.path.exists(path):
+            pipes.readable(path)
+        else:
             folder = Path(path).parent
             if not folder.is_dir():
                 raise InputError(f"{path}: not found ({_flag(name)})", hint=f"the folder {folder} does not exist")
@@ -38,10 +50,16 @@ def describe_input(name: str, path: str, revision: str | None, base: Path) -> di
 
     Raises InputError for an input that does not match its producer's manifest, or whose producer has not finished.
     """
+    if is_hub_data(path):
+        return _describe_hub_data(name, path, base)
+    if pipes.is_pipe(path):
+        copy = pipes.readable(path)
+        return {"name": name, "path": path, "size": copy.stat().st_size, "sha256": sha256_file(copy), "manifest": None}
     if not os.path.exists(path):  # a hub id: its commit identifies its content
         return {"name": name, "path": path, "sha256": _hub_commit(path, revision or "main"), "manifest": None}
     producer = _check_by_producer(name, Path(path))
-    size = os.path.getsize(path) if os.path.isfile(path) else sum(p.stat().st_size for p in model_files(path))
+    files = [Path(path)] if os.path.isfile(path) else content_files(path)
+    size = sum(file.stat().st_size for file in files)
     return {
         "name": name,
         "path": relative(path, base),
@@ -49,6 +67,22 @@ def describe_input(name: str, path: str, revision: str | None, base: Path) -> di
         "sha256": sha256_path(path),
         "manifest": producer and producer.get("id"),
     }
+
+
+def _describe_hub_data(name: str, path: str, base: Path) -> dict[str, Any]:
+    """A data set on the Hub by its commit, one in a directory by the content of its files."""
+    data = parse(path)
+    if not data.is_local:
+        commit = commit_of(data.name, data.revision)
+        parts = ":".join(data.parts)  # another split of the same commit is another input
+        return {"name": name, "path": path, "sha256": f"{commit}:{parts}" if parts else commit, "manifest": None}
+    digest = hashlib.sha256(f"{':'.join(data.parts)}\n".encode())
+    files = sorted(p for p in Path(data.name).rglob("*") if p.is_file() and not p.name.startswith("."))
+    for file in files:
+        digest.update(f"{file.relative_to(data.name)} {sha256_file(file)}\n".encode())
+    size = sum(file.stat().st_size for file in files)
+    place = relative(data.name, base)
+    return {"name": name, "path": f"hub:{place}", "size": size, "sha256": digest.hexdigest(), "manifest": None}
 
 
 def _check_by_producer(name: str, path: Path) -> dict[str, Any] | None:

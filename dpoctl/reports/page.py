@@ -102,4 +102,4 @@ def _cell(row: dict) -> SampleCell:
 
 
 def _text(prompt: str | list[dict]) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+    return prompt if isinstance(prompt, str) else "\n".join(message.get("content") or "" for message in prompt)

@@ -59,7 +59,9 @@ def _subjects(config: Evaluate) -> list[tuple[str, bool]]:
 def _prompts(config: Evaluate) -> Rows | None:
     if not config.prompts:
         return None
-    return load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.limit)
+    return load_rows(
+        config.prompts, "prompts", skip_bad=config.skip_bad_rows, columns=config.columns, limit=config.limit
+    )
 
 
 class Evaluator:
@@ -104,7 +106,7 @@ class Evaluator:
     def evaluate_file(self, path: str) -> list[dict]:
         """The row of a completions file, without a KL since its policy is unknown, and the rows of its curves."""
         config = self.config
-        read = load_rows(path, "completions", skip_bad=config.skip_bad_rows)
+        read = load_rows(path, "completions", skip_bad=config.skip_bad_rows, columns=config.columns)
         rows = read.rows
         scores = self.scorer.score(rows).values
         metrics = statistics(rows, [length_of(row) for row in rows], scores) | NO_KL

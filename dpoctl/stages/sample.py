@@ -14,13 +14,7 @@ from ..outputs.shards import shard_range
 
 def run(config: Sample, output: Output) -> None:
     """Write the completions, or of --best-of the best ones, batch by batch."""
-    sampler = Sampler(
-        config,
-        _per_prompt(config),
-        output=output,
-        few_shot=config.few_shot,
-        stop=config.stop,
-    )
+    sampler = Sampler(config, _per_prompt(config), output=output, few_shot=config.few_shot, stop=config.stop)
     batches = [(temperature, batch) for temperature in config.temperature for batch in sampler.batches]
     shard = shard_range(config.shard, [batch for _, batch in batches])
     scorer = None

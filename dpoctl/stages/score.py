@@ -44,14 +44,19 @@ def run(config: Score, output: Output) -> None:
 def _shard(config: Score) -> tuple[ShardRange, dict[str, int]]:
     """(the rows that this command scores, rows skipped by reason), from a first pass that checks every row."""
     skipped: Counter = Counter()
-    total = sum(1 for _ in stream_rows(config.data, "text", skip_bad=config.skip_bad_rows, skipped=skipped))
+    total = sum(
+        1
+        for _ in stream_rows(
+            config.data, "text", skip_bad=config.skip_bad_rows, columns=config.columns, skipped=skipped
+        )
+    )
     warn_of_skipped(config.data, total, skipped)
     return shard_range(config.shard, slices(total, _BATCH)), dict(skipped)
 
 
 def _batches(config: Score, shard: ShardRange, done: int) -> Iterator[list[dict]]:
     """The shard's rows after the first `done`, one batch at a time in memory."""
-    every = (row for _, row in stream_rows(config.data, "text", skip_bad=config.skip_bad_rows))
+    every = (row for _, row in stream_rows(config.data, "text", skip_bad=config.skip_bad_rows, columns=config.columns))
     rows = islice(every, shard.first + done, shard.first + shard.count)
     while batch := list(islice(rows, _BATCH)):
         yield batch

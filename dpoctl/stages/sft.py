@@ -8,7 +8,7 @@ from ..config.training import SFT
 from ..data.encode import Limits
 from ..models.logprobs import Sequences, response_token_logps
 from ..outputs.claims import Output
-from ..training import fine_tuning, loop, setup
+from ..training import fine_tuning, held_out, loop, setup
 from ..training.plan import plan_of_training
 
 
@@ -20,7 +20,8 @@ def run(config: SFT, output: Output) -> None:
 def plan(config: SFT) -> dict:
     """What --dry-run prints."""
     codec = setup.codec_of(config)
-    examples, _ = fine_tuning.encode(config, config.data, codec, Limits(config.max_length, config.max_prompt_length))
+    rows, _ = held_out.load_rows(config, fine_tuning.kind_of(config))
+    examples, _ = fine_tuning.encode(config, rows, codec, Limits(config.max_length, config.max_prompt_length))
     stream = fine_tuning.stream_of(config, len(examples))
 
     def micros(step: int) -> list[Sequences]:

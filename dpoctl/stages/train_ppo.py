@@ -19,7 +19,7 @@ def run(config: TrainPPO, output: Output) -> None:
 
 def plan(config: TrainPPO) -> dict:
     """What --dry-run prints."""
-    rows = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows)
+    rows = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, columns=config.columns)
     stream = ppo.stream_of(config, len(rows.rows))
     weights = count_weights(config.model, config.revision)
     tokens = stream.total * config.max_new_tokens

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..data.jsonl import read_jsonl
+from ..data.formats import rows_of
 from ..errors import InputError
 from ..models.hub import hub_problem
 
@@ -13,14 +13,15 @@ def source_rows(
 ) -> Iterator[tuple[int, dict]]:
     """(1-based line or row number, row) of the file `source`, or of a split of `hub_id` where `source` is None.
 
-    `name` is the data set's configuration on the Hub. Files: .jsonl, .jsonl.gz, .csv, .parquet. Raises InputError
+    `name` is the data set's configuration on the Hub. Files: as `formats.rows_of` reads them. Raises InputError
     where one cannot be read or the Hub cannot be reached.
     """
-    if source and source.endswith((".jsonl", ".jsonl.gz")):
-        yield from read_jsonl(source)
+    if source and not source.endswith((".csv", ".parquet")):  # those with the types that datasets finds
+        for line, found in rows_of(source):
+            if isinstance(found, InputError):
+                raise found
+            yield line, found
         return
-    if source and not source.endswith((".csv", ".parquet")):
-        raise InputError(f"{source}: unsupported format", hint="--source takes .jsonl, .jsonl.gz, .csv, .parquet")
     import datasets
 
     datasets.disable_progress_bars()

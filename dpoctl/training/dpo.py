@@ -1,6 +1,6 @@
 """Direct preference optimization and its relatives: reference log-probs once, then updates on pairs (2305.18290)."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import log
 from ..config.training import TrainDPO
 from ..data.encode import PairData, encode_pairs
-from ..data.readers import load_rows
+from ..data.readers import Rows
 from ..errors import NumericalError
 from ..models.hub import resolve
 from ..models.load import require_same_tokenizer
@@ -18,6 +18,7 @@ from ..objectives.preference import LOSSES, PairLogps
 from ..outputs.claims import Output
 from ..outputs.files import sha256_path
 from ..runtime import collectives, fsdp
+from . import held_out as held_out_files
 from . import pairs, setup
 from .displacement import LogRatioMonitor
 from .frontier import FrontierEvaluation
@@ -57,32 +58,34 @@ class DPO(PairTask):
         self.objective = LOSSES[config.loss]
         given = {name: getattr(config, name) for name in self.objective.options}
         self.loss_options = {name: value for name, value in given.items() if value is not None}
-        self.data = self._encode(config.data)
+        rows, held_out_rows = held_out_files.load_rows(config, "preferences")
+        held_out_files.warn_of_shared(rows, held_out_rows)
+        self.data = self._encode(rows)
         self.trains_chats = self.data.counts["chats"] > 0
-        held_out = self._encode(config.eval_data) if config.eval_data else None
+        held_out = self._encode(held_out_rows) if held_out_rows else None
         self.train_set = self._with_reference(self.data)
         self.stream = pairs.pair_stream(self.data, config, config.shuffle)
         self.held_out = self._with_reference(held_out) if held_out else None
         self.has_held_out = held_out is not None
         self._check_start()
-        self.extra_metrics = dict(self.data.counts)
+        self.parts = held_out_files.parts_of(held_out.lines, config.eval_data) if held_out else {}
+        self.extra_metrics = dict(self.data.counts) | held_out_files.counts_of(rows)
         self.monitor = LogRatioMonitor(config.loss, config.beta, self.objective)
         if config.eval_prompts:
             trained_on = {tuple(p) for p in self.data.prompts}
             self.frontier = FrontierEvaluation(config, self, method_name(config), trained_on)
 
-    def _encode(self, path: str) -> PairData:
-        rows = load_rows(path, "preferences", skip_bad=self.config.skip_bad_rows)
+    def _encode(self, rows: Rows) -> PairData:
         data = encode_pairs(rows, self.codec, setup.lengths(self.config, self.model))
         size = f"{len(data.pairs)} pairs over {len(data.completions)} completions of {len(data.prompts)} prompts"
-        log.say(f"{path}: {size}")
+        log.say(f"{rows.path}: {size}")
         for name, what in (
             ("truncated", "were truncated"),
             ("equal_dropped", "have equal completions: dropped"),
             ("empty_dropped", "have an empty prompt or completion: dropped"),
         ):
             if data.counts.get(name):
-                log.say(f"{path}: {data.counts[name]} pairs {what}")
+                log.say(f"{rows.path}: {data.counts[name]} pairs {what}")
         return data
 
     def _with_reference(self, data: PairData) -> Dataset:
@@ -150,18 +153,27 @@ class DPO(PairTask):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """The logged metrics and the loss over all held-out pairs."""
+        """The logged metrics and the loss over all held-out pairs, and with `NAME/` before them over each file's."""
         assert self.held_out is not None
-        data, meter = self.held_out.pairs, Meter()
+        data = self.held_out.pairs
         every, rank, world = list(range(len(data.pairs))), collectives.rank(), collectives.world_size()
         batches = pairs.micro_batches(data, every, self.config.tokens_per_batch, rank, world)
         with self.compute.autocast():
             in_lockstep = fsdp.in_lockstep(self.model, batches, self.dummy_loss)
-            compared = [self._pair_logps(batch, self.held_out) for batch in in_lockstep]
-        mean = None
+            compared = [(batch.rows, self._pair_logps(batch, self.held_out)) for batch in in_lockstep]
+        metrics = self._held_out_metrics([p for _, p in compared], len(every))
+        for name, members in self.parts.items():
+            if members:
+                kept = [_only(p, rows, set(members)) for rows, p in compared]
+                of_part = self._held_out_metrics([p for p in kept if len(p.chosen)], len(members))
+                metrics |= {f"{name}/{key}": value for key, value in of_part.items()}
+        return metrics
+
+    def _held_out_metrics(self, compared: list[PairLogps], pairs_of_all_ranks: int) -> dict[str, float]:
+        mean, meter = None, Meter()
         if self.objective.needs_batch_mean:
             total = sum((p.c.sum() + p.r.sum() for p in compared), torch.zeros((), device=self.compute.device))
-            mean = collectives.sum_over_ranks(total / (2 * len(every)))
+            mean = collectives.sum_over_ranks(total / (2 * pairs_of_all_ranks))
         for p in compared:
             losses = self.objective.loss(replace(p, batch_mean=mean), self.config.beta, **self.loss_options)
             meter.add("loss", losses.double().sum().item(), float(len(p.chosen)))
@@ -195,6 +207,13 @@ class DPO(PairTask):
 def method_name(config: TrainDPO) -> str:
     """The name of the method in evaluation rows."""
     return "dpo" if config.loss == "sigmoid" else config.loss
+
+
+def _only(p: PairLogps, rows: list[int], members: set[int]) -> PairLogps:
+    """The pairs of a micro-batch, whose indices are `rows`, that are among `members`."""
+    kept = torch.tensor([row in members for row in rows], device=p.chosen.device)
+    tensors = {f.name: getattr(p, f.name)[kept] for f in fields(p) if f.name != "batch_mean"}
+    return replace(p, **tensors)
 
 
 def _sums(p: PairLogps, beta: float) -> Sums:

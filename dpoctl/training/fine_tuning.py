@@ -10,10 +10,11 @@ from ..config.training import SFT
 from ..data.batching import Stream, pack, share, shuffled
 from ..data.codec import Codec
 from ..data.encode import Example, Limits, encode_examples
-from ..data.readers import load_rows
+from ..data.readers import Rows
 from ..models.logprobs import response_token_logps
 from ..outputs.claims import Output
 from ..runtime import collectives, fsdp
+from . import held_out as held_out_files
 from . import setup
 from .frontier import FrontierEvaluation
 from .metrics import Meter
@@ -35,12 +36,15 @@ class FineTuning(BatchTask):
 
     def __init__(self, config: SFT, output: Output):
         super().__init__(config, output)
-        self.examples, counts = encode(config, config.data, self.codec, setup.lengths(config, self.model))
+        rows, held_out_rows = held_out_files.load_rows(config, kind_of(config))
+        held_out_files.warn_of_shared(rows, held_out_rows)
+        self.examples, counts = encode(config, rows, self.codec, setup.lengths(config, self.model))
         self.trains_chats = counts["chats"] > 0
-        self.held_out = self._encode_held_out()
+        self.held_out = self._encode_held_out(held_out_rows)
+        self.parts = held_out_files.parts_of([e.line for e in self.held_out], config.eval_data)
         self.has_held_out = bool(self.held_out)
         self.stream = stream_of(config, len(self.examples))
-        self.extra_metrics = dict(counts)
+        self.extra_metrics = dict(counts) | held_out_files.counts_of(rows)
         if self.held_out:  # also of a resumed run it is the untouched model's: checkpoints are loaded later
             self.extra_metrics["eval/loss_before"] = self.evaluate()["loss"]
             log.say(f"held-out loss before training: {self.extra_metrics['eval/loss_before']:.4f}")
@@ -48,11 +52,9 @@ class FineTuning(BatchTask):
             trained_on = {tuple(e.ids[: e.start]) for e in self.examples}
             self.frontier = FrontierEvaluation(config, self, method_name(config), trained_on)
 
-    def _encode_held_out(self) -> list[Example]:
+    def _encode_held_out(self, rows: Rows | None) -> list[Example]:
         config = self.config
-        if not config.eval_data:
-            return []
-        return encode(config, config.eval_data, self.codec, setup.lengths(config, self.model))[0]
+        return encode(config, rows, self.codec, setup.lengths(config, self.model))[0] if rows else []
 
     def micro_batches(self, step: int) -> list[Micro]:
         batch = [self.examples[i] for i in self.stream.batch(step)]
@@ -80,14 +82,25 @@ class FineTuning(BatchTask):
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """The mean loss per token of the held-out rows."""
+        """The mean loss per token of the held-out rows, and as `NAME/loss` that of each file's."""
+        if not self.parts:
+            return self._held_out_meter(self.held_out).take()
+        every = Meter()
+        metrics: dict[str, float] = {}
+        for name, members in self.parts.items():
+            meter = self._held_out_meter([self.held_out[i] for i in members])
+            every.add_all({key: (meter.sums[key], meter.weights[key]) for key in meter.sums})
+            metrics |= {f"{name}/{key}": value for key, value in meter.take().items()}
+        return every.take() | metrics
+
+    def _held_out_meter(self, examples: list[Example]) -> Meter:
         meter = Meter()
-        groups = share_and_pack(self.held_out, self.config.tokens_per_batch)
+        groups = share_and_pack(examples, self.config.tokens_per_batch)
         with self.compute.autocast():
             for group in fsdp.in_lockstep(self.model, groups, self.dummy_loss):
                 logps = self._trained_logps(group)
                 meter.add("loss", -logps.double().sum().item(), float(len(logps)))
-        return meter.take()
+        return meter
 
 
 def method_name(config: SFT) -> str:
@@ -110,10 +123,15 @@ def share_and_pack(examples: list[Example], tokens: int, world: int | None = Non
     return pack(share(examples, length, rank, size), length, length, tokens)
 
 
-def encode(config: SFT, path: str, codec: Codec, limits: Limits) -> tuple[list[Example], dict[str, int]]:
-    """(examples, counts) of the rows of a file. Raises InputError as load_rows and encode_examples do."""
+def kind_of(config: SFT) -> str:
+    """The kind of rows that are trained on."""
+    return "preferences" if config.field else "text"
+
+
+def encode(config: SFT, rows: Rows, codec: Codec, limits: Limits) -> tuple[list[Example], dict[str, int]]:
+    """(examples, counts) of rows. Raises InputError as encode_examples does."""
     examples, counts = encode_examples(
-        load_rows(path, "preferences" if config.field else "text", skip_bad=config.skip_bad_rows),
+        rows,
         codec,
         limits,
         field=config.field,
@@ -122,5 +140,6 @@ def encode(config: SFT, path: str, codec: Codec, limits: Limits) -> tuple[list[E
     )
     tokens = sum(len(e.ids) for e in examples)
     cut = f", {counts['truncated']} truncated" if counts["truncated"] else ""
-    log.say(f"{path}: {len(examples)} examples, {tokens} tokens, {counts['trained_tokens']} of them trained on{cut}")
+    trained = counts["trained_tokens"]
+    log.say(f"{rows.path}: {len(examples)} examples, {tokens} tokens, {trained} of them trained on{cut}")
     return examples, counts

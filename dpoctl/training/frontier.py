@@ -30,7 +30,13 @@ class FrontierEvaluation:
         self.compute, self.templates, self.open_model = task.compute, task.templates, task.open_model
         self.method = method
         self.learned: Scorer | None = None  # the reward that is trained on; its mean is reported next to --scorer's
-        rows = load_rows(config.eval_prompts, "prompts", skip_bad=config.skip_bad_rows, limit=config.eval_limit)
+        rows = load_rows(
+            config.eval_prompts,
+            "prompts",
+            skip_bad=config.skip_bad_rows,
+            columns=config.columns,
+            limit=config.eval_limit,
+        )
         self.prompts = prompt_set(rows, task.codec, context_length(task.policy), config.max_prompt_length)
         seen = sum(tuple(ids) in trained_on for ids in self.prompts.ids)
         if seen:

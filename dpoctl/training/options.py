@@ -125,6 +125,9 @@ class FrontierOptions(EvaluationOptions, ScoringOptions, HubOptions, ShardingOpt
     """What --eval-prompts reads."""
 
     @property
+    def columns(self) -> str | None: ...
+
+    @property
     def eval_prompts(self) -> str | None: ...
 
     @property
@@ -172,7 +175,13 @@ class PairPlanOptions(PlanOptions, CodecOptions, StreamOptions, LengthOptions, P
     """What the plan of a training on preferences reads."""
 
     @property
-    def data(self) -> str: ...
+    def data(self) -> tuple[str, ...]: ...
+
+    @property
+    def eval_data(self) -> tuple[str, ...]: ...
+
+    @property
+    def columns(self) -> str | None: ...
 
     @property
     def skip_bad_rows(self) -> bool: ...

@@ -61,20 +61,16 @@ def split_by_prompt(data: PairData, held_out: float, seed: int) -> tuple[PairDat
     count = min(len(data.prompts) - 1, max(1, round(held_out * len(data.prompts))))
     held = set(permutation(seed, 0, len(data.prompts))[:count].tolist())
     is_held = [data.prompt_of[chosen] in held for chosen, _ in data.pairs]
-    return _only(data, [i for i, h in enumerate(is_held) if not h]), _only(
-        data, [i for i, h in enumerate(is_held) if h]
-    )
+    return only(data, [i for i, h in enumerate(is_held) if not h]), only(data, [i for i, h in enumerate(is_held) if h])
 
 
 def without_prompts(data: PairData, other: PairData) -> PairData:
     """The pairs of `data` whose prompt is not among those of `other`'s pairs."""
     known = {tuple(other.prompts[other.prompt_of[chosen]]) for chosen, _ in other.pairs}
-    return _only(
-        data, [i for i, (c, _) in enumerate(data.pairs) if tuple(data.prompts[data.prompt_of[c]]) not in known]
-    )
+    return only(data, [i for i, (c, _) in enumerate(data.pairs) if tuple(data.prompts[data.prompt_of[c]]) not in known])
 
 
-def _only(data: PairData, pairs: list[int]) -> PairData:
+def only(data: PairData, pairs: list[int]) -> PairData:
     """The same completions with fewer pairs."""
     kept: dict[str, Any] = {name: [getattr(data, name)[i] for i in pairs] for name in ("pairs", "lines", "margins")}
     return replace(data, **kept)

@@ -4,11 +4,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..data.encode import Limits, encode_pairs
-from ..data.readers import load_rows
 from ..models.load import untrained
 from ..models.logprobs import Sequences
 from ..runtime import devices
 from . import estimate, pairs, setup
+from .held_out import load_rows
 from .optimization import make_optimizer
 from .options import AdapterOptions, PairPlanOptions, PlanOptions
 
@@ -64,7 +64,7 @@ def plan_of_training(
 
 def plan_of_pairs(config: PairPlanOptions, kind: str, loss: Callable, *shuffle: str) -> dict[str, Any]:
     """The plan of a training on preferences, in the order of `pairs.pair_stream`."""
-    rows = load_rows(config.data, "preferences", skip_bad=config.skip_bad_rows)
+    rows, _ = load_rows(config, "preferences")
     data = encode_pairs(rows, setup.codec_of(config), Limits(config.max_length, config.max_prompt_length))
     seqs, stream = pairs.sequences(data), pairs.pair_stream(data, config, *shuffle)
 

@@ -66,7 +66,7 @@ class PPO(Task):
             templates=replace(self.templates, template=None),
         )
         self.reward = load_scorer(config.reward, options)
-        rows = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows)
+        rows = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, columns=config.columns)
         self.prompts = prompt_set(rows, self.codec, None, config.max_prompt_length)
         self.trains_chats = any(prompt_of(row).is_chat for row in self.prompts.rows)
         check_room(self.prompts, config, context_length(self.policy))

@@ -10,13 +10,14 @@ from .. import log
 from ..config.training import TrainRM
 from ..data.answers import row_tokens
 from ..data.encode import PairData, encode_pairs, truncate
-from ..data.readers import load_rows
+from ..data.readers import Rows, load_rows
 from ..errors import InputError
 from ..models.load import Loaded, load_reward_start
 from ..models.logprobs import Sequences
 from ..models.rewards import last_token_rewards, rewards_of
 from ..objectives.reward import bradley_terry, calibration
 from ..outputs.claims import Output
+from . import held_out as held_out_files
 from . import pairs, setup
 from .pair_task import PairTask
 from .pairs import PairBatch
@@ -45,7 +46,8 @@ class RewardModel(PairTask):
         self.has_held_out = True
         self.select = "accuracy" if config.select == "best" else ""
         counts = {"train_pairs": len(self.data.pairs), "validation_pairs": len(self.held_out.pairs)}
-        self.extra_metrics = dict(self.data.counts) | counts
+        self.extra_metrics |= dict(self.data.counts) | counts
+        self.parts = held_out_files.parts_of(self.held_out.lines, config.eval_data)
 
     def load_model(self) -> Loaded:
         config = self.config
@@ -64,23 +66,24 @@ class RewardModel(PairTask):
     def _split(self) -> tuple[PairData, PairData]:
         """(training, validation) pairs; no prompt is in both."""
         config = self.config
-        data = self._encode(config.data)
-        if config.eval_data is None:
+        rows, held_out_rows = held_out_files.load_rows(config, "preferences")
+        data = self._encode(rows)
+        self.extra_metrics |= held_out_files.counts_of(rows)
+        if held_out_rows is None:
             data, held_out = pairs.split_by_prompt(data, config.validation, config.seed)
         else:
-            every = self._encode(config.eval_data)
+            every = self._encode(held_out_rows)
             held_out = pairs.without_prompts(every, data)
             if dropped := len(every.pairs) - len(held_out.pairs):
                 log.warn(
-                    f"{config.eval_data}: left out {dropped} of {len(every.pairs)} pairs whose prompts are trained on"
+                    f"{held_out_rows.path}: left out {dropped} of {len(every.pairs)} pairs whose prompts are trained on"
                 )
             if not held_out.pairs:
-                raise InputError(f"{config.eval_data}: all of its prompts are trained on", "leave --eval-data out")
-        log.say(f"{config.data}: {len(data.pairs)} pairs to train on, {len(held_out.pairs)} of other prompts held out")
+                raise InputError(f"{held_out_rows.path}: all of its prompts are trained on", "leave --eval-data out")
+        log.say(f"{rows.path}: {len(data.pairs)} pairs to train on, {len(held_out.pairs)} of other prompts held out")
         return data, held_out
 
-    def _encode(self, path: str) -> PairData:
-        rows = load_rows(path, "preferences", skip_bad=self.config.skip_bad_rows)
+    def _encode(self, rows: Rows) -> PairData:
         return encode_pairs(rows, self.codec, setup.lengths(self.config, self.model))
 
     # --- an update
@@ -140,25 +143,12 @@ class RewardModel(PairTask):
         sequences = [self.held_out_sequences[i] for i in used]
         values = rewards_of(self.model, sequences, tokens_per_batch=self.config.tokens_per_batch)
         rewards = dict(zip(used, values.tolist(), strict=True))
-        chosen, rejected = (torch.tensor([rewards[pair[side]] for pair in data.pairs]) for side in (0, 1))
-        margin = chosen - rejected
-        error, bins = calibration(margin)
-        right = (margin > 0).double()
-        metrics = {
-            "loss": bradley_terry(chosen, rejected).mean().item(),
-            "accuracy": right.mean().item(),
-            "margin": margin.mean().item(),
-            "mean_reward": values.mean().item(),
-            "min_reward": values.min().item(),
-            "max_reward": values.max().item(),
-            "calibration_error": error,
-        }
-        by_margin = []
-        for low, high in zip(_MARGIN_EDGES, _MARGIN_EDGES[1:], strict=False):
-            members = [i for i, m in enumerate(data.margins) if m is not None and low <= m < high]
+        metrics, details = _held_out_metrics(data, rewards)
+        for name, members in self.parts.items():
             if members:
-                by_margin.append([low, min(high, 1.0), right[members].mean().item(), len(members)])
-        return metrics, {"accuracy_by_margin": by_margin, "calibration": [list(b) for b in bins]}
+                of_part, _ = _held_out_metrics(pairs.only(data, members), rewards)
+                metrics |= {f"{name}/{key}": value for key, value in of_part.items()}
+        return metrics, details
 
     def _moments(self) -> tuple[float, float]:
         """(shift, scale) that give the rewards of the reference's completions mean 0 (and standard deviation 1)."""
@@ -174,12 +164,37 @@ class RewardModel(PairTask):
 
     def _completion_sequences(self, path: str) -> list[tuple[list[int], int]]:
         """(ids, start of the completion) of the rows of a completions file, truncated to --max-length."""
-        limits, found = setup.lengths(self.config, self.model), []
-        for row in load_rows(path, "completions", skip_bad=self.config.skip_bad_rows).rows:
+        config = self.config
+        limits, found = setup.lengths(config, self.model), []
+        for row in load_rows(path, "completions", skip_bad=config.skip_bad_rows, columns=config.columns).rows:
             encoded = row_tokens(self.codec, row, finished=row.get("finish") != "length")
             prompt, ids, _ = truncate(*encoded, limits, self.codec.bos_length)
             found.append((prompt + ids, len(prompt)))
         return found
+
+
+def _held_out_metrics(data: PairData, rewards: dict[int, float]) -> tuple[dict[str, float], dict[str, Any]]:
+    """(logged metrics, accuracy by score margin and by confidence) of pairs with the rewards of their completions."""
+    values = torch.tensor([rewards[i] for i in sorted({i for pair in data.pairs for i in pair})])
+    chosen, rejected = (torch.tensor([rewards[pair[side]] for pair in data.pairs]) for side in (0, 1))
+    margin = chosen - rejected
+    error, bins = calibration(margin)
+    right = (margin > 0).double()
+    metrics = {
+        "loss": bradley_terry(chosen, rejected).mean().item(),
+        "accuracy": right.mean().item(),
+        "margin": margin.mean().item(),
+        "mean_reward": values.mean().item(),
+        "min_reward": values.min().item(),
+        "max_reward": values.max().item(),
+        "calibration_error": error,
+    }
+    by_margin = []
+    for low, high in zip(_MARGIN_EDGES, _MARGIN_EDGES[1:], strict=False):
+        members = [i for i, m in enumerate(data.margins) if m is not None and low <= m < high]
+        if members:
+            by_margin.append([low, min(high, 1.0), right[members].mean().item(), len(members)])
+    return metrics, {"accuracy_by_margin": by_margin, "calibration": [list(b) for b in bins]}
 
 
 def _sums(rewards: Tensor, w: Tensor, l: Tensor) -> Sums:  # noqa: E741

@@ -1,0 +1,255 @@
+"""The shapes of rows that people have, mapped to dpoctl's fields: UltraFeedback, Orca, Alpaca, ShareGPT and others.
+
+What maps without doubt is mapped and said once for a file. A column that belongs to the prompt and is not used is told.
+"""
+
+from os import PathLike
+from typing import Any
+
+from ..log import say, warn
+from .columns import Columns, apply_columns, check_columns
+from .fields import BadRow
+from .messages import as_messages, read_json_field
+
+ASSISTANT = "\n\nAssistant:"  # opens an answer in dialogues of the Anthropic HH format
+TEXTS = ("prompt", "completion", "chosen", "rejected", "messages", "text", "reference")
+
+# field -> the columns that hold it under other names, those of one entry being alternatives
+_PROMPTS = ("instruction", "question")
+_COMPLETIONS = ("output", "response", "answer")
+_SYSTEMS = ("system", "system_prompt")
+_DIALOGUES = ("conversations", "conversation")
+_SCORES = {
+    "score_chosen": "chosen_score",
+    "score_rejected": "rejected_score",
+    "chosen-rating": "chosen_score",
+    "rejected-rating": "rejected_score",
+    "chosen_rating": "chosen_score",
+    "rejected_rating": "rejected_score",
+}
+# columns that are mapped, or, where they are left over, may belong to the prompt
+_OF_PROMPT = (*_SYSTEMS, *_PROMPTS, "input", "query", "context", "history", "documents", "passage", "background")
+_KNOWN = {*_OF_PROMPT, *_COMPLETIONS, *_DIALOGUES, *_SCORES, "tools", "chat_template_kwargs"}
+_TOOLS, _KWARGS = "a list of tools, or the same as JSON text", "an object of template arguments"
+
+
+class Shapes:
+    """Maps the rows of one file, of the kind text, prompts, completions or preferences, to the fields of that kind."""
+
+    def __init__(self, path: str | PathLike, kind: str, columns: Columns):
+        self.path, self.kind, self.columns = path, kind, columns
+        self.is_first = True
+        self.used: dict[tuple[tuple[str, ...], str], None] = {}  # which columns were mapped to what
+        self.unused: dict[str, None] = {}  # columns that may belong to the prompt
+
+    def __call__(self, row: dict) -> dict:
+        """The row in dpoctl's fields. Raises BadRow where a column cannot be read, InputError for unknown --columns."""
+        if self.columns:
+            if self.is_first:
+                check_columns(self.columns, row, self.path, self.kind)
+            row = apply_columns(self.columns, row)
+        self.is_first = False
+        if self.kind == "evaluations":
+            return row
+        if not _KNOWN.isdisjoint(row) or not all(isinstance(row.get(name) or "", str) for name in TEXTS):
+            row = self._mapped(dict(row))
+        elif any(row[name].startswith(("[", "{", " ", "\n")) for name in TEXTS if row.get(name)):
+            row = self._normal(dict(row))
+        return row
+
+    def _normal(self, row: dict) -> dict:
+        for name in TEXTS:
+            if row.get(name) is not None:
+                row[name] = as_messages(row[name], name)
+        return row
+
+    def _mapped(self, row: dict) -> dict:
+        row = self._normal(row)
+        for name, kind, expected in (("tools", list, _TOOLS), ("chat_template_kwargs", dict, _KWARGS)):
+            if name in row:
+                read_json_field(row, name, kind, expected)
+        self._map_scores(row)
+        answered = any(row.get(name) is not None for name in ("text", "completion", "messages"))
+        if self.kind == "text" and (row.get("text") is not None or (row.get("chosen") is not None and not answered)):
+            return row  # nothing to add, or preferences, which the check refuses
+        self._map_dialogue(row)
+        said: list[str] = []
+        chat = self._map_names(row, said)
+        chat = self._map_system(row, said) or chat
+        if chat:
+            _as_chat(row)
+        if said:
+            self._say(tuple(dict.fromkeys(said)), f"{self._target(row)}{' (messages)' if chat else ''}")
+        self._tell_unused(row)
+        return row
+
+    def _target(self, row: dict) -> str:
+        if self._is_messages(row):
+            return "messages"
+        return "chosen, rejected" if _has_dialogue(row) else "prompt"
+
+    def _is_messages(self, row: dict) -> bool:
+        """Whether the row is read as one dialogue."""
+        return self.kind == "text" and row.get("messages") is not None and row.get("completion") is None
+
+    def _map_scores(self, row: dict) -> None:
+        for name, field in _SCORES.items():
+            value = row.get(name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and row.get(field) is None:
+                row[field] = row.pop(name)
+                self._say((name,), field)
+
+    def _map_dialogue(self, row: dict) -> None:
+        """A dialogue of ShareGPT: the prompt of preferences and prompts, else messages."""
+        name = next((name for name in _DIALOGUES if row.get(name) is not None), None)
+        field = "messages" if self.kind in ("text", "completions") and row.get("completion") is None else "prompt"
+        if name is not None and row.get(field) is None and row.get("messages") is None:
+            value = as_messages(row[name], name)
+            if isinstance(value, list):
+                row[field] = value
+                del row[name]
+                self._say((name,), field)
+        asked = row.get("prompt")
+        if (
+            name is not None
+            and name not in row
+            and self.kind == "prompts"
+            and _ends_with_answer(asked)
+            and not _is_pair(row)
+        ):
+            hint = "leave the last answer out, or sample from rows with a 'prompt'"
+            raise BadRow(
+                name, "a dialogue that ends with what is to be answered", "a last message of the assistant", hint
+            )
+        asked = row.get("messages")
+        if self.kind == "prompts" and row.get("prompt") is None and isinstance(asked, list) and not _is_pair(row):
+            if asked and not _ends_with_answer(asked):
+                row["prompt"] = row.pop("messages")
+                self._say(("messages",), "prompt")
+
+    def _map_names(self, row: dict, said: list[str]) -> bool:
+        """Give prompt and completion their names; whether the row is Alpaca's, which is a chat."""
+        if self._is_messages(row) or _has_dialogue(row):
+            return False
+        chat = False
+        if row.get("prompt") is None:
+            present = [name for name in _PROMPTS if isinstance(row.get(name), str)]
+            if len(present) > 1:
+                hint = f"say which: --columns prompt={present[0]}, or prompt={'+'.join(present)} for both"
+                raise BadRow("prompt", "one column", f"{' and '.join(map(repr, present))}", hint)
+            name = present[0] if present else "input" if isinstance(row.get("input"), str) else None
+            if name is None:
+                return False
+            row["prompt"] = row.pop(name)
+            said.append(name)
+            chat = name == "instruction"
+        if self.kind in ("text", "completions"):
+            self._map_completion(row)
+        if isinstance(row.get("input"), str) and isinstance(row.get("prompt"), str):
+            more = row.pop("input")
+            row["prompt"] += f"\n{more}" if more.strip() else ""
+            said += ["input"] if said else ["prompt", "input"]
+            chat = True
+        return self._map_history(row, said) or chat
+
+    def _map_completion(self, row: dict) -> None:
+        names = [name for name in _COMPLETIONS if isinstance(row.get(name), str)]
+        if row.get("completion") is None and len(names) == 1:
+            row["completion"] = row.pop(names[0])
+            self._say((names[0],), "completion")
+
+    def _map_history(self, row: dict, said: list[str]) -> bool:
+        """Earlier turns of Alpaca's form, pairs of question and answer; whether there are some."""
+        turns = row.get("history")
+        if not isinstance(turns, list) or not isinstance(row.get("prompt"), str):
+            return False
+        if not all(isinstance(t, list) and len(t) == 2 and all(isinstance(x, str) for x in t) for t in turns):
+            return False
+        del row["history"]
+        if not turns:
+            return False
+        roles = ("user", "assistant")
+        before = [_said_by(role, text) for turn in turns for role, text in zip(roles, turn, strict=True)]
+        row["prompt"] = [*before, _said_by("user", row["prompt"])]
+        said.append("history")
+        return True
+
+    def _map_system(self, row: dict, said: list[str]) -> bool:
+        """Put the system column before the dialogue; whether the row has one, which makes it a chat."""
+        name = next((name for name in _SYSTEMS if isinstance(row.get(name), str)), None)
+        if name is None:
+            return False
+        text = row[name]
+        dialogues = ["prompt"] if row.get("prompt") is not None and not _has_dialogue(row) else ["chosen", "rejected"]
+        if self._is_messages(row):
+            dialogues = ["messages"]
+        if not text.strip():
+            del row[name]
+            return dialogues == ["prompt"]
+        if dialogues == ["prompt"] and isinstance(row["prompt"], str):
+            row["prompt"] = [_said_by("user", row["prompt"])]
+            said += [] if said else ["prompt"]
+        if not all(isinstance(row.get(field), list) and row[field] for field in dialogues):
+            return False  # told as a column that is not used
+        for field in dialogues:
+            first = row[field][0]
+            if isinstance(first, dict) and first.get("role") in ("system", "developer"):
+                if first.get("content") != text:
+                    raise BadRow(name, f"the system message of '{field}', or none", "another text")
+            else:
+                row[field] = [_said_by("system", text), *row[field]]
+        del row[name]
+        said.insert(0, name)
+        return dialogues == ["prompt"]
+
+    def _tell_unused(self, row: dict) -> None:
+        for name in _OF_PROMPT:
+            value = row.get(name)
+            if not value or (isinstance(value, str) and not value.strip()) or name in self.unused:
+                continue
+            self.unused[name] = None
+            both = f"{name}+prompt" if isinstance(row.get("prompt"), str) else name
+            warn(f"{self.path}: column '{name}' is not used; --columns prompt={both} would make it part of the prompt")
+
+        dialogue = row.get("messages" if self._is_messages(row) else "chosen" if _has_dialogue(row) else "prompt")
+        if row.get("tools") and not isinstance(dialogue, list) and "tools" not in self.unused:
+            self.unused["tools"] = None
+            warn(f"{self.path}: 'tools' are not used: the rows are text, and tools belong to lists of messages")
+
+    def _say(self, names: tuple[str, ...], field: str) -> None:
+        """Say once what is mapped; a row in which some of the columns are blank says nothing new."""
+        if not any(set(names) <= set(said) and field == to for said, to in self.used):
+            self.used[names, field] = None
+            say(f"{self.path}: {', '.join(names)} -> {field}")
+
+
+def _as_chat(row: dict) -> None:
+    """Prompt and answers as messages. Token ids of the row were those of other texts."""
+    if isinstance(row.get("prompt"), str):
+        row["prompt"] = [_said_by("user", row["prompt"])]
+    for name in ("completion", "chosen", "rejected"):
+        if isinstance(row.get(name), str):
+            row[name] = [_said_by("assistant", row[name])]
+    for name in ("prompt_ids", "completion_ids", "chosen_ids", "rejected_ids"):
+        row.pop(name, None)
+
+
+def _said_by(role: str, content: str) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def _ends_with_answer(messages: Any) -> bool:
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return isinstance(last, dict) and last.get("role") == "assistant"
+
+
+def _is_pair(row: dict) -> bool:
+    return row.get("chosen") is not None and row.get("rejected") is not None
+
+
+def _has_dialogue(row: dict) -> bool:
+    """Whether chosen and rejected hold the whole dialogue, so that the row needs no prompt."""
+    chosen = row.get("chosen")
+    if isinstance(chosen, list):
+        return bool(chosen) and isinstance(chosen[0], dict) and chosen[0].get("role") != "assistant"
+    return isinstance(chosen, str) and row.get("prompt") is None and ASSISTANT in chosen
