@@ -115,6 +115,22 @@ class TrainingOptions(AdapterOptions, ComputeOptions, ShardingOptions, Optimizer
     def keep_checkpoints(self) -> int: ...
 
 
+class DataOptions(Protocol):
+    """The files of rows that are trained on and held out, and how they are read."""
+
+    @property
+    def data(self) -> tuple[str, ...]: ...
+
+    @property
+    def eval_data(self) -> tuple[str, ...]: ...
+
+    @property
+    def skip_bad_rows(self) -> bool: ...
+
+    @property
+    def columns(self) -> str | None: ...
+
+
 class FrontierOptions(EvaluationOptions, ScoringOptions, HubOptions, ShardingOptions, Protocol):
     """What --eval-prompts reads."""
 
@@ -126,6 +142,9 @@ class FrontierOptions(EvaluationOptions, ScoringOptions, HubOptions, ShardingOpt
 
     @property
     def skip_bad_rows(self) -> bool: ...
+
+    @property
+    def columns(self) -> str | None: ...
 
     @property
     def max_prompt_length(self) -> int: ...
@@ -162,14 +181,8 @@ class PlanOptions(AdapterOptions, ShardingOptions, OptimizerOptions, Protocol):
     def plan_world_size(self) -> int | None: ...
 
 
-class PairPlanOptions(PlanOptions, StreamOptions, LengthOptions, Protocol):
+class PairPlanOptions(PlanOptions, StreamOptions, LengthOptions, DataOptions, Protocol):
     """What the plan of a training on preferences reads."""
-
-    @property
-    def data(self) -> str: ...
-
-    @property
-    def skip_bad_rows(self) -> bool: ...
 
     @property
     def tokens_per_batch(self) -> int: ...
