@@ -2,12 +2,11 @@
 
 import pytest
 
-from dpoctl.data.encode import encode_pairs
-from dpoctl.data.tokens import (
-    encode_prompt,
-)
+from dpoctl.data.chats import Prompt
+from dpoctl.data.codec import Codec
+from dpoctl.data.encode import Limits, encode_pairs
 from dpoctl.errors import InputError
-from helpers.encoding import QUESTION, both, build, chat_text, make_rows
+from helpers.encoding import QUESTION, both, build, chat_text, encode_prompt, make_rows
 from helpers.tokenizer_families import chat
 
 
@@ -92,7 +91,9 @@ def test_a_template_that_rewrites_the_answer():
 def test_a_template_whose_turns_do_not_end_in_eos():
     tokenizer = chat(eos_token="<s>")
     _, ids = both(tokenizer, QUESTION, "very good", finished=True)
-    assert chat_text(tokenizer, ids) == "very good<|im_end|>\n<s>"
+    # The answer ends with what the template writes after it, not with the EOS, which no one would say there.
+    assert chat_text(tokenizer, ids) == "very good<|im_end|>"
+    assert ids[-1] in Codec(tokenizer).stops_of(Prompt(QUESTION))
 
 
 def test_messages_need_a_template_that_takes_them():
@@ -105,4 +106,4 @@ def test_messages_need_a_template_that_takes_them():
         {"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": QUESTION, "chosen": "b", "rejected": "c"}
     )
     with pytest.raises(InputError, match=r"^data.jsonl:2: messages, but the tokenizer has no chat template"):
-        encode_pairs(rows, build("bpe"), max_length=None, max_prompt_length=None)
+        encode_pairs(rows, Codec(build("bpe")), Limits())

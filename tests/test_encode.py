@@ -6,14 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpoctl.data.encode import Example, encode_examples, encode_pairs, truncate
-from dpoctl.data.tokens import (
-    encode_prompt,
-    encode_text,
-    fingerprint,
-)
+from dpoctl.data.codec import Codec
+from dpoctl.data.encode import Example, Limits, encode_examples, encode_pairs, truncate
+from dpoctl.data.tokens import fingerprint
 from dpoctl.errors import InputError
-from helpers.encoding import QUESTION, both, build, chat_text, make_rows
+from helpers.encoding import QUESTION, both, build, chat_text, encode_prompt, encode_text, make_rows, texts_of
 
 
 @pytest.mark.parametrize(
@@ -31,12 +28,13 @@ from helpers.encoding import QUESTION, both, build, chat_text, make_rows
     ],
 )
 def test_truncate(prompt, completion, limits, expected):
-    assert truncate(prompt, completion, *limits) == expected
+    length, prompt_length, bos = limits
+    assert truncate(prompt, completion, Limits(length, prompt_length), bos) == expected
 
 
 def test_truncate_refuses_a_length_without_room_for_both():
     with pytest.raises(InputError, match="max_length 1"):
-        truncate([1], [2], 1, None)
+        truncate([1], [2], Limits(1))
 
 
 @given(
@@ -47,21 +45,20 @@ def test_truncate_refuses_a_length_without_room_for_both():
     bos=st.integers(0, 2),
 )
 def test_truncate_never_exceeds_and_never_empties(prompt, completion, max_length, max_prompt_length, bos):
-    p, c, cut = truncate(prompt, completion, max_length, max_prompt_length, bos)
+    limits = Limits(max_length, max_prompt_length)
+    p, c, cut = truncate(prompt, completion, limits, bos)
     assert p and c and p[-1] == prompt[-1] and c == completion[: len(c)]
     assert len(p) <= (max_prompt_length or len(p)) and len(p) + len(c) <= (max_length or 10**9)
     assert cut == ((p, c) != (prompt, completion))
-    assert truncate(prompt, [0], max_length, max_prompt_length, bos)[0] == p  # whatever the completion
+    assert truncate(prompt, [0], limits, bos)[0] == p  # whatever the completion
 
 
 # --- examples ---
 
 
 def examples_of(*rows, tokenizer=None, max_length=None, max_prompt_length=None, **kwargs):
-    tokenizer = tokenizer or build("bpe")
-    return encode_examples(
-        make_rows(*rows), tokenizer, max_length=max_length, max_prompt_length=max_prompt_length, **kwargs
-    )
+    codec = Codec(tokenizer or build("bpe"))
+    return encode_examples(make_rows(*rows), codec, Limits(max_length, max_prompt_length), **kwargs)
 
 
 def test_examples_of_each_form_keep_their_order():
@@ -147,8 +144,8 @@ def test_special_strings_are_counted_and_reported(capsys):
 
 
 def pairs_of(*rows, tokenizer=None, max_length=None, max_prompt_length=None):
-    tokenizer = tokenizer or build("bpe")
-    return encode_pairs(make_rows(*rows), tokenizer, max_length=max_length, max_prompt_length=max_prompt_length)
+    codec = Codec(tokenizer or build("bpe"))
+    return encode_pairs(make_rows(*rows), codec, Limits(max_length, max_prompt_length))
 
 
 def test_pairs_share_prompts_and_completions():
@@ -216,6 +213,7 @@ def test_stored_ids_are_used_where_the_tokenizer_is_the_same():
         "rejected_finish": "stop",
         "tokenizer": fingerprint(tokenizer),
     }
+    row["texts"] = texts_of(row)
     data = pairs_of(row)
     assert data.prompts == [[7, 8]] and data.completions == [sampled, row["rejected_ids"]]  # no second EOS
     assert data.counts["from_ids"] == 1
@@ -223,17 +221,40 @@ def test_stored_ids_are_used_where_the_tokenizer_is_the_same():
     other = pairs_of({**row, "tokenizer": "0" * 16})
     assert other.prompts == [encode_prompt(tokenizer, "say: ")] and other.counts["from_ids"] == 0
     assert other.completions[0] == both(tokenizer, "say: ", "hello")[1]
-    examples, counts = examples_of(
-        {"prompt": "p", "completion": "hello", "completion_ids": sampled, "tokenizer": fingerprint(tokenizer)}
-    )
-    assert examples == [Example(encode_prompt(tokenizer, "p") + sampled + [eos], 1)] and counts["from_ids"] == 1
+    sample = {"prompt": "p", "completion": "hello", "prompt_ids": [7], "completion_ids": [*sampled, eos]}
+    sample |= {"tokenizer": fingerprint(tokenizer), "texts": texts_of(sample)}
+    examples, counts = examples_of(sample)
+    assert examples == [Example([7, *sampled, eos], 1)] and counts["from_ids"] == 1
+
+
+def test_stored_ids_hold_only_for_the_texts_that_they_were_made_for(capsys):
+    tokenizer = build("bpe")
+    row = {"prompt": "say: ", "chosen": "hello", "rejected": "no"}
+    row |= {"prompt_ids": [7, 8], "chosen_ids": [300, 0], "rejected_ids": [301, 0], "tokenizer": fingerprint(tokenizer)}
+    row["texts"] = texts_of(row)
+    assert pairs_of(row).completions == [[300, 0], [301, 0]]
+    assert "token ids" not in capsys.readouterr().err
+
+    written = both(tokenizer, "say: ", "hello", finished=True)[1], both(tokenizer, "say: ", "no", finished=True)[1]
+    flipped = row | {"chosen": "no", "rejected": "hello"}
+    data = pairs_of(row | {"prompt": "say: !"}, flipped, flipped | {"texts": []})
+    prompt = encode_prompt(tokenizer, "say: ")
+    assert data.prompts == [encode_prompt(tokenizer, "say: !"), prompt]
+    assert [tuple(data.completions[c] for c in pair) for pair in data.pairs] == [written, written[::-1], written[::-1]]
+    assert data.counts["from_ids"] == 0 and data.counts["ids_not_used"] == 3
+    assert "3 rows have token ids that were not made for their texts" in " ".join(capsys.readouterr().err.split())
+
+    cleaned = pairs_of(row | {"chosen": "hello!"})  # one text was edited: the other one's ids hold
+    assert cleaned.counts["ids_not_used"] == 1 and [301, 0] in cleaned.completions
+    assert both(tokenizer, "say: ", "hello!", finished=True)[1] in cleaned.completions
 
 
 def test_a_token_id_is_one_object_however_often_it_is_held():
     tokenizer = build("bpe")
     stored = {"prompt_ids": [300, 301], "chosen_ids": [400], "tokenizer": fingerprint(tokenizer)}
     rows = [{"prompt": "The film was", "chosen": " great", "rejected": f" great {n}"} for n in range(3)]
-    rows += [json.loads(json.dumps(row | stored | {"rejected_ids": [400, 410 + n]})) for n, row in enumerate(rows)]
+    with_ids = [row | stored | {"rejected_ids": [400, 410 + n]} for n, row in enumerate(rows)]
+    rows += [json.loads(json.dumps(row | {"texts": texts_of(row)})) for row in with_ids]
     data = pairs_of(*rows)
     held = [i for ids in data.prompts + data.completions for i in ids]
     assert {300, 400, tokenizer("The")["input_ids"][0]} < set(held) and max(held) > 256  # Python shares those up to 256

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dpoctl.errors import InputError, NumericalError
 from dpoctl.inference import generate as generate_module
-from dpoctl.inference.generate import Sampling, batch_slices, generate
+from dpoctl.inference.generate import PromptTokens, Sampling, batch_slices, generate
 from dpoctl.inference.token_sampling import sample_token, sample_token_from_states, uniforms
 from dpoctl.models.logprobs import has_plain_head
 from helpers.tiny_models import tiny_model
@@ -34,8 +34,14 @@ def make_tokenizer(vocab=64):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>")
 
 
-def keys(prompts):
-    return [f"p{i}" for i in range(len(prompts))]
+EOS = frozenset({0})
+NEVER: frozenset[int] = frozenset()  # full length: every position is compared
+
+
+def named(prompts, keys=None, stops=EOS):
+    """Prompts to sample from; `keys` are p0, p1, ... by default."""
+    keys = keys or [f"p{i}" for i in range(len(prompts))]
+    return [PromptTokens(key, ids, stops) for key, ids in zip(keys, prompts, strict=True)]
 
 
 def ids_of(result):
@@ -143,8 +149,8 @@ def test_uniforms_are_a_function_of_seed_prompt_and_k():
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_greedy_equals_greedy_of_transformers(kind):
     model, tokenizer = make_model(kind), make_tokenizer()
-    model.generation_config.eos_token_id = tokenizer.eos_token_id = None  # full length: every position compared
-    ours = generate(model, tokenizer, PROMPTS, keys(PROMPTS), [0], Sampling(temperature=0, max_new_tokens=20))
+    model.generation_config.eos_token_id = None
+    ours = generate(model, tokenizer, named(PROMPTS, stops=NEVER), [0], Sampling(temperature=0, max_new_tokens=20))
     width = max(map(len, PROMPTS))
     ids = torch.tensor([[1] * (width - len(p)) + p for p in PROMPTS])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in PROMPTS])
@@ -156,18 +162,17 @@ def test_greedy_equals_greedy_of_transformers(kind):
 def test_two_tokens_follow_the_model_s_joint_distribution():
     model, tokenizer = make_model(vocab=7, std=0.5), make_tokenizer(7)
     prompt, n = [3, 1], 3000
-    result = generate(
-        model, tokenizer, [prompt], ["p"], list(range(n)), Sampling(temperature=0.8, max_new_tokens=2, seed=3)
-    )
+    sampling = Sampling(temperature=0.8, max_new_tokens=2, seed=3)
+    result = generate(model, tokenizer, named([prompt], ["p"]), list(range(n)), sampling)
     with torch.no_grad():
         first = (model(torch.tensor([prompt])).logits[0, -1].double() / 0.8).softmax(-1)
         after = torch.tensor([[*prompt, a] for a in range(7)])
         second = (model(after).logits[:, -1].double() / 0.8).softmax(-1)
-    expected = {(0,): first[0].item()}  # EOS at once; a pair (a, 0) is a text of one token that ended
+    expected = {(0,): first[0].item()}  # EOS at once
     expected |= {(a, b): (first[a] * second[a, b]).item() for a in range(1, 7) for b in range(7)}
     counts = dict.fromkeys(expected, 0)
     for completion in result[0]:
-        counts[tuple(completion.ids) + ((0,) if completion.finish == "stop" else ())] += 1
+        counts[tuple(completion.ids)] += 1
     chi = sum((counts[cell] - n * p) ** 2 / (n * p) for cell, p in expected.items())
     df = len(expected) - 1
     assert chi < df + 4 * (2 * df) ** 0.5  # 4 standard deviations; the seed is fixed
@@ -176,13 +181,13 @@ def test_two_tokens_follow_the_model_s_joint_distribution():
 def test_a_row_is_the_same_whatever_shares_its_batch():
     model, tokenizer = make_model(), make_tokenizer()
     sampling = Sampling(max_new_tokens=24, top_p=0.95, seed=5)
-    together = ids_of(generate(model, tokenizer, PROMPTS, keys(PROMPTS), [0, 1, 2, 3], sampling))
+    together = ids_of(generate(model, tokenizer, named(PROMPTS), [0, 1, 2, 3], sampling))
     for i, prompt in enumerate(PROMPTS):
-        alone = ids_of(generate(model, tokenizer, [prompt], [f"p{i}"], [2], sampling))
+        alone = ids_of(generate(model, tokenizer, named([prompt], [f"p{i}"]), [2], sampling))
         assert alone == [[together[i][2]]]
-    backwards = ids_of(generate(model, tokenizer, PROMPTS[::-1], keys(PROMPTS)[::-1], [3, 0], sampling))
+    backwards = ids_of(generate(model, tokenizer, named(PROMPTS)[::-1], [3, 0], sampling))
     assert backwards == [[row[3], row[0]] for row in together[::-1]]
-    other_seed = ids_of(generate(model, tokenizer, PROMPTS, keys(PROMPTS), [0, 1, 2, 3], replace(sampling, seed=6)))
+    other_seed = ids_of(generate(model, tokenizer, named(PROMPTS), [0, 1, 2, 3], replace(sampling, seed=6)))
     assert all(a != b for a, b in zip(together, other_seed, strict=True))
     assert len({tuple(ids) for ids in together[1]}) == 4  # the ks of a prompt differ
 
@@ -195,11 +200,11 @@ def test_rows_that_leave_the_batch_change_nothing(monkeypatch, kind):
     assert has_plain_head(model)  # tried once, here
     sizes = []
     model.base_model.register_forward_pre_hook(lambda m, a, kw: sizes.append(len(kw["input_ids"])), with_kwargs=True)
-    compacted = generate(model, tokenizer, prompts, keys(prompts), [0, 1], sampling)
+    compacted = generate(model, tokenizer, named(prompts), [0, 1], sampling)
     assert min(sizes) < 24 / 2 and max(sizes) == 24
     monkeypatch.setattr(generate_module, "_COMPACT_AT", 2.0)
     sizes.clear()
-    assert compacted == generate(model, tokenizer, prompts, keys(prompts), [0, 1], sampling)
+    assert compacted == generate(model, tokenizer, named(prompts), [0, 1], sampling)
     assert set(sizes[1:]) == {24}
 
 
@@ -210,31 +215,42 @@ def test_a_prompt_is_run_once_for_all_its_completions():
     model.base_model.register_forward_pre_hook(
         lambda m, a, kw: shapes.append(tuple(kw["input_ids"].shape)), with_kwargs=True
     )
-    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
-    result = generate(model, tokenizer, prompts, ["a", "b", "c"], [0, 1, 2], Sampling(max_new_tokens=3))
+    prompts = named([PROMPTS[0], PROMPTS[1], PROMPTS[0]])
+    result = generate(model, tokenizer, prompts, [0, 1, 2], Sampling(max_new_tokens=3))
     assert shapes[0] == (2, 7) and shapes[1] == (9, 1)  # two different prompts; then nine rows, a token each
     assert result[0] != result[2]  # the same prompt under another key has other random numbers
 
 
-def test_eos_ends_a_row_and_is_not_among_its_ids():
+def test_an_end_token_ends_a_row_and_is_its_last_id():
     model, tokenizer = make_model(vocab=12, std=0.1), make_tokenizer(12)
-    result = generate(model, tokenizer, [[4]], ["p"], list(range(64)), Sampling(max_new_tokens=8))[0]
-    assert all(0 not in completion.ids for completion in result)
+    ks, sampling = list(range(64)), Sampling(max_new_tokens=8)
+    [result] = generate(model, tokenizer, named([[4]]), ks, sampling)
     assert {completion.finish for completion in result} == {"stop", "length"}
     for completion in result:
-        assert (len(completion.ids) == 8) == (completion.finish == "length")  # EOS counts: a stopped row has 7 at most
-        assert completion.text == tokenizer.decode(completion.ids)
-    model.generation_config.eos_token_id = [0, 3]  # the model's own list of ends holds too
-    again = generate(model, tokenizer, [[4]], ["p"], list(range(64)), Sampling(max_new_tokens=8))[0]
+        ended = completion.finish == "stop"
+        assert completion.ids.count(0) == (completion.ids[-1] == 0) == ended
+        assert len(completion.ids) == 8 or ended  # the end counts
+        assert completion.text == tokenizer.decode(completion.ids[:-1] if ended else completion.ids)
+    # Several ids may end an answer: the one that was sampled is kept, and no other put in its place.
+    [again] = generate(model, tokenizer, named([[4]], stops=frozenset({0, 3})), ks, sampling)
+    assert {completion.ids[-1] for completion in again if completion.finish == "stop"} == {0, 3}
     for before, after in zip(result, again, strict=True):
-        cut = before.ids.index(3) if 3 in before.ids else len(before.ids)
-        assert after.ids == before.ids[:cut]
+        assert after.ids == (before.ids[: before.ids.index(3) + 1] if 3 in before.ids else before.ids)
+
+
+def test_each_prompt_has_its_own_end_tokens():
+    model, tokenizer = make_model(vocab=12, std=0.1), make_tokenizer(12)
+    ks, sampling = list(range(32)), Sampling(max_new_tokens=8)
+    text, chat = named([[4]], ["p"])[0], named([[5, 6]], ["q"], frozenset({0, 3}))[0]
+    together = generate(model, tokenizer, [text, chat], ks, sampling)
+    assert together == [generate(model, tokenizer, [prompt], ks, sampling)[0] for prompt in (text, chat)]
+    ends = [{completion.ids[-1] for completion in row if completion.finish == "stop"} for row in together]
+    assert ends == [{0}, {0, 3}]
 
 
 def test_a_stop_string_ends_a_row_and_the_text_before_it():
     model, tokenizer = make_model(), make_tokenizer()
-    model.generation_config.eos_token_id = tokenizer.eos_token_id = None
-    draw = {"prompts": PROMPTS, "prompt_keys": keys(PROMPTS), "ks": [0, 1]}
+    draw = {"prompts": named(PROMPTS, stops=NEVER), "ks": [0, 1]}
     free = generate(model, tokenizer, **draw, sampling=Sampling(max_new_tokens=30))
     text = free[1][0].text
     for stop in (text[10:12], text[11:15], text[12]):  # some within a token, some over two or three
@@ -248,16 +264,15 @@ def test_a_stop_string_ends_a_row_and_the_text_before_it():
 
 def test_the_context_bounds_the_length_and_a_full_one_is_refused():
     model, tokenizer = make_model("gpt2", context=16), make_tokenizer()
-    model.generation_config.eos_token_id = tokenizer.eos_token_id = None
-    prompts = [[1] * 13, [2] * 4]
-    result = generate(model, tokenizer, prompts, ["a", "b"], [0], Sampling(max_new_tokens=10))
+    prompts = named([[1] * 13, [2] * 4], ["a", "b"], NEVER)
+    result = generate(model, tokenizer, prompts, [0], Sampling(max_new_tokens=10))
     assert [len(row[0].ids) for row in result] == [3, 10]
-    alone = generate(model, tokenizer, prompts[1:], ["b"], [0], Sampling(max_new_tokens=10))
+    alone = generate(model, tokenizer, prompts[1:], [0], Sampling(max_new_tokens=10))
     assert result[1] == alone[0]
     with pytest.raises(InputError, match="prompt b: its 16 tokens leave no room .* of 16"):
-        generate(model, tokenizer, [[1], [1] * 16], ["a", "b"], [0], Sampling())
+        generate(model, tokenizer, named([[1], [1] * 16], ["a", "b"]), [0], Sampling())
     with pytest.raises(InputError, match="prompt a: it has no tokens"):
-        generate(model, tokenizer, [[]], ["a"], [0], Sampling())
+        generate(model, tokenizer, named([[]], ["a"]), [0], Sampling())
 
 
 def test_a_leading_space_survives_tokenizers_that_drop_it_at_a_start():

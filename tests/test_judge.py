@@ -135,7 +135,7 @@ def test_an_answer_without_a_verdict_is_not_requested_again(tmp_path, answer, ve
         _, err = run(tmp_path, a, b, "--model", "m", "--base-url", server.url, "--out", "j.jsonl")
         assert server.requests == 6
     assert {row["verdict"] for row in rows_of(tmp_path / "j.jsonl")} == verdicts
-    assert ("100% of the answers contain no verdict" in err) == (answer is None)
+    assert ("6 judgements are invalid (100.0%): 6 no answer" in err) == (answer is None)
 
 
 def test_a_server_that_is_down_is_not_asked_everything(tmp_path):
@@ -245,6 +245,7 @@ def test_a_scorer_judges_offline_and_two_policies_are_compared(tmp_path):
         (["a.jsonl", "b.jsonl", "--model", "m", "--price-in", "1"], "go together"),
         (["a.jsonl", "b.jsonl", "--model", "m", "--score-text", "completion"], "--score-text "),
         (["a.jsonl", "b.jsonl", "--model", "m", "--device", "cpu"], "--device "),
+        (["a.jsonl", "b.jsonl", "--model", "m", "--base-url", "localhost:8000/v1"], "expected http://"),
         (["a.jsonl", "b.jsonl", "--model", "m", "--criterion", "helpfull"], "summary-c"),
         (["a.jsonl", "b.jsonl", "--model", "m", "--cache-dir", "c.jsonl"], "is a file; a directory is needed"),
     ],
@@ -252,5 +253,6 @@ def test_a_scorer_judges_offline_and_two_policies_are_compared(tmp_path):
 def test_mistakes_are_one_clear_message(tmp_path, args, said):
     candidates(tmp_path, 3)
     write(tmp_path / "c.jsonl", [{"prompt_id": "x", "prompt": "other", "completion": "y", "k": 0}])
-    _, err = run(tmp_path, *args, "--base-url", "http://127.0.0.1:9/v1", "--out", "j.jsonl", code=2)
+    server = [] if "--base-url" in args else ["--base-url", "http://127.0.0.1:9/v1"]
+    _, err = run(tmp_path, *args, *server, "--out", "j.jsonl", code=2)
     assert said in err and err.count("error:") == 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dpoctl.cli.app import run as command_line
-from dpoctl.data.encode import encode_pairs
+from dpoctl.data.encode import Limits, encode_pairs
 from dpoctl.data.readers import load_rows
 from dpoctl.models import lora
 from dpoctl.models.load import load_classifier, load_policy
@@ -41,9 +41,9 @@ def test_from_train_dpo_to_sample(here):
     adapters = (here.folder / "dpo-lora/adapter_model.safetensors").stat().st_size
     assert (newest / "model.safetensors").stat().st_size < 1.2 * adapters  # no frozen weight is in it
 
-    ours, _ = load_policy("dpo-lora")
-    base, _ = load_policy("sft")
-    theirs = peft.PeftModel.from_pretrained(load_policy("sft")[0], "dpo-lora").eval().get_base_model()
+    ours = load_policy("dpo-lora").model
+    base = load_policy("sft").model
+    theirs = peft.PeftModel.from_pretrained(load_policy("sft").model, "dpo-lora").eval().get_base_model()
     with torch.no_grad():
         mine, known, start = (summed_logps(m, SEQUENCES) for m in (ours, theirs, base))
     assert torch.allclose(mine, known, atol=1e-4) and not torch.allclose(mine, start, atol=1e-2)
@@ -56,15 +56,15 @@ def test_a_reward_model_and_ppo(here):
     rm = ["train-rm", "--model", "sft", "--data", "prefs.jsonl", *SHORT, "--max-steps", "8", "--out", "rm-lora"]
     assert command_line(rm) == 0
     assert (here.folder / "rm-lora/adapter_model.safetensors").stat().st_size < 200_000  # no embeddings
-    model, tokenizer = load_classifier("rm-lora")
-    data = encode_pairs(load_rows("prefs.jsonl", "preferences"), tokenizer, max_length=96, max_prompt_length=16)
+    model, _, codec = load_classifier("rm-lora")
+    data = encode_pairs(load_rows("prefs.jsonl", "preferences"), codec, Limits(96, 16))
     rewards = rewards_of(model, pairs.sequences(data), tokens_per_batch=4096)
     # the shift was measured on the model that was trained: the one that is loaded is the same
     assert rewards.mean().item() == pytest.approx(model.config.reward_shift, abs=1e-4) and rewards.std() > 0.01
 
     # and so is the one model that it is merged into
     assert command_line(["merge", "rm-lora", "--out", "rm-merged"]) == 0
-    merged, _ = load_classifier("rm-merged")
+    merged = load_classifier("rm-merged").model
     assert torch.allclose(rewards_of(merged, pairs.sequences(data), tokens_per_batch=4096), rewards, atol=1e-5)
     assert merged.config.reward_shift == model.config.reward_shift and not hasattr(merged, "peft_config")
 
@@ -80,7 +80,7 @@ def test_a_reward_model_and_ppo(here):
 
 
 def test_the_value_function_shares_the_frozen_weights(here):
-    policy, _ = load_policy("sft")
+    policy = load_policy("sft").model
     lora.adapt(policy, settings(), "sft", "CAUSAL_LM")
     critic = make_critic(policy, "separate")
     trained = {n for n, p in critic.trunk.named_parameters() if p.requires_grad}
@@ -99,9 +99,9 @@ def test_the_value_function_shares_the_frozen_weights(here):
     ],
 )
 def test_what_cannot_be_adapted_is_refused(here, capsys, flags, word):
-    model, _ = load_policy("sft")
+    model = load_policy("sft").model
     lora.adapt(model, settings(), "sft", "CAUSAL_LM").save_pretrained("an-adapter")
-    load_policy("sft")[1].save_pretrained("an-adapter")
+    load_policy("sft").tokenizer.save_pretrained("an-adapter")
     capsys.readouterr()
     args = ["train-dpo", "--model", "sft", "--data", "prefs.jsonl", "--out", "refused", *flags]
     assert command_line(args) == 2

@@ -8,10 +8,13 @@ import time
 
 import pytest
 
-from dpoctl.data.tokens import encode_prompt, fingerprint
+from dpoctl.data.chats import Prompt
+from dpoctl.data.stored import text_key
+from dpoctl.data.tokens import fingerprint
 from dpoctl.models.load import load_tokenizer
 from dpoctl.outputs.files import seal
 from helpers.chain import assert_same_run, dpo, lines_in, wait_until
+from helpers.encoding import encode_prompt
 
 
 def test_sft_reduces_the_held_out_loss(prefs):
@@ -189,6 +192,7 @@ def test_several_temperatures_and_few_shot_examples(prefs):
     long = {"prompt_id": "p", "prompt": "A film " * 200}
     tokenizer = load_tokenizer(str(prefs.folder / "sft"))
     end = {"prompt_ids": encode_prompt(tokenizer, long["prompt"])[-6:], "tokenizer": fingerprint(tokenizer)}
+    end["texts"] = [text_key(Prompt(long["prompt"]), end["prompt_ids"])]
     for name, row in (("long", long), ("end", long | end)):
         (prefs.folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     _, err = prefs.run(*common, "--prompts", "long.jsonl", "--out", "no.jsonl", code=2)

@@ -19,7 +19,7 @@ def adapted(world, monkeypatch):
 
     monkeypatch.chdir(world.folder)
     monkeypatch.setenv("XDG_CACHE_HOME", world.env["XDG_CACHE_HOME"])
-    model, _ = load_policy("lm")
+    model = load_policy("lm").model
     torch.manual_seed(0)
     config = peft.LoraConfig(
         r=4, lora_alpha=8, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, task_type="CAUSAL_LM"

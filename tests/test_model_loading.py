@@ -54,7 +54,7 @@ def good(tmp_path_factory):
 
 
 def test_a_policy_comes_in_float32_in_eval_mode_without_dropout_and_with_a_pad_token(good):
-    model, tokenizer = load_policy(str(good / "policy"))
+    model, tokenizer, _ = load_policy(str(good / "policy"))
     assert model.dtype == torch.float32 and not model.training
     assert tokenizer.pad_token == "<eos>" and len(tokenizer) == VOCAB == len(model.get_input_embeddings().weight)
     assert {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
@@ -76,14 +76,14 @@ def test_dropout_kept_as_a_number_in_attention_is_zeroed_too(tmp_path):
         attention_dropout=0.5,
         max_position_embeddings=16,
     )
-    model, _ = load_policy(save(tmp_path, LlamaForCausalLM(config)))
+    model = load_policy(save(tmp_path, LlamaForCausalLM(config))).model
     model.train()
     ids = torch.arange(10)[None]
     assert torch.equal(model(ids).logits, model(ids).logits)
 
 
 def test_a_classifier_gets_the_pad_token_of_its_tokenizer(good):
-    model, tokenizer = load_classifier(str(good / "classifier"))
+    model, tokenizer, _ = load_classifier(str(good / "classifier"))
     assert model.config.pad_token_id == tokenizer.pad_token_id == 0
     with torch.no_grad():
         padded = model(torch.tensor([[3, 4, 0, 0], [3, 4, 5, 6]])).logits[0]

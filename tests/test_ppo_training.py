@@ -52,7 +52,7 @@ def test_a_run_killed_inside_a_rollout_resumes_to_the_same_bytes(optimised):
 def test_the_value_function_starts_at_zero_or_at_the_reward_model(rewarded, kind):
     from transformers import AutoModelForSequenceClassification
 
-    policy, _ = load_policy(str(rewarded.folder / "sft"))
+    policy = load_policy(str(rewarded.folder / "sft")).model
     ids = list(range(5, 25))
     critic = make_critic(policy, kind)
     with torch.no_grad():

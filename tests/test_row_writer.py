@@ -61,3 +61,13 @@ def test_bytes_after_the_last_complete_batch_are_dropped(tmp_path):
     write(tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert rows == [row for batch in BATCHES for row in batch]
+
+
+def test_only_damage_is_warned_of(tmp_path, capsys):
+    write(tmp_path, batches=2)
+    write(tmp_path, batches=3)
+    assert "resuming after 4 rows" in (said := capsys.readouterr().err) and "damaged" not in said
+    with open(tmp_path / "rows.jsonl.partial", "r+b") as f:
+        f.truncate((tmp_path / "rows.jsonl.partial").stat().st_size - 1)
+    write(tmp_path)
+    assert "rows after batch 2 were damaged" in capsys.readouterr().err

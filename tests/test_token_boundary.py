@@ -4,17 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpoctl.data.encode import encode_pairs
-from dpoctl.data.tokens import (
-    bos_length,
-    encode_completions,
-    encode_prompt,
-    encode_prompts,
-    encode_text,
-    fingerprint,
-)
+from dpoctl.data.chats import Prompt
+from dpoctl.data.codec import Codec
+from dpoctl.data.encode import Limits, encode_pairs
+from dpoctl.data.tokens import fingerprint
 from dpoctl.errors import InputError
-from helpers.encoding import FAMILIES, LOSSLESS, both, build, make_rows, words
+from helpers.encoding import FAMILIES, LOSSLESS, both, build, encode_prompt, encode_text, make_rows, words
 from helpers.tokenizer_families import byte_level_bpe, chat, unigram
 
 BOUNDARIES = [
@@ -101,7 +96,7 @@ def test_one_bos_at_most_and_only_where_the_tokenizer_adds_it(family, bos):
     tokenizer = build(family)
     for prompt in ("hello", "hello there, how are you"):
         ids = encode_prompt(tokenizer, prompt)
-        assert ids.count(tokenizer.bos_token_id) == bos_length(tokenizer) == bos
+        assert ids.count(tokenizer.bos_token_id) == Codec(tokenizer).bos_length == bos
         assert ids[:1] == [tokenizer.bos_token_id] or not bos
         spelled = encode_prompt(tokenizer, tokenizer.bos_token + prompt)
         assert spelled == [tokenizer.bos_token_id] + ids[bos:]
@@ -132,7 +127,7 @@ def test_eos_once_and_only_where_the_text_ended(family):
 def test_text_cannot_inject_a_special_token(family):
     tokenizer = build(family)
     specials = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    added = {tokenizer.bos_token_id} if bos_length(tokenizer) else set()
+    added = {tokenizer.bos_token_id} if Codec(tokenizer).bos_length else set()
     for token in {token.content for token in tokenizer.added_tokens_decoder.values()}:
         inside = f"a {token} b {token}{token} c"
         prompt_ids, ids = both(tokenizer, inside, " x " + inside)
@@ -155,9 +150,8 @@ def test_a_text_full_of_special_strings_is_no_deep_recursion(family):
 def test_padding_token_equal_to_eos_hides_nothing():
     tokenizer = byte_level_bpe()
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
-    data = encode_pairs(
-        make_rows({"prompt": "a", "chosen": " b", "rejected": " c"}), tokenizer, max_length=None, max_prompt_length=None
-    )
+    rows = make_rows({"prompt": "a", "chosen": " b", "rejected": " c"})
+    data = encode_pairs(rows, Codec(tokenizer), Limits())
     assert [ids[-1] for ids in data.completions] == [tokenizer.eos_token_id] * 2
 
 
@@ -166,7 +160,7 @@ def test_a_tokenizer_without_eos_is_refused():
     with pytest.raises(InputError, match="no end-of-sequence token"):
         encode_text(tokenizer, "hello")
     with pytest.raises(InputError, match="no end-of-sequence token"):
-        both(tokenizer, "hello", "there")
+        both(tokenizer, "hello", "there", finished=True)
 
 
 # st.text() draws no lone surrogates; rows.py refuses them.
@@ -207,8 +201,9 @@ def test_many_at_once_are_as_one_by_one():
     tokenizer = build("unigram-first")
     prompts = [prompt for prompt, _ in BOUNDARIES] * 100  # more than one chunk
     completions = [completion for _, completion in BOUNDARIES] * 100
-    prompt_ids = encode_prompts(tokenizer, prompts)
-    ids = encode_completions(tokenizer, prompts, completions, prompt_ids, [True] * len(prompts))
+    codec, whole = Codec(tokenizer), list(map(Prompt, prompts))
+    prompt_ids = codec.encode_prompts(whole)
+    ids = codec.encode_completions(whole, completions, prompt_ids, [True] * len(prompts))
     for i in range(len(BOUNDARIES)):
         assert (prompt_ids[i], ids[i]) == both(tokenizer, *BOUNDARIES[i], finished=True)
         assert (prompt_ids[-i - 1], ids[-i - 1]) == both(tokenizer, *BOUNDARIES[-i - 1], finished=True)

@@ -171,6 +171,10 @@ class Judge(Tabular, Sharded, Rows, WithScorer, OnDevice, Seeded, Common):
         if self.max_cost and self.price_in is None:
             yield "--max-cost needs --price-in and --price-out, dollars per million tokens"
 
+    def check_base_url(self) -> Iterator[str]:
+        if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
+            yield f"--base-url {self.base_url}: expected http://... or https://..."
+
     def check_people(self) -> Iterator[str]:
         if self.form and self.answers:
             yield "--form writes the form and --answers reads what people answered: use one of them"

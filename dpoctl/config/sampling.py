@@ -16,11 +16,13 @@ from .shared import (
     GEN,
     RUN,
     SIEBERT,
+    ChatTemplates,
     Common,
     ModelOptions,
     OnDevice,
     Seeded,
     Tabular,
+    Templates,
     WithScorer,
     names_models,
 )
@@ -30,11 +32,6 @@ def _is_random(config: Any) -> bool:
     temperature = config.temperature
     return any(temperature) if isinstance(temperature, tuple) else temperature > 0
 
-
-_LONGEST_PROMPT = (
-    "Longest prompt in tokens, examples included; longer ones are truncated from the left (default: only those that "
-    "the model's context cannot hold, to half of it)."
-)
 
 RANDOM = When(_is_random, lambda c: "with --temperature 0", "with --temperature above 0")
 
@@ -84,6 +81,19 @@ class Rows:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prompted:
+    """A command that samples from prompts."""
+
+    max_prompt_length: int | None = option(
+        None,
+        "Longest prompt in tokens, examples included; longer ones are truncated from the left (default: only those that "
+        "the model's context cannot hold, to half of it).",
+        DATA,
+        at_least=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sharded:
     """A row output that several jobs, or the ranks of torchrun, can share; `dpoctl merge` joins the shards."""
 
@@ -107,7 +117,7 @@ class Sharded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakePrefs(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common):
+class MakePrefs(Sharded, Prompted, Rows, WithScorer, Generation, ChatTemplates, ModelOptions, Seeded, Common):
     model: str = option(help="Model that is sampled, usually the SFT model.", panel=DATA, input="model")
     prompts: str = option(help="Prompt rows, or preferences.", panel=DATA, input="file")
     scorer: str = option(SIEBERT, "What scores the completions.", DATA, input="scorer")
@@ -119,7 +129,6 @@ class MakePrefs(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Com
     completions_out: str | None = option(
         None, "Also write the completions with their scores to this .jsonl file.", DATA, identity=False, metavar="FILE"
     )
-    max_prompt_length: int | None = option(None, _LONGEST_PROMPT, DATA, at_least=1)
     limit: int | None = option(None, "Use only the first N prompts.", DATA, at_least=1)
 
     def check_temperature(self) -> Iterator[str]:
@@ -138,7 +147,7 @@ class MakePrefs(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Com
     scorer_trust_remote_code={"panel": GEN},
 )
 @dataclass(frozen=True, kw_only=True)
-class Sample(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common):
+class Sample(Sharded, Prompted, Rows, WithScorer, Generation, ChatTemplates, ModelOptions, Seeded, Common):
     model: str = option(help="Model to sample from.", panel=DATA, input="model")
     prompts: str = option(help="Prompt rows, or preferences.", panel=DATA, input="file")
     temperature: tuple[float, ...] = option(  # type: ignore[assignment]  # one in the other commands
@@ -157,7 +166,6 @@ class Sample(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common
     )
     scorer: str | None = option(None, "What --best-of selects by.", GEN, input="scorer")
     stop: tuple[str, ...] = option((), "Text that ends a completion; may be given several times.", GEN)
-    max_prompt_length: int | None = option(None, _LONGEST_PROMPT, DATA, at_least=1)
     limit: int | None = option(None, "Use only the first N prompts.", DATA, at_least=1)
 
     def check_best_of(self) -> Iterator[str]:
@@ -174,7 +182,7 @@ class Sample(Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score(Sharded, Rows, WithScorer, OnDevice, Common):
+class Score(Sharded, Rows, WithScorer, Templates, OnDevice, Common):
     data: str = option(help="Rows with text: completions, texts or messages.", panel=DATA, input="file")
     scorer: str = option(help="What scores the rows.", panel=DATA, input="scorer")
 
@@ -182,6 +190,7 @@ class Score(Sharded, Rows, WithScorer, OnDevice, Common):
 @amended(
     **generation_when(given("model")),
     seed={"when": all_of(given("model"), RANDOM)},
+    max_prompt_length={"when": given("model")},
     scorer_trust_remote_code={
         "when": replace(
             any_of(names_models("scorer"), names_models("selection_scorer")),
@@ -193,7 +202,7 @@ class Score(Sharded, Rows, WithScorer, OnDevice, Common):
     trust_remote_code={"when": any_of(given("model"), given("ref"), given("lm"))},
 )
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Tabular, Sharded, Rows, WithScorer, Generation, ModelOptions, Seeded, Common):
+class Evaluate(Tabular, Sharded, Prompted, Rows, WithScorer, Generation, ChatTemplates, ModelOptions, Seeded, Common):
     model: tuple[str, ...] = option((), "Model to evaluate; may be given several times.", DATA, input="model")
     completions: tuple[str, ...] = option(
         (), "Completions file to evaluate instead of a model (no KL); may be given several times.", DATA, input="file"
@@ -231,7 +240,6 @@ class Evaluate(Tabular, Sharded, Rows, WithScorer, Generation, ModelOptions, See
         when=given("completions"),
     )
     n: int = option(1, "Completions per prompt.", GEN, at_least=1, when=given("model"))
-    max_prompt_length: int | None = option(None, _LONGEST_PROMPT, DATA, at_least=1, when=given("model"))
     limit: int | None = option(None, "Use only the first N prompts.", DATA, at_least=1, when=given("model"))
     tokens_per_batch: int = option(
         8192,

@@ -1,6 +1,9 @@
 """Options that several commands share, and the panels of the help that options are shown in."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from .conditions import When, given
@@ -89,6 +92,55 @@ class ModelOptions(OnDevice):
     )
     revision: str | None = option(None, "Branch, tag or commit of --model on the Hub.", DATA, metavar="REVISION")
     trust_remote_code: bool = option(False, "Run code that comes with a language model from the Hub.", DATA)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Templates:
+    """A command that renders chats."""
+
+    chat_template_kwargs: str | None = option(
+        None,
+        'Arguments of the chat template, a JSON object such as {"enable_thinking": false}.',
+        DATA,
+        metavar="JSON",
+    )
+    template_date: str | None = option(
+        None,
+        "The date for chat templates that write one; by default the day on which the output is started.",
+        DATA,
+        metavar="YYYY-MM-DD",
+    )
+
+    rendered: str = option(
+        "refuse",
+        "A string that a chat template has rendered already: refuse it, or read its special tokens as text or tokens.",
+        DATA,
+        choices=("refuse", "text", "tokens"),
+    )
+
+    def check_chat_template_kwargs(self) -> Iterator[str]:
+        try:
+            found = json.loads(self.chat_template_kwargs or "{}")
+        except ValueError as error:
+            yield f"--chat-template-kwargs: expected a JSON object, broken JSON: {error}"
+            return
+        if not isinstance(found, dict):
+            yield f"--chat-template-kwargs: expected a JSON object, got {self.chat_template_kwargs}"
+
+    def check_template_date(self) -> Iterator[str]:
+        try:
+            date.fromisoformat(self.template_date or "2000-01-01")
+        except ValueError:
+            yield f"--template-date {self.template_date}: expected a date such as 2026-01-31"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatTemplates(Templates):
+    """A command that renders chats for a language model."""
+
+    chat_template: str | None = option(
+        None, "Chat template (Jinja) to use in place of the tokenizer's.", DATA, input="file", metavar="FILE"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

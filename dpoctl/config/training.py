@@ -18,6 +18,7 @@ from .shared import (
     RUN,
     SAVE_DTYPES,
     SIEBERT,
+    ChatTemplates,
     Common,
     ModelOptions,
     Seeded,
@@ -29,7 +30,7 @@ _EVALUATED = any_of(given("eval_data"), EVAL_PROMPTS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Rows, ModelOptions, Seeded, Common):
+class Training(Rows, ChatTemplates, ModelOptions, Seeded, Common):
     """What all training commands have."""
 
     epochs: float = option(1.0, "Passes over the data.", OPT, above=0)
@@ -186,6 +187,13 @@ class SFT(Planned, WithReference, Frontier):
     )
     field: str | None = option(
         None, "Train on this side of the preference pairs (chosen: Preferred-FT).", DATA, choices=("chosen", "rejected")
+    )
+    answers: str = option(
+        "all",
+        "Which of a chat's answers to train on: all of the assistant's, or the last.",
+        DATA,
+        choices=("all", "last"),
+        when=not_given("field"),
     )
     overlong: str = option(
         "truncate", "What to do with texts over --max-length.", DATA, choices=("truncate", "drop", "split")

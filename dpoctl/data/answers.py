@@ -1,117 +1,163 @@
 """Prompts and completions of rows to token ids, each distinct text encoded once."""
 
 import json
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from ..errors import InputError
-from .readers import Rows
+from ..log import warn
+from .chats import Prompt, Refusal, Text, prompt_of
+from .codec import Codec
+from .readers import Rows, warn_of_skipped
 from .schema import shape_of
-from .tokens import Text, encode_completions, encode_prompts, eos_id, fingerprint, interned
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from .stored import has_ids, stored_completion
 
 V = TypeVar("V")
 
 
 @dataclass
 class Answer:
-    """A completion of a row's prompt, both as text or messages. `finished`: it ended with EOS.
+    """A completion of a row's prompt. `finished`: it ended with an end token, or is taken to end there.
 
-    `prompt_ids` and `ids` are those stored in the row, None where there are none.
+    `prompt_ids` and `ids` are those stored in the row, None where there are none or they are not for these texts.
     """
 
     row: int
-    prompt: Text
+    prompt: Prompt
     completion: Text
     finished: bool
+    name: str = ""  # the row's field, empty for messages
     prompt_ids: list[int] | None = None
     ids: list[int] | None = None
 
 
-def answer_of(rows: Rows, i: int, field: str | None) -> Answer:
-    """Row i's prompt and answer: its `field`, by default its completion or last message.
+@dataclass
+class Encoded:
+    """The ids of each answer's prompt and completion; both are empty for the answers of a row in `refused`.
 
+    `edited`: rows whose stored ids were not used because a text is not the one that they were made for.
+    """
+
+    prompts: list[list[int]]
+    completions: list[list[int]]
+    refused: dict[int, Refusal] = field(default_factory=dict)  # by row
+    edited: int = 0
+
+
+def answers_of(rows: Rows, i: int, field: str | None, turns: str = "last") -> list[Answer]:
+    """Row i's prompt and answer: its `field`, by default its completion or its messages' answers.
+
+    `turns`: of messages, "all" takes every answer of the assistant that answers something, "last" the last one.
     Raises InputError naming file, line and field where the row lacks one of them.
     """
     row = rows.rows[i]
     if field is None and shape_of(row) == "messages":
-        return Answer(i, row["messages"][:-1], row["messages"][-1:], row.get("finish") != "length")
-    field = field or "completion"
-    for needed in ("prompt", field):
+        messages, finished = row["messages"], row.get("finish") != "length"
+        last = len(messages) - 1
+        ends = [n for n in range(1, last + 1) if messages[n]["role"] == "assistant"] if turns == "all" else [last]
+        return [
+            Answer(i, prompt_of(row, messages[:n]), messages[n : n + 1], finished or n < last)
+            for n in ends
+            if messages[n - 1]["role"] != "assistant"
+        ]
+    return [answer_of(rows, i, field or "completion")]
+
+
+def answer_of(rows: Rows, i: int, name: str) -> Answer:
+    """Row i's prompt and its completion `name`. Raises InputError where the row lacks one of them."""
+    row = rows.rows[i]
+    for needed in ("prompt", name):
         if row.get(needed) is None:
             hint = "--field chosen trains on the preferred completions" if row.get("chosen") is not None else ""
             raise InputError(f"{rows.place(i)}: field '{needed}': expected text, got nothing", hint)
-    prefix = "" if field == "completion" else f"{field}_"
-    finished = row.get(f"{prefix}finish") != "length"
-    return Answer(i, row["prompt"], row[field], finished, row.get("prompt_ids"), row.get(f"{field}_ids"))
+    finish = "finish" if name == "completion" else f"{name}_finish"
+    return Answer(i, prompt_of(row), row[name], row.get(finish) != "length", name)
 
 
 def encode_answers(
-    rows: Rows, tokenizer: "PreTrainedTokenizerBase", answers: list[Answer]
-) -> tuple[list[list[int]], list[list[int]]]:
-    """(prompt ids of each answer, completion ids of each answer), EOS included where the answer is finished.
+    rows: Rows, codec: Codec, answers: list[Answer], refused: dict[int, Refusal] | None = None
+) -> Encoded:
+    """The ids of answers, the end token included where an answer is finished.
 
-    Stored ids are used where the row's tokenizer is this one, and removed from the answer where it is not.
+    Ids stored in a row are used where they are this tokenizer's and were made for the row's texts. A chat that the
+    template refuses is an error, naming file and line; where invalid rows are skipped, it is counted with them, and so
+    are the rows already `refused`.
     """
-    _keep_stored_ids(rows, tokenizer, answers)
-    prompt_ids = _encode_prompts(rows, tokenizer, answers)
-    return prompt_ids, _encode_completions(rows, tokenizer, answers, prompt_ids)
+    edited = _take_stored(rows, codec, answers)
+    refused = dict(refused or {})
+    prompts = _encode_prompts(codec, answers, refused)
+    found = Encoded(prompts, _encode_completions(codec, answers, prompts, refused), refused, edited)
+    _settle_refused(rows, found)
+    if edited:
+        warn(f"{rows.path}: {edited} rows have token ids of other texts than theirs: their texts were tokenised")
+    return found
 
 
-def place_of(rows: Rows, answer: Answer) -> str:
-    """File and line of an answer's row, for a message."""
-    return rows.place(answer.row)
-
-
-def _keep_stored_ids(rows: Rows, tokenizer: "PreTrainedTokenizerBase", answers: list[Answer]) -> None:
-    stored = any("tokenizer" in rows.rows[answer.row] for answer in answers)
-    tokenizer_id = fingerprint(tokenizer) if stored else None
+def _take_stored(rows: Rows, codec: Codec, answers: list[Answer]) -> int:
+    """Give the answers their stored ids; returns the number of rows whose ids belong to other texts."""
+    edited: set[int] = set()
     for answer in answers:
-        if tokenizer_id is None or rows.rows[answer.row].get("tokenizer") != tokenizer_id:
-            answer.prompt_ids = answer.ids = None
+        row = rows.rows[answer.row]
+        if "tokenizer" not in row or not has_ids(row, codec.fingerprint):
+            continue
+        found = stored_completion(row, answer.name, codec.fingerprint)
+        if found:
+            answer.prompt_ids, answer.ids = found
         else:
-            answer.prompt_ids = answer.prompt_ids and interned(answer.prompt_ids)
-            answer.ids = answer.ids and interned(answer.ids)
+            edited.add(answer.row)
+    return len(edited)
 
 
-def _encode_prompts(rows: Rows, tokenizer: "PreTrainedTokenizerBase", answers: list[Answer]) -> list[list[int]]:
-    distinct = _first_of_each((_key(answer.prompt), answer) for answer in answers if answer.prompt_ids is None)
+def _settle_refused(rows: Rows, found: Encoded) -> None:
+    """Raise the first refusal, unless invalid rows are skipped: then count and report them."""
+    if not found.refused:
+        return
+    if not rows.skip_bad:
+        row, error = min(found.refused.items())
+        raise InputError(f"{rows.place(row)}: {error.message}", error.hint)
+    reasons = Counter(error.message for error in found.refused.values())
+    warn_of_skipped(rows.path, len(rows.rows) - len(found.refused), reasons)
+    rows.skipped.update(reasons)
+
+
+def _encode_prompts(codec: Codec, answers: list[Answer], refused: dict[int, Refusal]) -> list[list[int]]:
+    distinct = _first_of_each((answer.prompt.key, answer) for answer in answers if answer.prompt_ids is None)
     firsts = list(distinct.values())
-    encoded = encode_prompts(tokenizer, [first.prompt for first in firsts], lambda n: place_of(rows, firsts[n]))
+    bad: dict[Hashable, Refusal] = {}
+    encoded = codec.encode_prompts(
+        [first.prompt for first in firsts], lambda n, error: bad.update({firsts[n].prompt.key: error})
+    )
     ids_of = dict(zip(distinct, encoded, strict=True))
-    return [ids_of[_key(a.prompt)] if a.prompt_ids is None else a.prompt_ids for a in answers]
+    refused.update({a.row: bad[a.prompt.key] for a in answers if a.prompt_ids is None and a.prompt.key in bad})
+    return [ids_of[a.prompt.key] if a.prompt_ids is None else a.prompt_ids for a in answers]
 
 
 def _encode_completions(
-    rows: Rows, tokenizer: "PreTrainedTokenizerBase", answers: list[Answer], prompt_ids: list[list[int]]
+    codec: Codec, answers: list[Answer], prompt_ids: list[list[int]], refused: dict[int, Refusal]
 ) -> list[list[int]]:
-    eos = eos_id(tokenizer)
     keys = [
-        (_key(answer.prompt), *prompt, _key(answer.completion), answer.finished)
+        (answer.prompt.key, *prompt, _key(answer.completion), answer.finished)
         for answer, prompt in zip(answers, prompt_ids, strict=True)
     ]
-    distinct = _first_of_each((keys[n], n) for n, answer in enumerate(answers) if answer.ids is None)
+    left = [n for n, answer in enumerate(answers) if answer.ids is None and answer.row not in refused]
+    distinct = _first_of_each((keys[n], n) for n in left)
     firsts = list(distinct.values())
-    encoded = encode_completions(
-        tokenizer,
+    bad: dict[Hashable, Refusal] = {}
+    encoded = codec.encode_completions(
         [answers[n].prompt for n in firsts],
         [answers[n].completion for n in firsts],
         [prompt_ids[n] for n in firsts],
         [answers[n].finished for n in firsts],
-        lambda n: place_of(rows, answers[firsts[n]]),
+        lambda n, error: bad.update({keys[firsts[n]]: error}),
     )
     ids_of = dict(zip(distinct, encoded, strict=True))
+    refused.update({answers[n].row: bad[keys[n]] for n in left if keys[n] in bad})
     return [
-        ids_of[key] if answer.ids is None else _with_eos(answer.ids, answer.finished, eos)
+        codec.with_end(answer.prompt, answer.ids, answer.finished) if answer.ids is not None else ids_of.get(key, [])
         for answer, key in zip(answers, keys, strict=True)
     ]
-
-
-def _with_eos(ids: list[int], finished: bool, eos: int) -> list[int]:
-    return ids + [eos] if finished and ids[-1:] != [eos] else ids
 
 
 def _first_of_each(items: Iterable[tuple[Hashable, V]]) -> dict[Hashable, V]:
@@ -124,3 +170,16 @@ def _first_of_each(items: Iterable[tuple[Hashable, V]]) -> dict[Hashable, V]:
 
 def _key(value: Text) -> Hashable:
     return value if isinstance(value, str) else ("messages", json.dumps(value, sort_keys=True))
+
+
+def row_tokens(codec: Codec, row: Mapping[str, Any], *, finished: bool) -> tuple[list[int], list[int]]:
+    """(prompt ids, completion ids) of a completion row: those that it stores for its texts, or the texts tokenised.
+
+    Raises Refusal for a chat that the template refuses.
+    """
+    prompt, found = prompt_of(row), stored_completion(row, "completion", codec.fingerprint)
+    if found:
+        return found[0], codec.with_end(prompt, found[1], finished)
+    [prompt_ids] = codec.encode_prompts([prompt])
+    [ids] = codec.encode_completions([prompt], [row["completion"]], [prompt_ids], [finished])
+    return prompt_ids, ids

@@ -2,28 +2,44 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..log import warn
-from .answers import answer_of, encode_answers, place_of
+from .answers import Answer, Encoded, answer_of, answers_of, encode_answers
+from .chats import Prompt, Refusal, Text, prompt_of
+from .codec import Codec
 from .readers import Rows
 from .schema import shape_of
-from .tokens import Text, bos_length, count_special, encode_texts
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-_REASONS = ("dropped", "too_short", "equal_dropped", "empty_dropped")
+_REASONS = ("dropped", "too_short", "equal_dropped", "empty_dropped", "refused")
 
 
 @dataclass
 class Example:
-    """A sequence of token ids; those from index `start` (1 or more) on are trained on. `line`: where its row is."""
+    """A sequence of token ids, of which those of its answers are trained on.
+
+    `start`: index of the first of them, 1 or more. `gaps`: [begin, end) of what lies between answers and is not
+    trained on. `line`: where its row is.
+    """
 
     ids: list[int]
     start: int
-    line: int = field(default=0, compare=False)
+    gaps: list[tuple[int, int]] = field(default_factory=list)
+    line: Any = field(default=0, compare=False)
+
+    @property
+    def trained(self) -> int:
+        """How many tokens are trained on."""
+        return len(self.ids) - self.start - sum(end - begin for begin, end in self.gaps)
+
+    @property
+    def mask(self) -> list[bool]:
+        """Of each token from `start` on, whether it is trained on."""
+        kept = [True] * (len(self.ids) - self.start)
+        for begin, end in self.gaps:
+            kept[begin - self.start : end - self.start] = [False] * (end - begin)
+        return kept
 
 
 @dataclass
@@ -45,29 +61,32 @@ class PairData:
     counts: dict[str, int] = field(default_factory=dict)
 
 
+class Limits(NamedTuple):
+    """The most tokens of prompt and completion together, and of the prompt; None is no limit."""
+
+    length: int | None = None
+    prompt: int | None = None
+
+
 def truncate(
-    prompt_ids: list[int],
-    completion_ids: list[int],
-    max_length: int | None,
-    max_prompt_length: int | None,
-    bos: int = 0,
+    prompt_ids: list[int], completion_ids: list[int], limits: Limits, bos: int = 0
 ) -> tuple[list[int], list[int], bool]:
-    """(prompt, completion, whether either was truncated), together at most `max_length` tokens; None is no limit.
+    """(prompt, completion, whether either was truncated) within the limits.
 
     The prompt is truncated from the left, after its first `bos` ids: models trained with a BOS degrade without one.
     Its length does not depend on the completion, so that completions of the same prompt still share it. The completion
-    is truncated from the right, to one token at least, and loses its EOS. Raises InputError for a max_length below 2.
+    is truncated from the right, to one token at least, and loses its end token. Raises InputError for a length below 2.
     """
-    limit = len(prompt_ids) if max_prompt_length is None else max(max_prompt_length, 1)
-    if max_length is not None:
-        if max_length < 2:
-            raise InputError(f"max_length {max_length}: expected 2 or more, a prompt's token and a completion's")
-        limit = min(limit, max_length - 1)
+    limit = len(prompt_ids) if limits.prompt is None else max(limits.prompt, 1)
+    if limits.length is not None:
+        if limits.length < 2:
+            raise InputError(f"max_length {limits.length}: expected 2 or more, a prompt's token and a completion's")
+        limit = min(limit, limits.length - 1)
     prompt = prompt_ids
     if len(prompt_ids) > limit:
         kept = min(bos, limit - 1)
         prompt = prompt_ids[:kept] + prompt_ids[len(prompt_ids) - (limit - kept) :]
-    completion = completion_ids if max_length is None else completion_ids[: max_length - len(prompt)]
+    completion = completion_ids if limits.length is None else completion_ids[: limits.length - len(prompt)]
     return prompt, completion, len(prompt) < len(prompt_ids) or len(completion) < len(completion_ids)
 
 
@@ -76,56 +95,109 @@ def truncate(
 
 def encode_examples(
     rows: Rows,
-    tokenizer: "PreTrainedTokenizerBase",
+    codec: Codec,
+    limits: Limits,
     *,
-    max_length: int | None,
-    max_prompt_length: int | None,
     field: str | None = None,
+    turns: str = "all",
     overlong: str = "truncate",
 ) -> tuple[list[Example], dict[str, int]]:
-    """Examples for sft: every token of a text is trained on; of prompt and completion, or messages, the (last) answer.
+    """Examples for sft: every token of a text is trained on; of prompt and completion, or messages, the answers.
 
-    With `field` ("chosen") the rows are preferences, of which that completion is trained on (Preferred-FT). `overlong`
-    says what happens to sequences longer than `max_length`: "truncate", "drop", or "split" into windows of a text that
-    overlap by one token, so that each token is predicted once. Counts: rows, examples, truncated, dropped, split,
-    too_short (no token to predict, or none to predict it from), special_text and from_ids, the last two in rows.
-    Raises InputError for a row without the fields, an overlong answer with "split", and where no example is left.
+    With `field` ("chosen") the rows are preferences, of which that completion is trained on (Preferred-FT). Of messages
+    the `turns` are trained on: "all" answers or the "last". `overlong` says what happens to sequences longer than
+    `limits.length`: "truncate", "drop", or "split" into windows of a text that overlap by one token, so that each token
+    is predicted once. Counts: rows, examples, trained_tokens, truncated, dropped, split, too_short (no token to
+    predict, or none to predict it from), refused (by the chat template), special_text, chats, and from_ids and
+    ids_not_used, in rows. Raises InputError for a row without the fields, an overlong answer with "split", and where no
+    example is left.
     """
     counts = dict.fromkeys(("rows", "examples", "truncated", "dropped", "split", "too_short", "special_text"), 0)
-    counts |= {"from_ids": 0, "rows": len(rows.rows)} | rows.skipped
+    counts |= {"from_ids": 0, "rows": len(rows.rows)}
     examples: list[list[Example]] = [[] for _ in rows.rows]
 
     texts = [i for i, row in enumerate(rows.rows) if field is None and shape_of(row) == "text"]
     finished = [rows.rows[i].get("finish") != "length" for i in texts]
-    for i, ids in zip(texts, encode_texts(tokenizer, [rows.rows[i]["text"] for i in texts], finished), strict=True):
-        examples[i] = _windows(ids, max_length, overlong, counts)
+    refused: dict[int, Refusal] = {}
+    encoded_texts = codec.encode_texts(
+        [rows.rows[i]["text"] for i in texts], finished, lambda n, error: refused.update({texts[n]: error})
+    )
+    for i, ids in zip(texts, encoded_texts, strict=True):
+        examples[i] = [] if i in refused else _windows(ids, limits.length, overlong, counts)
 
-    answers = [answer_of(rows, i, field) for i in sorted(set(range(len(rows.rows))) - set(texts))]
-    bos = bos_length(tokenizer)
-    for answer, prompt_ids, ids in zip(answers, *encode_answers(rows, tokenizer, answers), strict=True):
+    others = sorted(set(range(len(rows.rows))) - set(texts))
+    answers = [answer for i in others for answer in answers_of(rows, i, field, turns)]
+    encoded = encode_answers(rows, codec, answers, refused)
+    counts |= {"refused": len(encoded.refused), "ids_not_used": encoded.edited} | rows.skipped
+    for turns_of in _turns(answers, encoded):
+        answer = turns_of.answer
         counts["from_ids"] += answer.ids is not None
-        if not prompt_ids or not ids:
+        example = turns_of.example(limits, codec.bos_length)
+        if example is None:
             counts["too_short"] += 1
             continue
-        prompt, completion, truncated = truncate(prompt_ids, ids, max_length, max_prompt_length, bos)
+        length = len(turns_of.prompt) + len(turns_of.ids)
+        truncated = len(example.ids) < length
         if truncated and overlong == "split":
             raise InputError(
-                f"{place_of(rows, answer)}: {len(prompt_ids) + len(ids)} tokens are too many, and only a text without "
-                "a prompt can be split",
+                f"{rows.place(answer.row)}: {length} tokens are too many, and only a text without a prompt can be "
+                "split",
                 hint="use --overlong truncate or drop, or a larger --max-length",
             )
         if truncated and overlong == "drop":
             counts["dropped"] += 1
             continue
         counts["truncated"] += truncated
-        examples[answer.row] = [Example(prompt + completion, len(prompt))]
+        examples[answer.row].append(example)
 
-    parts = [[rows.rows[i]["text"]] for i in texts] + [[answer.prompt, answer.completion] for answer in answers]
-    _count_special(rows, tokenizer, parts, counts)
+    whole = [[rows.rows[i]["text"]] for i in texts] + [[answer.prompt, answer.completion] for answer in answers]
+    _count_special(rows, codec, whole, counts)
     flat = [replace(example, line=line) for line, row in zip(rows.lines, examples, strict=True) for example in row]
-    counts["examples"] = len(flat)
+    counts |= {"examples": len(flat), "trained_tokens": sum(example.trained for example in flat)}
+    counts["chats"] = sum(answer.prompt.is_chat for answer in answers)
     _refuse_none(rows, counts, "examples")
     return flat, counts
+
+
+@dataclass
+class _Turns:
+    """A prompt and what follows it: an answer, or several with what lies between them."""
+
+    answer: Answer  # the first
+    prompt: list[int]
+    ids: list[int]
+    gaps: list[tuple[int, int]] = field(default_factory=list)  # [begin, end) in `ids` of what lies between
+
+    def example(self, limits: Limits, bos: int) -> Example | None:
+        """The example within the limits; None without a prompt or a token to predict."""
+        if not self.prompt or not self.ids:
+            return None
+        prompt, ids, _ = truncate(self.prompt, self.ids, limits, bos)
+        kept = [(begin, end) for begin, end in self.gaps if begin < len(ids)]
+        if kept and kept[-1][1] >= len(ids):  # the sequence ends with an answer
+            ids = ids[: kept.pop()[0]]
+        return Example(prompt + ids, len(prompt), [(len(prompt) + b, len(prompt) + e) for b, e in kept])
+
+
+def _turns(answers: list[Answer], encoded: Encoded) -> list[_Turns]:
+    """The answers of each row in one sequence, as long as the prompt of each begins with all that comes before it.
+
+    Where the template renders a dialogue's beginning otherwise once it goes on (some drop thoughts of earlier turns),
+    an answer begins a sequence of its own, and follows the prompt that it answered.
+    """
+    found: list[_Turns] = []
+    for answer, prompt, ids in zip(answers, encoded.prompts, encoded.completions, strict=True):
+        if answer.row in encoded.refused:
+            continue
+        last = found[-1] if found and found[-1].answer.row == answer.row else None
+        before = last.prompt + last.ids if last else []
+        if last and prompt[: len(before)] == before:
+            start = len(last.ids)
+            last.ids = last.ids + prompt[len(before) :] + ids
+            last.gaps.append((start, start + len(prompt) - len(before)))
+        else:
+            found.append(_Turns(answer, prompt, ids))
+    return found
 
 
 def _windows(ids: list[int], max_length: int | None, overlong: str, counts: dict[str, int]) -> list[Example]:
@@ -151,13 +223,7 @@ def _windows(ids: list[int], max_length: int | None, overlong: str, counts: dict
 # --- preference pairs ------------------------------------------------------------------------------------------------
 
 
-def encode_pairs(
-    rows: Rows,
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    max_length: int | None,
-    max_prompt_length: int | None,
-) -> PairData:
+def encode_pairs(rows: Rows, codec: Codec, limits: Limits) -> PairData:
     """Preference rows as pairs of indices into unique completions, which point to unique prompts.
 
     Completions are the same where their ids and their prompts' ids are. Dropped and counted: pairs whose completions
@@ -165,20 +231,24 @@ def encode_pairs(
     Raises InputError for a row without the fields, and where no pair is left.
     """
     counts = dict.fromkeys(("rows", "pairs", "truncated", "equal_dropped", "empty_dropped", "special_text"), 0)
-    counts |= {"from_ids": 0, "rows": len(rows.rows)} | rows.skipped
+    counts |= {"from_ids": 0, "rows": len(rows.rows)}
     answers = [answer_of(rows, i, name) for i in range(len(rows.rows)) for name in ("chosen", "rejected")]
-    prompt_ids, ids = encode_answers(rows, tokenizer, answers)
-    bos = bos_length(tokenizer)
+    encoded = encode_answers(rows, codec, answers)
+    counts |= {"refused": len(encoded.refused), "ids_not_used": encoded.edited} | rows.skipped
+    counts["chats"] = sum(answer.prompt.is_chat for answer in answers) // 2
     unique = _UniqueCompletions(PairData(counts=counts))
     for i, row in enumerate(rows.rows):
+        if i in encoded.refused:
+            continue
         both = slice(2 * i, 2 * i + 2)
+        prompt_ids, ids = encoded.prompts[both], encoded.completions[both]
         counts["from_ids"] += all(answer.ids is not None for answer in answers[both])
-        if not all(prompt_ids[both]) or not all(ids[both]):
+        if not all(prompt_ids) or not all(ids):
             counts["empty_dropped"] += 1
             continue
         chosen, rejected = (
-            truncate(prompt, completion, max_length, max_prompt_length, bos)
-            for prompt, completion in zip(prompt_ids[both], ids[both], strict=True)
+            truncate(prompt, completion, limits, codec.bos_length)
+            for prompt, completion in zip(prompt_ids, ids, strict=True)
         )
         if chosen[:2] == rejected[:2]:
             counts["equal_dropped"] += 1
@@ -187,7 +257,7 @@ def encode_pairs(
         unique.data.pairs.append((unique.index(*chosen[:2]), unique.index(*rejected[:2])))
         unique.data.lines.append(rows.lines[i])
         unique.data.margins.append(None if row.get("margin") is None else float(row["margin"]))
-    _count_special(rows, tokenizer, ([row["prompt"], row["chosen"], row["rejected"]] for row in rows.rows), counts)
+    _count_special(rows, codec, ([prompt_of(row), row["chosen"], row["rejected"]] for row in rows.rows), counts)
     counts["pairs"] = len(unique.data.pairs)
     _refuse_none(rows, counts, "pairs")
     return unique.data
@@ -217,10 +287,8 @@ class _UniqueCompletions:
 # --- both ------------------------------------------------------------------------------------------------------------
 
 
-def _count_special(
-    rows: Rows, tokenizer: "PreTrainedTokenizerBase", parts: Iterable[Sequence[Text]], counts: dict[str, int]
-) -> None:
-    counts["special_text"] = count_special(tokenizer, parts)
+def _count_special(rows: Rows, codec: Codec, parts: Iterable[Sequence[Prompt | Text]], counts: dict[str, int]) -> None:
+    counts["special_text"] = codec.count_special(parts)
     if counts["special_text"]:
         warn(
             f"{rows.path}: {counts['special_text']} rows spell a special token of the tokenizer, which is read as "

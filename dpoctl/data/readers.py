@@ -24,7 +24,8 @@ class Rows:
     """Checked rows, the line (of tables the row number) of each, and the number of rows skipped by reason.
 
     Of several files `path` names all, and `lines` hold text, each with its file. `by_file`: the rows of each file.
-    `repeated`: rows of a prompts file that were left out since another row has their prompt.
+    `repeated`: rows of a prompts file that were left out since another row has their prompt. `skip_bad` says whether
+    rows that prove invalid later are skipped too.
     """
 
     path: str
@@ -33,6 +34,7 @@ class Rows:
     skipped: dict[str, int]
     by_file: dict[str, int] = field(default_factory=dict)
     repeated: int = 0
+    skip_bad: bool = False
 
     def place(self, i: int) -> str:
         """File and line of row i, for a message."""
@@ -64,7 +66,7 @@ def load_rows(
     if repeated:
         say(f"{path}: {len(pairs)} prompts; {repeated} rows repeat the prompt of another row")
     rows, lines = [row for _, row in pairs], [line for line, _ in pairs]
-    return Rows(str(path), rows, lines, dict(skipped), {str(path): len(rows)}, repeated)
+    return Rows(str(path), rows, lines, dict(skipped), {str(path): len(rows)}, repeated, skip_bad)
 
 
 def load_files(paths: Sequence[str], kind: str, *, skip_bad: bool = False, columns: str | None = None) -> Rows:
@@ -85,6 +87,7 @@ def load_files(paths: Sequence[str], kind: str, *, skip_bad: bool = False, colum
         [rows.place(i) for rows in each for i in range(len(rows.rows))],
         dict(skipped),
         {rows.path: len(rows.rows) for rows in each},
+        skip_bad=skip_bad,
     )
 
 

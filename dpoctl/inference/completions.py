@@ -1,53 +1,72 @@
 """From prompt rows to token ids, and from sampled tokens to completion rows."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transformers import PreTrainedTokenizerBase
-
 from .. import log
-from ..data.encode import truncate
-from ..data.readers import Rows
-from ..data.tokens import bos_length, encode_prompts, fingerprint
+from ..data.chats import Refusal, prompt_of
+from ..data.codec import Codec
+from ..data.encode import Limits, truncate
+from ..data.readers import Rows, warn_of_skipped
+from ..data.stored import carried, stored_prompt, text_key
+from ..errors import InputError
 from ..models.load import Loaded
-from .generate import Completion, Sampling, batch_slices, generate
+from .generate import Completion, PromptTokens, Sampling, batch_slices, generate
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompt rows with the token ids of each."""
+    """Prompt rows with the token ids of each, by a codec; `skipped` counts the rows that were left out, by reason."""
 
     rows: Sequence[dict]
     ids: list[list[int]]
+    codec: Codec
+    skipped: dict[str, int]
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def part(self, batch: slice) -> "PromptSet":
-        """The prompts of a slice."""
-        return PromptSet(self.rows[batch], self.ids[batch])
+    def part(self, members: Sequence[int]) -> "PromptSet":
+        """The prompts of some indices."""
+        return PromptSet([self.rows[i] for i in members], [self.ids[i] for i in members], self.codec, {})
+
+    def tokens(self) -> list[PromptTokens]:
+        """What `generate` samples from."""
+        return [
+            PromptTokens(row["prompt_id"], ids, self.codec.stops_of(prompt_of(row)))
+            for row, ids in zip(self.rows, self.ids, strict=True)
+        ]
 
 
-def prompt_ids(
-    prompts: Rows, tokenizer: PreTrainedTokenizerBase, context: int | None, longest: int | None = None
-) -> list[list[int]]:
-    """Token ids of prompt rows, each with room for an answer within the model's context.
+def prompt_set(prompts: Rows, codec: Codec, context: int | None, longest: int | None = None) -> PromptSet:
+    """The prompts of a file as token ids, each with room for an answer within the model's context.
 
-    Ids stored in a row are used where they are this tokenizer's. Prompts over `longest`, and those that leave no room
-    in the context, which are cut to half of it, keep their BOS and their end; they are counted in a warning.
+    Stored ids are used where they are this tokenizer's and this text's. Prompts over `longest`, and those that leave no
+    room in the context, which are cut to half of it, keep their BOS and their end; they are counted in a warning.
+    Raises InputError with file and line for an empty prompt and a chat that the template refuses, which are skipped and
+    counted where invalid rows are; and where no prompt is left.
     """
-    name = fingerprint(tokenizer)
-    stored = [row.get("prompt_ids") if row.get("tokenizer") == name else None for row in prompts.rows]
-    missing = [i for i, ids in enumerate(stored) if not ids]
-    encoded = encode_prompts(
-        tokenizer,
-        [prompts.rows[i]["prompt"] for i in missing],
-        lambda j: prompts.place(missing[j]),
+    ids = [stored_prompt(row, codec.fingerprint) or [] for row in prompts.rows]
+    bad: dict[int, Refusal] = {}
+    missing = [i for i, found in enumerate(ids) if not found]
+    encoded = codec.encode_prompts(
+        [prompt_of(prompts.rows[i]) for i in missing], lambda n, error: bad.update({missing[n]: error})
     )
-    fresh = dict(zip(missing, encoded, strict=True))
-    bos = bos_length(tokenizer)
-    whole = [fresh.get(i) or ids or [] for i, ids in enumerate(stored)]
-    return truncated_prompts(prompts.path, whole, context, longest, bos)
+    for i, found in zip(missing, encoded, strict=True):
+        ids[i] = found
+        if not found:
+            bad.setdefault(i, Refusal("it has no tokens", "a model continues one token at least (a BOS is enough)"))
+    if bad and not prompts.skip_bad:
+        i, error = min(bad.items())
+        raise InputError(f"{prompts.place(i)}: prompt: {error.message}", error.hint)
+    reasons = Counter(error.message for error in bad.values())
+    warn_of_skipped(prompts.path, len(ids) - len(bad), reasons)
+    kept = [i for i in range(len(ids)) if i not in bad]
+    if not kept:
+        raise InputError(f"{prompts.path}: no prompt can be answered: {next(iter(reasons))}", "check the rows")
+    cut = truncated_prompts(prompts.path, [ids[i] for i in kept], context, longest, codec.bos_length)
+    return PromptSet([prompts.rows[i] for i in kept], cut, codec, prompts.skipped | dict(reasons))
 
 
 def truncated_prompts(
@@ -57,9 +76,9 @@ def truncated_prompts(
     result = []
     cut = 0
     for ids in prompts:
-        shorter, _, is_cut = truncate(ids, [], None, longest, bos)
+        shorter, _, is_cut = truncate(ids, [], Limits(prompt=longest), bos)
         if context is not None and len(shorter) >= context:
-            shorter, _, is_cut = truncate(shorter, [], None, max(1, context // 2), bos)
+            shorter, _, is_cut = truncate(shorter, [], Limits(prompt=max(1, context // 2)), bos)
         result.append(shorter)
         cut += is_cut
     if cut:
@@ -79,36 +98,32 @@ def complete(
     """`n` completions of every prompt as completion rows, at most `batch_size` completions at a time."""
     rows: list[dict] = []
     for batch in batch_slices(len(prompts), n, batch_size):
-        part = prompts.part(batch)
-        keys = [row["prompt_id"] for row in part.rows]
-        sampled = generate(*policy, part.ids, keys, list(range(n)), sampling)
-        rows.extend(completion_rows(policy.tokenizer, part, sampled))
+        part = prompts.part(range(len(prompts))[batch])
+        sampled = generate(policy.model, policy.tokenizer, part.tokens(), list(range(n)), sampling)
+        rows.extend(completion_rows(part, sampled))
         if meter:
             meter.advance(sum(len(completions) for completions in sampled))
     return rows
 
 
-def completion_rows(
-    tokenizer: PreTrainedTokenizerBase, prompts: PromptSet, sampled: list[list[Completion]]
-) -> list[dict]:
-    """Completion rows with their token ids; other fields of a prompt row are carried along.
+def completion_rows(prompts: PromptSet, sampled: list[list[Completion]], *, with_ids: bool = True) -> list[dict]:
+    """Completion rows with their token ids, the end token included; a prompt row's other fields are carried along.
 
-    Ids are left out where they do not decode to the text of prompt and completion.
+    Without ids where the model saw another prompt than the row's.
     """
-    name = fingerprint(tokenizer)
+    name = prompts.codec.fingerprint
     result = []
     for row, ids, completions in zip(prompts.rows, prompts.ids, sampled, strict=True):
-        carried = {k: v for k, v in row.items() if k not in ("prompt_ids", "tokenizer")}
+        prompt = prompt_of(row)
         for k, c in enumerate(completions):
-            new = carried | {"completion": c.text, "k": k, "finish": c.finish}
-            if not isinstance(row["prompt"], str) or tokenizer.decode(ids + c.ids) == row["prompt"] + c.text:
+            new = carried(row) | {"completion": c.text, "k": k, "finish": c.finish}
+            if with_ids:
                 new |= {"prompt_ids": ids, "completion_ids": c.ids, "tokenizer": name}
+                new["texts"] = [text_key(prompt, ids, c.text, c.ids)]
             result.append(new)
     return result
 
 
-def sequences_of(completions: Sequence[dict], tokenizer: PreTrainedTokenizerBase) -> list[tuple[list[int], int]]:
-    """(ids, start) of sampled completion rows, with the EOS of those that ended with it."""
-    eos = [tokenizer.eos_token_id]
-    pairs = [(c["prompt_ids"], c["completion_ids"] + (eos if c["finish"] == "stop" else [])) for c in completions]
-    return [(prompt + completion, len(prompt)) for prompt, completion in pairs]
+def sequences_of(completions: Sequence[dict]) -> list[tuple[list[int], int]]:
+    """(ids, start of the completion) of sampled completion rows."""
+    return [(c["prompt_ids"] + c["completion_ids"], len(c["prompt_ids"])) for c in completions]

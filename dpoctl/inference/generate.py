@@ -7,7 +7,7 @@ shares a batch: equal batches give equal bytes, so a resumed or sharded command 
 
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,9 +39,20 @@ class Sampling:
     seed: int = 0
 
 
+class PromptTokens(NamedTuple):
+    """A prompt's token ids, and the ids that end an answer; `key`, its prompt_id, seeds the random numbers."""
+
+    key: str
+    ids: list[int]
+    stops: frozenset[int]
+
+
 @dataclass
 class Completion:
-    """A sampled text, its token ids without the EOS, and how it ended: `stop` (EOS or stop string) or `length`."""
+    """A sampled text, its token ids, and how it ended: `stop` (end token or stop string) or `length`.
+
+    `ids` include the end token that was sampled; `text` does not.
+    """
 
     ids: list[int]
     text: str
@@ -70,28 +81,27 @@ def batch_slices(n_prompts: int, n_per_prompt: int, generation_batch_size: int =
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list[list[int]],
-    prompt_keys: list[str],
+    prompts: list[PromptTokens],
     ks: list[int],
     sampling: Sampling,
 ) -> list[list[Completion]]:
     """Completions number `ks` of every prompt, as one batch: result[i][j] is prompt i's completion ks[j].
 
-    `prompts` are token ids; `prompt_keys` identify them in the random numbers (their prompt_id). The length is bounded
-    by `max_new_tokens`, EOS counted, and by the end of the context. The model is expected in eval mode.
+    The length is bounded by `max_new_tokens`, the end token counted, and by the end of the context. The model is
+    expected in eval mode.
     Raises InputError for an empty prompt and one that leaves no room in the context.
     """
     if not prompts or not ks:
         return [[] for _ in prompts]
-    limits = _limits(model, prompts, prompt_keys, sampling.max_new_tokens)
+    limits = _limits(model, prompts, sampling.max_new_tokens)
     rows = [(i, k) for i in range(len(prompts)) for k in ks]
     steps = max(limits)
-    numbers = np.stack([uniforms(sampling.seed, prompt_keys[i], k, steps) for i, k in rows])
-    ends, tail = _eos_ids(model, tokenizer), _tail_length(sampling.stop)
+    numbers = np.stack([uniforms(sampling.seed, prompts[i].key, k, steps) for i, k in rows])
+    tail = _tail_length(sampling.stop)
     tokens: list[list[int]] = [[] for _ in rows]
     finish = ["length"] * len(rows)
 
-    batch = _DecodingBatch(model, prompts, [i for i, _ in rows], steps)
+    batch = _DecodingBatch(model, [prompt.ids for prompt in prompts], [i for i, _ in rows], steps)
     states = batch.prefill()
     active = set(range(len(rows)))
     for step in range(steps):
@@ -99,9 +109,9 @@ def generate(
         for row, token in zip(batch.rows, sampled, strict=True):
             if row not in active:
                 continue
-            ended = token in ends
+            tokens[row].append(token)
+            ended = token in prompts[rows[row][0]].stops
             if not ended:
-                tokens[row].append(token)
                 ended = bool(tail) and _first_stop(tokenizer.decode(tokens[row][-tail:]), sampling.stop) is not None
             if ended:
                 finish[row] = "stop"
@@ -114,8 +124,8 @@ def generate(
 
     completions = iter(
         [
-            _completion(tokenizer, prompts[i], ids, end, sampling.stop)
-            for (i, _), ids, end in zip(rows, tokens, finish, strict=True)
+            _completion(tokenizer, prompts[i], ids, how, sampling.stop)
+            for (i, _), ids, how in zip(rows, tokens, finish, strict=True)
         ]
     )
     return [[next(completions) for _ in ks] for _ in prompts]
@@ -235,11 +245,11 @@ class _PreallocatedLayer(DynamicLayer):
         return states.new_empty(rows, heads, self.capacity, width)
 
 
-def _limits(model: PreTrainedModel, prompts: list[list[int]], prompt_keys: list[str], max_new_tokens: int) -> list[int]:
+def _limits(model: PreTrainedModel, prompts: list[PromptTokens], max_new_tokens: int) -> list[int]:
     """The most new tokens of each prompt. Raises InputError for an empty prompt and one that fills the context."""
     context = context_length(model)
     limits = []
-    for prompt, key in zip(prompts, prompt_keys, strict=True):
+    for key, prompt, _ in prompts:
         if not prompt:
             raise InputError(
                 f"prompt {key}: it has no tokens", "a model needs at least one token to continue (a BOS is enough)"
@@ -252,13 +262,6 @@ def _limits(model: PreTrainedModel, prompts: list[list[int]], prompt_keys: list[
             )
         limits.append(room)
     return limits
-
-
-def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Every id that ends a text: the tokenizer's EOS and those of the model's generation configuration."""
-    ids = getattr(model, "generation_config", None) and model.generation_config.eos_token_id
-    ids = ids if isinstance(ids, list) else [ids]
-    return {i for i in [*ids, tokenizer.eos_token_id] if i is not None}
 
 
 def _tail_length(stop: tuple[str, ...]) -> int:
@@ -275,16 +278,18 @@ def _first_stop(text: str, stop: tuple[str, ...]) -> int | None:
 
 
 def _completion(
-    tokenizer: PreTrainedTokenizerBase, prompt: list[int], ids: list[int], finish: str, stop: tuple[str, ...]
+    tokenizer: PreTrainedTokenizerBase, prompt: PromptTokens, ids: list[int], finish: str, stop: tuple[str, ...]
 ) -> Completion:
     """Token ids to text, cut before the first stop string, with the longest run of ids that fits into that text."""
-    text = _text_after(tokenizer, prompt, ids)
+    end = ids[-1:] if ids[-1:] and ids[-1] in prompt.stops else []
+    ids = ids[: len(ids) - len(end)]
+    text = _text_after(tokenizer, prompt.ids, ids)
     cut = _first_stop(text, stop)
     if cut is not None:
-        text = text[:cut]
-        while ids and len(_text_after(tokenizer, prompt, ids)) > cut:
+        text, end = text[:cut], []
+        while ids and len(_text_after(tokenizer, prompt.ids, ids)) > cut:
             ids = ids[:-1]
-    return Completion(ids, text, finish)
+    return Completion(ids + end, text, finish)
 
 
 def _text_after(tokenizer: PreTrainedTokenizerBase, prompt: list[int], ids: list[int]) -> str:

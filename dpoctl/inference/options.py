@@ -1,6 +1,12 @@
 """Groups of options that travel together through inference; the config classes of the commands satisfy them."""
 
+import json
+from datetime import date
+from pathlib import Path
 from typing import Protocol
+
+from ..data.chats import TemplateOptions
+from ..outputs.claims import Output
 
 
 class SamplingOptions(Protocol):
@@ -46,7 +52,38 @@ class ScoringOptions(Protocol):
     def scorer_trust_remote_code(self) -> bool: ...
 
 
-class SamplerOptions(SamplingOptions, Protocol):
+class TemplateArguments(Protocol):
+    """How chat templates are applied."""
+
+    @property
+    def chat_template_kwargs(self) -> str | None: ...
+
+    @property
+    def template_date(self) -> str | None: ...
+
+    @property
+    def rendered(self) -> str: ...
+
+
+def template_options(options: TemplateArguments, output: Output | None = None) -> TemplateOptions:
+    """How a command's options say to apply chat templates; `output` keeps the date of its start."""
+    template = getattr(options, "chat_template", None)
+
+    def today() -> date:
+        if options.template_date:
+            return date.fromisoformat(options.template_date)
+        now = date.today().isoformat()
+        return date.fromisoformat(output.fix("started-on", now) if output else now)
+
+    return TemplateOptions(
+        json.loads(options.chat_template_kwargs or "{}"),
+        Path(template).expanduser().read_text(encoding="utf-8") if template else None,
+        options.rendered,
+        today,
+    )
+
+
+class SamplerOptions(SamplingOptions, TemplateArguments, Protocol):
     """What the sampling commands have in common: model, device, prompts, seed and shard."""
 
     @property
@@ -68,6 +105,9 @@ class SamplerOptions(SamplingOptions, Protocol):
     def prompts(self) -> str: ...
 
     @property
+    def max_prompt_length(self) -> int | None: ...
+
+    @property
     def limit(self) -> int | None: ...
 
     @property
@@ -75,9 +115,6 @@ class SamplerOptions(SamplingOptions, Protocol):
 
     @property
     def columns(self) -> str | None: ...
-
-    @property
-    def max_prompt_length(self) -> int | None: ...
 
     @property
     def shard(self) -> str | None: ...

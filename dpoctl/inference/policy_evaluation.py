@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .. import log
-from ..data.tokens import encode_completion, encode_prompt
+from ..data.answers import row_tokens
 from ..models.load import Loaded
 from ..models.logprobs import policy_kl, response_logps
 from .completions import PromptSet, complete, sequences_of
@@ -56,12 +56,10 @@ class PolicyEvaluation:
         completions = complete(policy, prompts, self.n, sampling, self.options.generation_batch_size, meter)
         scores = self.scorer.score(completions).values
         completions = [c | {"score": s} for c, s in zip(completions, scores, strict=True)]
-        with_ids = [c for c in completions if "completion_ids" in c]
-        sequences = sequences_of(with_ids, policy.tokenizer)
-        lengths = [len(ids) - start for ids, start in sequences]
-        metrics = statistics(completions, lengths or [len(c["completion"].split()) for c in completions], scores)
-        if reference is not None and sequences:
-            metrics |= self._against(reference, policy.model, sequences, [c["prompt_id"] for c in with_ids])
+        sequences = sequences_of(completions)
+        metrics = statistics(completions, [len(ids) - start for ids, start in sequences], scores)
+        if reference is not None:
+            metrics |= self._against(reference, policy.model, sequences, [c["prompt_id"] for c in completions])
         else:
             metrics |= NO_KL
         if self.lm is not None:
@@ -100,11 +98,22 @@ def statistics(completions: Sequence[dict], lengths: Sequence[int], scores: Sequ
     texts = [c["completion"] for c in completions]
     reward, reward_se = mean_se(scores, by_prompt)
     length, length_se = mean_se([float(n) for n in lengths], by_prompt)
-    tails = [c.get("completion_ids") or c["completion"].split() for c in completions]
+    tails = [without_end(c) or c["completion"].split() for c in completions]
     row = {"reward": reward, "reward_se": reward_se, "length": length, "length_se": length_se, "n": len(completions)}
     row["ended"] = sum(c.get("finish") == "stop" for c in completions) / len(completions)
     row |= {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)}
     return row | {"repetition": sum(map(repetition_loop, tails)) / len(tails)}
+
+
+def without_end(row: dict) -> list[int]:
+    """The ids that a completion row stores, without the end token; empty where it stores none."""
+    ids = row.get("completion_ids") or []
+    return ids[:-1] if row.get("finish") == "stop" and "texts" in row else ids
+
+
+def length_of(row: dict) -> int:
+    """Tokens of a completion row, the end token counted; its words where the row has no ids."""
+    return len(without_end(row) or row["completion"].split()) + (row.get("finish") == "stop")
 
 
 def perplexity_of_lm(lm: NamedModel, completions: Sequence[dict], tokens_per_batch: int) -> dict[str, Any]:
@@ -114,12 +123,8 @@ def perplexity_of_lm(lm: NamedModel, completions: Sequence[dict], tokens_per_bat
 
 def perplexity(lm: Loaded, completions: Sequence[dict], tokens_per_batch: int) -> float:
     """Perplexity per token of the completions, given their prompts, under a language model with its tokenizer."""
-    tokenizer, sequences = lm.tokenizer, []
-    for c in completions:
-        prompt = encode_prompt(tokenizer, c["prompt"])
-        answer = encode_completion(tokenizer, c["prompt"], c["completion"], prompt, finished=c.get("finish") == "stop")
-        if prompt and answer:
-            sequences.append((prompt + answer, len(prompt)))
+    encoded = [row_tokens(lm.codec, row, finished=row.get("finish") == "stop") for row in completions]
+    sequences = [(prompt + ids, len(prompt)) for prompt, ids in encoded if prompt and ids]
     logps = response_logps(lm.model, sequences, tokens_per_batch=tokens_per_batch)
     tokens = sum(len(ids) - start for ids, start in sequences)
     return math.exp(-logps.double().sum().item() / tokens)

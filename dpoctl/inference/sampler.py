@@ -10,11 +10,12 @@ from ..data.readers import Rows, load_rows
 from ..errors import InputError
 from ..models.load import context_length, count_weights, load_policy
 from ..models.pretrained import silence_transformers
+from ..outputs.claims import Output
 from ..outputs.shards import shard_range
 from ..runtime.devices import open_compute
-from .completions import PromptSet, completion_rows, prompt_ids
+from .completions import completion_rows, prompt_set
 from .generate import batch_slices, generate, sampling_of
-from .options import SamplerOptions
+from .options import SamplerOptions, template_options
 
 
 class Sampler:
@@ -25,6 +26,7 @@ class Sampler:
         options: SamplerOptions,
         n: int,
         *,
+        output: Output,
         few_shot: str | None = None,
         stop: tuple[str, ...] = (),
     ):
@@ -32,7 +34,8 @@ class Sampler:
 
         Raises InputError for whatever is wrong with device, prompts or model.
         """
-        self.options, self.n, self.stop = options, n, stop
+        self.options, self.n, self.stop, self.few_shot = options, n, stop, few_shot
+        self.templates = template_options(options, output)
         silence_transformers()
         self.compute = open_compute(options.device, options.dtype)
         self.prompts = load_rows(
@@ -43,27 +46,33 @@ class Sampler:
             device=self.compute.device,
             revision=options.revision,
             trust_remote_code=options.trust_remote_code,
+            templates=self.templates,
         )
         asked = self._with_examples(few_shot) if few_shot else self.prompts
         context = context_length(self.policy.model)
-        ids = prompt_ids(asked, self.policy.tokenizer, context, options.max_prompt_length)
-        self.prompt_set = PromptSet(self.prompts.rows, ids)
-        self.batches = batch_slices(len(ids), n, options.generation_batch_size)
+        self.prompt_set = prompt_set(asked, self.policy.codec, context, options.max_prompt_length)
+        if few_shot:
+            original = {row["prompt_id"]: row for row in self.prompts.rows}
+            self.prompt_set = replace(
+                self.prompt_set, rows=[original[row["prompt_id"]] for row in self.prompt_set.rows]
+            )
+        self.batches = batch_slices(len(self.prompt_set), n, options.generation_batch_size)
         self.seconds = 0.0
         self.tokens = 0
 
     def rows(self, batch: slice, meter: log.Progress, temperature: float) -> list[dict]:
         """The completion rows of a batch of prompts at a temperature."""
-        prompts = self.prompt_set.part(batch)
+        prompts = self.prompt_set.part(range(len(self.prompt_set))[batch])
         sampling = sampling_of(self.options, temperature, self.options.seed, self.stop)
-        keys = [row["prompt_id"] for row in prompts.rows]
         start = time.monotonic()
         with self.compute.autocast():
-            sampled = generate(*self.policy, prompts.ids, keys, list(range(self.n)), sampling)
+            sampled = generate(
+                self.policy.model, self.policy.tokenizer, prompts.tokens(), list(range(self.n)), sampling
+            )
         self.seconds += time.monotonic() - start
-        self.tokens += sum(len(c.ids) + (c.finish == "stop") for completions in sampled for c in completions)
+        self.tokens += sum(len(c.ids) for completions in sampled for c in completions)
         meter.advance(len(prompts) * self.n, **{"tok/s": f"{self.tokens / max(self.seconds, 1e-9):.0f}"})
-        return completion_rows(self.policy.tokenizer, prompts, sampled)
+        return completion_rows(prompts, sampled, with_ids=self.few_shot is None)
 
     def _with_examples(self, few_shot: str) -> Rows:
         """The prompts that the model sees, with the examples before each; the written rows keep the original prompt."""

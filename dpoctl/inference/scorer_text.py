@@ -1,10 +1,14 @@
-"""What scorers read: rows as text, and as token ids of prompt and completion."""
+"""What scorers read: rows as text, as conversations, and as token ids of prompt and completion."""
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from typing import Any
+
+from transformers import PreTrainedModel
 
 from .. import log
-from ..data.encode import truncate
-from ..data.tokens import encode_completion, encode_prompt, encode_text, fingerprint
+from ..data.answers import row_tokens
+from ..data.chats import Prompt, Text, content_of
+from ..data.codec import Codec
+from ..data.encode import Limits, truncate
 from ..models.load import context_length
 
 _SHOWN = 60  # characters of a text in messages
@@ -23,9 +27,25 @@ def text_of(row: dict, joined: bool) -> str:
     return _content(prompt) + ("" if isinstance(prompt, str) else "\n") + completion_of(row)
 
 
-def _content(text: str | list[dict]) -> str:
+def conversation_of(row: dict) -> list[dict] | None:
+    """All messages of a row, the answer last; None for a row of text."""
+    if row.get("messages"):
+        return row["messages"]
+    prompt, completion = row.get("prompt"), row.get("completion", "")
+    if not isinstance(prompt, list):
+        return None
+    return prompt + (completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}])
+
+
+def _as_completion(row: dict) -> dict:
+    """A row of messages as prompt and completion; other rows as they are."""
+    messages = row.get("messages")
+    return row | {"prompt": messages[:-1], "completion": messages[-1:]} if messages else row
+
+
+def _content(text: Text) -> str:
     """Plain text; messages are joined by their contents, one line each."""
-    return text if isinstance(text, str) else "\n".join(message.get("content") or "" for message in text)
+    return text if isinstance(text, str) else "\n".join(map(content_of, text))
 
 
 def describe(row: dict) -> str:
@@ -49,86 +69,117 @@ class TruncationWarning:
 
 
 class PairTokens:
-    """Prompt and completion of a row as token ids, the EOS included where the text ended with it.
+    """Prompt and completion of a row as token ids, the end token included where the completion is finished.
 
-    The ids of a sampled row are used where they are this tokenizer's.
+    The ids of a sampled row are used where they are this tokenizer's and this text's.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, limit: int | None):
-        self.tokenizer, self.limit = tokenizer, limit
-        self.fingerprint = fingerprint(tokenizer)
+    def __init__(self, codec: Codec, limit: int | None):
+        self.codec, self.limit = codec, limit
 
     def ids(self, row: dict) -> tuple[list[int], list[int], bool]:
         """(prompt ids, completion ids, whether they were truncated to the limit)."""
-        finished = row.get("finish", "stop") == "stop"
-        eos = self.tokenizer.eos_token_id
-        if "completion_ids" in row and "prompt_ids" in row and row.get("tokenizer") == self.fingerprint:
-            ended = [eos] if finished and eos is not None else []
-            return self.truncated(row["prompt_ids"], row["completion_ids"] + ended)
-        text = row.get("prompt", "")
-        prompt = encode_prompt(self.tokenizer, text)
-        completion = encode_completion(self.tokenizer, text, completion_of(row), prompt, finished=finished)
-        return self.truncated(prompt, completion)
+        row = _as_completion(row)
+        return self.truncated(*row_tokens(self.codec, row, finished=row.get("finish", "stop") == "stop"))
 
     def truncated(self, prompt: list[int], completion: list[int]) -> tuple[list[int], list[int], bool]:
         """The ids within the limit, and whether some were dropped."""
-        return truncate(prompt, completion, self.limit, self.limit) if self.limit else (prompt, completion, False)
+        return truncate(prompt, completion, Limits(self.limit, self.limit))
 
 
 class PairEncoder:
-    """Rows to ids as a decoder's reward head is trained on them: prompt, completion, EOS where the text ended.
+    """Rows to ids as train-rm trains on them: prompt, completion, an end token where the completion is finished.
 
-    A decoder finds its last token as the last one that is not padding, so where padding is the EOS, it is left out.
+    A decoder finds its last token as the last one that is not padding, so where padding is the end token, it is left
+    out.
     """
 
-    def __init__(self, path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, joined: bool):
+    def __init__(self, path: str, model: PreTrainedModel, codec: Codec, joined: bool):
         limit = context_length(model)
-        self.tokenizer, self.joined = tokenizer, joined
-        self.tokens = PairTokens(tokenizer, limit)
+        self.codec, self.joined = codec, joined
+        self.tokens = PairTokens(codec, limit)
         self.warning = TruncationWarning(path, limit)
-        self.without_eos = tokenizer.pad_token_id == tokenizer.eos_token_id
+        self.pad = codec.tokenizer.pad_token_id
 
     def encode(self, rows: list[dict]) -> list[list[int]]:
         """Token ids of each row, within the model's context."""
         encoded, truncations = [], 0
         for row in rows:
-            if self.without_eos:
-                row = row | {"finish": "length"}
-            if self.joined and row.get("prompt"):
+            if row.get("messages") or (self.joined and row.get("prompt")):
                 prompt, completion, truncated = self.tokens.ids(row)
             else:
                 finished = row.get("finish", "stop") == "stop"
-                text = encode_text(self.tokenizer, completion_of(row), finished=finished)
+                [text] = self.codec.encode_texts([completion_of(row)], [finished])
                 prompt, completion, truncated = self.tokens.truncated([], text)
-            encoded.append(prompt + completion)
+            ids = prompt + completion
+            encoded.append(ids[:-1] if ids[-1:] == [self.pad] else ids)
             truncations += truncated
         self.warning.add(truncations)
         return encoded
 
 
 class TextEncoder:
-    """Rows to ids as text with the tokenizer's special tokens, within the limit of model and tokenizer."""
+    """Rows to ids as a model from elsewhere was trained on them, within the limit of model and tokenizer.
 
-    def __init__(self, path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, joined: bool):
-        self.tokenizer, self.joined = tokenizer, joined
-        self.limit = _text_limit(model, tokenizer)
+    A conversation is what the tokenizer's chat template writes; without a template, its contents. A text is what the
+    tokenizer makes of it, special tokens included; of prompt and completion, a tokenizer that separates the two texts
+    of a pair gets them as a pair where the model has one label.
+    """
+
+    def __init__(self, path: str, model: PreTrainedModel, codec: Codec, joined: bool):
+        self.codec, self.tokenizer, self.joined = codec, codec.tokenizer, joined
+        self.limit = _text_limit(model, codec.tokenizer)
         self.warning = TruncationWarning(path, self.limit)
+        self.has_template = codec.tokenizer.chat_template is not None
+        self.takes_pairs = model.config.num_labels == 1 and not hasattr(model, "score") and joined
 
     def encode(self, rows: list[dict]) -> list[list[int]]:
-        """Token ids of each row's text."""
-        texts = [text_of(row, self.joined) for row in rows]
+        """Token ids of each row."""
+        chats = {n: chat for n, row in enumerate(rows) if self._reads_chats and (chat := conversation_of(row))}
+        texts = {n: self._text(row) for n, row in enumerate(rows) if n not in chats}
+        encoded = dict(zip(texts, self._of_texts(list(texts.values())), strict=True)) if texts else {}
+        encoded |= dict(zip(chats, self._of_chats(list(chats.values()), rows, list(chats)), strict=True))
+        return [encoded[n] for n in range(len(rows))]
+
+    @property
+    def _reads_chats(self) -> bool:
+        return self.has_template and self.joined
+
+    def _text(self, row: dict) -> tuple[str, ...]:
+        prompt = row.get("prompt")
+        if self.takes_pairs and prompt and "completion" in row:
+            return (_content(prompt), completion_of(row))
+        return (text_of(row, self.joined),)
+
+    def _of_texts(self, texts: list[tuple[str, ...]]) -> list[list[int]]:
+        if len({len(text) for text in texts}) > 1:
+            return [ids for text in texts for ids in self._of_texts([text])]
+        columns = [list(column) for column in zip(*texts, strict=True)]
         if self.limit is None:
-            return self.tokenizer(texts)["input_ids"]
+            return self.tokenizer(*columns)["input_ids"]
         # One token more than fits shows which texts are too long.
-        encoded = self.tokenizer(texts, truncation=True, max_length=self.limit + 1)["input_ids"]
+        encoded = self.tokenizer(*columns, truncation=True, max_length=self.limit + 1)["input_ids"]
         longer = [n for n, ids in enumerate(encoded) if len(ids) > self.limit]
         for n in longer:
-            encoded[n] = self.tokenizer(texts[n], truncation=True, max_length=self.limit)["input_ids"]
+            encoded[n] = self.tokenizer(*texts[n], truncation=True, max_length=self.limit)["input_ids"]
         self.warning.add(len(longer))
         return encoded
 
+    def _of_chats(self, chats: list[list[dict]], rows: list[dict], places: list[int]) -> list[list[int]]:
+        """A conversation over the limit keeps its BOS and its end, where the reward is read."""
+        texts = [
+            self.codec.template.conversation_text(
+                Prompt(chat, rows[n].get("tools"), rows[n].get("chat_template_kwargs"))
+            )
+            for chat, n in zip(chats, places, strict=True)
+        ]
+        encoded = self.codec.vocabulary.tokens(texts)
+        cut = [truncate(ids, [], Limits(prompt=self.limit), self.codec.bos_length) for ids in encoded]
+        self.warning.add(sum(truncated for _, _, truncated in cut))
+        return [ids for ids, _, _ in cut]
 
-def _text_limit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
+
+def _text_limit(model: PreTrainedModel, tokenizer: Any) -> int | None:
     """The most tokens of a text. RoBERTa and its relatives count positions from the padding index, which costs some."""
     limit = context_length(model)
     for name, module in model.named_modules():

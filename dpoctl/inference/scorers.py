@@ -10,7 +10,7 @@ import math
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import yaml
 from torch import Tensor
 
 from ..config.scorer import ScorerSpec, model_revisions, parse_scorer
+from ..data.chats import TemplateOptions
 from ..errors import InputError
 from ..models.hub import check_path, resolve
 from ..models.load import Loaded, context_length, load_classifier, load_policy, require_same_tokenizer
@@ -44,6 +45,7 @@ class ScorerOptions:
     text: str = "joined"
     score_type: str = "prob"
     tokens_per_batch: int = 16384
+    templates: TemplateOptions = TemplateOptions()
 
     @property
     def joined(self) -> bool:
@@ -51,9 +53,15 @@ class ScorerOptions:
         return self.text == "joined"
 
 
-def scorer_options(options: ScoringOptions, device: torch.device) -> ScorerOptions:
-    """How a command's options say to open --scorer."""
-    return ScorerOptions(device, options.scorer_revision, options.scorer_trust_remote_code, options.score_text)
+def scorer_options(options: ScoringOptions, device: torch.device, templates: TemplateOptions) -> ScorerOptions:
+    """How a command's options say to open --scorer, which keeps its own chat template."""
+    return ScorerOptions(
+        device,
+        options.scorer_revision,
+        options.scorer_trust_remote_code,
+        options.score_text,
+        templates=replace(templates, template=None),
+    )
 
 
 @dataclass
@@ -108,7 +116,11 @@ def load_scorer(spec: str, options: ScorerOptions | None = None) -> Scorer:
         return ImplicitScorer(spec, options, parsed)
     path = parsed.parts[0]
     loaded = load_classifier(
-        path, device=options.device, revision=options.revision, trust_remote_code=options.trust_remote_code
+        path,
+        device=options.device,
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+        templates=options.templates,
     )
     if loaded.model.config.num_labels != 1:
         return ClassifierScorer(spec, options, path, loaded, parsed.score_type or options.score_type)
@@ -141,7 +153,7 @@ class ClassifierScorer(Scorer):
         """Raises InputError unless exactly one label is called positive."""
         super().__init__(name, options)
         self.score_type = score_type
-        self.model, self.tokenizer = loaded
+        self.model, self.tokenizer, codec = loaded
         labels = {int(i): label for i, label in self.model.config.id2label.items()}
         positive = [i for i, label in labels.items() if str(label).lower() in _POSITIVE]
         if len(positive) != 1:
@@ -152,7 +164,7 @@ class ClassifierScorer(Scorer):
             )
         self.positive = positive[0]
         self.others = [i for i in labels if i != self.positive]
-        self.encoder = TextEncoder(path, self.model, self.tokenizer, options.joined)
+        self.encoder = TextEncoder(path, self.model, codec, options.joined)
 
     def _score(self, rows: list[dict]) -> Scores:
         logits = classifier_logits(self.model, self.tokenizer, self.encoder.encode(rows), self.options.tokens_per_batch)
@@ -166,18 +178,21 @@ class ClassifierScorer(Scorer):
 
 
 class RewardModelScorer(Scorer):
-    """A model with one label: (logit - reward_shift) / reward_scale, both of its config.json, 0 and 1 where absent."""
+    """A model with one label: (logit - reward_shift) / reward_scale, both of its config.json, 0 and 1 where absent.
+
+    train-rm's models have them; they get prompt and completion as in training. Others get what they were trained on:
+    a conversation exactly as their chat template renders it, a text as their tokenizer encodes it.
+    """
 
     score_type = "reward"
 
     def __init__(self, name: str, options: ScorerOptions, loaded: Loaded):
         super().__init__(name, options)
-        self.model, self.tokenizer = loaded
+        self.model, self.tokenizer, codec = loaded
         config = self.model.config
         self.shift, self.scale = getattr(config, "reward_shift", 0.0), getattr(config, "reward_scale", 1.0)
-        # A decoder reads the reward at the last token, and its input is encoded as in training.
-        encoder: type[PairEncoder] | type[TextEncoder] = PairEncoder if hasattr(self.model, "score") else TextEncoder
-        self.encoder = encoder(config.name_or_path, self.model, self.tokenizer, options.joined)
+        encoder: type[PairEncoder] | type[TextEncoder] = PairEncoder if is_own(self.model) else TextEncoder
+        self.encoder = encoder(config.name_or_path, self.model, codec, options.joined)
 
     def _score(self, rows: list[dict]) -> Scores:
         logits = classifier_logits(self.model, self.tokenizer, self.encoder.encode(rows), self.options.tokens_per_batch)
@@ -204,6 +219,7 @@ class ImplicitScorer(Scorer):
                 device=options.device,
                 revision=revision,
                 trust_remote_code=options.trust_remote_code,
+                templates=options.templates,
             )
             for path, revision in zip(spec.parts, revisions, strict=True)
         )
@@ -211,7 +227,7 @@ class ImplicitScorer(Scorer):
         self.beta = _beta(policy, revisions[0])
         contexts = [context_length(loaded.model) for loaded in (self.policy, self.reference)]
         limit = min((n for n in contexts if n), default=None)
-        self.tokens = PairTokens(self.policy.tokenizer, limit)
+        self.tokens = PairTokens(self.policy.codec, limit)
         self.warning = TruncationWarning(policy, limit)
 
     def _score(self, rows: list[dict]) -> Scores:
@@ -267,6 +283,11 @@ class PythonScorer(Scorer):
             except Exception:
                 return f", on {describe(row)}"
         return ""
+
+
+def is_own(model: Any) -> bool:
+    """Whether train-rm saved a model of one label: its configuration says how rewards are shifted."""
+    return hasattr(model.config, "reward_shift")
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------

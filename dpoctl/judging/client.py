@@ -10,23 +10,27 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timezone
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import log
 from ..config.judging import Judge
 from ..errors import InputError
 from ..outputs.files import cache_home, is_intact, seal, write_atomic
+from .parameters import Parameters
+from .replies import Answer, ErrorInside, NoChoice, Refusal, Reply, read_answer
+from .server_errors import CONTENT, FATAL, TRANSIENT, ServerError, read_error
 
 if TYPE_CHECKING:
-    from openai import APIError
-    from openai.types.chat import ChatCompletion
+    from openai import APIStatusError
 
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _LONGEST_RETRY_AFTER_S = 0.5, 30.0, 60.0
-_TRANSIENT = (408, 409, 425, 429)  # and every status from 500 on
 _COUNTS = ("asked", "from_cache", "retries", "prompt_tokens", "completion_tokens")
 _SHORTEST_SECRET = 8  # a shorter key, such as EMPTY for a local server, is no secret
+_MOST_IN_A_ROW = 32  # refusals without a stated reason: something else has changed than the content
 
 
 class Pending(Exception):
@@ -38,23 +42,25 @@ class CostReached(Exception):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the judge wrote, and the tokens that the server counted for it."""
+class _Failure:
+    """A request without an answer: the server's `error`, or None where it sent nothing that can be read."""
 
-    text: str
-    prompt_tokens: int
-    completion_tokens: int
+    reason: str
+    error: ServerError | None = None
+    wait_s: float = 0.0  # what the server asks to wait
+    without_choice: bool = False
 
 
 class Client:
     """`known(request)` reads the cache, `ask(request)` the server; both are thread-safe.
 
     The key comes from OPENAI_API_KEY; no file and no message contains it. `counts`: answers from the server and from
-    the cache, retries, tokens. They start from `state`, the counts of an earlier call of the command, so that `dollars`
-    is what all answers of the output cost, each counted once.
+    the cache, retries, tokens. They start from `state`, that of an earlier call of the command, so that `dollars` is
+    what all answers of the output cost, each counted once. `parameters` are those that the server takes: learnt from
+    its errors until it has answered once, then fixed.
     """
 
-    def __init__(self, config: Judge, state: dict[str, int] | None = None):
+    def __init__(self, config: Judge, state: dict[str, Any] | None = None):
         try:
             import openai
         except ImportError:
@@ -73,7 +79,12 @@ class Client:
         except (FileExistsError, NotADirectoryError):
             raise InputError(f"--cache-dir {self.folder}: is a file; a directory is needed") from None
         self.lock = threading.Lock()
-        self.counts: dict[str, int] = dict.fromkeys(_COUNTS, 0) | (state or {})
+        before = state or {}
+        self.counts: dict[str, int] = {name: before.get(name, 0) for name in _COUNTS}
+        self.parameters = Parameters.first(config, before.get("parameters") or {})
+        self.rows_written = bool(before)  # with these parameters
+        self.accepted = False  # the server has answered with these parameters
+        self.refused_in_a_row = 0
         self.priced = config.price_in is not None
         self.in_flight, self.dearest = 0, self.dollars / max(1, self.answers)
         self.stopped = threading.Event()
@@ -86,100 +97,164 @@ class Client:
     def answers(self) -> int:
         return self.counts["asked"] + self.counts["from_cache"]
 
+    def state(self) -> dict[str, Any]:
+        """What the client of a resumed command needs."""
+        return dict(self.counts) | {"parameters": self.parameters.state()}
+
     def known(self, request: str) -> Answer | None:
         """The cached answer to a request that was made before."""
-        answer = _read(self._path(self._body(request)))
+        answer = _read(self._path(self._body(request, self.parameters)))
         if answer is not None:
             self._count(answer, "from_cache")
         return answer
 
-    def ask(self, request: str) -> Answer:
-        """The server's answer to one request; it is cached.
+    def ask(self, request: str) -> Reply:
+        """The server's reply to one request; an answer is cached, a refusal is not.
 
-        Raises Pending, CostReached, and InputError for what no retry can fix (key, model, request). After InputError
+        Raises Pending, CostReached, and InputError for what no retry can fix (key, model, address). After InputError
         and CostReached no further request is sent.
         """
         if self.stopped.is_set():
             raise Pending("stopped")
-        body = self._body(request)
-        path = self._path(body)
         try:
             with self._within_cost():
-                answer = self._fetch(body)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with suppress(FileNotFoundError):  # another process has just cached the same answer
-                    write_atomic(path, json.dumps(seal(vars(answer))))
-                self._count(answer, "asked")
+                reply = self._fetch(request)
+            self._watch(reply)
         except (InputError, CostReached):
             self.stopped.set()
             raise
-        return answer
+        return reply
 
-    def _body(self, request: str) -> dict[str, Any]:
-        limit = "max_tokens" if self.config.base_url else "max_completion_tokens"
-        temperature = self.config.judge_temperature
-        if temperature is None and self.config.base_url:
-            temperature = 0.0
-        return {
-            "model": self.config.model,
-            "messages": [{"role": "user", "content": request}],
-            limit: self.config.max_tokens,
-        } | ({} if temperature is None else {"temperature": temperature})
+    def refuse(self, error: ServerError, more: str = "") -> InputError:
+        """The error with which the command stops, since the server refuses every request."""
+        hint = "401: OPENAI_API_KEY; 404 and 400: --model, --base-url, --max-tokens"
+        if error.kind == CONTENT:
+            hint = "the server's limits: --max-tokens counts too; texts that are refused can be left out of the files"
+        return InputError(f"the judge's server refuses the request: {error}{more}", hint)
+
+    def _body(self, request: str, parameters: Parameters) -> dict[str, Any]:
+        message = {"role": "user", "content": request}
+        return {"model": self.config.model, "messages": [message]} | parameters.sent()
 
     def _path(self, body: dict[str, Any]) -> Path:
         key = json.dumps({"server": self.config.base_url or "openai", **body}, sort_keys=True)
         digest = hashlib.sha256(key.encode()).hexdigest()
         return self.folder / digest[:2] / f"{digest}.json"
 
-    def _fetch(self, body: dict[str, Any]) -> Answer:
-        """The server's answer, with retries and exponential backoff. Raises Pending and InputError as ask does."""
-        reason = ""
-        for attempt in range(self.config.retries + 1):
-            if attempt and self.stopped.is_set():
-                break
-            try:
-                return self._answer(self.client.chat.completions.create(**body))
-            except Exception as e:
-                reason, retry_after = self._transient(e)
-            if attempt < self.config.retries:
-                with self.lock:
-                    self.counts["retries"] += 1
-                backoff = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt) * (0.5 + random.random() / 2)
-                self.stopped.wait(max(retry_after, backoff))
-        raise Pending(reason)
+    def _fetch(self, request: str) -> Reply:
+        """The server's reply, with retries and exponential backoff. Raises Pending and InputError as ask does."""
+        attempt = 0
+        while True:
+            parameters = self.parameters
+            if (
+                parameters.learnt and (answer := self.known(request)) is not None
+            ):  # looked up with the first ones so far
+                return answer
+            outcome = self._attempt(self._body(request, parameters))
+            if isinstance(outcome, Answer):
+                return outcome
+            error = outcome.error
+            if error and self._learn(parameters, error):
+                continue
+            if error and error.kind != TRANSIENT:
+                if error.kind == FATAL:
+                    raise self.refuse(error)
+                return Refusal(error, certain=error.kind == CONTENT)
+            if attempt == self.config.retries:
+                if outcome.without_choice:
+                    return Refusal(ServerError(200, outcome.reason), certain=False)
+                raise Pending(outcome.reason)
+            self._wait(attempt, outcome.wait_s)
+            if self.stopped.is_set():
+                raise Pending(outcome.reason)
+            attempt += 1
 
-    def _transient(self, error: Exception) -> tuple[str, float]:
-        """(reason, seconds that the server asks to wait) of a transient failure; raises for every other."""
+    def _wait(self, attempt: int, asked_s: float) -> None:
+        with self.lock:
+            self.counts["retries"] += 1
+        backoff = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt) * (0.5 + random.random() / 2)
+        self.stopped.wait(max(asked_s, backoff))
+
+    def _attempt(self, body: dict[str, Any]) -> Answer | _Failure:
+        """One request. An answer is counted and cached. Raises InputError where --max-cost cannot be held."""
         openai = self.openai
-        if isinstance(error, openai.APIStatusError):
-            status = f"{error.status_code} ({self._short(error)})"
-            if error.status_code not in _TRANSIENT and error.status_code < 500:
-                hint = "401: OPENAI_API_KEY; 404 and 400: --model, --base-url"
-                raise InputError(f"the judge's server refuses the request: {status}", hint) from None
-            return f"status {status}", _retry_after(error.response.headers)
-        if isinstance(error, openai.APITimeoutError | openai.APIConnectionError):
-            return type(error).__name__, 0.0
         malformed = (openai.APIError, ValueError, TypeError, AttributeError, KeyError, IndexError)
-        if isinstance(error, malformed):  # not JSON, or without the fields of a completion
-            return f"a malformed response ({type(error).__name__})", 0.0
-        raise error
-
-    def _answer(self, response: ChatCompletion) -> Answer:
-        """Raises TypeError and the like for a malformed response.
-
-        A response without text, such as a refusal or reasoning alone, is valid: an answer without a verdict.
-        """
-        message, usage = response.choices[0].message, response.usage
-        text = message.content or getattr(message, "refusal", None) or ""
-        if not isinstance(text, str):
-            raise TypeError("no text")
-        prompt_tokens, completion_tokens = (
-            getattr(usage, name, 0) or 0 for name in ("prompt_tokens", "completion_tokens")
-        )
-        if self.config.max_cost is not None and not prompt_tokens and not completion_tokens:
+        try:
+            response = self.client.chat.completions.with_raw_response.create(**body)
+            answer = read_answer(response.text)
+        except ErrorInside as e:
+            error = replace(e.error, message=self._without_key(e.error.message))
+            return _Failure(f"an error in a response of status 200: {error}", error)
+        except NoChoice as e:
+            return _Failure(f"a response with {e}", without_choice=True)
+        except openai.APIStatusError as e:
+            error = self._error(e)
+            return _Failure(f"status {error}", error, _retry_after(e.response.headers))
+        except openai.APITimeoutError:
+            return _Failure(f"no response within --timeout {self.config.timeout:g} s")
+        except openai.APIConnectionError as e:
+            return _Failure(f"{type(e).__name__} ({self._without_key(str(e.__cause__ or e))[:160]})")
+        except malformed as e:  # not JSON, or without the fields of a completion
+            return _Failure(f"a malformed response ({type(e).__name__}: {self._without_key(str(e))[:160]})")
+        answer = replace(answer, text=self._without_key(answer.text))
+        counted = answer.prompt_tokens or answer.completion_tokens
+        if self.config.max_cost is not None and not counted and not answer.reason:
             raise InputError("--max-cost: the judge's server counts no tokens", hint="leave --max-cost out")
-        text = text.encode("utf-8", "replace").decode()  # a lone surrogate cannot be written to a file
-        return Answer(self._without_key(text), prompt_tokens, completion_tokens)
+        path = self._path(body)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another process has just cached the same answer
+            write_atomic(path, json.dumps(seal(vars(answer))))
+        self._count(answer, "asked")
+        return answer
+
+    def _error(self, error: APIStatusError) -> ServerError:
+        text = error.response.text
+        try:
+            body: Any = json.loads(text)
+        except ValueError:
+            body = text
+        found = read_error(error.status_code, body, type(error).__name__)
+        return replace(found, message=self._without_key(found.message))
+
+    def _learn(self, parameters: Parameters, error: ServerError) -> bool:
+        """Whether the request can be repeated with other parameters; a change is said once.
+
+        Raises InputError where answers that are counted already were given with a parameter that is refused now.
+        """
+        with self.lock:
+            if self.parameters is not parameters:  # another request has learnt it
+                return True
+            changed = None if self.accepted else parameters.without(error)
+            if changed is None:
+                return False
+            lost = [name for name, _ in parameters.values if name not in dict(changed.values)]
+            if lost and self.rows_written:
+                raise InputError(
+                    f"the judge's server refuses {lost[0]}, with which {self.answers} answers were given: {error}",
+                    hint="use --overwrite, and another --cache-dir, to judge all comparisons without it",
+                )
+            self.parameters = changed
+        if changed.limit != parameters.limit:
+            log.warn(f"the judge's server takes {changed.limit} in place of {parameters.limit}: {error}")
+        for name in lost:
+            value = dict(parameters.values)[name]
+            log.warn(
+                f"the judge's server refuses {name} {value:g}: it is not sent, and the judge answers at the server's "
+                f"own {name}, so that verdicts may differ from those at {value:g} and between runs: {error}"
+            )
+        return True
+
+    def _watch(self, reply: Reply) -> None:
+        """Notice the first answer, and a server that has begun to refuse everything."""
+        with self.lock:
+            if isinstance(reply, Answer):
+                self.accepted, self.refused_in_a_row = True, 0
+            elif not reply.certain:
+                self.refused_in_a_row += 1
+                if self.refused_in_a_row > _MOST_IN_A_ROW:
+                    raise self.refuse(
+                        reply.error, f"; so it did with {_MOST_IN_A_ROW} others before, one after another"
+                    )
 
     @contextmanager
     def _within_cost(self) -> Iterator[None]:
@@ -206,10 +281,6 @@ class Client:
         """US dollars."""
         return (prompt_tokens * (self.config.price_in or 0) + completion_tokens * (self.config.price_out or 0)) / 1e6
 
-    def _short(self, error: APIError) -> str:
-        lines = str(error.message).strip().splitlines()
-        return self._without_key(lines[0])[:160] if lines else type(error).__name__
-
     def _without_key(self, text: str) -> str:
         """The text without the key, which a server may repeat."""
         return text.replace(self.key, "[the key]") if len(self.key) >= _SHORTEST_SECRET else text
@@ -225,12 +296,13 @@ def _read(path: Path) -> Answer | None:
 
 def _retry_after(headers: Mapping[str, str]) -> float:
     """Seconds that the server asks to wait, as a number or a date; at most a minute, 0 where it asks nothing."""
-    value = headers.get("retry-after") or ""
+    value, milliseconds = headers.get("retry-after") or "", headers.get("retry-after-ms")
     try:
-        seconds = float(value)
+        seconds = float(milliseconds) / 1000 if milliseconds else float(value)
     except ValueError:
         try:
-            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+            date = parsedate_to_datetime(value)
         except (TypeError, ValueError):
             return 0.0
+        seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - time.time()
     return min(_LONGEST_RETRY_AFTER_S, seconds) if seconds > 0 else 0.0

@@ -1,5 +1,6 @@
 """What is judged: two candidates for a prompt, from two completions files or from one and its human answers."""
 
+import json
 import random
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from .. import log
 from ..config.judging import Judge
 from ..data.readers import Rows, load_rows
+from ..data.stored import carried
 from ..errors import InputError
 from .summary import key_of
 
@@ -24,6 +26,7 @@ class Comparison:
     temperature: float | None
     step: int | None = None  # the training step at which the candidate was sampled
     canary: bool = False
+    rows: tuple[dict[str, Any], ...] = ()  # prompt and completion of a and of b as their files hold them, for scorers
 
     @property
     def key(self) -> str:
@@ -62,13 +65,15 @@ def load(config: Judge) -> tuple[list[Comparison], dict[str, int]]:
     found: list[Comparison] = []
     without = 0
     for line, row in zip(first.lines, first.rows, strict=True):
-        text = row.get("reference") if counterparts is None else _counterpart(counterparts, first, line, row)
-        if text is None:
+        other = _reference(row) if counterparts is None else _counterpart(counterparts, first, line, row)
+        if other is None:
             without += 1
             continue
-        prompt, a, b = (_text(x) for x in (row["prompt"], row["completion"], text))
+        prompt, a, b = text_of(row["prompt"]), *(text_of(x["completion"], answer=True) for x in (row, other))
         when = row.get("temperature"), row.get("step")
-        found.append(Comparison(row["prompt_id"], row["k"], prompt, a, b, _orders(config, row), *when))
+        found.append(
+            Comparison(row["prompt_id"], row["k"], prompt, a, b, _orders(config, row), *when, rows=(row, other))
+        )
         if len(found) == config.limit:
             break
     if not found:
@@ -80,7 +85,7 @@ def load(config: Judge) -> tuple[list[Comparison], dict[str, int]]:
     counts = {"compared": len(found), "without_counterpart": without}
     if config.canary is not None:
         once = {c.prompt_id: c for c in reversed(found)}
-        found += [replace(c, a=config.canary, canary=True) for c in reversed(once.values())]
+        found += [_with_canary(c, config.canary) for c in reversed(once.values())]
     return found, counts | first.skipped
 
 
@@ -100,8 +105,19 @@ def _counterparts(config: Judge) -> _Counterparts:
     return _Counterparts(path, full | (short if len(short) == len(rows) else {}))
 
 
-def _counterpart(others: _Counterparts, first: Rows, line: int, row: dict) -> str | list | None:
-    """The completion that B has for A's row at `line`. Raises InputError where their prompts differ."""
+def _reference(row: dict) -> dict | None:
+    """A row's human answer as a completion row; None where it has none."""
+    answer = row.get("reference")
+    return None if answer is None else _answered_by(row, answer)
+
+
+def _answered_by(row: dict, text: str | list) -> dict:
+    """A row with another completion, which has no token ids and ends where its text does."""
+    return {name: value for name, value in carried(row).items() if name != "finish"} | {"completion": text}
+
+
+def _counterpart(others: _Counterparts, first: Rows, line: int, row: dict) -> dict | None:
+    """The row that B has for A's row at `line`. Raises InputError where their prompts differ."""
     match = others.by_key.get(key_of(row)) or others.by_key.get((row["prompt_id"], row["k"]))
     if match is None:
         return None
@@ -110,7 +126,7 @@ def _counterpart(others: _Counterparts, first: Rows, line: int, row: dict) -> st
             f"{first.path}:{line}: prompt: differs from that of {others.path} for prompt_id {row['prompt_id']}",
             hint="both files must be completions of the same prompts",
         )
-    return match["completion"]
+    return match
 
 
 def _orders(config: Judge, row: dict) -> tuple[str, ...]:
@@ -119,5 +135,27 @@ def _orders(config: Judge, row: dict) -> tuple[str, ...]:
     return (random.Random(f"order {config.seed} {row['prompt_id']} {row['k']}").choice(("AB", "BA")),)
 
 
-def _text(value: str | list[dict]) -> str:
-    return value if isinstance(value, str) else "\n".join(f"{m['role']}: {m.get('content') or ''}" for m in value)
+def _with_canary(c: Comparison, text: str) -> Comparison:
+    one, other = c.rows
+    return replace(c, a=text, canary=True, rows=(_answered_by(one, text), other))
+
+
+def text_of(value: str | list[dict], answer: bool = False) -> str:
+    """Text or messages as a judge reads them: a line `role: text` for each message.
+
+    Of an `answer` that is one message, its text alone: the role would tell it from an answer that is given as text.
+    """
+    if isinstance(value, str):
+        return value
+    if answer and len(value) == 1:
+        return _message_text(value[0])
+    return "\n".join(f"{m['role']}: {_message_text(m)}" for m in value)
+
+
+def _message_text(message: dict) -> str:
+    """Content, whether text or parts or null, and the calls of tools as JSON."""
+    content = message.get("content")
+    if isinstance(content, list):
+        content = "".join(part.get("text") or "" for part in content if isinstance(part, dict))
+    calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in message.get("tool_calls") or ()]
+    return "\n".join(part for part in (content, *calls) if part)

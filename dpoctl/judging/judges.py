@@ -6,11 +6,14 @@ from typing import Any, Protocol
 
 from ..config.judging import Judge
 from ..runtime import signals
-from .client import Answer, Client, Pending
+from .client import Client, Pending
 from .comparisons import Comparison
-from .prompts import load_criterion, parse_verdict
+from .prompts import load_criterion
+from .replies import Answer, Refusal, Reply
+from .verdicts import Verdict, read_verdict
 
 _POLL_S = 0.2  # how often signals are looked for while requests are in flight
+_FIRST_REFUSED = 8  # refusals without a stated reason before any answer: the mistake is in the command
 
 
 class Judging(Protocol):
@@ -46,8 +49,7 @@ class ScorerJudge:
         self.scorer = load_scorer(self.name, options)
 
     def rows(self, batch: Sequence[Comparison]) -> list[dict[str, Any]]:
-        texts = [{"prompt": c.prompt, "completion": side} for c in batch for side in (c.a, c.b)]
-        scores = self.scorer.score(texts)
+        scores = self.scorer.score([row for c in batch for row in c.rows])
         rows = []
         for i, c in enumerate(batch):
             a, b = scores.keys[2 * i : 2 * i + 2]
@@ -77,44 +79,94 @@ class ModelJudge:
         self.last_failure = ""
 
     def rows(self, batch: Sequence[Comparison]) -> list[dict[str, Any]]:
-        """Raises CostReached and InputError, as Client.ask does."""
+        """Raises CostReached and InputError, as Client.ask does, and InputError where every request is refused."""
         asked = [(c, order) for c in batch for order in c.orders]
         requests = [self.criterion.request(c.prompt, *c.shown(o), f"{self.config.seed} {c.key}") for c, o in asked]
-        answers = [self.client.known(request) for request in requests]
+        counts = dict(self.client.counts)
+        parameters = self.client.parameters
+        replies: list[Reply | None] = [self.client.known(request) for request in requests]
+        left = [i for i, reply in enumerate(replies) if reply is None]
+        from_cache = len(requests) - len(left)
+        if not self.client.accepted:
+            left = self._open(requests, replies, left)
+        self._ask(requests, replies, left)
+        if from_cache and parameters.values != self.client.parameters.values:  # these were given with other ones
+            self.client.counts = counts
+            return self.rows(batch)
+        self._decide(replies)
+        return [self._row(c, order, reply) for (c, order), reply in zip(asked, replies, strict=True) if reply]
+
+    def _open(self, requests: list[str], replies: list[Reply | None], left: list[int]) -> list[int]:
+        """Ask one request after another until one is answered, so that parameters are learnt from few.
+
+        `left`: the indices of requests to ask; those that remain are returned. Raises InputError where the server
+        refuses the first ones without stating that it is for their content.
+        """
+        works, refused = self.client.answers > 0, 0
+        for n, i in enumerate(left, start=1):
+            self._ask(requests, replies, [i])
+            reply = replies[i]
+            if reply is None or isinstance(reply, Answer):  # waiting for a busy server in each, one by one, takes hours
+                return left[n:]
+            refused += not reply.certain
+            if refused == _FIRST_REFUSED and not works:
+                raise self.client.refuse(reply.error, f"; so it did with {refused} requests, the first ones")
+        return []
+
+    def _ask(self, requests: list[str], replies: list[Reply | None], left: list[int]) -> None:
+        """Put the server's reply to each request `left` at its index; None stays where it failed for now."""
         with ThreadPoolExecutor(self.config.concurrency) as pool:
-            futures = {pool.submit(self.client.ask, r): i for i, r in enumerate(requests) if answers[i] is None}
+            futures = {pool.submit(self.client.ask, requests[i]): i for i in left}
             try:
-                self._collect(futures, answers)
+                self._collect(futures, replies)
             except BaseException:
                 self.client.stopped.set()  # requests in flight stop retrying; their answers are cached
                 pool.shutdown(cancel_futures=True)
                 raise
-        judged = [(c, order, answer.text) for (c, order), answer in zip(asked, answers, strict=True) if answer]
-        judge = str(self.config.model)
-        return [c.row(order, parse_verdict(text), self.config.criterion, judge, text) for c, order, text in judged]
 
-    def _collect(self, futures: dict[Future[Answer], int], answers: list[Answer | None]) -> None:
-        """Put each future's answer at its index; None stays where the request failed for a transient reason."""
+    def _collect(self, futures: dict[Future[Reply], int], replies: list[Reply | None]) -> None:
         left = set(futures)
         while left:
             signals.at_boundary("the answers received so far, which are cached")
             done, left = wait(left, timeout=_POLL_S, return_when=FIRST_COMPLETED)
             for future in done:
                 try:
-                    answers[futures[future]] = future.result()
+                    replies[futures[future]] = future.result()
                 except Pending as e:
                     self.last_failure = str(e)
 
+    def _decide(self, replies: list[Reply | None]) -> None:
+        """Refusals count as invalid only where the server has answered something; else they stay pending.
+
+        Raises InputError where it refuses everything that it is asked.
+        """
+        if self.client.answers:
+            self.client.rows_written = True
+            return
+        refused = [reply for reply in replies if isinstance(reply, Refusal)]
+        if refused and len(refused) == len(replies):
+            more = f"; so it did with all {len(refused)} requests" if len(refused) > 1 else ""
+            raise self.client.refuse(refused[-1].error, more)
+        for i, _ in enumerate(replies):
+            replies[i] = None
+
+    def _row(self, c: Comparison, order: str, reply: Reply) -> dict[str, Any]:
+        written = isinstance(reply, Answer) and not reply.reason
+        verdict = read_verdict(reply.raw) if written else Verdict(None, reply.reason)
+        row = c.row(order, verdict.choice, self.config.criterion, str(self.config.model), reply.raw)
+        return row | ({"reason": verdict.reason.partition(":")[0]} if verdict.reason else {})
+
     def state(self) -> dict[str, Any]:
-        return dict(self.client.counts)
+        return self.client.state()
 
     def metrics(self) -> dict[str, str]:
         shown = {"cached": str(self.client.counts["from_cache"]), "retries": str(self.client.counts["retries"])}
         return shown | ({"dollars": f"{self.client.dollars:.4f}"} if self.client.priced else {})
 
     def cost(self) -> dict[str, Any]:
-        """Over all calls of the command: requests made, answers from the cache, tokens, and the dollars of both."""
-        return dict(self.client.counts) | ({"dollars": round(self.client.dollars, 6)} if self.client.priced else {})
+        """Over all calls of the command: answers by source, tokens, dollars, and the parameters that were sent."""
+        counts: dict[str, Any] = dict(self.client.counts) | {"parameters": str(self.client.parameters)}
+        return counts | ({"dollars": round(self.client.dollars, 6)} if self.client.priced else {})
 
 
 def open_judge(config: Judge, state: dict[str, Any]) -> Judging:

@@ -62,7 +62,6 @@ Preferred: A
 or
 Preferred: B"""
 _SLOTS = ("prompt", "a", "b")
-_LABEL = re.compile(r"^[\s>*_#-]*preferred[\s*_]*:[\s*_\"'`(\[]*([AB])[\s*_\"'`)\].]*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Criterion:
 def load_criterion(name: str, prompt_noun: str | None = None) -> Criterion:
     """A criterion by name, with `prompt_noun` ("news article") in place of its default; or a template file.
 
-    Raises InputError for an unknown name, and for a template without {prompt}, {a} or {b}.
+    Raises InputError for an unknown name, and for a template that is not UTF-8 or has no {prompt}, {a} or {b}.
     """
     if name in CRITERIA:
         named = CRITERIA[name]
@@ -98,18 +97,11 @@ def load_criterion(name: str, prompt_noun: str | None = None) -> Criterion:
     if not path.is_file():
         hint = "a template is a text file with {prompt}, {a}, {b} and, around them, {fence}"
         raise InputError(f"--criterion {name}: neither a file nor one of {', '.join(CRITERIA)}", hint)
-    template = path.read_text(encoding="utf-8")
+    try:
+        template = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise InputError(f"{name}: not UTF-8 (byte {e.start})", hint="save the template as UTF-8 text") from None
     missing = [slot for slot in _SLOTS if "{" + slot + "}" not in template]
     if missing:
         raise InputError(f"{name}: the template has no {{{missing[0]}}}", hint="it needs {prompt}, {a} and {b}")
     return Criterion(template)
-
-
-def parse_verdict(answer: str) -> str | None:
-    """`A` or `B` by the last labelled line; None where there is none, or it names neither or both."""
-    found = None
-    for line in answer.splitlines():
-        if re.match(r"^[\s>*_#-]*preferred[\s*_]*:", line, re.IGNORECASE):
-            match = _LABEL.match(line)
-            found = match.group(1).upper() if match else None
-    return found

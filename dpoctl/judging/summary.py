@@ -1,5 +1,6 @@
 """From judgements to a summary: wins, ties, flips with the order, what could not be parsed, lengths."""
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
@@ -52,7 +53,8 @@ def summarise(rows: Sequence[dict]) -> Summary:
     """Win rate of a over b with a 95 % interval, and the numbers needed to judge it.
 
     The interval is Wilson's where each prompt was judged once, else a bootstrap over prompts. `flips`: the share of
-    comparisons, valid in both orders, whose verdict depends on the order. Lengths are in words.
+    comparisons, valid in both orders, whose verdict depends on the order. `invalid_reasons`: how many judgements are
+    invalid for which reason, where any are. Lengths are in words.
     """
     found = outcomes(rows)
     valid = {key: o for key, o in found.items() if o != "invalid"}
@@ -68,6 +70,7 @@ def summarise(rows: Sequence[dict]) -> Summary:
         prompts = [prompt for prompt, *_ in scores]
         once = len(set(prompts)) == len(prompts)
         interval = statistics.wilson(rate, n) if once else statistics.bootstrap(list(scores.values()), prompts)
+    reasons = Counter(row.get("reason") or "no verdict" for row in rows if row["verdict"] == "invalid")
     return {
         "n": n,
         "wins": sum(o == "a" for o in valid.values()),
@@ -82,7 +85,7 @@ def summarise(rows: Sequence[dict]) -> Summary:
         "length_controlled": statistics.length_controlled(
             [scores[key] for key in scores], [lengths[key][0] - lengths[key][1] for key in scores]
         ),
-    }
+    } | ({"invalid_reasons": dict(reasons.most_common())} if reasons else {})
 
 
 def summaries_by(name: str, rows: Sequence[dict]) -> list[Summary]:

@@ -3,6 +3,7 @@
 Code in a model's directory runs only on request (`trust_remote_code`). Adapters are merged into their base.
 """
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .. import log
+from ..data.chats import TemplateOptions
+from ..data.codec import Codec
 from ..data.tokens import REWARD_PAD, fingerprint
 from ..errors import InputError
 from . import adapter, packed
@@ -24,11 +28,14 @@ from .pretrained import Source, as_input_error, load_complete, load_shape, prepa
 
 
 class Loaded(NamedTuple):
-    """A model with its tokenizer."""
+    """A model with its tokenizer, and with how text becomes its token ids."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    codec: Codec
 
+
+WithTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "spm.model"),
@@ -43,8 +50,9 @@ def load_policy(
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    templates: TemplateOptions | None = None,
 ) -> Loaded:
-    """(model, tokenizer) of a causal language model: eval mode, every dropout 0, a pad token set.
+    """A causal language model with its tokenizer and codec: eval mode, every dropout 0, a pad token set.
 
     The pad token is the EOS where the tokenizer has none; embeddings are never resized. On the device `meta` the model
     has shapes without numbers, for a rank that receives its shard of the weights later.
@@ -63,7 +71,7 @@ def load_policy(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     _check_fit(path, model, tokenizer)
-    return Loaded(model.to(device), tokenizer)
+    return Loaded(model.to(device), tokenizer, open_codec(path, folder, tokenizer, templates))
 
 
 def load_classifier(
@@ -73,8 +81,11 @@ def load_classifier(
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    templates: TemplateOptions | None = None,
 ) -> Loaded:
-    """(model, tokenizer) of a sequence classifier or reward model: eval mode, dropout 0, the model's pad id set.
+    """A sequence classifier or reward model with its tokenizer and codec: eval mode, dropout 0, one pad id.
+
+    The model pads with the tokenizer's id, whatever its configuration says: a decoder finds the last token by it.
 
     Raises InputError as `load_policy` does; also where the weights do not contain the classification head.
     """
@@ -91,10 +102,9 @@ def load_classifier(
         if tokenizer.eos_token is None:
             raise InputError(f"{path}: its tokenizer has no pad token", "set pad_token in tokenizer_config.json")
         tokenizer.pad_token = tokenizer.eos_token
-    if model.config.get_text_config().pad_token_id is None:  # a decoder finds the last real token by it
-        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
     _check_fit(path, model, tokenizer)
-    return Loaded(model.to(device), tokenizer)
+    return Loaded(model.to(device), tokenizer, open_codec(path, folder, tokenizer, templates))
 
 
 def load_reward_start(
@@ -104,8 +114,9 @@ def load_reward_start(
     seed: int = 0,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    templates: TemplateOptions | None = None,
 ) -> Loaded:
-    """(model, tokenizer) to train a reward model from: a decoder with one label that does not pad with its EOS.
+    """What to train a reward model from: a decoder with one label that does not pad with its EOS.
 
     A language model's trunk gets a new head, N(0, 1/sqrt(d + 1)) from `seed` (Stiennon et al. 2020); a reward model
     keeps its head. Where padding is the EOS, `transformers` would read the reward one token early: a new token pads.
@@ -129,7 +140,7 @@ def load_reward_start(
         with torch.no_grad():
             model.score.weight.copy_(torch.randn(1, width, generator=generator) / (width + 1) ** 0.5)
     _check_fit(path, model, tokenizer)
-    return Loaded(model.to(device), tokenizer)
+    return Loaded(model.to(device), tokenizer, open_codec(path, folder, tokenizer, templates))
 
 
 def _use_separate_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -146,7 +157,7 @@ def _use_separate_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizer
 # --- adapters --------------------------------------------------------------------------------------------------------
 
 
-def load_merged(path: str, base: str, revision: str | None = None, trust_remote_code: bool = False) -> Loaded:
+def load_merged(path: str, base: str, revision: str | None = None, trust_remote_code: bool = False) -> WithTokenizer:
     """(model, tokenizer) of the language model `base` with the adapter at `path` merged in, in float32 on the CPU.
 
     The adapter's tokenizer is preferred to the base's. Raises InputError: peft is not installed; no adapter, one of
@@ -155,24 +166,26 @@ def load_merged(path: str, base: str, revision: str | None = None, trust_remote_
     found = adapter.read(path)
     if found.task_type not in (None, "CAUSAL_LM"):
         raise InputError(f"{path}: an adapter of task {found.task_type}, where a language model's is expected")
-    model, tokenizer = load_policy(base, revision=revision, trust_remote_code=trust_remote_code)
+    model, tokenizer, _ = load_policy(base, revision=revision, trust_remote_code=trust_remote_code)
     folder = Path(path).expanduser()
     if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         tokenizer = load_tokenizer(path, folder=str(folder))
-    return Loaded(adapter.merge_into(model, found, base), tokenizer)
+    return adapter.merge_into(model, found, base), tokenizer
 
 
-def load_merged_reward(path: str, base: str, revision: str | None = None, trust_remote_code: bool = False) -> Loaded:
+def load_merged_reward(
+    path: str, base: str, revision: str | None = None, trust_remote_code: bool = False
+) -> WithTokenizer:
     """(model, tokenizer) of a reward model that train-rm saved as adapters and score head; raises as `load_merged`."""
     found = adapter.read(path)
     if found.task_type != "SEQ_CLS" or not {"reward_shift", "reward_scale"} <= set(found.shape):
         raise InputError(f"{path}: an adapter of task {found.task_type}, where one of train-rm's is expected")
-    model, tokenizer = load_reward_start(base, revision=revision, trust_remote_code=trust_remote_code)
+    model, tokenizer, _ = load_reward_start(base, revision=revision, trust_remote_code=trust_remote_code)
     model.config.reward_shift, model.config.reward_scale = found.shape["reward_shift"], found.shape["reward_scale"]
-    return Loaded(adapter.merge_into(model, found, base).eval(), tokenizer)
+    return adapter.merge_into(model, found, base).eval(), tokenizer
 
 
-def _adapted_policy(path: str, folder: str, device: str | torch.device, trust_remote_code: bool) -> Loaded:
+def _adapted_policy(path: str, folder: str, device: str | torch.device, trust_remote_code: bool) -> WithTokenizer:
     """An adapter's directory as a policy: merged into its base; on the meta device the base has the same shape."""
     base = base_of(folder)
     if str(device) != "meta":
@@ -181,7 +194,7 @@ def _adapted_policy(path: str, folder: str, device: str | torch.device, trust_re
     base = resolve(base, with_code=trust_remote_code)
     model = load_shape(AutoModelForCausalLM, Source(path, base, trust_remote_code), torch.float32)
     holder = folder if _has_tokenizer(folder) else base
-    return Loaded(model, load_tokenizer(path, folder=holder, trust_remote_code=trust_remote_code))
+    return model, load_tokenizer(path, folder=holder, trust_remote_code=trust_remote_code)
 
 
 # --- models without weights ------------------------------------------------------------------------------------------
@@ -237,6 +250,42 @@ def load_tokenizer(
         raise InputError(f"{path}: it has no tokenizer", f"expected one of {', '.join(_TOKENIZER_FILES[:4])} in it")
     with quiet(), as_input_error(f"{path}: its tokenizer cannot be read"):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+def load_codec(
+    path: str, *, revision: str | None = None, trust_remote_code: bool = False, templates: TemplateOptions | None = None
+) -> Codec:
+    """How text becomes the token ids of a model whose weights are not loaded. Raises InputError."""
+    folder = resolve(path, revision, with_code=trust_remote_code, weights=False)
+    tokenizer = load_tokenizer(path, folder=folder, trust_remote_code=trust_remote_code)
+    return open_codec(path, folder, tokenizer, templates)
+
+
+def open_codec(
+    path: str, folder: str, tokenizer: PreTrainedTokenizerBase, templates: TemplateOptions | None = None
+) -> Codec:
+    """The codec of a tokenizer with the end tokens of the model in `folder`; its chat template is replaced on request.
+
+    Raises InputError for the name of a template that the tokenizer does not have.
+    """
+    if templates and templates.template is not None:
+        tokenizer.chat_template = templates.template
+    codec = Codec(tokenizer, end_tokens(folder), templates)
+    log.detail(f"{path}: {codec.describe_ends()}")
+    return codec
+
+
+def end_tokens(folder: str) -> list[int]:
+    """The end tokens of a model directory's generation configuration; without one, those of its config.json."""
+    for place in (folder, *([base_of(folder)] if is_adapter(folder) else [])):
+        for name in ("generation_config.json", "config.json"):
+            try:
+                found = json.loads((Path(place) / name).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+            ends = found.get("eos_token_id", (found.get("text_config") or {}).get("eos_token_id"))
+            return [ends] if isinstance(ends, int) else list(ends or [])
+    return []
 
 
 def require_same_tokenizer(

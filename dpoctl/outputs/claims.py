@@ -61,7 +61,7 @@ class Output:
         self.out = Path(request.out)
         self.stage, self.options, self.identity = request.stage, request.options, request.identity
         self.is_rows = is_row_file(self.out)
-        self.finished = self.resuming = False
+        self.finished = self.resuming = self.holds_claim = False
         self.described: list[dict[str, Any]] = []  # the inputs as they were when the output was claimed
         self.started = time.time()
 
@@ -79,6 +79,19 @@ class Output:
             return self.request.recorded
         inputs = self.request.inputs
         return [describe_input(name, path, self._revision(name), self.folder) for name, _, path in inputs]
+
+    def fix(self, name: str, value: str) -> str:
+        """A value that the output keeps from its start, such as a date: the recorded one, or `value`, now recorded.
+
+        It belongs to the identity in the manifest, so that shards with different values are not merged.
+        """
+        plan = read_sealed(self.plan_path) or {}
+        value = plan.get("identity", {}).get(name, value)
+        self.identity[name] = value
+        if self.holds_claim and plan and name not in plan["identity"]:
+            content = {key: plan[key] for key in ("stage", "inputs")}
+            write_atomic(self.plan_path, dump(seal(content | {"identity": plan["identity"] | {name: value}})))
+        return value
 
     def _revision(self, name: str) -> str | None:
         """The option that gives the revision of an input on the Hub."""
@@ -144,6 +157,7 @@ def claim(request: Request, *, overwrite: bool) -> Iterator[Output]:
     try:
         with _locked(output):
             _open(output, overwrite)
+            output.holds_claim = True
             try:
                 yield output
             except InputError:

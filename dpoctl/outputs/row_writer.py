@@ -71,7 +71,7 @@ class RowWriter:
             if [sums.get(size) for sums, size in zip(sums_of, entry["sizes"], strict=True)] == entry["sha256"]
         ]
         last = intact[-1] if intact else (_AT_START, 0)
-        if entries and last is not entries[-1]:
+        if entries and last[0] is not entries[-1][0]:
             log.warn(f"{self.output.out}: rows after batch {last[0]['batches']} were damaged and are written again")
         return last
 

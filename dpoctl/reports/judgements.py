@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import log
+from ..judging.replies import CUT
 from . import tables
 
 _MANY_INVALID = 0.1  # share of judgements
@@ -18,8 +19,13 @@ def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
     if shown:  # a shard may have judged nothing
         title = f"{names[0]} (A) against {names[1]} (B), criterion {options['criterion']}"
         tables.show(tables.judgement_summaries(shown), title)
-    if metrics.get("summary", {}).get("invalid", 0) > _MANY_INVALID:
-        log.warn(f"{metrics['summary']['invalid']:.0%} of the answers contain no verdict: see `raw` in {out}")
+    for name, found in (("", metrics.get("summary", {})), (" of the canary", metrics.get("canary", {}))):
+        if reasons := found.get("invalid_reasons"):
+            counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+            text = f"{sum(reasons.values())} judgements{name} are invalid ({found['invalid']:.1%}): {counted}"
+            tell = log.warn if found["invalid"] > _MANY_INVALID else log.say
+            more = "; --max-tokens limits thoughts too" if CUT in reasons else ""
+            tell(f"{text}; see `raw` in {out}{more}")
     if "compare" in metrics:
         c = metrics["compare"]
         interval = f"{c['difference']:+.3f} ({c['low']:+.3f} to {c['high']:+.3f})"

@@ -9,8 +9,17 @@ from ..config.sampling import Evaluate
 from ..data.readers import Rows, load_rows
 from ..errors import InputError
 from ..inference import curves
-from ..inference.completions import PromptSet, prompt_ids
-from ..inference.policy_evaluation import NO_KL, NamedModel, PolicyEvaluation, perplexity, perplexity_of_lm, statistics
+from ..inference.completions import prompt_set
+from ..inference.options import template_options
+from ..inference.policy_evaluation import (
+    NO_KL,
+    NamedModel,
+    PolicyEvaluation,
+    length_of,
+    perplexity,
+    perplexity_of_lm,
+    statistics,
+)
 from ..inference.scorers import Scorer, load_scorer, scorer_options
 from ..models.load import Loaded, context_length, load_policy, require_same_tokenizer
 from ..models.pretrained import silence_transformers
@@ -25,7 +34,7 @@ from ..runtime.devices import open_compute
 
 def run(config: Evaluate, output: Output) -> None:
     """Write an evaluation row for each model and each completions file, with its curves, and print the table."""
-    evaluator = Evaluator(config)
+    evaluator = Evaluator(config, output)
     writer = RowWriter(output)
     subjects = _subjects(config)
     shard = shard_range(config.shard, slices(len(subjects), 1))
@@ -58,12 +67,13 @@ def _prompts(config: Evaluate) -> Rows | None:
 class Evaluator:
     """Scorers, reference and prompts, opened once for all models and files. Raises InputError as the loaders do."""
 
-    def __init__(self, config: Evaluate):
+    def __init__(self, config: Evaluate, output: Output):
         self.config = config
+        self.templates = template_options(config, output)
         silence_transformers()
         self.compute = open_compute(config.device, config.dtype)
         self.prompts = _prompts(config)
-        scoring = scorer_options(config, self.compute.device)
+        scoring = scorer_options(config, self.compute.device, self.templates)
         self.scorer = load_scorer(config.scorer, scoring)
         self.reference = self._open_model(config.ref, config.ref_revision) if config.ref else None
         self.lm = NamedModel(config.lm, self._open_model(config.lm, config.lm_revision)) if config.lm else None
@@ -78,6 +88,7 @@ class Evaluator:
             device=self.compute.device,
             revision=revision,
             trust_remote_code=self.config.trust_remote_code,
+            templates=self.templates,
         )
 
     def evaluate_model(self, path: str) -> list[dict]:
@@ -85,11 +96,11 @@ class Evaluator:
         config, prompts, reference = self.config, self.prompts, self.reference
         assert prompts and reference and config.ref  # `Evaluate.check_model` requires them with --model
         policy = self._open_model(path, config.revision)
-        ids = prompt_ids(prompts, policy.tokenizer, context_length(policy.model), config.max_prompt_length)
+        chosen = prompt_set(prompts, policy.codec, context_length(policy.model), config.max_prompt_length)
         require_same_tokenizer(policy.tokenizer, reference.tokenizer, path, config.ref)
         evaluation = PolicyEvaluation(self.scorer, config, config.seed, config.n, self.lm)
-        with log.progress(f"evaluate {path}", len(ids) * config.n, "completions") as meter, self.compute.autocast():
-            metrics, _ = evaluation.measure(policy, reference.model, PromptSet(prompts.rows, ids), meter)
+        with log.progress(f"evaluate {path}", len(chosen) * config.n, "completions") as meter, self.compute.autocast():
+            metrics, _ = evaluation.measure(policy, reference.model, chosen, meter)
         return [self._head(path) | metrics]
 
     def evaluate_file(self, path: str) -> list[dict]:
@@ -98,8 +109,7 @@ class Evaluator:
         read = load_rows(path, "completions", skip_bad=config.skip_bad_rows, columns=config.columns)
         rows = read.rows
         scores = self.scorer.score(rows).values
-        lengths = [len(r.get("completion_ids") or r["completion"].split()) + (r.get("finish") == "stop") for r in rows]
-        metrics = statistics(rows, lengths, scores) | NO_KL
+        metrics = statistics(rows, [length_of(row) for row in rows], scores) | NO_KL
         with self.compute.autocast():
             if self.reference:
                 metrics["perplexity_ref"] = perplexity(self.reference, rows, config.tokens_per_batch)

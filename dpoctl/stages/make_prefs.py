@@ -10,6 +10,7 @@ from typing import Any
 
 from .. import log
 from ..config.sampling import MakePrefs
+from ..data.stored import ID_FIELDS
 from ..inference.sampler import Sampler, plan_of_sampling
 from ..inference.scorers import load_scorer, scorer_options
 from ..outputs.claims import Output
@@ -21,14 +22,14 @@ _NO_COUNTS: dict[str, Any] = {
     **dict.fromkeys(("prompts", "samples", "pairs", "ties", "below_margin", "duplicates", "not_picked"), 0),
     **{"score_sum": 0.0, "tokens": 0, "ended": 0, "histogram": {}},
 }
-_SAMPLE_FIELDS = ("completion", "k", "finish", "score", "completion_ids", "prompt_ids", "tokenizer")
+_SAMPLE_FIELDS = ("completion", "k", "finish", "score", *ID_FIELDS)
 
 
 def run(config: MakePrefs, output: Output) -> None:
     """Write the preference rows, and on request the samples, batch by batch."""
-    sampler = Sampler(config, config.completions)
+    sampler = Sampler(config, config.completions, output=output)
     shard = shard_range(config.shard, sampler.batches)
-    scorer = load_scorer(config.scorer, scorer_options(config, sampler.compute.device))
+    scorer = load_scorer(config.scorer, scorer_options(config, sampler.compute.device, sampler.templates))
     writer = RowWriter(output, config.completions_out)
     counts = writer.state or _NO_COUNTS
     started = time.monotonic()
@@ -47,7 +48,7 @@ def run(config: MakePrefs, output: Output) -> None:
             writer.write_batch(pairs, *([rows] if config.completions_out else []), state=counts)
     seconds = time.monotonic() - started
     metrics = of_make_prefs(counts)
-    writer.finish(metrics | sampler.prompts.skipped, sampler.cost(), shard.record(counts))
+    writer.finish(metrics | sampler.prompt_set.skipped, sampler.cost(), shard.record(counts))
     _say(config, metrics, (counts["samples"] - before) / max(seconds, 1e-9), scorer.score_type)
 
 
@@ -55,7 +56,7 @@ def _pairs(config: MakePrefs, rows: list[dict], keys: list[float], counts: dict)
     """The preference rows of one prompt's samples; dropped pairs are counted in `counts`."""
     kept = []
     for i, j in itertools.combinations(range(len(rows)), 2):
-        if rows[i]["completion"] == rows[j]["completion"] and rows[i]["finish"] == rows[j]["finish"]:
+        if rows[i]["completion_ids"] == rows[j]["completion_ids"]:
             counts["duplicates"] += 1
         elif keys[i] == keys[j]:  # on log-odds, since equal probabilities may be saturated
             counts["ties"] += 1
@@ -73,7 +74,7 @@ def _pairs(config: MakePrefs, rows: list[dict], keys: list[float], counts: dict)
 
 
 def _pair(chosen: dict, rejected: dict) -> dict:
-    """The preference row of two samples, with token ids where both have them."""
+    """The preference row of two samples, with their token ids."""
     row = {k: v for k, v in chosen.items() if k not in _SAMPLE_FIELDS}
     for side, sample in (("chosen", chosen), ("rejected", rejected)):
         row |= {
@@ -83,14 +84,13 @@ def _pair(chosen: dict, rejected: dict) -> dict:
             f"{side}_finish": sample["finish"],
         }
     row["margin"] = chosen["score"] - rejected["score"]
-    if "completion_ids" in chosen and "completion_ids" in rejected:
-        row |= {
-            "prompt_ids": chosen["prompt_ids"],
-            "chosen_ids": chosen["completion_ids"],
-            "rejected_ids": rejected["completion_ids"],
-            "tokenizer": chosen["tokenizer"],
-        }
-    return row
+    return row | {
+        "prompt_ids": chosen["prompt_ids"],
+        "chosen_ids": chosen["completion_ids"],
+        "rejected_ids": rejected["completion_ids"],
+        "tokenizer": chosen["tokenizer"],
+        "texts": chosen["texts"] + rejected["texts"],
+    }
 
 
 def _count_samples(counts: dict, rows: list[dict]) -> dict:
@@ -101,7 +101,7 @@ def _count_samples(counts: dict, rows: list[dict]) -> dict:
     counts["ended"] += sum(row["finish"] == "stop" for row in rows)
     for row in rows:
         counts["score_sum"] += row["score"]
-        counts["tokens"] += len(row.get("completion_ids") or row["completion"].split()) + (row["finish"] == "stop")
+        counts["tokens"] += len(row["completion_ids"])
         low = str(min(BINS - 1, max(0, int(row["score"] * BINS))))
         counts["histogram"][low] = counts["histogram"].get(low, 0) + 1
     return counts

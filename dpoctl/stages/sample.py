@@ -14,12 +14,12 @@ from ..outputs.shards import shard_range
 
 def run(config: Sample, output: Output) -> None:
     """Write the completions, or of --best-of the best ones, batch by batch."""
-    sampler = Sampler(config, _per_prompt(config), few_shot=config.few_shot, stop=config.stop)
+    sampler = Sampler(config, _per_prompt(config), output=output, few_shot=config.few_shot, stop=config.stop)
     batches = [(temperature, batch) for temperature in config.temperature for batch in sampler.batches]
     shard = shard_range(config.shard, [batch for _, batch in batches])
     scorer = None
     if config.scorer:
-        scorer = load_scorer(config.scorer, scorer_options(config, sampler.compute.device))
+        scorer = load_scorer(config.scorer, scorer_options(config, sampler.compute.device, sampler.templates))
     writer = RowWriter(output)
     state = writer.state or {"ended": 0}
     total = shard.count * sampler.n
@@ -31,8 +31,8 @@ def run(config: Sample, output: Output) -> None:
             state = {"ended": state["ended"] + sum(r["finish"] == "stop" for r in rows)}
             writer.write_batch(rows, state=state)
     counts = {"completions": writer.rows[0], "sampled": total, "ended": state["ended"]}
-    metrics = {"prompts": len(sampler.prompts.rows)} | shard_totals.of_sample(counts)
-    writer.finish(metrics | sampler.prompts.skipped, sampler.cost(), shard.record(counts))
+    metrics = {"prompts": len(sampler.prompt_set)} | shard_totals.of_sample(counts)
+    writer.finish(metrics | sampler.prompt_set.skipped, sampler.cost(), shard.record(counts))
     log.say(
         f"{config.out}: {writer.rows[0]} completions of {metrics['prompts']} prompts, "
         f"{metrics['ended']:.0%} ended with EOS"

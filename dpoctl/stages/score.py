@@ -8,6 +8,7 @@ from typing import Any
 from .. import log
 from ..config.sampling import Score
 from ..data.readers import stream_rows, warn_of_skipped
+from ..inference.options import template_options
 from ..inference.scorers import load_scorer, scorer_options
 from ..models.pretrained import silence_transformers
 from ..outputs import shard_totals
@@ -24,7 +25,7 @@ def run(config: Score, output: Output) -> None:
     shard, skipped = _shard(config)
     silence_transformers()
     compute = open_compute(config.device)
-    scorer = load_scorer(config.scorer, scorer_options(config, compute.device))
+    scorer = load_scorer(config.scorer, scorer_options(config, compute.device, template_options(config, output)))
     writer = RowWriter(output)
     state = writer.state or {"sum": 0.0}
     with log.progress("score", shard.count, "rows", writer.rows[0]) as meter:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from ..config.training import SFT
+from ..data.encode import Limits
 from ..models.logprobs import Sequences, response_token_logps
 from ..outputs.claims import Output
 from ..training import fine_tuning, held_out, loop, setup
@@ -18,9 +19,9 @@ def run(config: SFT, output: Output) -> None:
 
 def plan(config: SFT) -> dict:
     """What --dry-run prints."""
-    tokenizer = setup.load_tokenizer(config)
+    codec = setup.codec_of(config)
     rows, _ = held_out.load_rows(config, fine_tuning.kind_of(config))
-    examples, _ = fine_tuning.encode(config, rows, tokenizer, config.max_length, config.max_prompt_length)
+    examples, _ = fine_tuning.encode(config, rows, codec, Limits(config.max_length, config.max_prompt_length))
     stream = fine_tuning.stream_of(config, len(examples))
 
     def micros(step: int) -> list[Sequences]:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..config.files import Prepare
-from ..data.tokens import encode_prompt, fingerprint
+from ..data.chats import Prompt
+from ..data.codec import Codec
+from ..data.stored import text_key
 from ..errors import InputError
 from .prepared import Prepared
 from .sources import source_rows, text_of
@@ -82,7 +84,7 @@ def prefix_prompts(
     A prefix never ends inside a character. A row stores its token ids where the text alone encodes to the same ids.
     Raises InputError where a review is shorter than its prefix.
     """
-    tokenizer_id = fingerprint(tokenizer)
+    codec = Codec(tokenizer)
     prompts = []
     for review in reviews:
         n = random.Random(f"prefix {seed} {review['id']}").randint(shortest, longest)
@@ -100,9 +102,11 @@ def prefix_prompts(
                 hint="remove it, lower --min-prefix or raise --max-prefix",
             )
         row = {"prompt_id": review["id"], "prompt": text}
-        encoded = encode_prompt(tokenizer, text)
+        prompt = Prompt(text)
+        [encoded] = codec.encode_prompts([prompt])
         if encoded[len(encoded) - len(ids) :] == ids:
-            row |= {"prompt_ids": encoded, "tokenizer": tokenizer_id}
+            texts = [text_key(prompt, encoded)]
+            row |= {"prompt_ids": encoded, "tokenizer": codec.fingerprint, "texts": texts}
         prompts.append(row)
     return prompts
 

@@ -10,7 +10,6 @@ from .. import log
 from ..config.training import TrainDPO
 from ..data.encode import PairData, encode_pairs
 from ..data.readers import Rows
-from ..data.tokens import fingerprint
 from ..errors import NumericalError
 from ..models.hub import resolve
 from ..models.load import require_same_tokenizer
@@ -62,6 +61,7 @@ class DPO(PairTask):
         rows, held_out_rows = held_out_files.load_rows(config, "preferences")
         held_out_files.warn_of_shared(rows, held_out_rows)
         self.data = self._encode(rows)
+        self.trains_chats = self.data.counts["chats"] > 0
         held_out = self._encode(held_out_rows) if held_out_rows else None
         self.train_set = self._with_reference(self.data)
         self.stream = pairs.pair_stream(self.data, config, config.shuffle)
@@ -76,8 +76,7 @@ class DPO(PairTask):
             self.frontier = FrontierEvaluation(config, self, method_name(config), trained_on)
 
     def _encode(self, rows: Rows) -> PairData:
-        max_length, max_prompt = setup.lengths(self.config, self.model)
-        data = encode_pairs(rows, self.tokenizer, max_length=max_length, max_prompt_length=max_prompt)
+        data = encode_pairs(rows, self.codec, setup.lengths(self.config, self.model))
         size = f"{len(data.pairs)} pairs over {len(data.completions)} completions of {len(data.prompts)} prompts"
         log.say(f"{rows.path}: {size}")
         for name, what in (
@@ -96,7 +95,7 @@ class DPO(PairTask):
             return Dataset(data, sequences, torch.zeros(len(sequences)))
         key = {
             "weights": sha256_path(resolve(*config.reference)),
-            "tokenizer": fingerprint(self.tokenizer),
+            "tokenizer": self.codec.fingerprint,
             "dtype": str(self.compute.dtype),
             "device": self.compute.device.type,
             "format": 1,
@@ -107,7 +106,7 @@ class DPO(PairTask):
     def _load_reference(self) -> Any:
         if self.ref == self.config.model:
             return self.model  # not trained yet: the same weights
-        reference, tokenizer = setup.open_model(self.config, self.compute.device, *self.config.reference)
+        reference, tokenizer, _ = self.open_model(*self.config.reference)
         require_same_tokenizer(self.tokenizer, tokenizer, self.config.model, self.ref)
         setup.shard_model(self.config, reference, self.compute)
         return reference

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: next-token loss on texts, on completions, or on one side of preferences (Preferred-FT)."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,7 +8,8 @@ from torch import Tensor
 from .. import log
 from ..config.training import SFT
 from ..data.batching import Stream, pack, share, shuffled
-from ..data.encode import Example, encode_examples
+from ..data.codec import Codec
+from ..data.encode import Example, Limits, encode_examples
 from ..data.readers import Rows
 from ..models.logprobs import response_token_logps
 from ..outputs.claims import Output
@@ -37,7 +38,8 @@ class FineTuning(BatchTask):
         super().__init__(config, output)
         rows, held_out_rows = held_out_files.load_rows(config, kind_of(config))
         held_out_files.warn_of_shared(rows, held_out_rows)
-        self.examples, counts = encode(config, rows, self.tokenizer, *setup.lengths(config, self.model))
+        self.examples, counts = encode(config, rows, self.codec, setup.lengths(config, self.model))
+        self.trains_chats = counts["chats"] > 0
         self.held_out = self._encode_held_out(held_out_rows)
         self.parts = held_out_files.parts_of([e.line for e in self.held_out], config.eval_data)
         self.has_held_out = bool(self.held_out)
@@ -52,16 +54,22 @@ class FineTuning(BatchTask):
 
     def _encode_held_out(self, rows: Rows | None) -> list[Example]:
         config = self.config
-        return encode(config, rows, self.tokenizer, *setup.lengths(config, self.model))[0] if rows else []
+        return encode(config, rows, self.codec, setup.lengths(config, self.model))[0] if rows else []
 
     def micro_batches(self, step: int) -> list[Micro]:
         batch = [self.examples[i] for i in self.stream.batch(step)]
-        total = sum(len(e.ids) - e.start for e in batch)
+        total = sum(e.trained for e in batch)
         return [Micro(group, total) for group in share_and_pack(batch, self.config.tokens_per_batch)]
 
     def loss(self, micro: Micro) -> tuple[Tensor, Sums]:
-        logps, _ = response_token_logps(self.model, [(e.ids, e.start) for e in micro.examples])
-        return -logps.sum() / micro.batch_tokens, {}
+        return -self._trained_logps(micro.examples).sum() / micro.batch_tokens, {}
+
+    def _trained_logps(self, examples: list[Example]) -> Tensor:
+        """The log-probs of all trained tokens, one example after the other."""
+        logps, _ = response_token_logps(self.model, [(e.ids, e.start) for e in examples])
+        if not any(e.gaps for e in examples):
+            return logps
+        return logps[torch.tensor([kept for e in examples for kept in e.mask], device=logps.device)]
 
     def dummy_loss(self) -> Tensor:
         return response_token_logps(self.model, [([0, 0], 1)])[0].sum()
@@ -90,7 +98,7 @@ class FineTuning(BatchTask):
         groups = share_and_pack(examples, self.config.tokens_per_batch)
         with self.compute.autocast():
             for group in fsdp.in_lockstep(self.model, groups, self.dummy_loss):
-                logps, _ = response_token_logps(self.model, [(e.ids, e.start) for e in group])
+                logps = self._trained_logps(group)
                 meter.add("loss", -logps.double().sum().item(), float(len(logps)))
         return meter
 
@@ -120,19 +128,18 @@ def kind_of(config: SFT) -> str:
     return "preferences" if config.field else "text"
 
 
-def encode(
-    config: SFT, rows: Rows, tokenizer: Any, max_length: int, max_prompt_length: int
-) -> tuple[list[Example], dict[str, int]]:
+def encode(config: SFT, rows: Rows, codec: Codec, limits: Limits) -> tuple[list[Example], dict[str, int]]:
     """(examples, counts) of rows. Raises InputError as encode_examples does."""
     examples, counts = encode_examples(
         rows,
-        tokenizer,
-        max_length=max_length,
-        max_prompt_length=max_prompt_length,
+        codec,
+        limits,
         field=config.field,
+        turns=config.answers,
         overlong=config.overlong,
     )
     tokens = sum(len(e.ids) for e in examples)
     cut = f", {counts['truncated']} truncated" if counts["truncated"] else ""
-    log.say(f"{rows.path}: {len(examples)} rows, {tokens} tokens{cut}")
+    trained = counts["trained_tokens"]
+    log.say(f"{rows.path}: {len(examples)} examples, {tokens} tokens, {trained} of them trained on{cut}")
     return examples, counts

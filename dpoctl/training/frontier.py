@@ -4,11 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import log
 from ..data.readers import load_rows
-from ..inference.completions import PromptSet, prompt_ids
+from ..inference.completions import prompt_set
 from ..inference.policy_evaluation import PolicyEvaluation
 from ..inference.scorers import Scorer, load_scorer, scorer_options
 from ..models.load import Loaded, context_length
-from . import setup
 from .options import FrontierOptions
 
 if TYPE_CHECKING:
@@ -27,29 +26,30 @@ class FrontierEvaluation:
     def __init__(self, config: FrontierOptions, task: "Task", method: str, trained_on: set[tuple[int, ...]]):
         assert config.eval_prompts is not None
         self.config = config
-        self.policy, self.tokenizer, self.compute = task.policy, task.tokenizer, task.compute
+        self.policy = Loaded(task.policy, task.tokenizer, task.codec)
+        self.compute, self.templates, self.open_model = task.compute, task.templates, task.open_model
         self.method = method
         self.learned: Scorer | None = None  # the reward that is trained on; its mean is reported next to --scorer's
-        self.prompts = load_rows(
+        rows = load_rows(
             config.eval_prompts,
             "prompts",
             skip_bad=config.skip_bad_rows,
             columns=config.columns,
             limit=config.eval_limit,
         )
-        self.ids = prompt_ids(self.prompts, self.tokenizer, context_length(self.policy), config.max_prompt_length)
-        seen = sum(tuple(ids) in trained_on for ids in self.ids)
+        self.prompts = prompt_set(rows, task.codec, context_length(task.policy), config.max_prompt_length)
+        seen = sum(tuple(ids) in trained_on for ids in self.prompts.ids)
         if seen:
-            log.warn(f"{seen} of {len(self.ids)} prompts of {config.eval_prompts} are in the training data too")
-        self.scorer = load_scorer(config.scorer, scorer_options(config, self.compute.device))
+            log.warn(f"{seen} of {len(self.prompts)} prompts of {config.eval_prompts} are in the training data too")
+        self.scorer = load_scorer(config.scorer, scorer_options(config, self.compute.device, self.templates))
 
     def measure(self, step: int) -> tuple[dict[str, Any], list[dict]]:
         """(a row for eval.jsonl, the completions with scores that it rests on) of the policy after update `step`."""
         config = self.config
-        reference, _ = setup.open_model(config, self.compute.device, *config.reference)
+        reference = self.open_model(*config.reference).model
         with self.compute.autocast():
             metrics, completions = PolicyEvaluation(self.scorer, config, config.seed).measure(
-                Loaded(self.policy, self.tokenizer), reference, PromptSet(self.prompts.rows, self.ids)
+                self.policy, reference, self.prompts
             )
         if self.learned:
             metrics["learned_reward"] = sum(self.learned.score(completions).values) / len(completions)

@@ -251,7 +251,8 @@ def _finish(trainer: Trainer, last_row: dict[str, float]) -> None:
     state = fsdp.full_tensors(saved.state_dict()) if is_sharded(trained) else None
     if collectives.rank() != 0:
         return
-    model_files = save_model(saved, task.tokenizer, out, devices.torch_dtype(trainer.config.save_dtype), state)
+    dtype = devices.torch_dtype(trainer.config.save_dtype)
+    model_files = save_model(saved, task.tokenizer, out, dtype, state, task.ends)
     weights = sum(p.numel() for p in trained.parameters())
     cost = {
         "tokens": trainer.tokens,

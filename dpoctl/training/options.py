@@ -2,7 +2,7 @@
 
 from typing import Protocol
 
-from ..inference.options import EvaluationOptions, ScoringOptions
+from ..inference.options import EvaluationOptions, ScoringOptions, TemplateArguments
 from .optimization import OptimizerOptions, ScheduleOptions
 from .pairs import StreamOptions
 
@@ -22,6 +22,10 @@ class ModelOptions(HubOptions, Protocol):
 
     @property
     def revision(self) -> str | None: ...
+
+
+class CodecOptions(ModelOptions, TemplateArguments, Protocol):
+    """The model whose tokenizer and chat template encode a command's data."""
 
 
 class ComputeOptions(Protocol):
@@ -78,7 +82,9 @@ class LengthOptions(Protocol):
     def max_prompt_length(self) -> int: ...
 
 
-class TrainingOptions(AdapterOptions, ComputeOptions, ShardingOptions, OptimizerOptions, ScheduleOptions, Protocol):
+class TrainingOptions(
+    AdapterOptions, CodecOptions, ComputeOptions, ShardingOptions, OptimizerOptions, ScheduleOptions, Protocol
+):
     """What every training task and the loop read."""
 
     @property
@@ -135,6 +141,9 @@ class FrontierOptions(EvaluationOptions, ScoringOptions, HubOptions, ShardingOpt
     """What --eval-prompts reads."""
 
     @property
+    def columns(self) -> str | None: ...
+
+    @property
     def eval_prompts(self) -> str | None: ...
 
     @property
@@ -181,7 +190,7 @@ class PlanOptions(AdapterOptions, ShardingOptions, OptimizerOptions, Protocol):
     def plan_world_size(self) -> int | None: ...
 
 
-class PairPlanOptions(PlanOptions, StreamOptions, LengthOptions, DataOptions, Protocol):
+class PairPlanOptions(PlanOptions, CodecOptions, StreamOptions, LengthOptions, DataOptions, Protocol):
     """What the plan of a training on preferences reads."""
 
     @property

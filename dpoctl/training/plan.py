@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..data.encode import encode_pairs
+from ..data.encode import Limits, encode_pairs
 from ..models.load import untrained
 from ..models.logprobs import Sequences
 from ..runtime import devices
@@ -64,9 +64,8 @@ def plan_of_training(
 
 def plan_of_pairs(config: PairPlanOptions, kind: str, loss: Callable, *shuffle: str) -> dict[str, Any]:
     """The plan of a training on preferences, in the order of `pairs.pair_stream`."""
-    tokenizer = setup.load_tokenizer(config)
     rows, _ = load_rows(config, "preferences")
-    data = encode_pairs(rows, tokenizer, max_length=config.max_length, max_prompt_length=config.max_prompt_length)
+    data = encode_pairs(rows, setup.codec_of(config), Limits(config.max_length, config.max_prompt_length))
     seqs, stream = pairs.sequences(data), pairs.pair_stream(data, config, *shuffle)
 
     def micros(step: int) -> list[Sequences]:

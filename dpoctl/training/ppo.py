@@ -8,6 +8,7 @@ resumed at any step is byte-identical to the uninterrupted one.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -18,10 +19,10 @@ from .. import log
 from ..config.ppo import TrainPPO
 from ..config.scorer import parse_scorer
 from ..data.batching import Stream, pack, permutation, share, shuffled
-from ..data.readers import Rows, load_rows
-from ..data.tokens import fingerprint
+from ..data.chats import prompt_of
+from ..data.readers import load_rows
 from ..errors import InputError, NumericalError
-from ..inference.completions import PromptSet, completion_rows, prompt_ids
+from ..inference.completions import PromptSet, completion_rows, prompt_set, sequences_of
 from ..inference.generate import batch_slices, generate, sampling_of
 from ..inference.scorers import Scorer, ScorerOptions, load_scorer
 from ..models.load import context_length, load_classifier, require_same_tokenizer
@@ -62,13 +63,14 @@ class PPO(Task):
             config.scorer_trust_remote_code,
             config.score_text,
             config.score_type,
+            templates=replace(self.templates, template=None),
         )
         self.reward = load_scorer(config.reward, options)
-        prompts = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, columns=config.columns)
-        self.prompts = prompts.rows
-        self.ids = prompt_ids(prompts, self.tokenizer, None, config.max_prompt_length)
-        check_room(prompts, self.ids, config, context_length(self.policy))
-        self.stream = stream_of(config, len(self.ids))
+        rows = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, columns=config.columns)
+        self.prompts = prompt_set(rows, self.codec, None, config.max_prompt_length)
+        self.trains_chats = any(prompt_of(row).is_chat for row in self.prompts.rows)
+        check_room(self.prompts, config, context_length(self.policy))
+        self.stream = stream_of(config, len(self.prompts))
         warn_of_reach(config, self.stream.steps)
         reward_model = self._value_start()
         self.model = make_critic(self.policy, config.value_model, reward_model)
@@ -77,11 +79,12 @@ class PPO(Task):
         self.episodes: Episodes
         self.experience: Experience
         method = method_name(config, self.reward)
-        self.extra_metrics = {"method": method, "prompts": len(self.ids)} | prompts.skipped
+        self.extra_metrics = {"method": method, "prompts": len(self.prompts)} | self.prompts.skipped
         if config.eval_prompts:
-            self.frontier = FrontierEvaluation(config, self, method, {tuple(i) for i in self.ids})
+            self.frontier = FrontierEvaluation(config, self, method, {tuple(i) for i in self.prompts.ids})
             self.frontier.learned = self.reward
-        log.say(f"{config.prompts}: {len(self.ids)} prompts; {self.stream.steps} steps of {config.batch_size} episodes")
+        steps = f"{self.stream.steps} steps of {config.batch_size} episodes"
+        log.say(f"{config.prompts}: {len(self.prompts)} prompts; {steps}")
 
     @property
     def saved_model(self) -> Any:
@@ -91,7 +94,7 @@ class PPO(Task):
         """(reference, context in which it is the reference): with adapters on --model, that model without them."""
         if self.adapters and self.ref == self.config.model:
             return self.policy, self.adapters.disable_adapter
-        reference, tokenizer = setup.open_model(self.config, self.compute.device, *self.config.reference)
+        reference, tokenizer, _ = self.open_model(*self.config.reference)
         require_same_tokenizer(self.tokenizer, tokenizer, self.config.model, self.ref)
         return reference, nullcontext
 
@@ -101,10 +104,10 @@ class PPO(Task):
         if config.value_model != "separate" or self.reward.score_type != "reward":
             return None
         path = parse_scorer(config.reward).parts[0]
-        model, tokenizer = load_classifier(
+        model, tokenizer, codec = load_classifier(
             path, revision=config.reward_revision, trust_remote_code=config.scorer_trust_remote_code
         )
-        if not hasattr(model, "score") or fingerprint(tokenizer) != fingerprint(self.tokenizer):
+        if not hasattr(model, "score") or codec.fingerprint != self.codec.fingerprint:
             log.say(f"{path}: its tokenizer is not the policy's, so the value model starts from the policy")
             return None
         if config.lora:
@@ -141,14 +144,12 @@ class PPO(Task):
         return Episodes([row for batch in every for row in batch.rows], [s for batch in every for s in batch.sequences])
 
     def _respond(self, epoch: int, members: list[int]) -> Episodes:
-        rows, ids = [self.prompts[i] for i in members], [self.ids[i] for i in members]
-        keys = [row["prompt_id"] for row in rows]
+        prompts = self.prompts.part(members)
         sampling = sampling_of(self.config, self.config.temperature, self.config.seed)
         with self.compute.autocast():
-            responses = generate(self.policy, self.tokenizer, ids, keys, [epoch], sampling)
-        ends = {"stop": [self.tokenizer.eos_token_id], "length": []}
-        sequences = [(p + c.ids + ends[c.finish], len(p)) for p, [c] in zip(ids, responses, strict=True)]
-        return Episodes(completion_rows(self.tokenizer, PromptSet(rows, ids), responses), sequences)
+            responses = generate(self.policy, self.tokenizer, prompts.tokens(), [epoch], sampling)
+        rows = completion_rows(prompts, responses)
+        return Episodes(rows, sequences_of(rows))
 
     def score(self, episodes: Episodes) -> Tensor:
         """Rewards [B] float64; a response that did not end gets --missing-eos-penalty where it is given."""
@@ -265,7 +266,7 @@ class PPO(Task):
         return micro.tokens
 
     def describe(self, step: int) -> str:
-        return "prompt_id " + listed(self.prompts[i]["prompt_id"] for i in self.stream.batch(step))
+        return "prompt_id " + listed(self.prompts.rows[i]["prompt_id"] for i in self.stream.batch(step))
 
     # --- bookkeeping
 
@@ -307,14 +308,14 @@ def stream_of(config: TrainPPO, prompts: int) -> Stream:
     return Stream(prompts, config.batch_size, config.epochs, config.max_steps, shuffled(config.seed, prompts))
 
 
-def check_room(prompts: Rows, ids: list[list[int]], config: TrainPPO, context: int | None) -> None:
-    """Raise InputError, with file and line, for a prompt that leaves no room for a response of --max-new-tokens."""
+def check_room(prompts: PromptSet, config: TrainPPO, context: int | None) -> None:
+    """Raise InputError, with its prompt_id, for a prompt that leaves no room for a response of --max-new-tokens."""
     limit = min(config.max_length, context or config.max_length)
-    for prompt, line in zip(ids, prompts.lines, strict=True):
-        if len(prompt) + config.max_new_tokens > limit:
+    for row, ids in zip(prompts.rows, prompts.ids, strict=True):
+        if len(ids) + config.max_new_tokens > limit:
             raise InputError(
-                f"{prompts.path}:{line}: prompt: {len(prompt)} tokens and --max-new-tokens {config.max_new_tokens} "
-                f"exceed the {limit} tokens of --max-length and the model's context",
+                f"{config.prompts}: prompt {row['prompt_id']}: {len(ids)} tokens and --max-new-tokens "
+                f"{config.max_new_tokens} exceed the {limit} tokens of --max-length and the model's context",
                 hint="a smaller --max-new-tokens or --max-prompt-length",
             )
 

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from .. import log
 from ..config.training import TrainRM
-from ..data.encode import PairData, encode_pairs
+from ..data.answers import row_tokens
+from ..data.encode import PairData, encode_pairs, truncate
 from ..data.readers import Rows, load_rows
-from ..data.tokens import encode_completion, encode_prompt, fingerprint
 from ..errors import InputError
-from ..models.load import load_reward_start
+from ..models.load import Loaded, load_reward_start
 from ..models.logprobs import Sequences
 from ..models.rewards import last_token_rewards, rewards_of
 from ..objectives.reward import bradley_terry, calibration
@@ -37,6 +37,7 @@ class RewardModel(PairTask):
     def __init__(self, config: TrainRM, output: Output):
         super().__init__(config, output)
         self.data, self.held_out = self._split()
+        self.trains_chats = self.data.counts["chats"] > 0
         self.stream = pairs.pair_stream(self.data, config)
         if config.eval_every is None:
             per_epoch = max(1, len(self.data.pairs) // (config.batch_size * _EVALUATIONS_PER_EPOCH))
@@ -48,12 +49,13 @@ class RewardModel(PairTask):
         self.extra_metrics |= dict(self.data.counts) | counts
         self.parts = held_out_files.parts_of(self.held_out.lines, config.eval_data)
 
-    def load_model(self) -> tuple[Any, Any]:
+    def load_model(self) -> Loaded:
         config = self.config
         options: dict[str, Any] = {
             "seed": config.seed,
             "revision": config.revision,
             "trust_remote_code": config.trust_remote_code,
+            "templates": self.templates,
         }
         return setup.load(
             config,
@@ -82,8 +84,7 @@ class RewardModel(PairTask):
         return data, held_out
 
     def _encode(self, rows: Rows) -> PairData:
-        max_length, max_prompt = setup.lengths(self.config, self.model)
-        return encode_pairs(rows, self.tokenizer, max_length=max_length, max_prompt_length=max_prompt)
+        return encode_pairs(rows, self.codec, setup.lengths(self.config, self.model))
 
     # --- an update
 
@@ -163,18 +164,12 @@ class RewardModel(PairTask):
 
     def _completion_sequences(self, path: str) -> list[tuple[list[int], int]]:
         """(ids, start of the completion) of the rows of a completions file, truncated to --max-length."""
-        tokenizer, found = self.tokenizer, []
-        tokens_of, (max_length, _) = fingerprint(tokenizer), setup.lengths(self.config, self.model)
-        for row in load_rows(path, "completions", skip_bad=self.config.skip_bad_rows, columns=self.config.columns).rows:
-            finished = row.get("finish") != "length"
-            if row.get("tokenizer") == tokens_of:
-                prompt = row["prompt_ids"]
-                ids = prompt + row["completion_ids"] + ([tokenizer.eos_token_id] if finished else [])
-            else:
-                prompt = encode_prompt(tokenizer, row["prompt"])
-                answer = encode_completion(tokenizer, row["prompt"], row["completion"], prompt, finished=finished)
-                ids = prompt + answer
-            found.append((ids[:max_length], min(len(prompt), max_length - 1)))
+        config = self.config
+        limits, found = setup.lengths(config, self.model), []
+        for row in load_rows(path, "completions", skip_bad=config.skip_bad_rows, columns=config.columns).rows:
+            encoded = row_tokens(self.codec, row, finished=row.get("finish") != "length")
+            prompt, ids, _ = truncate(*encoded, limits, self.codec.bos_length)
+            found.append((prompt + ids, len(prompt)))
         return found
 
 

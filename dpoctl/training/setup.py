@@ -6,11 +6,15 @@ from typing import Any
 import torch
 
 from .. import log
+from ..data.chats import TemplateOptions
+from ..data.codec import Codec
+from ..data.encode import Limits
 from ..errors import InputError
+from ..inference.options import template_options
 from ..models import lora, packed
 from ..models.blocks import blocks
 from ..models.hub import is_adapter, resolve
-from ..models.load import context_length, load_policy
+from ..models.load import Loaded, context_length, load_codec, load_policy
 from ..models.logprobs import can_pack, has_plain_head
 from ..models.pretrained import silence_transformers
 from ..outputs.claims import Output
@@ -18,11 +22,11 @@ from ..runtime import collectives, devices, fsdp, rendezvous
 from ..runtime.devices import Compute
 from .options import (
     AdapterOptions,
+    CodecOptions,
     ComputeOptions,
     LengthOptions,
     LoadingOptions,
     LoraOptions,
-    ModelOptions,
     ShardingOptions,
 )
 
@@ -42,12 +46,16 @@ def open_training(config: ComputeOptions, output: Output) -> Compute:
     return Compute(device, devices.pick_dtype(config.dtype, device))
 
 
-def open_model(config: LoadingOptions, device: torch.device, path: str, revision: str | None) -> tuple[Any, Any]:
-    """(model, tokenizer) of a causal language model with float32 weights, placed where `load` says."""
-    trusted = config.trust_remote_code
-    return load(
-        config, device, lambda place: load_policy(path, device=place, revision=revision, trust_remote_code=trusted)
-    )
+def open_model(
+    config: LoadingOptions, device: torch.device, path: str, revision: str | None, templates: TemplateOptions
+) -> Loaded:
+    """A causal language model with float32 weights, placed where `load` says."""
+    options: dict[str, Any] = {
+        "revision": revision,
+        "trust_remote_code": config.trust_remote_code,
+        "templates": templates,
+    }
+    return load(config, device, lambda place: load_policy(path, device=place, **options))
 
 
 def load(config: ShardingOptions, device: torch.device, load_at: Callable[[str], Any]) -> Any:
@@ -109,18 +117,21 @@ def add_lora(model: Any, config: LoraOptions, base: str, task: str | None) -> An
     return lora.adapt(model, settings, base, task)
 
 
-def lengths(config: LengthOptions, model: Any) -> tuple[int, int]:
-    """(max length, max prompt length) within the model's context; says so where a shorter context lowers them."""
+def lengths(config: LengthOptions, model: Any) -> Limits:
+    """--max-length and --max-prompt-length within the model's context; says so where a shorter context lowers them."""
     context = context_length(model)
     if context is None or config.max_length <= context:
-        return config.max_length, config.max_prompt_length
+        return Limits(config.max_length, config.max_prompt_length)
     prompt = min(config.max_prompt_length, context // 2)
     log.say(f"the model's context lowers --max-length to {context}, --max-prompt-length to {prompt}")
-    return context, prompt
+    return Limits(context, prompt)
 
 
-def load_tokenizer(config: ModelOptions) -> Any:
-    """The tokenizer of --model."""
-    from ..models.load import load_tokenizer
-
-    return load_tokenizer(config.model, revision=config.revision, trust_remote_code=config.trust_remote_code)
+def codec_of(config: CodecOptions) -> Codec:
+    """How text becomes the token ids of --model, whose weights are not loaded."""
+    return load_codec(
+        config.model,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        templates=template_options(config),
+    )

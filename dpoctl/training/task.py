@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..data.batching import Stream
+from ..data.chats import Prompt
+from ..inference.options import template_options
+from ..models.load import Loaded
 from ..outputs.claims import Output
 from . import setup
 from .frontier import FrontierEvaluation
@@ -39,24 +42,34 @@ class Task(ABC):
     def __init__(self, config: TrainingOptions, output: Output):
         self.config, self.output = config, output
         self.compute = setup.open_training(config, output)
-        self.model, self.tokenizer = self.load_model()
+        self.templates = template_options(config, output)
+        self.model, self.tokenizer, self.codec = self.load_model()
         self.policy = self.model  # what generates at points of the frontier
         self.adapters = setup.adapt(config, self.model, self.adapter_task)
         setup.shard_model(config, self.model, self.compute)
         self.stream: Stream
-        self.has_held_out = False
+        self.has_held_out = self.trains_chats = False
         self.frontier: FrontierEvaluation | None = None
         self.state: dict[str, Any] = {}
         self.extra_metrics: dict[str, Any] = {}
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """The ids at which sampling from the trained model stops."""
+        return self.codec.stops_of(Prompt([] if self.trains_chats else ""))
 
     @property
     def saved_model(self) -> Any:
         """The model of the run directory: the adapters alone where only they are trained."""
         return self.adapters or self.model
 
-    def load_model(self) -> tuple[Any, Any]:
-        """(model, tokenizer) to train, of --model."""
-        return setup.open_model(self.config, self.compute.device, self.config.model, self.config.revision)
+    def load_model(self) -> Loaded:
+        """The model to train, of --model."""
+        return self.open_model(self.config.model, self.config.revision)
+
+    def open_model(self, path: str, revision: str | None) -> Loaded:
+        """A causal language model on this run's device, such as the reference."""
+        return setup.open_model(self.config, self.compute.device, path, revision, self.templates)
 
     # --- an update
 

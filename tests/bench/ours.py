@@ -151,21 +151,22 @@ def sample(model: Path, rows: int, tokens: int, dtype: str) -> dict:
     """Tokens per second of `rows` completions, one of each prompt, as dpoctl sample draws them."""
     import torch
 
-    from dpoctl.inference.generate import Sampling, generate
+    from dpoctl.data.chats import Prompt
+    from dpoctl.inference.generate import PromptTokens, Sampling, generate
     from dpoctl.models.load import load_policy
     from dpoctl.runtime import devices
 
-    policy, tokenizer = load_policy(str(model / "policy"))
+    policy, tokenizer, codec = load_policy(str(model / "policy"))
     devices.pick_device("cpu")
     prompts = sample_prompts(rows)
+    stops = codec.stops_of(Prompt(""))
+    named = [PromptTokens(str(i), ids, stops) for i, ids in enumerate(prompts)]
     sampling = Sampling(max_new_tokens=tokens)
     times = []
     for seed in range(4):
         start = time.perf_counter()
         with devices.autocast(torch.device("cpu"), devices.pick_dtype(dtype, torch.device("cpu"))):
-            drawn = generate(
-                policy, tokenizer, prompts, [str(i) for i in range(rows)], [0], dataclasses.replace(sampling, seed=seed)
-            )
+            drawn = generate(policy, tokenizer, named, [0], dataclasses.replace(sampling, seed=seed))
         times.append(sum(len(c.ids) for [c] in drawn) / (time.perf_counter() - start))
     rate = statistics.median(times[1:])
     trunk, head = weights(model)

@@ -6,17 +6,36 @@ import threading
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
+
+
+class Special(NamedTuple):
+    """A response that is sent as it is: JSON, or a text such as a proxy's HTML page."""
+
+    status: int
+    body: dict | list | str
+    headers: dict = {}
+
+
+def choice(content, finish: str | None = "stop", usage: bool = True, **message) -> Special:
+    """A response of status 200 with one choice."""
+    made = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": content} | message}
+    counted = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110} if usage else None
+    more = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "usage": counted}
+    return Special(200, more | {"choices": [made]})
 
 
 class JudgeServer:
     """`faults` is a list of (share, kind); a request meets its fault the first time only, then the verdict.
 
-    `decide(request)` gives the answer's text, or None. `served` counts the answers by request, `requests` all of them;
-    `keys` holds the Authorization headers.
+    `decide(request)` gives the answer's text or None, or a Special response. `refuse(body)` gives a Special response to
+    what a request's parameters are, or None. `served` counts the answers by request, `requests` all of them; `keys`
+    holds the Authorization headers, `bodies` the requests in the order of their arrival.
     """
 
-    def __init__(self, decide, faults=(), hang_s: float = 1.5, status: int | None = None):
-        self.decide, self.faults, self.hang_s, self.status = decide, faults, hang_s, status
+    def __init__(self, decide, faults=(), hang_s: float = 1.5, status: int | None = None, refuse=None):
+        self.decide, self.faults, self.hang_s, self.status, self.refuse = decide, faults, hang_s, status, refuse
+        self.bodies: list[dict] = []
         self.seen: set[str] = set()
         self.served: Counter = Counter()
         self.kinds: Counter = Counter()
@@ -64,6 +83,7 @@ class JudgeServer:
         text = body["messages"][-1]["content"]
         with self.lock:
             self.requests += 1
+            self.bodies.append(body)
             self.keys.add(handler.headers.get("Authorization", ""))
         if self.status:
             sent = handler.headers.get("Authorization", "")  # a careless server repeats what it was sent
@@ -82,29 +102,20 @@ class JudgeServer:
             return self.send(handler, 200, {})
         if kind == "broken":
             return self.send(handler, 200, None)
-        said = self.decide(text)
+        said = self.refuse(body) if self.refuse else None
+        said = said or self.decide(text)
+        if isinstance(said, Special) and said.status != 200:
+            return self.send(handler, *said)
         with self.lock:
             self.served[text] += 1
-        message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": said}}
-        usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
-        self.send(
-            handler,
-            200,
-            {
-                "id": "1",
-                "object": "chat.completion",
-                "created": 0,
-                "model": body["model"],
-                "choices": [message],
-                "usage": usage,
-            },
-        )
+        self.send(handler, *(said if isinstance(said, Special) else choice(said)))
 
     def send(self, handler, status: int, data, headers=()) -> None:
         payload = b'{"id": "1", "choices": [{"mess' if data is None else json.dumps(data).encode()
+        payload = data.encode() if isinstance(data, str) else payload
         try:
             handler.send_response(status)
-            handler.send_header("Content-Type", "application/json")
+            handler.send_header("Content-Type", "text/html" if isinstance(data, str) else "application/json")
             handler.send_header("Content-Length", str(len(payload)))
             for name, value in dict(headers).items():
                 handler.send_header(name, value)
