@@ -86,8 +86,8 @@ class Prompted:
 
     max_prompt_length: int | None = option(
         None,
-        "Longest prompt in tokens, examples included; longer ones are truncated from the left (default: only those that "
-        "the model's context cannot hold, to half of it).",
+        "Longest prompt in tokens, examples included; longer ones are truncated from the left (default: only those "
+        "that the model's context cannot hold, to half of it).",
         DATA,
         at_least=1,
     )

@@ -141,9 +141,6 @@ class FrontierOptions(EvaluationOptions, ScoringOptions, HubOptions, ShardingOpt
     """What --eval-prompts reads."""
 
     @property
-    def columns(self) -> str | None: ...
-
-    @property
     def eval_prompts(self) -> str | None: ...
 
     @property
