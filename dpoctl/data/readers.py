@@ -99,13 +99,15 @@ def stream_rows(  # each argument but `path` and `kind` is an option of the comm
     limit: int | None = None,
     columns: str | None = None,
     skipped: Counter[str] | None = None,
+    again: bool = False,
 ) -> Iterator[tuple[int, dict]]:
     """(line or row number from 1, row) one after the other, as `load_rows` returns them; text rows are held one at a
     time.
 
-    `skipped` is counted up as invalid rows are skipped.
+    `skipped` is counted up as invalid rows are skipped. `again`: the file was read before, so that nothing is said of
+    its shape a second time.
     """
-    check, shapes = check_of(kind), Shapes(path, kind, parse_columns(columns))
+    check, shapes = check_of(kind), Shapes(path, kind, parse_columns(columns), silent=again)
     skipped = Counter() if skipped is None else skipped
     valid, number = 0, -1
     for number, (line, found) in enumerate(rows_of(path)):  # noqa: B007

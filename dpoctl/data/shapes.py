@@ -36,9 +36,9 @@ _TOOLS, _KWARGS = "a list of tools, or the same as JSON text", "an object of tem
 class Shapes:
     """Maps the rows of one file, of the kind text, prompts, completions or preferences, to the fields of that kind."""
 
-    def __init__(self, path: str | PathLike, kind: str, columns: Columns):
+    def __init__(self, path: str | PathLike, kind: str, columns: Columns, *, silent: bool = False):
         self.path, self.kind, self.columns = path, kind, columns
-        self.is_first = True
+        self.is_first, self.silent = not silent, silent
         self.used: dict[tuple[tuple[str, ...], str], None] = {}  # which columns were mapped to what
         self.unused: dict[str, None] = {}  # columns that may belong to the prompt
 
@@ -203,6 +203,8 @@ class Shapes:
         return dialogues == ["prompt"]
 
     def _tell_unused(self, row: dict) -> None:
+        if self.silent:
+            return
         for name in _OF_PROMPT:
             value = row.get(name)
             if not value or (isinstance(value, str) and not value.strip()) or name in self.unused:
@@ -218,7 +220,7 @@ class Shapes:
 
     def _say(self, names: tuple[str, ...], field: str) -> None:
         """Say once what is mapped; a row in which some of the columns are blank says nothing new."""
-        if not any(set(names) <= set(said) and field == to for said, to in self.used):
+        if not self.silent and not any(set(names) <= set(said) and field == to for said, to in self.used):
             self.used[names, field] = None
             say(f"{self.path}: {', '.join(names)} -> {field}")
 

@@ -15,6 +15,7 @@ from ..models.logprobs import policy_kl, response_logps
 from .completions import PromptSet, complete, sequences_of
 from .generate import sampling_of
 from .options import EvaluationOptions
+from .scorer_text import completion_of
 from .scorers import Scorer
 from .text_statistics import distinct_n, mean_se, repetition_loop
 
@@ -95,10 +96,10 @@ class PolicyEvaluation:
 def statistics(completions: Sequence[dict], lengths: Sequence[int], scores: Sequence[float]) -> dict[str, Any]:
     """Reward and lengths (in tokens) with standard errors over prompts, fraction ended with EOS, repetitiveness."""
     by_prompt = [c["prompt_id"] for c in completions]
-    texts = [c["completion"] for c in completions]
+    texts = [completion_of(c) for c in completions]
     reward, reward_se = mean_se(scores, by_prompt)
     length, length_se = mean_se([float(n) for n in lengths], by_prompt)
-    tails = [without_end(c) or c["completion"].split() for c in completions]
+    tails = [without_end(c) or completion_of(c).split() for c in completions]
     row = {"reward": reward, "reward_se": reward_se, "length": length, "length_se": length_se, "n": len(completions)}
     row["ended"] = sum(c.get("finish") == "stop" for c in completions) / len(completions)
     row |= {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)}
@@ -113,7 +114,7 @@ def without_end(row: dict) -> list[int]:
 
 def length_of(row: dict) -> int:
     """Tokens of a completion row, the end token counted; its words where the row has no ids."""
-    return len(without_end(row) or row["completion"].split()) + (row.get("finish") == "stop")
+    return len(without_end(row) or completion_of(row).split()) + (row.get("finish") == "stop")
 
 
 def perplexity_of_lm(lm: NamedModel, completions: Sequence[dict], tokens_per_batch: int) -> dict[str, Any]:

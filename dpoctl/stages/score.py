@@ -56,7 +56,12 @@ def _shard(config: Score) -> tuple[ShardRange, dict[str, int]]:
 
 def _batches(config: Score, shard: ShardRange, done: int) -> Iterator[list[dict]]:
     """The shard's rows after the first `done`, one batch at a time in memory."""
-    every = (row for _, row in stream_rows(config.data, "text", skip_bad=config.skip_bad_rows, columns=config.columns))
+    every = (
+        row
+        for _, row in stream_rows(
+            config.data, "text", skip_bad=config.skip_bad_rows, columns=config.columns, again=True
+        )
+    )
     rows = islice(every, shard.first + done, shard.first + shard.count)
     while batch := list(islice(rows, _BATCH)):
         yield batch

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from .. import log
@@ -9,18 +10,19 @@ from ..data.duplicates import count_duplicates, count_shared
 from ..data.readers import Rows, load_files
 from ..data.streams import bare_name
 from ..runtime.hub_data import is_hub_data
+from .options import DataOptions
 
 
-def load_rows(config: Any, kind: str) -> tuple[Rows, Rows | None]:
+def load_rows(config: DataOptions, kind: str) -> tuple[Rows, Rows | None]:
     """(rows of --data, rows of --eval-data or None). Says how many are duplicates. Raises as `load_files` does."""
-    options = {"skip_bad": config.skip_bad_rows, "columns": config.columns}
-    rows = load_files(config.data, kind, **options)
+    load = partial(load_files, kind=kind, skip_bad=config.skip_bad_rows, columns=config.columns)
+    rows = load(config.data)
     counts = count_duplicates(rows.rows)
     if counts["duplicate_rows"]:
         log.say(f"{rows.path}: {counts['duplicate_rows']} of {len(rows.rows)} rows have the texts of another row")
     if counts["contradictions"]:
         log.warn(f"{rows.path}: {counts['contradictions']} pairs are in it the other way round too")
-    return rows, load_files(config.eval_data, kind, **options) if config.eval_data else None
+    return rows, load(config.eval_data) if config.eval_data else None
 
 
 def warn_of_shared(rows: Rows, held_out: Rows | None) -> None:

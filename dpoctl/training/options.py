@@ -121,11 +121,24 @@ class TrainingOptions(
     def keep_checkpoints(self) -> int: ...
 
 
-class FrontierOptions(EvaluationOptions, ScoringOptions, HubOptions, ShardingOptions, Protocol):
-    """What --eval-prompts reads."""
+class DataOptions(Protocol):
+    """The files of rows that are trained on and held out, and how they are read."""
+
+    @property
+    def data(self) -> tuple[str, ...]: ...
+
+    @property
+    def eval_data(self) -> tuple[str, ...]: ...
+
+    @property
+    def skip_bad_rows(self) -> bool: ...
 
     @property
     def columns(self) -> str | None: ...
+
+
+class FrontierOptions(EvaluationOptions, ScoringOptions, HubOptions, ShardingOptions, Protocol):
+    """What --eval-prompts reads."""
 
     @property
     def eval_prompts(self) -> str | None: ...
@@ -135,6 +148,9 @@ class FrontierOptions(EvaluationOptions, ScoringOptions, HubOptions, ShardingOpt
 
     @property
     def skip_bad_rows(self) -> bool: ...
+
+    @property
+    def columns(self) -> str | None: ...
 
     @property
     def max_prompt_length(self) -> int: ...
@@ -171,20 +187,8 @@ class PlanOptions(AdapterOptions, ShardingOptions, OptimizerOptions, Protocol):
     def plan_world_size(self) -> int | None: ...
 
 
-class PairPlanOptions(PlanOptions, CodecOptions, StreamOptions, LengthOptions, Protocol):
+class PairPlanOptions(PlanOptions, CodecOptions, StreamOptions, LengthOptions, DataOptions, Protocol):
     """What the plan of a training on preferences reads."""
-
-    @property
-    def data(self) -> tuple[str, ...]: ...
-
-    @property
-    def eval_data(self) -> tuple[str, ...]: ...
-
-    @property
-    def columns(self) -> str | None: ...
-
-    @property
-    def skip_bad_rows(self) -> bool: ...
 
     @property
     def tokens_per_batch(self) -> int: ...
