@@ -2,14 +2,15 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .. import log
 from ..data.chats import Refusal, prompt_of
 from ..data.codec import Codec
+from ..data.counts import in_words
 from ..data.encode import Limits, truncate
 from ..data.readers import Rows, warn_of_skipped
-from ..data.stored import carried, stored_prompt, text_key
+from ..data.stored import carried, has_ids, stored_prompt, text_key
 from ..errors import InputError
 from ..models.load import Loaded
 from .generate import Completion, PromptTokens, Sampling, batch_slices, generate
@@ -17,12 +18,17 @@ from .generate import Completion, PromptTokens, Sampling, batch_slices, generate
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompt rows with the token ids of each, by a codec; `skipped` counts the rows that were left out, by reason."""
+    """Prompt rows with the token ids of each, by a codec.
+
+    `skipped` counts the rows that were left out, by reason; `counts` those that are truncated, refused (by the chat
+    template), special_text, from_ids, ids_not_used and duplicates.
+    """
 
     rows: Sequence[dict]
     ids: list[list[int]]
     codec: Codec
     skipped: dict[str, int]
+    counts: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -52,9 +58,11 @@ def prompt_set(prompts: Rows, codec: Codec, context: int | None, longest: int | 
     encoded = codec.encode_prompts(
         [prompt_of(prompts.rows[i]) for i in missing], lambda n, error: bad.update({missing[n]: error})
     )
+    refused = len(bad)
     for i, found in zip(missing, encoded, strict=True):
         ids[i] = found
-    cut = [truncate(found or [], [], Limits(prompt=longest), codec.bos_length)[0] for found in ids]
+    truncated = [truncate(found or [], [], Limits(prompt=longest), codec.bos_length) for found in ids]
+    cut = [prompt for prompt, _, _ in truncated]
     for i, found in enumerate(cut):
         if i not in bad and (problem := _problem(found, context)):
             bad[i] = problem
@@ -66,7 +74,18 @@ def prompt_set(prompts: Rows, codec: Codec, context: int | None, longest: int | 
     kept = [i for i in range(len(cut)) if i not in bad]
     if not kept:
         raise InputError(f"{prompts.path}: no prompt can be answered: {next(iter(reasons))}", "check the rows")
-    return PromptSet([prompts.rows[i] for i in kept], [cut[i] for i in kept], codec, prompts.skipped | dict(reasons))
+    counts = {
+        "truncated": sum(truncated[i][2] for i in kept),
+        "refused": refused,
+        "special_text": codec.count_special([prompt_of(row)] for row in prompts.rows),
+        "from_ids": len(cut) - len(missing),
+        "ids_not_used": sum(has_ids(prompts.rows[i], codec.fingerprint) for i in missing),
+        "duplicates": len(kept) - len({tuple(cut[i]) for i in kept}),
+    }
+    if told := in_words(counts):
+        log.say(f"{prompts.path}: {told}")
+    rows, skipped = [prompts.rows[i] for i in kept], prompts.skipped | dict(reasons)
+    return PromptSet(rows, [cut[i] for i in kept], codec, skipped, counts)
 
 
 def _problem(ids: list[int], context: int | None) -> Refusal | None:

@@ -121,6 +121,5 @@ def encode(config: SFT, path: str, codec: Codec, limits: Limits) -> tuple[list[E
         overlong=config.overlong,
     )
     tokens = sum(len(e.ids) for e in examples)
-    cut = f", {counts['truncated']} truncated" if counts["truncated"] else ""
-    log.say(f"{path}: {len(examples)} examples, {tokens} tokens, {counts['trained_tokens']} of them trained on{cut}")
+    log.say(f"{path}: {len(examples)} examples, {tokens} tokens, {counts['trained_tokens']} of them trained on")
     return examples, counts
