@@ -5,6 +5,7 @@ What is cut, and how long sequences are before that, comes from encoding the sam
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any, NamedTuple, TypeVar
 
 from .. import log
@@ -42,6 +43,11 @@ class Setting(NamedTuple):
         if self.config.for_ == "sft":
             return "preferences" if self.config.field else "text"
         return "preferences" if self.config.for_ in _PAIRS else "prompts"
+
+    @property
+    def unlimited(self) -> "Setting":
+        """The same without limits."""
+        return self._replace(limits=Limits(), context=None, config=replace(self.config, overlong="truncate"))
 
 
 class Span(NamedTuple):
@@ -118,24 +124,28 @@ def purpose_of(config: Preview) -> str:
     """
     if config.for_ or config.field:
         return config.for_ or "sft"
-    errors: list[InputError] = []
-    for skip in (False, True):  # the first row decides, unless it is broken
-        for kind, purpose in _KINDS.items():
-            try:
-                with log.silenced():
-                    load_rows(config.data, kind, skip_bad=skip, limit=1)
-            except InputError as error:
-                errors.append(error)
-            else:
-                return purpose
-    if len({error.message for error in errors}) == 1:
-        raise errors[0]
-    told = "; ".join(f"for {use}: {error.message}" for use, error in zip(_KINDS.values(), errors, strict=False))
+    errors: dict[str, InputError] = {}
+    for skip, kind in product((False, True), _KINDS):  # valid first rows decide, broken ones do not
+        try:
+            with log.silenced():
+                [row] = load_rows(config.data, kind, skip_bad=skip, limit=1).rows
+        except InputError as error:
+            errors.setdefault(kind, error)
+        else:
+            if kind == "prompts" and "chosen" in row:  # pairs that are invalid
+                raise errors["preferences"]
+            return _KINDS[kind]
+    if len({error.message for error in errors.values()}) == 1:
+        raise errors["text"]
+    told = "; ".join(f"for {_KINDS[kind]}: {error.message}" for kind, error in errors.items())
     raise InputError(f"{config.data}: neither preferences, texts nor prompts ({told})", "dpoctl docs files")
 
 
 def read(path: str, setting: Setting, limit: int | None = None) -> Encoded:
-    """The rows of a file (the first `limit`) as the command encodes them. Raises InputError where none can be used."""
+    """The rows of a file (the first `limit`) as the command encodes them. Raises InputError where none can be used.
+
+    Where none is left within the limits, the file is shown without sequences.
+    """
     error, skip = None, setting.config.skip_bad_rows
     try:
         rows = load_rows(path, setting.kind, skip_bad=skip, limit=limit)
@@ -143,12 +153,17 @@ def read(path: str, setting: Setting, limit: int | None = None) -> Encoded:
         error = refusal
         with log.silenced():
             rows = _or_raise(refusal, lambda: load_rows(path, setting.kind, skip_bad=True, limit=limit))
+    valid = replace(rows, skip_bad=True)
     with log.silenced():
         try:
             found = encode(rows, setting)
         except InputError as refusal:
             error = error or refusal
-            found = _or_raise(refusal, lambda: encode(replace(rows, skip_bad=True), setting))
+            try:
+                found = encode(valid, setting)
+            except InputError:
+                found = Encoded(rows, {line: [] for line in rows.lines})
+                found.whole = _or_raise(error, lambda: _encode(valid, setting.unlimited))
     found.error = error
     return found
 
@@ -165,8 +180,7 @@ def encode(rows: Rows, setting: Setting) -> Encoded:
     """Checked rows as the command encodes them, within the limits and, where they cut anything, without them."""
     found = _encode(rows, setting)
     if any(found.counts.get(name) for name in _CUT):
-        unlimited = setting._replace(limits=Limits(), context=None, config=replace(setting.config, overlong="truncate"))
-        found.whole = _encode(rows, unlimited)
+        found.whole = _encode(rows, setting.unlimited)
         if setting.config.overlong != "split":
             _add_whole(found, found.whole)
     return found

@@ -53,7 +53,10 @@ def _decided(config: Preview) -> Preview:
     lengths: dict[str, Any] = {
         name: getattr(config, name) or defaults.get(name) for name in ("max_length", "max_prompt_length")
     }
-    return replace(decided, **lengths)
+    decided = replace(decided, **lengths)
+    for problem in decided.check_lengths():
+        raise InputError(problem, f"{purpose} has --max-prompt-length {defaults['max_prompt_length']} by default")
+    return decided
 
 
 def _setting(config: Preview) -> Setting:
