@@ -216,6 +216,9 @@ def test_parts_with_what_is_cut_join_to_the_sequence_without_limits(family, mode
                 number += len(parts)
                 joined = [[id for part in s["parts"] for id in part["ids"]] for s in (cut, other)]
                 assert joined[0] == joined[1]
+                texts = ["".join(part["text"] for part in s["parts"]) for s in (cut, other)]
+                decoded = tokenizer_of(family).decode(joined[0], clean_up_tokenization_spaces=False)
+                assert texts == [decoded, decoded]
         assert number
 
 

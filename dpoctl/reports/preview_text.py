@@ -40,6 +40,7 @@ _COUNTS = (  # count, what it is shown as, the rest in words
     ("duplicates", "duplicates", "rows are the same tokens as an earlier row"),
 )
 _NO_TEXT = "◌"
+_SUBSCRIPT = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 _CUT_SHOWN = 8  # tokens shown of a part that was cut
 _BAR = 32
 _MAX_WIDTH = 110
@@ -56,6 +57,13 @@ class Look(NamedTuple):
     coloured: bool = True
 
 
+class Shown(NamedTuple):
+    """A part of a sequence with the text of each of its tokens."""
+
+    span: Span
+    texts: list[str]
+
+
 def console_of() -> tuple[Console, bool]:
     """(a console on stdout, whether it shows colours)."""
     console = Console(highlight=False)
@@ -66,11 +74,11 @@ def console_of() -> tuple[Console, bool]:
 # --- sequences
 
 
-def show_row(console: Console, title: str, parts: Sequence[tuple[str, Sequence[Span]]], look: Look) -> None:
+def show_row(console: Console, title: str, parts: Sequence[tuple[str, Sequence[Shown]]], look: Look) -> None:
     """Print a row: its title, then each part's label above its tokens."""
     console.print(Text(title, style="bold"), soft_wrap=True)
-    for name, spans in parts:
-        for label, tokens in _labelled(name, spans, look):
+    for name, shown in parts:
+        for label, tokens in _labelled(name, shown, look):
             console.print(Text(f"  {label}", style="dim" if look.coloured else ""), soft_wrap=True)
             tokens.rstrip()
             if look.coloured:
@@ -81,58 +89,57 @@ def show_row(console: Console, title: str, parts: Sequence[tuple[str, Sequence[S
     console.print()
 
 
-def parts_of(sequences: Sequence[TokenSequence], codec: Codec, stops: frozenset[int]) -> list[tuple[str, list[Span]]]:
+def parts_of(sequences: Sequence[TokenSequence], codec: Codec, stops: frozenset[int]) -> list[tuple[str, list[Shown]]]:
     """(name, spans) of the parts of a row; the prompt that a pair shares stands once, before both completions."""
-    spans = [sequence.spans(codec, stops) for sequence in sequences]
+    shown = [with_text(sequence.spans(codec, stops), codec) for sequence in sequences]
     names = [sequence.name for sequence in sequences]
     if len(names) > 1 and len(set(names)) == 1:  # windows, or answers that follow different renderings of a dialogue
-        return [
-            (f"{name}, sequence {n} of {len(names)}", s)
-            for n, (name, s) in enumerate(zip(names, spans, strict=True), 1)
-        ]
-    heads = [[span for n, span in enumerate(each) if _is_prompt(each, n)] for each in spans]
-    if len(heads) < 2 or heads[0] != heads[1]:
-        return list(zip(names, spans, strict=True))
+        names = [f"{name}, sequence {n} of {len(names)}" for n, name in enumerate(names, 1)]
+    heads = [[each[n] for n in range(len(each)) if _is_prompt(each, n)] for each in shown]
+    if len(heads) != 2 or heads[0] != heads[1] or "," in names[0]:
+        return list(zip(names, shown, strict=True))
     size = len(heads[0])
-    return [("prompt", heads[0]), *((name, each[size:]) for name, each in zip(names, spans, strict=True))]
+    return [("prompt", heads[0]), *((name, each[size:]) for name, each in zip(names, shown, strict=True))]
 
 
-def _is_prompt(spans: Sequence[Span], n: int) -> bool:
+def with_text(spans: Sequence[Span], codec: Codec) -> list[Shown]:
+    """Consecutive spans with the text of each of their tokens."""
+    texts = iter(pieces(codec.tokenizer, [id for span in spans for id in span.ids]))
+    return [Shown(span, [next(texts) for _ in span.ids]) for span in spans]
+
+
+def _is_prompt(shown: Sequence[Shown], n: int) -> bool:
     """Whether a part is the prompt's, or was cut from it: then the rest of the prompt comes after it."""
-    return spans[n].kind == "prompt" or (spans[n].kind == "cut" and any(span.kind == "prompt" for span in spans[n:]))
+    kind = shown[n].span.kind
+    return kind == "prompt" or (kind == "cut" and any(later.span.kind == "prompt" for later in shown[n:]))
 
 
-def _labelled(name: str, spans: Sequence[Span], look: Look) -> list[tuple[str, Text]]:
+def _labelled(name: str, shown: Sequence[Shown], look: Look) -> list[tuple[str, Text]]:
     """(label, tokens) of each stretch: the prompt, each answer, what lies between answers, what was cut at the end."""
     found: list[tuple[str, Text]] = []
-    prompt = [span for n, span in enumerate(spans) if _is_prompt(spans, n)]
-    texts = _texts([span.ids for span in spans], look.codec)
+    prompt = [each for n, each in enumerate(shown) if _is_prompt(shown, n)]
     if prompt:
         tokens = Text()
-        for span, text in zip(prompt, texts, strict=False):
-            tokens.append_text(_tokens(span, text, look))
-        kept, cut = (sum(len(s.ids) for s in prompt if s.kind == kind) for kind in ("prompt", "cut"))
-        title = f"prompt of {name}" if ", sequence" in name else "prompt"
+        for each in prompt:
+            tokens.append_text(_tokens(each, look))
+        kept, cut = (sum(len(each.texts) for each in prompt if each.span.kind == kind) for kind in ("prompt", "cut"))
+        title = "prompt" + name[name.index(",") :] if "," in name else "not predicted" if name == "text" else "prompt"
         found.append((f"{title}: {_count(kept)}{f', {cut} cut' if cut else ''}", tokens))
-    answers = sum(span.kind == "answer" for span in spans)
+    answers = sum(each.span.kind == "answer" for each in shown)
     number = 0
-    for n, (span, text) in enumerate(zip(spans, texts, strict=True)):
-        if n < len(prompt):
-            continue
-        number += span.kind == "answer"
+    for n, each in enumerate(shown[len(prompt) :], len(prompt) + 1):
+        number += each.span.kind == "answer"
         title = name if answers < 2 else f"answer {number} of {answers}"
-        found.append((_label(title, span, n + 1 < len(spans), look), _tokens(span, text, look)))
+        found.append((_label(title, each.span, n < len(shown), look), _tokens(each, look)))
     return found
 
 
 def _label(title: str, span: Span, more: bool, look: Look) -> str:
-    if span.kind == "between":
-        return f"between: {_count(len(span.ids))}"
-    if span.kind == "cut":
-        return f"cut: {_count(len(span.ids))}"
+    if span.kind != "answer":
+        return f"{span.kind}: {_count(len(span.ids))}"
     name = look.codec.tokenizer.convert_ids_to_tokens(span.ids[-1])
     ends = (
-        f"ends with {name!r} ({span.ids[-1]})" if span.ended else "no end token" + (", since it is cut" if more else "")
+        f"ends with {name!r} ({span.ids[-1]})" if span.ended else f"no end token{', since it is cut' if more else ''}"
     )
     return f"{title}: {_count(len(span.ids))} {look.trained}, {ends}"
 
@@ -141,15 +148,9 @@ def _count(n: int) -> str:
     return f"{n} token{'' if n == 1 else 's'}"
 
 
-def _texts(parts: Sequence[list[int]], codec: Codec) -> list[list[str]]:
-    """The text of each token of consecutive parts."""
-    every = pieces(codec.tokenizer, [id for ids in parts for id in ids])
-    ends = [sum(len(ids) for ids in parts[: n + 1]) for n in range(len(parts))]
-    return [every[end - len(ids) : end] for ids, end in zip(parts, ends, strict=True)]
-
-
-def _tokens(span: Span, texts: Sequence[str], look: Look) -> Text:
+def _tokens(part: Shown, look: Look) -> Text:
     """The tokens of a part as they are shown."""
+    span, texts = part
     special = look.codec.tokenizer.added_tokens_decoder
     opening, closing = _MARKS[span.kind]
     shown = len(span.ids) if span.kind != "cut" else min(len(span.ids), _CUT_SHOWN)
@@ -158,7 +159,7 @@ def _tokens(span: Span, texts: Sequence[str], look: Look) -> Text:
         id, text, line_break = span.ids[n], visible(texts[n]), ""
         if text.endswith("\n"):
             text, line_break = text[:-1], "\n"
-        text = (text or _NO_TEXT) + (f" {id}" if look.with_ids else "")
+        text = (text or _NO_TEXT) + (_id(id, look) if look.with_ids else "")
         style = _SHADES[span.kind][n % 2] + (f" {_SPECIAL}" if id in special else "")
         if span.ended and n == len(span.ids) - 1:
             style = _END
@@ -171,6 +172,10 @@ def _tokens(span: Span, texts: Sequence[str], look: Look) -> Text:
     if shown < len(span.ids):
         tokens.append(f" and {len(span.ids) - shown} more ")
     return tokens
+
+
+def _id(id: int, look: Look) -> str:
+    return str(id).translate(_SUBSCRIPT) if look.coloured else f" {id}"
 
 
 def visible(text: str) -> str:
@@ -217,7 +222,7 @@ def _lines(facts: Facts) -> list[tuple[str, str]]:
     lines = [("rows", "; ".join(f"{n}: {shape}" for shape, n in facts["shapes"].items()))]
     for name in ("used", "ignored"):
         columns = facts["columns"][name]
-        told = ", ".join(column if n == rows else f"{column} ({n} rows)" for column, n in columns.items())
+        told = ", ".join(column if n == rows else f"{column} (in {n})" for column, n in columns.items())
         lines.append((f"columns {name}", told or "none"))
     lines += [("skipped", f"{n}: {reason}") for reason, n in facts["skipped"].items()]
     lines += [(title, f"{_share(counts[name], rows)} {words}") for name, title, words in _COUNTS if counts.get(name)]
@@ -246,9 +251,11 @@ def _show_lengths(console: Console, name: str, found: Facts, limit: int | None, 
     over = "" if limit is None else f", {found['over']} over {flag} {limit}"
     spread = f"{found['min']} to {found['max']}, median {found['median']:g}, 95% within {found['p95']}"
     console.print(f"\n[bold]{title}[/bold] in tokens: {spread}{over}", soft_wrap=True)
-    bins = [(f"{low}-{high}" if low < high else str(low), low, n) for low, high, n in found["histogram"]]
-    most, width = max(n for _, _, n in bins), max(len(label) for label, _, _ in bins)
-    for label, low, n in bins:
+    if found["min"] == found["max"]:
+        return
+    bins = [(f"{low}-{high}" if low < high else str(low), low, high, n) for low, high, n in found["histogram"]]
+    most, width = max(n for *_, n in bins), max(len(label) for label, *_ in bins)
+    for label, low, high, n in bins:
+        style = "green" if limit is None or high <= limit else "yellow" if low <= limit else "red"
         bar = ("█" if coloured else "#") * -(-n * _BAR // most)
-        line = Text(f"  {label:>{width}} ").append(bar, "green" if limit is None or low <= limit else "red")
-        console.print(line.append(f" {n}" if n else ""), soft_wrap=True)
+        console.print(Text(f"  {label:>{width}} ").append(bar, style).append(f" {n}" if n else ""), soft_wrap=True)

@@ -103,7 +103,7 @@ def _show(found: Encoded, facts: dict[str, Any], lines: list[Any], setting: Sett
 
 def _row(found: Encoded, line: Any, setting: Setting) -> dict[str, Any]:
     """A row of --json: its line, and the parts of each of its sequences with ids and text."""
-    codec, tokenizer = setting.codec, setting.codec.tokenizer
+    codec = setting.codec
     row = found.rows.rows[found.rows.lines.index(line)]
     stops = preview_rows.stops_of(row, codec)
     sequences = [
@@ -112,8 +112,8 @@ def _row(found: Encoded, line: Any, setting: Setting) -> dict[str, Any]:
             "tokens": len(sequence.example.ids),
             "trained": sequence.example.trained,
             "parts": [
-                {"part": span.kind, "ids": span.ids, "text": tokenizer.decode(span.ids), "ended": span.ended}
-                for span in sequence.spans(codec, stops)
+                {"part": span.kind, "ids": span.ids, "text": "".join(texts), "ended": span.ended}
+                for span, texts in preview_text.with_text(sequence.spans(codec, stops), codec)
             ],
         }
         for sequence in found.sequences[line]
