@@ -137,8 +137,8 @@ def purpose_of(config: Preview) -> str:
             return _KINDS[kind]
     if len({error.message for error in errors.values()}) == 1:
         raise errors["text"]
-    told = "; ".join(f"for {_KINDS[kind]}: {error.message}" for kind, error in errors.items())
-    raise InputError(f"{config.data}: neither preferences, texts nor prompts ({told})", "dpoctl docs files")
+    told = "; ".join(f"{kind}, {error.message.removeprefix(f'{config.data}:')}" for kind, error in errors.items())
+    raise InputError(f"{config.data}: neither preferences, texts nor prompts: as {told}", "dpoctl docs files")
 
 
 def read(path: str, setting: Setting, limit: int | None = None) -> Encoded:
