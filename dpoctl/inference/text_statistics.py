@@ -27,7 +27,7 @@ def distinct_n(texts: Sequence[str | Sequence[int]], n: int) -> float:
     return len(different) / total if total else 0.0
 
 
-def repetition_loop(ids: Sequence[int]) -> bool:
+def repetition_loop(ids: Sequence[Any]) -> bool:
     """Whether a text ends in a loop: its tail is one n-gram (n <= 8) three times or more, over 12 tokens or more.
 
     The last repetition may be incomplete, as where sampling stopped at its length limit.

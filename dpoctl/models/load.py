@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -326,7 +327,18 @@ def _check_fit(path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
 
 def context_length(model: PreTrainedModel) -> int | None:
     """The most positions the model takes, in tokens; None where its configuration sets no limit."""
-    config = model.config.get_text_config()
+    return _context(model.config)
+
+
+def context_without_weights(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
+    """`context_length` of a model of which only config.json is read. Raises InputError."""
+    folder = _config_folder(path, revision)
+    with quiet(), as_input_error(f"{path}: config.json cannot be read"):
+        return _context(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+
+
+def _context(config: PretrainedConfig) -> int | None:
+    config = config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         if isinstance(getattr(config, name, None), int):
             return getattr(config, name)

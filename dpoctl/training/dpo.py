@@ -79,13 +79,6 @@ class DPO(PairTask):
         data = encode_pairs(rows, self.codec, setup.lengths(self.config, self.model))
         size = f"{len(data.pairs)} pairs over {len(data.completions)} completions of {len(data.prompts)} prompts"
         log.say(f"{rows.path}: {size}")
-        for name, what in (
-            ("truncated", "were truncated"),
-            ("equal_dropped", "have equal completions: dropped"),
-            ("empty_dropped", "have an empty prompt or completion: dropped"),
-        ):
-            if data.counts.get(name):
-                log.say(f"{rows.path}: {data.counts[name]} pairs {what}")
         return data
 
     def _with_reference(self, data: PairData) -> Dataset:

@@ -139,7 +139,6 @@ def encode(config: SFT, rows: Rows, codec: Codec, limits: Limits) -> tuple[list[
         overlong=config.overlong,
     )
     tokens = sum(len(e.ids) for e in examples)
-    cut = f", {counts['truncated']} truncated" if counts["truncated"] else ""
     trained = counts["trained_tokens"]
-    log.say(f"{rows.path}: {len(examples)} examples, {tokens} tokens, {trained} of them trained on{cut}")
+    log.say(f"{rows.path}: {len(examples)} examples, {tokens} tokens, {trained} of them trained on")
     return examples, counts

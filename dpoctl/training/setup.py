@@ -119,10 +119,14 @@ def add_lora(model: Any, config: LoraOptions, base: str, task: str | None) -> An
 
 def lengths(config: LengthOptions, model: Any) -> Limits:
     """--max-length and --max-prompt-length within the model's context; says so where a shorter context lowers them."""
-    context = context_length(model)
-    if context is None or config.max_length <= context:
-        return Limits(config.max_length, config.max_prompt_length)
-    prompt = min(config.max_prompt_length, context // 2)
+    return limits_within(context_length(model), config.max_length, config.max_prompt_length)
+
+
+def limits_within(context: int | None, max_length: int, max_prompt_length: int) -> Limits:
+    """The limits of training within a model's context; says so where a shorter context lowers them."""
+    if context is None or max_length <= context:
+        return Limits(max_length, max_prompt_length)
+    prompt = min(max_prompt_length, context // 2)
     log.say(f"the model's context lowers --max-length to {context}, --max-prompt-length to {prompt}")
     return Limits(context, prompt)
 
