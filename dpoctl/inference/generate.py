@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicLayer
 
 from ..errors import InputError
 from ..models.load import context_length
-from ..models.logprobs import has_plain_head
+from ..models.probes import has_plain_head, trunk_of
 from .options import SamplingOptions
 from .token_sampling import sample_token, sample_token_from_states, uniforms
 
@@ -152,7 +152,7 @@ class _DecodingBatch:
             _PreallocatedLayer(self.width + steps) if type(layer) is DynamicLayer else layer
             for layer in self.cache.layers
         ]
-        self.trunk = model.base_model if has_plain_head(model) else model
+        self.trunk = trunk_of(model) if has_plain_head(model) else model
         accepted = inspect.signature(self.trunk.forward).parameters
         self.takes_positions = "position_ids" in accepted  # models with ALiBi take none
         self.cache_name = "cache" if "cache" in accepted else "past_key_values"  # the name up to transformers 5.2

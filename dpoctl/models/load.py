@@ -18,7 +18,7 @@ from transformers import (
 
 from ..data.tokens import REWARD_PAD, fingerprint
 from ..errors import InputError
-from . import adapter, packed
+from . import adapter, probes
 from .hub import base_of, is_adapter, resolve
 from .pretrained import Source, as_input_error, load_complete, load_shape, prepared, quiet
 
@@ -202,8 +202,7 @@ def untrained(path: str, kind: str, *, revision: str | None = None) -> PreTraine
     with quiet(), as_input_error(f"{path}: not a causal language model"):
         model = auto_class.from_config(config, dtype=torch.float32)
     model = prepared(model)
-    model.set_attn_implementation(packed.NAME)
-    model._dpoctl_can_pack = model._dpoctl_plain_head = True
+    probes.assume(model, packs=True, plain_head=True)
     return model
 
 

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from ..runtime.fsdp_root import with_gathered_weights
 from .logprobs import Sequences, lay_out, micro_batches, response_rows, token_logps, trunk_states
+from .probes import trunk_of
 
 
 def last_token_rewards(model: PreTrainedModel, sequences: Sequences) -> Tensor:
@@ -79,10 +80,10 @@ def make_critic(policy: PreTrainedModel, kind: str, reward_model: PreTrainedMode
         with torch.no_grad():
             head.weight.copy_(reward_model.score.weight / scale)
             head.bias.fill_(-shift / scale)
-        return ActorCritic(policy, _copy(reward_model.base_model).to(device), head.to(device))
+        return ActorCritic(policy, _copy(trunk_of(reward_model)).to(device), head.to(device))
     width = policy.get_output_embeddings().weight.shape[1]
     head = nn.Linear(width, 1)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    trunk = _copy(policy.base_model) if kind == "separate" else None
+    trunk = _copy(trunk_of(policy)) if kind == "separate" else None
     return ActorCritic(policy, trunk, head.to(device))

@@ -7,11 +7,11 @@ import torch
 
 from .. import log
 from ..errors import InputError
-from ..models import lora, packed
+from ..models import lora, probes, rope
 from ..models.blocks import blocks
 from ..models.hub import is_adapter, resolve
 from ..models.load import context_length, load_policy
-from ..models.logprobs import can_pack, has_plain_head
+from ..models.probes import can_pack, has_plain_head
 from ..models.pretrained import silence_transformers
 from ..outputs.claims import Output
 from ..runtime import collectives, devices, fsdp, rendezvous
@@ -64,15 +64,24 @@ def _is_sharded_run(config: Any) -> bool:
 
 
 def shard_model(config: Any, model: Any, compute: Compute) -> None:
-    """Shard a model with --parallel fsdp. Raises InputError as `fsdp.shard` and `blocks` do."""
+    """Shard a model with --parallel fsdp.
+
+    Raises InputError as `fsdp.shard` and `blocks` do, and where the texts' lengths decide on the rotary frequencies.
+    """
     if not _is_sharded_run(config):
         return
     # What is tried on a model's full weights, rank 0 tries for all.
-    found = (can_pack(model), has_plain_head(model)) if collectives.rank() == 0 else None
+    longest = min(config.max_length, context_length(model) or config.max_length)
+    switch = rope.switch_of(model)
+    if switch and switch.length < longest:
+        raise InputError(
+            f"--parallel fsdp: {config.model} has other rotary frequencies from {switch.length + 1} tokens on, so that "
+            "ranks would need different numbers of forward passes",
+            hint=f"--max-length {switch.length}, or --parallel ddp",
+        )
+    found = (can_pack(model, longest), has_plain_head(model)) if collectives.rank() == 0 else None
     packs, plain = collectives.from_rank_0(found)
-    if packs:
-        model.set_attn_implementation(packed.NAME)
-    model._dpoctl_can_pack, model._dpoctl_plain_head = packs, plain
+    probes.assume(model, packs=packs, plain_head=plain)
     fsdp.shard(model, blocks(model), compute.device, compute.dtype)
 
 
