@@ -11,8 +11,8 @@ from ..models import lora, probes, rope
 from ..models.blocks import blocks
 from ..models.hub import is_adapter, resolve
 from ..models.load import context_length, load_policy
-from ..models.probes import can_pack, has_plain_head
 from ..models.pretrained import silence_transformers
+from ..models.probes import can_pack, has_plain_head
 from ..outputs.claims import Output
 from ..runtime import collectives, devices, fsdp, rendezvous
 from ..runtime.devices import Compute
