@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dpoctl.errors import InputError, NumericalError
 from dpoctl.inference import decoding
+from dpoctl.inference import generate as generate_module
 from dpoctl.inference.generate import Sampling, batch_slices, generate
 from dpoctl.inference.token_sampling import sample_token, sample_token_from_states, uniforms
 from helpers.tiny_models import tiny_model

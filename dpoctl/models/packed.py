@@ -26,8 +26,10 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 NAME = "dpoctl_tree"
 _FLEX_BLOCK = 128  # FlexAttention's block size: rows are filled up to a multiple of it
 # What may be passed to attention without changing its numbers here; any other argument may, such as a soft cap.
-_NEUTRAL = ("dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "output_hidden_states")
-_NEUTRAL += ("output_router_logits", "return_dict", "cache_position", "logits_to_keep")
+_NEUTRAL = (
+    *("dropout", "is_causal", "position_ids", "cache_position", "use_cache", "return_dict", "logits_to_keep"),
+    *("output_attentions", "output_hidden_states", "output_router_logits"),
+)
 
 
 @dataclass

@@ -29,6 +29,10 @@ def trunk_of(model: PreTrainedModel) -> Any:
     trunk = model.base_model
     if trunk is not model:
         return trunk
+    return _decoder_of(model)
+
+
+def _decoder_of(model: Any) -> Any:
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
     return model if decoder is None else decoder
 
@@ -158,7 +162,7 @@ def _is_plain(model: PreTrainedModel, trunk: nn.Module, output: Any, ids: Tensor
         replaced.append(module)
         return result
 
-    inner = trunk.get_decoder() if hasattr(trunk, "get_decoder") else trunk  # what OPT's forward calls
+    inner = _decoder_of(trunk)  # what OPT's forward calls
     hooks = [module.register_forward_hook(replace) for module in {trunk, inner}]
     try:
         logits = model(input_ids=ids, use_cache=False).logits

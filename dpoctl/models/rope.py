@@ -55,7 +55,8 @@ def groups(models: Sequence[Any], lengths: Sequence[int]) -> list[list[int]]:
 def reset(model: nn.Module) -> None:
     """Restore the frequencies of short texts, which dynamic scaling keeps too long once a longer text has passed."""
     for module in model.modules():
-        longest, original = (getattr(module, name, None) for name in ("max_seq_len_cached", "original_max_seq_len"))
-        if longest is not None and original is not None and longest != original:
-            module.max_seq_len_cached = original
-            module.register_buffer("inv_freq", module.original_inv_freq.to(module.inv_freq.device), persistent=False)
+        original = getattr(module, "original_max_seq_len", None)
+        if original is not None and getattr(module, "max_seq_len_cached", original) != original:
+            rotary: Any = module
+            rotary.max_seq_len_cached = original
+            rotary.inv_freq = rotary.original_inv_freq.to(rotary.inv_freq.device)
