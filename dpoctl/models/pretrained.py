@@ -111,15 +111,40 @@ def _remove_dropout(model: PreTrainedModel) -> None:
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
         else:
-            _zero_dropout_attributes(module)
-    _zero_dropout_attributes(model.config)
-    _zero_dropout_attributes(model.config.get_text_config())
+            _zero_dropouts(module)
+    model._dpoctl_dropouts = [_zero_dropouts(config) for config in _configs(model)]
 
 
-def _zero_dropout_attributes(target: torch.nn.Module | PretrainedConfig) -> None:
-    for name, value in list(vars(target).items()):
-        if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
-            setattr(target, name, 0.0)
+def _configs(model: Any) -> list[PretrainedConfig]:
+    """The configuration of a model, and that of its decoder where it is a part of it."""
+    config, inner = model.config, model.config.get_text_config()
+    return [config] if inner is config else [config, inner]
+
+
+def _zero_dropouts(target: torch.nn.Module | PretrainedConfig) -> dict[str, float]:
+    """Set the dropout probabilities among an object's attributes to 0; returns what they were."""
+    found = {
+        name: value
+        for name, value in vars(target).items()
+        if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    for name in found:
+        setattr(target, name, 0.0)
+    return found
+
+
+@contextmanager
+def dropouts_as_loaded(model: Any) -> Iterator[None]:
+    """The model's configuration with the dropout probabilities that it was loaded with, to be saved."""
+    loaded = getattr(model, "_dpoctl_dropouts", [])
+    for config, values in zip(_configs(model), loaded, strict=False):
+        for name, value in values.items():
+            setattr(config, name, value)
+    try:
+        yield
+    finally:
+        for config, _ in zip(_configs(model), loaded, strict=False):
+            _zero_dropouts(config)
 
 
 def _fuse_gelu(model: PreTrainedModel) -> None:

@@ -9,9 +9,9 @@ import torch
 import yaml
 
 from .. import log
-from ..errors import Interrupted, NumericalError
+from ..errors import InputError, Interrupted, NumericalError
 from ..models.blocks import recompute_activations
-from ..models.save import save_model
+from ..models.save import check_saving, save_model
 from ..outputs import cleanup, files
 from ..runtime import collectives, devices, fsdp, replicated, signals
 from ..runtime.fsdp_root import is_sharded
@@ -37,6 +37,7 @@ def train(task: Task) -> None:
         )
     if config.activation_checkpointing:
         recompute_activations(task.model)
+    _check_saving(task)
     replicated.broadcast_weights(task.model)
     trainer = Trainer(task)
     first_step = trainer.restore()
@@ -51,6 +52,18 @@ def train(task: Task) -> None:
             _save_and_stop(trainer, step + 1)
     _finish(trainer, last_row)
     collectives.leave_ranks()
+
+
+def _check_saving(task: Task) -> None:
+    """Raise InputError, on every rank, for a model whose configuration or tokenizer cannot be saved."""
+    error = None
+    if collectives.rank() == 0:
+        try:
+            check_saving(task.saved_model, task.tokenizer, Path(task.config.out))
+        except InputError as e:
+            error = (e.message, e.hint)
+    if refusal := collectives.from_rank_0(error):
+        raise InputError(*refusal)
 
 
 def _save_and_stop(trainer: "Trainer", step: int) -> None:
