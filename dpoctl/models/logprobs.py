@@ -8,7 +8,7 @@ the causal mask hides the padding from every real token.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..objectives.kl import kl
 from ..runtime.fsdp_root import with_gathered_weights
 from . import packed, rope, tiled_head
 from .probes import can_pack, has_plain_head, trunk_of, vocabulary
+from .routing import RoutedTokens, recorded
 
 Sequences = Sequence[tuple[Sequence[int], int]]
 
@@ -28,18 +29,21 @@ _TILE_BYTES = 64 << 20  # float32 logits of one tile, where full distributions a
 
 
 def response_token_logps(
-    model: PreTrainedModel, sequences: Sequences, temperature: float = 1.0
+    model: PreTrainedModel, sequences: Sequences, temperature: float = 1.0, routed: RoutedTokens | None = None
 ) -> tuple[Tensor, Tensor]:
     """(log-probs [N] float32, owner [N] int64) of all response tokens of a micro-batch; differentiable.
 
-    `owner[i]` is the index of the sequence that token i belongs to. Logits are divided by `temperature`.
+    `owner[i]` is the index of the sequence that token i belongs to. Logits are divided by `temperature`. `routed`
+    records the routing of a mixture of experts.
     """
 
-    return with_gathered_weights(model, partial(_response_token_logps, model, sequences, temperature))
+    return with_gathered_weights(model, partial(_response_token_logps, model, sequences, temperature, routed))
 
 
-def _response_token_logps(model: PreTrainedModel, sequences: Sequences, temperature: float) -> tuple[Tensor, Tensor]:
-    layout = lay_out([model], sequences)
+def _response_token_logps(
+    model: PreTrainedModel, sequences: Sequences, temperature: float, routed: RoutedTokens | None
+) -> tuple[Tensor, Tensor]:
+    layout = lay_out([model], sequences, routed=routed)
     return token_logps(model, response_rows(model, layout), layout.targets, temperature)[0], layout.owner
 
 
@@ -59,9 +63,11 @@ def token_logps(
     return tiled_head.token_logps(rows, output.weight, bias, targets), None
 
 
-def summed_logps(model: PreTrainedModel, sequences: Sequences, temperature: float = 1.0) -> Tensor:
+def summed_logps(
+    model: PreTrainedModel, sequences: Sequences, temperature: float = 1.0, routed: RoutedTokens | None = None
+) -> Tensor:
     """Response log-probs [B] float32, summed over each sequence's response; differentiable."""
-    logps, owner = response_token_logps(model, sequences, temperature)
+    logps, owner = response_token_logps(model, sequences, temperature, routed)
     return logps.new_zeros(len(sequences)).index_add(0, owner, logps)
 
 
@@ -133,10 +139,14 @@ def micro_batches(sequences: Sequences, tokens_per_batch: int) -> Iterator[list[
 
 @dataclass(frozen=True)
 class Part:
-    """Sequences that are forwarded together: `ids` [rows, T], and their `tree` where they are packed."""
+    """Sequences that are forwarded together: `ids` [rows, T], and their `tree` where they are packed.
+
+    `counts` [rows * T]: how often each token counts in the routing that is recorded, 0 for padding.
+    """
 
     ids: Tensor
     tree: packed.Tree | None
+    counts: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -153,31 +163,49 @@ class Layout:
     owner: Tensor
     targets: Tensor
     ends: Tensor
+    routed: RoutedTokens | None = None
 
 
-def lay_out(models: Sequence[PreTrainedModel], sequences: Sequences, *, whole: bool = False) -> Layout:
+def lay_out(
+    models: Sequence[PreTrainedModel], sequences: Sequences, *, whole: bool = False, routed: RoutedTokens | None = None
+) -> Layout:
     """The micro-batch on the models' device: packed where all `models` support it, else padded on the right.
 
-    With `whole` the last tokens are forwarded too: a reward is read from their hidden states.
+    With `whole` the last tokens are forwarded too: a reward is read from their hidden states. `routed` records how a
+    mixture of experts routes the tokens.
     """
     device = next(models[0].parameters()).device
     lengths = [len(ids) for ids, _ in sequences]
-    whole = whole or any(rope.switch_of(model) for model in models)  # the frequencies are those of the whole text
+    # the frequencies are those of the whole text
+    whole = whole or routed is not None or any(rope.switch_of(model) for model in models)
     parts: list[Part] = []
     at: list[Tensor] = [torch.empty(0)] * len(sequences)
     ends = torch.empty(len(sequences), dtype=torch.long)
     offset = 0
     for members in rope.groups(models, lengths):
         part, places, lasts = _part(models, [sequences[i] for i in members], device, whole)
-        counts = [lengths[i] - sequences[i][1] for i in members]
-        for i, rows in zip(members, (places + offset).split(counts), strict=True):
+        if routed:
+            counts = [routed.counts[i] for i in members]
+            part = replace(part, counts=_token_counts(models[0], part, [sequences[i] for i in members], counts))
+        sizes = [lengths[i] - sequences[i][1] for i in members]
+        for i, rows in zip(members, (places + offset).split(sizes), strict=True):
             at[i] = rows
         ends[members] = lasts + offset
         offset += part.ids.numel()
         parts.append(part)
     owner = torch.tensor([i for i, (s, start) in enumerate(sequences) for _ in range(start, len(s))])
     targets = torch.tensor([t for s, start in sequences for t in s[start:]])
-    return Layout(parts, torch.cat(at).to(device), owner.to(device), targets.to(device), ends.to(device))
+    return Layout(parts, torch.cat(at).to(device), owner.to(device), targets.to(device), ends.to(device), routed)
+
+
+def _token_counts(model: PreTrainedModel, part: Part, sequences: Sequences, counts: list[float]) -> Tensor:
+    """[rows * T]: how often each token of a part counts."""
+    rows, width = part.ids.shape
+    if part.tree is None:
+        found = [[c] * len(s) + [0.0] * (width - len(s)) for c, (s, _) in zip(counts, sequences, strict=True)]
+        return torch.tensor(found).flatten()
+    row = packed.token_counts(sequences, model.config.get_text_config().hidden_size, counts)
+    return torch.tensor(row + [0.0] * (width - len(row)))
 
 
 def _part(
@@ -202,7 +230,7 @@ def _padding(model: PreTrainedModel) -> int:
 def trunk_states(model: PreTrainedModel, layout: Layout) -> Tensor:
     """Last hidden states [tokens of all parts, d] of a model's trunk, or of a model that is a trunk."""
     trunk = trunk_of(model)
-    return _joined([_forward(trunk, part).last_hidden_state for part in layout.parts])
+    return _joined([_forward(trunk, part, layout.routed).last_hidden_state for part in layout.parts])
 
 
 def response_rows(model: PreTrainedModel, layout: Layout, states: Tensor | None = None) -> Tensor:
@@ -211,16 +239,22 @@ def response_rows(model: PreTrainedModel, layout: Layout, states: Tensor | None 
     `states` are the trunk's last hidden states, where the caller has them.
     """
     if not has_plain_head(model):
-        return _joined([_forward(model, part).logits for part in layout.parts]).index_select(0, layout.at)
+        return _joined([_forward(model, part, layout.routed).logits for part in layout.parts]).index_select(
+            0, layout.at
+        )
     states = trunk_states(model, layout) if states is None else states
     return states.index_select(0, layout.at)  # deterministic gradient, unlike states[at]
 
 
-def _forward(model: PreTrainedModel, part: Part) -> Any:
+def _forward(model: PreTrainedModel, part: Part, routed: RoutedTokens | None) -> Any:
     if rope.switch_of(model):
         rope.reset(model)
     tree = {} if part.tree is None else packed.arguments(part.tree)
-    return model(input_ids=part.ids, use_cache=False, **tree)
+    if routed is None:
+        return model(input_ids=part.ids, use_cache=False, **tree)
+    assert part.counts is not None
+    with recorded(model, routed, part.counts):
+        return model(input_ids=part.ids, use_cache=False, **tree)
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

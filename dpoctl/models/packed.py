@@ -118,6 +118,17 @@ def pack(
     return torch.tensor([ids]), tree, torch.tensor([row for rows in at for row in rows]), torch.tensor(ends)
 
 
+def token_counts(sequences: Sequence[tuple[Sequence[int], int]], width: int, counts: Sequence[float]) -> list[float]:
+    """How often each token of the `whole` packed row counts, where sequence i counts `counts[i]` times."""
+    found: list[float] = []
+    for members in group_by_prompt(sequences, width):
+        start = sequences[members[0]][1]
+        found.extend([sum(counts[i] for i in members)] * start)
+        for i in members:
+            found.extend([counts[i]] * (len(sequences[i][0]) - start))
+    return found
+
+
 def pad(sequences: Sequence[tuple[Sequence[int], int]], padding: int) -> tuple[Tensor, Tensor, Tensor]:
     """(ids [B, T], at [N], ends [B]) of sequences padded on the right with the id `padding`."""
     width = max(len(ids) for ids, _ in sequences)

@@ -68,7 +68,10 @@ def load_shape(auto_class: Any, source: Source, dtype: torch.dtype, *, new_head:
 
 
 def prepared(model: PreTrainedModel) -> PreTrainedModel:
-    """The model in eval mode without dropout and with the fused GELU."""
+    """The model in eval mode without dropout, with the fused GELU, and with no loss of its own.
+
+    What its configuration said is kept for `settings_as_loaded`.
+    """
     _remove_dropout(model)
     _fuse_gelu(model)
     return model.eval()
@@ -112,7 +115,7 @@ def _remove_dropout(model: PreTrainedModel) -> None:
             module.p = 0.0
         else:
             _zero_dropouts(module)
-    model._dpoctl_dropouts = [_zero_dropouts(config) for config in _configs(model)]
+    model._dpoctl_loaded = [_neutralize(config) for config in _configs(model)]
 
 
 def _configs(model: Any) -> list[PretrainedConfig]:
@@ -133,10 +136,24 @@ def _zero_dropouts(target: torch.nn.Module | PretrainedConfig) -> dict[str, floa
     return found
 
 
+def _neutralize(config: PretrainedConfig) -> dict[str, Any]:
+    """Remove dropout and the router's loss from a configuration; returns what was set."""
+    found: dict[str, Any] = dict(_zero_dropouts(config))
+    if getattr(config, "output_router_logits", False):
+        found["output_router_logits"] = config.output_router_logits
+        config.output_router_logits = False
+    return found
+
+
+def loaded_setting(model: Any, name: str) -> Any:
+    """A setting of the configuration as it was loaded, where it has been neutralized; else None."""
+    return next((values[name] for values in getattr(model, "_dpoctl_loaded", []) if name in values), None)
+
+
 @contextmanager
-def dropouts_as_loaded(model: Any) -> Iterator[None]:
-    """The model's configuration with the dropout probabilities that it was loaded with, to be saved."""
-    loaded = getattr(model, "_dpoctl_dropouts", [])
+def settings_as_loaded(model: Any) -> Iterator[None]:
+    """The model's configuration as it was loaded, to be saved."""
+    loaded = getattr(model, "_dpoctl_loaded", [])
     for config, values in zip(_configs(model), loaded, strict=False):
         for name, value in values.items():
             setattr(config, name, value)
@@ -144,7 +161,7 @@ def dropouts_as_loaded(model: Any) -> Iterator[None]:
         yield
     finally:
         for config, _ in zip(_configs(model), loaded, strict=False):
-            _zero_dropouts(config)
+            _neutralize(config)
 
 
 def _fuse_gelu(model: PreTrainedModel) -> None:

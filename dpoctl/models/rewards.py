@@ -10,19 +10,21 @@ from transformers import PreTrainedModel
 from ..runtime.fsdp_root import with_gathered_weights
 from .logprobs import Sequences, lay_out, micro_batches, response_rows, token_logps, trunk_states
 from .probes import trunk_of
+from .routing import RoutedTokens
 
 
-def last_token_rewards(model: PreTrainedModel, sequences: Sequences) -> Tensor:
+def last_token_rewards(model: PreTrainedModel, sequences: Sequences, routed: RoutedTokens | None = None) -> Tensor:
     """Rewards [B] float32 of a sequence classifier with one label at each sequence's last token; differentiable.
 
-    The shift and scale of its config are not applied: training uses the raw output.
+    The shift and scale of its config are not applied: training uses the raw output. `routed` records the routing of a
+    mixture of experts.
     """
 
-    return with_gathered_weights(model, partial(_last_token_rewards, model, sequences))
+    return with_gathered_weights(model, partial(_last_token_rewards, model, sequences, routed))
 
 
-def _last_token_rewards(model: PreTrainedModel, sequences: Sequences) -> Tensor:
-    layout = lay_out([model], sequences, whole=True)
+def _last_token_rewards(model: PreTrainedModel, sequences: Sequences, routed: RoutedTokens | None) -> Tensor:
+    layout = lay_out([model], sequences, whole=True, routed=routed)
     return model.score(trunk_states(model, layout)[layout.ends])[:, 0].float()
 
 

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import InputError
 from ..outputs.files import move_into, writing
-from .pretrained import dropouts_as_loaded
+from .pretrained import settings_as_loaded
 
 
 def save_model(
@@ -75,11 +75,11 @@ def _save_part(name: str, part: Any, folder: Path) -> None:
 
 @contextmanager
 def _as_loaded(model: Any) -> Iterator[None]:
-    """The model's configurations as they were read: with their dropouts, and generation flags that contradict."""
+    """The model's configurations as they were read: with dropout, and generation flags that contradict."""
     with suppress(
         AttributeError
     ):  # transformers refuses to save contradicting flags only of a configuration it changed
         generation = model.generation_config
         generation._original_object_hash = hash(generation)
-    with dropouts_as_loaded(model):
+    with settings_as_loaded(model):
         yield

@@ -10,7 +10,7 @@ from ..config.training import SFT
 from ..data.batching import Stream, pack, share, shuffled
 from ..data.encode import Example, encode_examples
 from ..data.readers import load_rows
-from ..models.logprobs import response_token_logps
+from ..models.logprobs import Sequences, response_token_logps
 from ..outputs.claims import Output
 from ..runtime import collectives, fsdp
 from . import setup
@@ -58,8 +58,14 @@ class FineTuning(BatchTask):
         return [Micro(group, total) for group in share_and_pack(batch, self.config.tokens_per_batch)]
 
     def loss(self, micro: Micro) -> tuple[Tensor, Sums]:
-        logps, _ = response_token_logps(self.model, [(e.ids, e.start) for e in micro.examples])
-        return -logps.sum() / micro.batch_tokens, {}
+        sequences, counts = self.texts(micro)
+        routed = self.balance.watch(counts)
+        logps, _ = response_token_logps(self.model, sequences, routed=routed)
+        balance, logged = self.balance.loss(routed, len(logps) / micro.batch_tokens)
+        return -logps.sum() / micro.batch_tokens + balance, logged
+
+    def texts(self, micro: Micro) -> tuple[Sequences, list[float]]:
+        return [(e.ids, e.start) for e in micro.examples], [1.0] * len(micro.examples)
 
     def dummy_loss(self) -> Tensor:
         return response_token_logps(self.model, [([0, 0], 1)])[0].sum()

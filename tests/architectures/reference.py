@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 
 Text = tuple[list[int], int]  # token ids, and where the completion begins
 
@@ -24,7 +30,12 @@ class Step:
 
 
 def load(folder: Path, cls: Any = AutoModelForCausalLM, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    """The model of a directory, in float64 and with eager attention where the architecture has them."""
+    """The model of a directory, in float64 and with eager attention where the architecture has them.
+
+    Falcon's ALiBi is another one with eager attention, which scales it once more, than with the default that runs.
+    """
+    if getattr(AutoConfig.from_pretrained(folder), "alibi", False):
+        return cls.from_pretrained(folder, dtype=dtype).eval()
     for options in (
         {"dtype": dtype, "attn_implementation": "eager"},
         {"dtype": dtype},
@@ -115,8 +126,8 @@ def rewards(folder: Path, texts: list[list[int]]) -> list[float]:
     model = load(folder, AutoModelForSequenceClassification, torch.float32)
     config, tokenizer = model.config, AutoTokenizer.from_pretrained(folder)
     raw = [model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, 0].item() for ids in texts]
-    batch = tokenizer.pad({"input_ids": texts}, padding_side="right", return_tensors="pt")
-    if "falcon" not in config.model_type:  # its mask hides the last token's own position where rows are padded
+    if "longrope" not in str(getattr(config, "rope_parameters", None)):  # there, a batch changes the numbers
+        batch = tokenizer.pad({"input_ids": texts}, padding_side="right", return_tensors="pt")
         padded = model(**batch, use_cache=False).logits[:, 0]
         assert torch.allclose(padded, torch.tensor(raw), rtol=1e-3, atol=1e-3)
     return [(value - config.reward_shift) / config.reward_scale for value in raw]
