@@ -18,8 +18,9 @@ from transformers import (
 
 from ..data.tokens import REWARD_PAD, fingerprint
 from ..errors import InputError
+from ..outputs import adapter_base
 from . import adapter, probes
-from .hub import base_of, is_adapter, resolve
+from .hub import is_adapter, resolve, resolve_base
 from .pretrained import Source, as_input_error, load_complete, load_shape, prepared, quiet
 
 
@@ -81,7 +82,8 @@ def load_classifier(
     folder = resolve(path, revision, with_code=trust_remote_code)
     if is_adapter(folder):
         with quiet():
-            model, tokenizer = load_merged_reward(folder, base_of(folder), None, trust_remote_code)
+            base = adapter_base.find(folder)
+            model, tokenizer = load_merged_reward(folder, base.path, base.revision, trust_remote_code)
         model = model.to(dtype)
     else:
         source = Source(path, folder, trust_remote_code)
@@ -155,11 +157,12 @@ def load_merged(path: str, base: str, revision: str | None = None, trust_remote_
     found = adapter.read(path)
     if found.task_type not in (None, "CAUSAL_LM"):
         raise InputError(f"{path}: an adapter of task {found.task_type}, where a language model's is expected")
+    _check_base(path, base, revision, trust_remote_code)
     model, tokenizer = load_policy(base, revision=revision, trust_remote_code=trust_remote_code)
     folder = Path(path).expanduser()
     if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         tokenizer = load_tokenizer(path, folder=str(folder))
-    return Loaded(adapter.merge_into(model, found, base), tokenizer)
+    return Loaded(adapter.merge_into(model, found, base, len(tokenizer)), tokenizer)
 
 
 def load_merged_reward(path: str, base: str, revision: str | None = None, trust_remote_code: bool = False) -> Loaded:
@@ -167,21 +170,29 @@ def load_merged_reward(path: str, base: str, revision: str | None = None, trust_
     found = adapter.read(path)
     if found.task_type != "SEQ_CLS" or not {"reward_shift", "reward_scale"} <= set(found.shape):
         raise InputError(f"{path}: an adapter of task {found.task_type}, where one of train-rm's is expected")
+    _check_base(path, base, revision, trust_remote_code)
     model, tokenizer = load_reward_start(base, revision=revision, trust_remote_code=trust_remote_code)
     model.config.reward_shift, model.config.reward_scale = found.shape["reward_shift"], found.shape["reward_scale"]
-    return Loaded(adapter.merge_into(model, found, base).eval(), tokenizer)
+    return Loaded(adapter.merge_into(model, found, base, len(tokenizer)).eval(), tokenizer)
+
+
+def _check_base(path: str, base: str, revision: str | None, trust_remote_code: bool) -> None:
+    """Raises InputError where the base cannot be found, or is not the model that the adapter was trained on."""
+    adapter_base.check(path, base, resolve_base(path, base, revision, with_code=trust_remote_code))
 
 
 def _adapted_policy(path: str, folder: str, device: str | torch.device, trust_remote_code: bool) -> Loaded:
     """An adapter's directory as a policy: merged into its base; on the meta device the base has the same shape."""
-    base = base_of(folder)
+    base = adapter_base.find(folder)
     if str(device) != "meta":
         with quiet():
-            return load_merged(folder, base, None, trust_remote_code)
-    base = resolve(base, with_code=trust_remote_code)
-    model = load_shape(AutoModelForCausalLM, Source(path, base, trust_remote_code), torch.float32)
-    holder = folder if _has_tokenizer(folder) else base
-    return Loaded(model, load_tokenizer(path, folder=holder, trust_remote_code=trust_remote_code))
+            return load_merged(folder, base.path, base.revision, trust_remote_code)
+    place = resolve_base(path, base.path, base.revision, with_code=trust_remote_code)
+    model = load_shape(AutoModelForCausalLM, Source(path, place, trust_remote_code), torch.float32)
+    holder = folder if _has_tokenizer(folder) else place
+    tokenizer = load_tokenizer(path, folder=holder, trust_remote_code=trust_remote_code)
+    adapter.add_rows(model, adapter.read(folder), len(tokenizer))
+    return Loaded(model, tokenizer)
 
 
 # --- models without weights ------------------------------------------------------------------------------------------
@@ -220,7 +231,10 @@ def count_weights(path: str, revision: str | None = None) -> int:
 def _config_folder(path: str, revision: str | None) -> str:
     """The folder of the config.json that describes a model, for an adapter that of its base."""
     folder = resolve(path, revision, weights=False)
-    return resolve(base_of(folder), weights=False) if is_adapter(folder) else folder
+    if not is_adapter(folder):
+        return folder
+    base = adapter_base.find(folder)
+    return resolve_base(path, base.path, base.revision, weights=False)
 
 
 # --- tokenizers ------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from ..outputs import adapter_base
 from ..outputs.files import move_into, writing
 from .pretrained import settings_as_loaded
 
@@ -34,6 +35,8 @@ def save_model(
         (tmp / "README.md").unlink(missing_ok=True)  # peft's empty model card
         if hasattr(model.config, "reward_shift"):  # adapter_config.json has no place for these
             model.config.save_pretrained(tmp)
+        if base := getattr(model, "_dpoctl_base", None):  # of adapters that training added
+            adapter_base.write_record(base, tmp, out)
         tokenizer.save_pretrained(tmp)
         return move_into(tmp, out)
 

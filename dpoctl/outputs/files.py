@@ -243,8 +243,17 @@ def sha256_path(path: Path | str) -> str:
     digest = hashlib.sha256()
     for file in model_files(path):
         digest.update(f"{file.name} {sha256_file(file)}\n".encode())
-    with suppress(OSError, ValueError, AttributeError):
-        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-        if base and os.path.exists(base):  # the same adapter on another base is another model
-            digest.update(f"base {sha256_path(base)}\n".encode())
+    if base := _base_folder(path):  # the same adapter on another base is another model
+        digest.update(f"base {sha256_path(base)}\n".encode())
     return digest.hexdigest()
+
+
+def _base_folder(path: Path) -> str | None:
+    """The directory of an adapter's base; None for other models, and where it is not there."""
+    for name, key in (("base_model.json", "path"), ("adapter_config.json", "base_model_name_or_path")):
+        with suppress(OSError, ValueError, AttributeError):
+            base = json.loads((path / name).read_text(encoding="utf-8")).get(key)
+            for place in (path / base, base) if base else ():
+                if (path / "adapter_config.json").exists() and os.path.isdir(place):
+                    return str(place)
+    return None

@@ -13,6 +13,7 @@ from ..models.hub import is_adapter, resolve
 from ..models.load import context_length, load_policy
 from ..models.pretrained import silence_transformers
 from ..models.probes import can_pack, has_plain_head
+from ..outputs import adapter_base
 from ..outputs.claims import Output
 from ..runtime import collectives, devices, fsdp, rendezvous
 from ..runtime.devices import Compute
@@ -92,9 +93,12 @@ def adapt(config: Any, model: Any, task: str = "CAUSAL_LM") -> Any:
     """
     if not config.lora:
         return None
-    if is_adapter(resolve(config.model, config.revision, weights=False)):
+    folder = resolve(config.model, config.revision, weights=False)
+    if is_adapter(folder):
         raise InputError(f"--lora: {config.model} is an adapter itself", hint="merge it first (dpoctl merge)")
-    wrapper = add_lora(model, config, config.model, task)
+    base = adapter_base.describe(config.model, folder, config.revision)
+    wrapper = add_lora(model, config, base.path, task)
+    wrapper._dpoctl_base = base  # saved beside the adapters
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.say(f"adapters of rank {config.lora}: {trained:,} weights are trained, the others are frozen")
     return wrapper
