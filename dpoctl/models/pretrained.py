@@ -3,11 +3,12 @@
 Weights are safetensors, or pickles of which only tensors are read. Every dropout is 0.
 """
 
+import json
 import logging
 import pickle
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from ..errors import InputError
 
 # Not causal, but their weights load as a causal model without complaint, because the head is tied.
 _NOT_CAUSAL = ("ForSequenceClassification", "ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering")
+
+_HINT = "is the copy complete, and its architecture known to the installed transformers?"
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def load_complete(
     """
     _check_files(source)
     head = {} if new_head is None else {"num_labels": new_head}
-    with quiet(), as_input_error(f"{source.path}: the model cannot be loaded"):
+    with quiet(), as_input_error(f"{source.path}: the model cannot be loaded", _hint_for(source)):
         model, info = auto_class.from_pretrained(
             source.folder,
             dtype=dtype,
@@ -85,6 +88,16 @@ def _check_files(source: Source) -> None:
         raise InputError(
             f"{source.path}: an adapter, not a complete model", "merge it into its base first (dpoctl merge)"
         )
+
+
+def _hint_for(source: Source) -> str:
+    """What to do about a model that cannot be loaded."""
+    with suppress(OSError, ValueError, AttributeError):
+        config = json.loads((Path(source.folder) / "config.json").read_text(encoding="utf-8"))
+        if quantized := config.get("quantization_config"):
+            method = quantized.get("quant_method", "an unknown method")
+            return f"its weights are quantised ({method}): give the checkpoint in full precision that it was made from"
+    return _HINT
 
 
 def _check_loaded(auto_class: Any, path: str, model: PreTrainedModel, info: dict, new_head: int | None) -> None:
@@ -198,7 +211,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def as_input_error(what: str) -> Iterator[None]:
+def as_input_error(what: str, hint: str = _HINT) -> Iterator[None]:
     """Turn whatever the libraries raise over a user's files into an InputError; out of memory passes through."""
     try:
         yield
@@ -210,5 +223,4 @@ def as_input_error(what: str) -> Iterator[None]:
                 f"{what}: a pickle of more than tensors, or a damaged one", "save it as safetensors"
             ) from e
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        hint = "is the copy complete, and its architecture known to the installed transformers?"
         raise InputError(f"{what}: {type(e).__name__}: {reason[:300]}", hint) from e

@@ -18,6 +18,7 @@ from ..runtime.fsdp_root import is_sharded
 from . import checkpoints
 from .metrics import Board, Log, Meter, rounded
 from .optimization import clip_gradients, learning_rate, make_optimizer
+from .rounding import SavedChanges
 from .summary import say_summary
 from .task import Task
 
@@ -88,6 +89,8 @@ class Trainer:
         self.task, self.config, self.compute = task, task.config, task.compute
         self.model, self.output, self.out = task.model, task.output, Path(task.config.out)
         self.optimizer = make_optimizer(self.config, self.model)
+        dtype = devices.torch_dtype(self.config.save_dtype)
+        self.saved_changes = None if dtype == torch.float32 else SavedChanges(self.model, dtype)
         self.meter = Meter()
         self.tokens = self.tokens_at_line = self.step_at_line = 0
         self.best: dict[str, Any] | None = None
@@ -259,6 +262,8 @@ def _finish(trainer: Trainer, last_row: dict[str, float]) -> None:
         metrics["best_step"], metrics[f"best/{task.select}"] = trainer.best["step"], trainer.best["value"]
         log.say(f"{out}: keeps update {trainer.best['step']}, {task.select} {trainer.best['value']:.4f}")
     metrics |= task.finalize()
+    if trainer.saved_changes and (share := trainer.saved_changes.warn()) is not None:
+        metrics["saved_changes"] = share
     saved, trained = task.saved_model, trainer.model
     state = fsdp.full_tensors(saved.state_dict()) if is_sharded(trained) else None
     if collectives.rank() != 0:
