@@ -114,13 +114,14 @@ def _try_packing(model: PreTrainedModel, length: int) -> bool:
     sequences = [(first, start), (first[:start] + second[start:-1], start), (third, 2)]
     with torch.autocast(device.type, enabled=False):
         model.set_attn_implementation(model._dpoctl_attention)
-        ids, at, _ = packed.pad(sequences, 0)
-        expected = trunk(input_ids=ids.to(device), use_cache=False).last_hidden_state.flatten(0, 1)[at]
+        ids, at, ends = packed.pad(sequences, 0)
+        expected = trunk(input_ids=ids.to(device), use_cache=False).last_hidden_state.flatten(0, 1)
+        expected = expected[torch.cat([at, ends])]
         try:
             model.set_attn_implementation(packed.NAME)
-            row, tree, at, _ = packed.pack(sequences, 1 << 20, device, whole=False)
+            row, tree, at, ends = packed.pack(sequences, 1 << 20, device, whole=True)
             states = trunk(input_ids=row.to(device), use_cache=False, **packed.arguments(tree))
-            return agree(states.last_hidden_state.flatten(0, 1)[at], expected)
+            return agree(states.last_hidden_state.flatten(0, 1)[torch.cat([at, ends])], expected)
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as e:
             log.detail(f"{type(model).__name__} cannot take a packed row: {type(e).__name__}: {e}")
             return False

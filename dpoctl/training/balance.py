@@ -39,6 +39,13 @@ def coefficient_of(model: Any, given: float | None) -> float:
     return found
 
 
+def say_left_out(model: Any) -> None:
+    """Say that a command trains without the load-balancing loss that the configuration asks for."""
+    known = routing_options(model)
+    if known and known[0] and loaded_setting(model, "output_router_logits"):
+        log.say("mixture of experts: PPO trains without the load-balancing loss that its configuration asks for")
+
+
 class Balance:
     """The load-balancing loss of a task's updates; without effect where the coefficient is 0."""
 

@@ -97,7 +97,7 @@ class DPO(PairTask):
             "tokenizer": fingerprint(self.tokenizer),
             "dtype": str(self.compute.dtype),
             "device": self.compute.device.type,
-            "format": 1,
+            "format": 2,  # 1: wrong for models whose windows a packed row ignored
         }
         cache = ReferenceCache(config.cache_dir, key, config.tokens_per_batch)
         return Dataset(data, sequences, cache.logps(self._load_reference, sequences, self.compute))
