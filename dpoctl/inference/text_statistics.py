@@ -5,6 +5,7 @@ Distinct-n is from Li et al. 2016 (1510.03055); it is low for a policy that repe
 
 from collections.abc import Hashable, Sequence
 from math import sqrt
+from typing import Any
 
 _LOOP_NGRAM = 8  # longest repeating unit, in tokens
 _LOOP_TIMES = 3  # repetitions that make a loop
