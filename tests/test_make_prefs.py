@@ -14,6 +14,7 @@ from helpers.chain import dpo, lines_in
 def samples(*scores: float, texts: str = "abcd") -> tuple[list[dict], list[float]]:
     rows = [
         {"prompt_id": "p", "prompt": "I", "completion": texts[k], "k": k, "finish": "stop", "score": score, "extra": 7}
+        | {"prompt_ids": [3], "completion_ids": [ord(texts[k]), 0], "tokenizer": "t", "texts": [f"I{texts[k]}"]}
         for k, score in enumerate(scores)
     ]
     return rows, [math.log(s / (1 - s)) for s in scores]
@@ -35,6 +36,8 @@ def test_four_samples_make_six_pairs_the_higher_score_chosen():
     best = next(p for p in pairs if p["chosen"] + p["rejected"] == "bd")
     assert best["margin"] == pytest.approx(0.8) and (best["chosen_k"], best["rejected_k"]) == (1, 3)
     assert best["extra"] == 7 and best["chosen_finish"] == "stop"
+    assert (best["prompt_ids"], best["chosen_ids"], best["rejected_ids"]) == ([3], [ord("b"), 0], [ord("d"), 0])
+    assert best["tokenizer"] == "t" and best["texts"] == ["Ib", "Id"] and "completion_ids" not in best
 
 
 def test_ties_equal_texts_and_small_margins_are_dropped_and_counted():

@@ -53,7 +53,7 @@ PRESENT = {  # what makes a condition hold
     "shard": "1/2",
 }
 COMBINED = {  # settings of several options, for conditions of several
-    "sft": [{"eval_prompts": "p", "ref": "r"}],
+    "sft": [{"eval_prompts": "p", "ref": "r"}, {"field": "chosen"}],
     "evaluate": [
         {"model": ["m"], "prompts": "p", "ref": "r"},
         {"completions": ["c"], "selection_scorer": "s"},

@@ -91,7 +91,7 @@ def encode_answers(
     found = Encoded(prompts, _encode_completions(codec, answers, prompts, refused), refused, edited)
     _settle_refused(rows, found)
     if edited:
-        warn(f"{rows.path}: {edited} rows have token ids of other texts than theirs: their texts were tokenised")
+        warn(f"{rows.path}: {edited} rows have token ids that were not made for their texts, which were tokenised")
     return found
 
 

@@ -167,7 +167,7 @@ def sample(model: Path, rows: int, tokens: int, dtype: str) -> dict:
         start = time.perf_counter()
         with devices.autocast(torch.device("cpu"), devices.pick_dtype(dtype, torch.device("cpu"))):
             drawn = generate(policy, tokenizer, named, [0], dataclasses.replace(sampling, seed=seed))
-        times.append(sum(len(c.ids) for [c] in drawn) / (time.perf_counter() - start))
+        times.append(sum(len(c.ids) - (c.finish == "stop") for [c] in drawn) / (time.perf_counter() - start))
     rate = statistics.median(times[1:])
     trunk, head = weights(model)
     needed = 2.0 * (trunk * (sum(map(len, prompts)) / (rows * tokens) + 1) + head)
