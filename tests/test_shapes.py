@@ -8,8 +8,9 @@ import sys
 import datasets
 import pytest
 
+from dpoctl.data.codec import Codec
 from dpoctl.data.columns import parse_columns
-from dpoctl.data.encode import encode_examples, encode_pairs
+from dpoctl.data.encode import Limits, encode_examples, encode_pairs
 from dpoctl.data.readers import load_rows
 from dpoctl.errors import InputError
 from helpers.row_shapes import CHATS, FORMATS, PREFERENCES, TEXTS, TOOL, assistant, system, user, write
@@ -30,9 +31,9 @@ def test_preferences_of_a_shape_are_those_written_by_hand(tmp_path, shape, form)
     rows = load_rows(write(tmp_path, theirs, form), "preferences")
     assert only(rows.rows, *PAIR) == by_hand
     (tmp_path / "hand.jsonl").write_text("".join(json.dumps(row) + "\n" for row in by_hand))
-    limits = {"max_length": 200, "max_prompt_length": 100}
-    one = encode_pairs(rows, chat(), **limits)
-    other = encode_pairs(load_rows(tmp_path / "hand.jsonl", "preferences"), chat(), **limits)
+    codec, limits = Codec(chat()), Limits(200, 100)
+    one = encode_pairs(rows, codec, limits)
+    other = encode_pairs(load_rows(tmp_path / "hand.jsonl", "preferences"), codec, limits)
     assert (one.prompts, one.completions, one.pairs) == (other.prompts, other.completions, other.pairs)
     # as prompts they are split in the same way
     prompts = load_rows(rows.path, "prompts")
@@ -46,9 +47,9 @@ def test_chats_of_a_shape_are_those_written_by_hand(tmp_path, shape, form):
     rows = load_rows(write(tmp_path, theirs, form), "text")
     assert only(rows.rows, "prompt", "completion", "messages", "tools") == by_hand
     (tmp_path / "hand.jsonl").write_text("".join(json.dumps(row) + "\n" for row in by_hand))
-    limits = {"max_length": 200, "max_prompt_length": 100}
-    one, _ = encode_examples(rows, chat(), **limits)
-    assert one == encode_examples(load_rows(tmp_path / "hand.jsonl", "text"), chat(), **limits)[0]
+    codec, limits = Codec(chat()), Limits(200, 100)
+    one, _ = encode_examples(rows, codec, limits)
+    assert one == encode_examples(load_rows(tmp_path / "hand.jsonl", "text"), codec, limits)[0]
 
 
 def test_csv_holds_the_same_rows(tmp_path):
@@ -195,6 +196,16 @@ def test_equal_prompts_are_one_prompt(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt_id": "k", "prompt": "c"}]))
     with pytest.raises(InputError, match="6: field 'prompt_id': expected one prompt for each"):
         load_rows(path, "prompts")
+
+
+def test_a_dialogue_is_a_prompt_up_to_where_it_is_to_be_answered(tmp_path):
+    path = tmp_path / "a.jsonl"
+    for name in ("messages", "conversations"):
+        path.write_text(json.dumps({name: [user("a")]}))
+        assert load_rows(path, "prompts").rows[0]["prompt"] == [user("a")]
+        path.write_text(json.dumps({name: [user("a"), assistant("b")]}))
+        with pytest.raises(InputError, match=f"field '{name}': expected a last message that is to be answered"):
+            load_rows(path, "prompts")
 
 
 def test_a_call_of_a_tool_has_no_text(tmp_path):
