@@ -38,6 +38,17 @@ def only_errors() -> None:
     set_verbosity(-2)
 
 
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Show errors only inside: the caller reports what is left out."""
+    before = _verbosity
+    set_verbosity(-2)
+    try:
+        yield
+    finally:
+        set_verbosity(before)
+
+
 def say(text: str) -> None:
     """Show a normal message."""
     if _verbosity >= 0:

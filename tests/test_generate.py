@@ -9,10 +9,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from dpoctl.errors import InputError, NumericalError
+from dpoctl.inference import decoding
 from dpoctl.inference import generate as generate_module
 from dpoctl.inference.generate import PromptTokens, Sampling, batch_slices, generate
 from dpoctl.inference.token_sampling import sample_token, sample_token_from_states, uniforms
-from dpoctl.models.logprobs import has_plain_head
 from helpers.tiny_models import tiny_model
 
 ARCHITECTURES = ["gpt2", "neox", "llama", "qwen2", "mistral"]
@@ -197,12 +197,12 @@ def test_rows_that_leave_the_batch_change_nothing(monkeypatch, kind):
     model, tokenizer = make_model(kind, vocab=12, std=0.1), make_tokenizer(12)
     prompts = [[1 + i % 11] * (1 + i % 4) for i in range(12)]
     sampling = Sampling(max_new_tokens=30)
-    assert has_plain_head(model)  # tried once, here
+    decoding.mode_of(model, 48)  # tried once, here
     sizes = []
     model.base_model.register_forward_pre_hook(lambda m, a, kw: sizes.append(len(kw["input_ids"])), with_kwargs=True)
     compacted = generate(model, tokenizer, named(prompts), [0, 1], sampling)
     assert min(sizes) < 24 / 2 and max(sizes) == 24
-    monkeypatch.setattr(generate_module, "_COMPACT_AT", 2.0)
+    monkeypatch.setattr(decoding, "_COMPACT_AT", 2.0)
     sizes.clear()
     assert compacted == generate(model, tokenizer, named(prompts), [0, 1], sampling)
     assert set(sizes[1:]) == {24}
@@ -210,7 +210,7 @@ def test_rows_that_leave_the_batch_change_nothing(monkeypatch, kind):
 
 def test_a_prompt_is_run_once_for_all_its_completions():
     model, tokenizer = make_model(), make_tokenizer()
-    assert has_plain_head(model)  # tried once, here
+    decoding.mode_of(model, 48)  # tried once, here
     shapes = []
     model.base_model.register_forward_pre_hook(
         lambda m, a, kw: shapes.append(tuple(kw["input_ids"].shape)), with_kwargs=True

@@ -36,7 +36,8 @@ def test_from_train_dpo_to_sample(here):
     files = {p.name for p in (here.folder / "dpo-lora").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= files
     assert not {"model.safetensors", "README.md", "config.json"} & files
-    assert json.loads((here.folder / "dpo-lora/adapter_config.json").read_text())["base_model_name_or_path"] == "sft"
+    base = json.loads((here.folder / "dpo-lora/adapter_config.json").read_text())["base_model_name_or_path"]
+    assert base == str(here.folder / "sft")
     [*_, newest] = sorted((here.folder / "dpo-lora/checkpoints").glob("step-*"))
     adapters = (here.folder / "dpo-lora/adapter_model.safetensors").stat().st_size
     assert (newest / "model.safetensors").stat().st_size < 1.2 * adapters  # no frozen weight is in it

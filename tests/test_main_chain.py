@@ -195,8 +195,10 @@ def test_several_temperatures_and_few_shot_examples(prefs):
     end["texts"] = [text_key(Prompt(long["prompt"]), end["prompt_ids"])]
     for name, row in (("long", long), ("end", long | end)):
         (prefs.folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
-    _, err = prefs.run(*common, "--prompts", "long.jsonl", "--out", "no.jsonl", code=2)
-    assert "long.jsonl:1: prompt" in err and "--max-prompt-length" in err
+    _, err = prefs.run(*common, "--prompts", "long.jsonl", "--out", "of-too-long.jsonl")
+    assert "long.jsonl: 1 of 1 prompts are too long for the model's context of 160 tokens: truncated" in err
+    seen = prefs.rows("of-too-long.jsonl")[0]["prompt_ids"]  # to half of the context, from the left
+    assert seen == encode_prompt(tokenizer, long["prompt"])[-80:]
     prefs.run(*common, "--prompts", "long.jsonl", "--max-prompt-length", "6", "--out", "of-long.jsonl")
     prefs.run(*common, "--prompts", "end.jsonl", "--out", "of-end.jsonl")
     assert prefs.rows("of-long.jsonl")[0]["completion"] == prefs.rows("of-end.jsonl")[0]["completion"]

@@ -33,6 +33,7 @@ BASE = {  # values of the required options
     "judge": {"candidates": ["a"], "model": "m"},
     "merge": {"inputs": ["a.jsonl"]},
     "report": {"inputs": ["a"]},
+    "preview": {"data": "d", "model": "m"},
 }
 PRESENT = {  # what makes a condition hold
     "eval_prompts": "p",
@@ -51,6 +52,9 @@ PRESENT = {  # what makes a condition hold
     "source": "s",
     "scorer": "s",
     "shard": "1/2",
+    "row": 2,
+    "field": "chosen",
+    "json": True,
 }
 COMBINED = {  # settings of several options, for conditions of several
     "sft": [{"eval_prompts": "p", "ref": "r"}, {"field": "chosen"}],
@@ -123,7 +127,7 @@ def settings_of(name: str) -> list[dict[str, Any]]:
     for f in fields(cls):
         if f.name in PRESENT:
             found.append({f.name: PRESENT[f.name]})
-        if f.name in ("loss", "backend", "normalize", "task", "optimizer"):
+        if f.name in ("loss", "backend", "normalize", "task", "optimizer", "for_"):
             found += [{f.name: choice} for choice in spec_of(f).choices]
         if spec_of(f).input == "scorer":
             found += [{f.name: "s"}, {f.name: "python:s.py:f"}]

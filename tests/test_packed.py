@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dpoctl.models import logprobs, packed, tiled_head
+from dpoctl.models import logprobs, packed, probes, tiled_head
 from helpers.tiny_models import tiny_model
 
 PACKED = ["gpt2", "neox", "llama", "qwen2", "qwen3", "mistral"]
@@ -41,7 +41,7 @@ def one_by_one(model, sequences) -> torch.Tensor:
 
 def padded(model, sequences) -> torch.Tensor:
     """One padded batch with the model's own attention and logits."""
-    ids, at, _ = logprobs._padded(sequences, model)
+    ids, at, _ = packed.pad(sequences, 0)
     logps = model(ids).logits.flatten(0, 1)[at].float().log_softmax(-1)
     owner = torch.repeat_interleave(torch.tensor([len(s) - start for s, start in sequences]))
     targets = torch.tensor([t for s, start in sequences for t in s[start:]])
@@ -54,7 +54,7 @@ def test_packed_batches_are_as_close_to_float64_as_padded_ones(name):
     sequences = some_sequences()
     exact, exact_grads = weighted(build(name, double=True), sequences, one_by_one)
     model = build(name)
-    assert logprobs.can_pack(model)
+    assert probes.can_pack(model, 64)
     ours, grads = weighted(model, sequences, logprobs.summed_logps)
     theirs, padded_grads = weighted(build(name), sequences, padded)
     assert ours.dtype == torch.float32
@@ -69,7 +69,7 @@ def test_packed_batches_are_as_close_to_float64_as_padded_ones(name):
 def test_an_architecture_that_cannot_be_packed_is_padded_with_a_warning(name, capsys):
     model, sequences = build(name), some_sequences()
     ours, _ = weighted(model, sequences, logprobs.summed_logps)
-    assert not logprobs.can_pack(model) and logprobs.lay_out([model], sequences).tree is None
+    assert logprobs.lay_out([model], sequences).parts[0].tree is None
     assert "batches are padded" in capsys.readouterr().err
     exact = one_by_one(build(name, double=True), sequences)
     assert torch.allclose(ours.double(), exact, rtol=2e-5, atol=1e-5)
@@ -79,7 +79,7 @@ def test_prompts_are_shared_where_that_saves_tokens():
     sequences = some_sequences()
     layout = logprobs.lay_out([build("gpt2")], sequences)
     prompts, responses = 2 + 9 + 1, sum(len(s) - start for s, start in sequences)
-    assert layout.ids.shape == (1, prompts + responses - len(sequences))  # the last tokens predict nothing
+    assert layout.parts[0].ids.shape == (1, prompts + responses - len(sequences))  # the last tokens predict nothing
     texts = [([7] + [i] * 30, 1) for i in range(40)]  # one token in common: 40 branches would see each other's masks
     assert len(packed.group_by_prompt(texts, 32)) == 40
     assert len(packed.group_by_prompt([([7] * 200 + [i] * 9, 200) for i in range(8)], 32)) == 1

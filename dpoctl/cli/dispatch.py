@@ -6,7 +6,7 @@ from typing import Any
 
 from ..config.files import Merge
 from ..config.sampling import Sharded
-from ..config.shared import Tabular
+from ..config.shared import Common, Tabular
 from ..config.training import Training
 from ..outputs import manifests
 from ..outputs.stdout import print_json
@@ -17,6 +17,10 @@ from .claiming import inputs_of, run_claimed, stage
 
 def run_stage(name: str, config: Any) -> int:
     """Run the command and return its exit code."""
+    if not isinstance(config, Common):  # it writes nothing
+        manifests.check_inputs(inputs_of(config))
+        stage(name).run(config)
+        return 0
     as_json = isinstance(config, Tabular) and config.json
     if rendezvous.world_size() > 1:  # before the ranks of a row command part
         for _, _, path in inputs_of(config):

@@ -27,6 +27,18 @@ PAGES = {
             "dpoctl prepare hh --source hh.jsonl.gz --out hh",
         ),
     ),
+    "preview": Page(
+        DATA,
+        "Show rows as a command reads them: tokens, lengths, counts.",
+        (
+            "dpoctl preview prefs.jsonl --model runs/sft",
+            "# what sft trains on in a file of chats, with token ids\n"
+            "dpoctl preview chats.jsonl --model Qwen/Qwen2.5-0.5B-Instruct --for sft --ids",
+            "# how many pairs a longer limit would keep whole; do prompts repeat?\n"
+            "dpoctl preview prefs.jsonl --model runs/sft --max-length 1024 \\\n"
+            "  --eval-prompts test.jsonl --rows 0",
+        ),
+    ),
     "make-prefs": Page(
         DATA,
         "Sample completions, score them and write preference pairs.",

@@ -3,11 +3,13 @@
 from .files import Merge, Prepare, Report
 from .judging import Judge
 from .ppo import TrainPPO
+from .preview import Preview
 from .sampling import Evaluate, MakePrefs, Sample, Score
 from .training import SFT, TrainDPO, TrainRM
 
 COMMANDS = {
     "prepare": Prepare,
+    "preview": Preview,
     "sft": SFT,
     "make-prefs": MakePrefs,
     "train-dpo": TrainDPO,

@@ -12,10 +12,12 @@ from .shared import (
     PEOPLE,
     SCORING,
     SERVER,
+    TEMPLATE_OPTIONS,
     Common,
     OnDevice,
     Seeded,
     Tabular,
+    Templates,
     WithScorer,
     names_models,
 )
@@ -31,13 +33,14 @@ _ASKED = one_of("backend", "openai", "human")  # a scorer is not asked a questio
     score_text={"panel": SCORING, "when": _SCORER},
     scorer_revision={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
     scorer_trust_remote_code={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
+    **dict.fromkeys(TEMPLATE_OPTIONS, {"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))}),
     shard={"when": _NOT_PEOPLE},
     rank_timeout={"when": all_of(_NOT_PEOPLE, not_given("shard"))},
     seed={"when": any_of(_ASKED, one_of("order", "random"), given("compare"))},
     json={"when": any_of(not_given("form"), given("dry_run"))},
 )
 @dataclass(frozen=True, kw_only=True)
-class Judge(Tabular, Sharded, Rows, WithScorer, OnDevice, Seeded, Common):
+class Judge(Tabular, Sharded, Rows, WithScorer, Templates, OnDevice, Seeded, Common):
     candidates: tuple[str, ...] = option(
         help="Completions files A and B; with A alone, B is the `reference` of its rows.",
         panel=DATA,

@@ -16,6 +16,7 @@ from .shared import (
     GEN,
     RUN,
     SIEBERT,
+    TEMPLATE_OPTIONS,
     ChatTemplates,
     Common,
     ModelOptions,
@@ -181,6 +182,7 @@ class Sample(Sharded, Prompted, Rows, WithScorer, Generation, ChatTemplates, Mod
             yield "--temperature names one temperature twice, or none"
 
 
+@amended(**dict.fromkeys(TEMPLATE_OPTIONS, {"when": names_models("scorer")}))
 @dataclass(frozen=True, kw_only=True)
 class Score(Sharded, Rows, WithScorer, Templates, OnDevice, Common):
     data: str = option(help="Rows with text: completions, texts or messages.", panel=DATA, input="file")

@@ -27,6 +27,8 @@ MAIN = (
 SIEBERT = "siebert/sentiment-roberta-large-english"
 SAVE_DTYPES = ("float32", "bfloat16", "float16")
 
+TEMPLATE_OPTIONS = ("chat_template_kwargs", "template_date", "rendered")  # of Templates
+
 EVAL_PROMPTS: When = given("eval_prompts")
 
 

@@ -122,6 +122,19 @@ class Planned:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Balanced:
+    """A training command whose loss may contain the load-balancing loss of a mixture of experts."""
+
+    router_aux_loss_coef: float | None = option(
+        None,
+        "Mixtures of experts: weight of the load-balancing loss (default: the model's router_aux_loss_coef where its "
+        "configuration has output_router_logits, else 0).",
+        LOSS,
+        at_least=0,
+    )
+
+
 @amended(
     **generation_when(EVAL_PROMPTS),
     score_text={"when": EVAL_PROMPTS},
@@ -174,7 +187,7 @@ class WithReference:
     eval_every={"when": _EVALUATED},
 )
 @dataclass(frozen=True, kw_only=True)
-class SFT(Planned, WithReference, Frontier):
+class SFT(Balanced, Planned, WithReference, Frontier):
     model: str = option(help="Model to fine-tune.", panel=DATA, input="model")
     data: tuple[str, ...] = option(
         help="Text rows, prompt + completion rows, or preferences with --field; may be given several times.",
@@ -218,7 +231,7 @@ _REFERENCE = any_of(_WITH_REFERENCE, EVAL_PROMPTS)
     eval_every={"when": _EVALUATED},
 )
 @dataclass(frozen=True, kw_only=True)
-class TrainDPO(Planned, WithReference, Frontier):
+class TrainDPO(Balanced, Planned, WithReference, Frontier):
     model: str = option(help="Policy to start from, usually the SFT model.", panel=DATA, input="model")
     data: tuple[str, ...] = option(
         help="Preference rows; may be given several times.", panel=DATA, input="file", several=True
@@ -302,7 +315,7 @@ class TrainDPO(Planned, WithReference, Frontier):
 
 @amended(eval_every={"help": "Updates between evaluations (default: four per epoch)."})
 @dataclass(frozen=True, kw_only=True)
-class TrainRM(Planned, Training):
+class TrainRM(Balanced, Planned, Training):
     model: str = option(help="Base or SFT model that the reward model starts from.", panel=DATA, input="model")
     data: tuple[str, ...] = option(
         help="Preference rows; may be given several times.", panel=DATA, input="file", several=True

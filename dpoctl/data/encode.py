@@ -5,10 +5,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from ..errors import InputError
-from ..log import warn
+from ..log import say, warn
 from .answers import Answer, Encoded, answer_of, answers_of, encode_answers
 from .chats import Prompt, Refusal, Text, prompt_of
 from .codec import Codec
+from .counts import in_words
 from .readers import Rows
 from .schema import shape_of
 
@@ -49,7 +50,8 @@ class PairData:
     `prompts`: ids of each unique prompt, in order of first appearance. `completions`: ids of each unique (prompt,
     completion), EOS included where the text is finished; `prompt_of` is the index of each one's prompt. `pairs`:
     (chosen, rejected) as indices of completions; `lines` the source line of each and `margins` the row's `margin`, if
-    it has one. `counts`: rows, pairs, truncated, equal_dropped, empty_dropped, special_text, from_ids, all in pairs.
+    it has one. `counts`: rows, pairs, truncated, equal_dropped, empty_dropped, duplicates, special_text, from_ids, all
+    in pairs.
     """
 
     prompts: list[list[int]] = field(default_factory=list)
@@ -108,9 +110,9 @@ def encode_examples(
     the `turns` are trained on: "all" answers or the "last". `overlong` says what happens to sequences longer than
     `limits.length`: "truncate", "drop", or "split" into windows of a text that overlap by one token, so that each token
     is predicted once. Counts: rows, examples, trained_tokens, truncated, dropped, split, too_short (no token to
-    predict, or none to predict it from), refused (by the chat template), special_text, chats, and from_ids and
-    ids_not_used, in rows. Raises InputError for a row without the fields, an overlong answer with "split", and where no
-    example is left.
+    predict, or none to predict it from), duplicates (of an earlier example), refused (by the chat template),
+    special_text, chats, and from_ids and ids_not_used, in rows. Raises InputError for a row without the fields, an
+    overlong answer with "split", and where no example is left.
     """
     counts = dict.fromkeys(("rows", "examples", "truncated", "dropped", "split", "too_short", "special_text"), 0)
     counts |= {"from_ids": 0, "rows": len(rows.rows)}
@@ -154,8 +156,9 @@ def encode_examples(
     _count_special(rows, codec, whole, counts)
     flat = [replace(example, line=line) for line, row in zip(rows.lines, examples, strict=True) for example in row]
     counts |= {"examples": len(flat), "trained_tokens": sum(example.trained for example in flat)}
+    counts["duplicates"] = len(flat) - len({(e.start, *e.ids) for e in flat})
     counts["chats"] = sum(answer.prompt.is_chat for answer in answers)
-    _refuse_none(rows, counts, "examples")
+    _finish_counts(rows, counts, "examples")
     return flat, counts
 
 
@@ -259,7 +262,8 @@ def encode_pairs(rows: Rows, codec: Codec, limits: Limits) -> PairData:
         unique.data.margins.append(None if row.get("margin") is None else float(row["margin"]))
     _count_special(rows, codec, ([prompt_of(row), row["chosen"], row["rejected"]] for row in rows.rows), counts)
     counts["pairs"] = len(unique.data.pairs)
-    _refuse_none(rows, counts, "pairs")
+    counts["duplicates"] = counts["pairs"] - len(set(unique.data.pairs))
+    _finish_counts(rows, counts, "pairs")
     return unique.data
 
 
@@ -296,7 +300,10 @@ def _count_special(rows: Rows, codec: Codec, parts: Iterable[Sequence[Prompt | T
         )
 
 
-def _refuse_none(rows: Rows, counts: dict[str, int], what: str) -> None:
+def _finish_counts(rows: Rows, counts: dict[str, int], what: str) -> None:
+    """Say the counts. Raises InputError where nothing is left to train on."""
     if not counts[what]:
         reasons = ", ".join(f"{counts[key]} {key}" for key in _REASONS if counts.get(key))
         raise InputError(f"{rows.path}: no {what} are left to train on ({reasons})", "check the rows and --max-length")
+    if told := in_words(counts):
+        say(f"{rows.path}: {told}")

@@ -133,7 +133,7 @@ def check_ids(row: dict, field: str) -> None:
 
 
 def check_finish(row: dict, field: str) -> None:
-    """An optional "stop" (ended with EOS) or "length" (cut)."""
+    """An optional "stop" (ended with an end token) or "length" (cut)."""
     if row.get(field) not in (None, "stop", "length"):
         raise BadRow(field, "'stop' or 'length'", named(row[field]))
 

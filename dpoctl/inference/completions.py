@@ -2,14 +2,15 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .. import log
 from ..data.chats import Refusal, prompt_of
 from ..data.codec import Codec
+from ..data.counts import in_words
 from ..data.encode import Limits, truncate
 from ..data.readers import Rows, warn_of_skipped
-from ..data.stored import carried, stored_prompt, text_key
+from ..data.stored import carried, has_ids, stored_prompt, text_key
 from ..errors import InputError
 from ..models.load import Loaded
 from .generate import Completion, PromptTokens, Sampling, batch_slices, generate
@@ -17,12 +18,17 @@ from .generate import Completion, PromptTokens, Sampling, batch_slices, generate
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompt rows with the token ids of each, by a codec; `skipped` counts the rows that were left out, by reason."""
+    """Prompt rows with the token ids of each, by a codec.
+
+    `skipped` counts the rows that were left out, by reason; `counts` those that are truncated, refused (by the chat
+    template), special_text, from_ids, ids_not_used and duplicates.
+    """
 
     rows: Sequence[dict]
     ids: list[list[int]]
     codec: Codec
     skipped: dict[str, int]
+    counts: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -53,6 +59,7 @@ def prompt_set(prompts: Rows, codec: Codec, context: int | None, longest: int | 
     encoded = codec.encode_prompts(
         [prompt_of(prompts.rows[i]) for i in missing], lambda n, error: bad.update({missing[n]: error})
     )
+    refused = len(bad)
     for i, found in zip(missing, encoded, strict=True):
         ids[i] = found
         if not found:
@@ -65,14 +72,27 @@ def prompt_set(prompts: Rows, codec: Codec, context: int | None, longest: int | 
     kept = [i for i in range(len(ids)) if i not in bad]
     if not kept:
         raise InputError(f"{prompts.path}: no prompt can be answered: {next(iter(reasons))}", "check the rows")
-    cut = truncated_prompts(prompts.path, [ids[i] for i in kept], context, longest, codec.bos_length)
-    return PromptSet([prompts.rows[i] for i in kept], cut, codec, prompts.skipped | dict(reasons))
+    cut, truncated = truncated_prompts([ids[i] for i in kept], context, longest, codec.bos_length)
+    counts = {
+        "truncated": truncated,
+        "refused": refused,
+        "special_text": codec.count_special([prompt_of(row)] for row in prompts.rows),
+        "from_ids": len(ids) - len(missing),
+        "ids_not_used": sum(has_ids(prompts.rows[i], codec.fingerprint) for i in missing),
+        "duplicates": len(kept) - len(set(map(tuple, cut))),
+    }
+    if told := in_words(counts):
+        log.say(f"{prompts.path}: {told}")
+    if truncated:
+        limit = f"--max-prompt-length {longest}" if longest else f"the model's context of {context} tokens"
+        log.warn(f"{prompts.path}: {truncated} of {len(cut)} prompts are too long for {limit}: truncated from the left")
+    return PromptSet([prompts.rows[i] for i in kept], cut, codec, prompts.skipped | dict(reasons), counts)
 
 
 def truncated_prompts(
-    path: str, prompts: list[list[int]], context: int | None, longest: int | None, bos: int
-) -> list[list[int]]:
-    """Prompts of at most `longest` tokens that leave room in the context; a warning counts those that were cut."""
+    prompts: list[list[int]], context: int | None, longest: int | None, bos: int
+) -> tuple[list[list[int]], int]:
+    """(prompts of at most `longest` tokens that leave room in the context, how many were cut)."""
     result = []
     cut = 0
     for ids in prompts:
@@ -81,10 +101,7 @@ def truncated_prompts(
             shorter, _, is_cut = truncate(shorter, [], Limits(prompt=max(1, context // 2)), bos)
         result.append(shorter)
         cut += is_cut
-    if cut:
-        limit = f"--max-prompt-length {longest}" if longest else f"the model's context of {context} tokens"
-        log.warn(f"{path}: {cut} of {len(prompts)} prompts are too long for {limit}: truncated from the left")
-    return result
+    return result, cut
 
 
 def complete(

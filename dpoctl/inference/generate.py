@@ -1,26 +1,23 @@
 """Sample completions from a causal language model, one batch of prompts at a time.
 
-A batch is padded on the left. Each prompt is run once, its cache is copied to its completions, and rows that have ended
-leave the batch. A row's random numbers do not depend on the others (`token_sampling`), but rounding depends on what
-shares a batch: equal batches give equal bytes, so a resumed or sharded command splits its rows only between batches.
+How rows share a batch is `decoding`'s. A row's random numbers do not depend on the others (`token_sampling`), but
+rounding depends on what shares a batch: equal batches give equal bytes, so a resumed or sharded command splits its rows
+only between batches.
 """
 
-import inspect
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
 from ..models.load import context_length
-from ..models.logprobs import has_plain_head
+from ..models.probes import has_plain_head
+from .decoding import open_decoding
 from .options import SamplingOptions
 from .token_sampling import sample_token, sample_token_from_states, uniforms
-
-_COMPACT_AT = 0.25  # fraction of ended rows in the batch at which they are removed from it
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def generate(
     tokens: list[list[int]] = [[] for _ in rows]
     finish = ["length"] * len(rows)
 
-    batch = _DecodingBatch(model, [prompt.ids for prompt in prompts], [i for i, _ in rows], steps)
+    batch = open_decoding(model, [prompt.ids for prompt in prompts], [i for i, _ in rows], steps)
     states = batch.prefill()
     active = set(range(len(rows)))
     for step in range(steps):
@@ -141,108 +138,6 @@ def _next_tokens(model: PreTrainedModel, states: torch.Tensor, u: torch.Tensor, 
     logits = output(states) if plain else states
     u = u.to(logits.device)
     return sample_token(logits, u, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
-
-
-class _DecodingBatch:
-    """The rows that are being decoded, with their cache, mask and positions."""
-
-    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], prompt_of: list[int], steps: int):
-        self.model, self.device = model, model.device
-        self.rows = list(range(len(prompt_of)))
-        self.context = context_length(model)
-        self.width = max(map(len, prompts))
-        # Each distinct prompt is run once: `source` is, for each row, the line of the prefill that it copies.
-        self.unique: list[tuple[int, ...]] = list(dict.fromkeys(map(tuple, prompts)))
-        place = {ids: n for n, ids in enumerate(self.unique)}
-        self.source = torch.tensor([place[tuple(prompts[i])] for i in prompt_of], device=self.device)
-        self.mask = torch.ones(len(self.unique), self.width + steps, dtype=torch.long, device=self.device)
-        self.positions = torch.zeros(len(self.rows), 1, dtype=torch.long, device=self.device)
-        self.cache = DynamicCache(config=model.config)
-        self.cache.layers = [  # other kinds of layer, such as sliding windows, are kept
-            _PreallocatedLayer(self.width + steps) if type(layer) is DynamicLayer else layer
-            for layer in self.cache.layers
-        ]
-        self.trunk = model.base_model if has_plain_head(model) else model
-        accepted = inspect.signature(self.trunk.forward).parameters
-        self.takes_positions = "position_ids" in accepted  # models with ALiBi take none
-        self.cache_name = "cache" if "cache" in accepted else "past_key_values"  # the name up to transformers 5.2
-        self.extra = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-
-    def prefill(self) -> torch.Tensor:
-        """[rows, d] last hidden states of the prompts (or logits, see _next_tokens)."""
-        ids = torch.zeros(len(self.unique), self.width, dtype=torch.long)
-        for line, prompt in enumerate(self.unique):
-            ids[line, self.width - len(prompt) :] = torch.tensor(prompt)
-            self.mask[line, : self.width - len(prompt)] = 0
-        positions = (self.mask[:, : self.width].cumsum(-1) - 1).clamp(min=0)
-        states = self._forward(ids.to(self.device), positions)[self.source]
-        self.positions = positions[self.source, -1:]
-        self._select(self.source)
-        return states
-
-    def step(self, tokens: list[int], active: set[int]) -> torch.Tensor:
-        """[rows, d] states (or logits) after one more token in each row; inactive rows may leave the batch first."""
-        if len(active) <= (1 - _COMPACT_AT) * len(self.rows):
-            keep = [n for n, row in enumerate(self.rows) if row in active]
-            tokens, self.rows = [tokens[n] for n in keep], [self.rows[n] for n in keep]
-            places = torch.tensor(keep, device=self.device)
-            self.positions = self.positions[places]
-            self._select(places)
-        self.positions = self.positions + 1
-        if self.context:  # ended rows that are still in the batch may pass the end; their output is not read
-            self.positions.clamp_(max=self.context - 1)
-        return self._forward(torch.tensor(tokens, device=self.device)[:, None], self.positions)
-
-    def _select(self, places: torch.Tensor) -> None:
-        self.mask = self.mask[places]
-        self.cache.batch_select_indices(places)
-
-    def _forward(self, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        length = self.cache.get_seq_length() + ids.shape[1]
-        where = {"position_ids": positions} if self.takes_positions else {}
-        output = self.trunk(
-            input_ids=ids,
-            attention_mask=self.mask[:, :length],
-            use_cache=True,
-            **{self.cache_name: self.cache},
-            **where,
-            **self.extra,
-        )
-        return (output.logits if self.trunk is self.model else output.last_hidden_state)[:, -1]
-
-
-class _PreallocatedLayer(DynamicLayer):
-    """A cache layer that allocates `capacity` positions at once; `DynamicLayer` copies itself at every step."""
-
-    is_initialized: bool
-
-    def __init__(self, capacity: int):
-        super().__init__()
-        self.capacity = capacity
-
-    def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append states [rows, heads, new, width]; returns the keys and values of all positions."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.buffers = [self._buffer_like(states) for states in (key_states, value_states)]
-        start = self.get_seq_length()
-        end = start + key_states.shape[2]
-        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, start:end] = states
-        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
-        return self.keys, self.values
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep the rows at `indices`, in that order."""
-        kept, self.is_initialized = (self.keys[indices], self.values[indices]), False
-        del self.keys, self.values, self.buffers  # frees their memory before the new buffers are allocated
-        self.update(*kept)
-
-    def _buffer_like(self, states: torch.Tensor) -> torch.Tensor:
-        rows, heads, _, width = states.shape
-        return states.new_empty(rows, heads, self.capacity, width)
 
 
 def _limits(model: PreTrainedModel, prompts: list[PromptTokens], max_new_tokens: int) -> list[int]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..config.scorer import ScorerSpec, model_revisions, parse_scorer
 from ..data.chats import TemplateOptions
 from ..errors import InputError
+from ..models import rope
 from ..models.hub import check_path, resolve
 from ..models.load import Loaded, context_length, load_classifier, load_policy, require_same_tokenizer
 from ..models.logprobs import response_logps
@@ -300,19 +301,21 @@ def classifier_logits(model: Any, tokenizer: Any, sequences: list[list[int]], to
     Batches hold sequences of similar length, at most `tokens_per_batch` tokens with the padding.
     """
     logits = torch.empty(len(sequences), model.config.num_labels, dtype=torch.float64)
-    order = sorted(range(len(sequences)), key=lambda n: -len(sequences[n]))
-    start = 0
-    while start < len(order):
-        width = max(1, len(sequences[order[start]]))
-        batch = order[start : start + max(1, tokens_per_batch // width)]
-        start += len(batch)
-        ids = torch.full((len(batch), width), tokenizer.pad_token_id)
-        mask = torch.zeros_like(ids)
-        for line, n in enumerate(batch):
-            ids[line, : len(sequences[n])] = torch.tensor(sequences[n], dtype=torch.long)
-            mask[line, : len(sequences[n])] = 1
-        output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
-        logits[batch] = output.logits.double().cpu()
+    for group in rope.groups([model], [len(ids) for ids in sequences]):
+        order = sorted(group, key=lambda n: -len(sequences[n]))
+        start = 0
+        while start < len(order):
+            width = max(1, len(sequences[order[start]]))
+            batch = order[start : start + max(1, tokens_per_batch // width)]
+            start += len(batch)
+            ids = torch.full((len(batch), width), tokenizer.pad_token_id)
+            mask = torch.zeros_like(ids)
+            for line, n in enumerate(batch):
+                ids[line, : len(sequences[n])] = torch.tensor(sequences[n], dtype=torch.long)
+                mask[line, : len(sequences[n])] = 1
+            rope.reset(model)
+            output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+            logits[batch] = output.logits.double().cpu()
     return logits
 
 

@@ -5,6 +5,7 @@ Distinct-n is from Li et al. 2016 (1510.03055); it is low for a policy that repe
 
 from collections.abc import Hashable, Sequence
 from math import sqrt
+from typing import Any
 
 _LOOP_NGRAM = 8  # longest repeating unit, in tokens
 _LOOP_TIMES = 3  # repetitions that make a loop
@@ -27,7 +28,7 @@ def distinct_n(texts: Sequence[str | Sequence[int]], n: int) -> float:
     return len(different) / total if total else 0.0
 
 
-def repetition_loop(ids: Sequence[int]) -> bool:
+def repetition_loop(ids: Sequence[Any]) -> bool:
     """Whether a text ends in a loop: its tail is one n-gram (n <= 8) three times or more, over 12 tokens or more.
 
     The last repetition may be incomplete, as where sampling stopped at its length limit.

@@ -5,6 +5,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
 from ..config.judging import Judge
+from ..outputs.claims import Output
 from ..runtime import signals
 from .client import Client, Pending
 from .comparisons import Comparison
@@ -37,14 +38,19 @@ class Judging(Protocol):
 class ScorerJudge:
     """The higher score wins, whatever the order."""
 
-    def __init__(self, config: Judge, state: dict[str, Any]):
+    def __init__(self, config: Judge, output: Output):
+        from ..inference.options import template_options
         from ..inference.scorers import ScorerOptions, load_scorer
         from ..runtime.devices import pick_device
 
         self.last_failure = ""
         self.name, self.criterion = str(config.scorer), config.criterion
         options = ScorerOptions(
-            pick_device(config.device), config.scorer_revision, config.scorer_trust_remote_code, config.score_text
+            pick_device(config.device),
+            config.scorer_revision,
+            config.scorer_trust_remote_code,
+            config.score_text,
+            templates=template_options(config, output),
         )
         self.scorer = load_scorer(self.name, options)
 
@@ -169,6 +175,6 @@ class ModelJudge:
         return counts | ({"dollars": round(self.client.dollars, 6)} if self.client.priced else {})
 
 
-def open_judge(config: Judge, state: dict[str, Any]) -> Judging:
+def open_judge(config: Judge, state: dict[str, Any], output: Output) -> Judging:
     """The judge of --backend scorer or openai. Raises InputError as load_scorer, load_criterion and Client do."""
-    return ScorerJudge(config, state) if config.backend == "scorer" else ModelJudge(config, state)
+    return ScorerJudge(config, output) if config.backend == "scorer" else ModelJudge(config, state)

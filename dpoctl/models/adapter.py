@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from ..errors import InputError
 
 _WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."  # of the names of a model's weights within peft's
 
 
 @dataclass(frozen=True)
@@ -52,24 +54,78 @@ def is_reward(path: str) -> bool:
     return "reward_shift" in _shape(Path(path).expanduser())
 
 
-def merge_into(model: PreTrainedModel, adapter: Adapter, base: str) -> PreTrainedModel:
+def merge_into(model: PreTrainedModel, adapter: Adapter, base: str, tokens: int) -> PreTrainedModel:
     """`model` with the adapter's weights merged in; `base` names the model in messages.
 
-    Raises InputError where a weight of the adapter has no layer in the model, or a layer no weight.
+    Where the adapter was trained with added tokens (modules_to_save, trainable_token_indices), the embeddings grow to
+    its number of rows, or to the `tokens` of its tokenizer. Raises InputError where a weight of the adapter has no
+    layer in the model, or a layer no weight.
     """
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
+    add_rows(model, adapter, tokens)
+    weights = _without_copies(model, adapter.weights)
     try:
         adapted = get_peft_model(model, adapter.config)
         expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-        missing = expected - set(adapter.weights)
-        unmatched = missing or set_peft_model_state_dict(adapted, adapter.weights).unexpected_keys
+        missing = expected - set(weights)
+        unmatched = missing or set_peft_model_state_dict(adapted, weights).unexpected_keys
         if unmatched:
             raise ValueError(f"{sorted(unmatched)[0]} is in one of them alone")
-        return adapted.merge_and_unload(safe_merge=True).requires_grad_(True)  # peft froze the base
-    except (RuntimeError, ValueError, KeyError) as e:
+        merged = adapted.merge_and_unload(safe_merge=True).requires_grad_(True)  # peft froze the base
+    except (RuntimeError, ValueError, KeyError, IndexError) as e:
         hint = f"was the adapter trained on {base}?"
         raise InputError(f"{adapter.path}: does not fit {base}: {_main_line(e)}", hint=hint) from e
+    _untie(merged)
+    return merged
+
+
+def add_rows(model: PreTrainedModel, adapter: Adapter, tokens: int) -> None:
+    """Resize the embeddings of a base to those that the adapter was trained with; rows that it does not hold are 0."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    names = _embedding_names(model)
+    whole = {f"{_PREFIX}{name}{end}" for name in names for end in (".weight", ".token_adapter.base_layer.weight")}
+    wanted = [weight.shape[0] for key, weight in adapter.weights.items() if key in whole]
+    trained = getattr(adapter.config, "trainable_token_indices", None) or []
+    indices = [i for each in (trained.values() if isinstance(trained, dict) else [trained]) for i in each]
+    if any(i >= rows for i in indices):
+        wanted.append(max(tokens, max(indices) + 1))
+    if not wanted or max(wanted) == rows:
+        return
+    model.resize_token_embeddings(max(wanted), mean_resizing=False)
+    with torch.no_grad():
+        for name in names:
+            model.get_submodule(name).weight[rows:].zero_()  # random numbers otherwise
+
+
+def _embedding_names(model: PreTrainedModel) -> list[str]:
+    """The names of the modules that are the input and the output embedding, in this order."""
+    named = {id(module): name for name, module in model.named_modules()}
+    return [named[id(m)] for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m is not None]
+
+
+def _without_copies(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An adapter's weights without those that peft writes twice where it saves resized embeddings as well."""
+    kept = {}
+    for key, weight in weights.items():
+        if key.endswith(".original_module.weight"):
+            continue
+        plain = key.replace(".modules_to_save.weight", ".weight")
+        if plain == key or plain not in weights:
+            kept[plain] = weight
+    names = _embedding_names(model)
+    if getattr(model.config.get_text_config(), "tie_word_embeddings", False) and len(names) == 2:
+        kept.pop(f"{_PREFIX}{names[1]}.token_adapter.trainable_tokens_delta", None)  # the input embedding's
+    return kept
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Say in the configuration that input and output embeddings differ, where the adapter trained one of them alone."""
+    output = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    if output is not None and getattr(config, "tie_word_embeddings", False):
+        if output.weight is not model.get_input_embeddings().weight:
+            config.tie_word_embeddings = model.config.tie_word_embeddings = False
 
 
 def _shape(folder: Path) -> dict[str, Any]:

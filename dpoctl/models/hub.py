@@ -4,12 +4,12 @@ Standard library only at import time, so that a mistyped path is reported withou
 """
 
 import difflib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
+from ..outputs import adapter_base
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SMALL_FILES = ["*.json", "config.yaml", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.vocab", "*.bpe"]
@@ -42,21 +42,19 @@ def check_path(path: str) -> None:
 
 
 def base_of(adapter: str) -> str:
-    """The base model that an adapter's directory names. Raises InputError: not an adapter, or no base named."""
-    if Path(adapter).expanduser().is_file():
-        hint = "shards are .jsonl files; an adapter is a directory with adapter_config.json"
-        raise InputError(f"{adapter}: neither a shard nor an adapter's directory", hint=hint)
-    file = Path(adapter).expanduser() / "adapter_config.json"
+    """The base model that an adapter's directory names. Raises InputError as `adapter_base.find` does."""
+    return adapter_base.find(adapter).path
+
+
+def resolve_base(
+    adapter: str, path: str, revision: str | None, *, with_code: bool = False, weights: bool = True
+) -> str:
+    """The local directory of an adapter's base model. Raises InputError, which says so, as `resolve` does."""
     try:
-        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        raise InputError(
-            f"{adapter}: not an adapter's directory: no adapter_config.json that can be read",
-            hint="give what peft's save_pretrained wrote",
-        ) from None
-    if not base:
-        raise InputError(f"{file}: names no base model", hint="--base says which model the adapter was trained on")
-    return base
+        return resolve(path, revision, with_code=with_code, weights=weights)
+    except InputError as e:
+        hint = f"{e.hint}; " if e.hint else ""
+        raise InputError(f"{adapter}: an adapter, of whose base: {e.message}", hint + adapter_base.ASK) from e
 
 
 def is_adapter(folder: str) -> bool:

@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -22,8 +23,9 @@ from ..data.chats import TemplateOptions
 from ..data.codec import Codec
 from ..data.tokens import REWARD_PAD, fingerprint
 from ..errors import InputError
-from . import adapter, packed
-from .hub import base_of, is_adapter, resolve
+from ..outputs import adapter_base
+from . import adapter, probes
+from .hub import is_adapter, resolve, resolve_base
 from .pretrained import Source, as_input_error, load_complete, load_shape, prepared, quiet
 
 
@@ -92,7 +94,8 @@ def load_classifier(
     folder = resolve(path, revision, with_code=trust_remote_code)
     if is_adapter(folder):
         with quiet():
-            model, tokenizer = load_merged_reward(folder, base_of(folder), None, trust_remote_code)
+            base = adapter_base.find(folder)
+            model, tokenizer = load_merged_reward(folder, base.path, base.revision, trust_remote_code)
         model = model.to(dtype)
     else:
         source = Source(path, folder, trust_remote_code)
@@ -166,11 +169,12 @@ def load_merged(path: str, base: str, revision: str | None = None, trust_remote_
     found = adapter.read(path)
     if found.task_type not in (None, "CAUSAL_LM"):
         raise InputError(f"{path}: an adapter of task {found.task_type}, where a language model's is expected")
+    _check_base(path, base, revision, trust_remote_code)
     model, tokenizer, _ = load_policy(base, revision=revision, trust_remote_code=trust_remote_code)
     folder = Path(path).expanduser()
     if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         tokenizer = load_tokenizer(path, folder=str(folder))
-    return adapter.merge_into(model, found, base), tokenizer
+    return adapter.merge_into(model, found, base, len(tokenizer)), tokenizer
 
 
 def load_merged_reward(
@@ -180,21 +184,29 @@ def load_merged_reward(
     found = adapter.read(path)
     if found.task_type != "SEQ_CLS" or not {"reward_shift", "reward_scale"} <= set(found.shape):
         raise InputError(f"{path}: an adapter of task {found.task_type}, where one of train-rm's is expected")
+    _check_base(path, base, revision, trust_remote_code)
     model, tokenizer, _ = load_reward_start(base, revision=revision, trust_remote_code=trust_remote_code)
     model.config.reward_shift, model.config.reward_scale = found.shape["reward_shift"], found.shape["reward_scale"]
-    return adapter.merge_into(model, found, base).eval(), tokenizer
+    return adapter.merge_into(model, found, base, len(tokenizer)).eval(), tokenizer
+
+
+def _check_base(path: str, base: str, revision: str | None, trust_remote_code: bool) -> None:
+    """Raises InputError where the base cannot be found, or is not the model that the adapter was trained on."""
+    adapter_base.check(path, base, resolve_base(path, base, revision, with_code=trust_remote_code))
 
 
 def _adapted_policy(path: str, folder: str, device: str | torch.device, trust_remote_code: bool) -> WithTokenizer:
     """An adapter's directory as a policy: merged into its base; on the meta device the base has the same shape."""
-    base = base_of(folder)
+    base = adapter_base.find(folder)
     if str(device) != "meta":
         with quiet():
-            return load_merged(folder, base, None, trust_remote_code)
-    base = resolve(base, with_code=trust_remote_code)
-    model = load_shape(AutoModelForCausalLM, Source(path, base, trust_remote_code), torch.float32)
-    holder = folder if _has_tokenizer(folder) else base
-    return model, load_tokenizer(path, folder=holder, trust_remote_code=trust_remote_code)
+            return load_merged(folder, base.path, base.revision, trust_remote_code)
+    place = resolve_base(path, base.path, base.revision, with_code=trust_remote_code)
+    model = load_shape(AutoModelForCausalLM, Source(path, place, trust_remote_code), torch.float32)
+    holder = folder if _has_tokenizer(folder) else place
+    tokenizer = load_tokenizer(path, folder=holder, trust_remote_code=trust_remote_code)
+    adapter.add_rows(model, adapter.read(folder), len(tokenizer))
+    return model, tokenizer
 
 
 # --- models without weights ------------------------------------------------------------------------------------------
@@ -215,8 +227,7 @@ def untrained(path: str, kind: str, *, revision: str | None = None) -> PreTraine
     with quiet(), as_input_error(f"{path}: not a causal language model"):
         model = auto_class.from_config(config, dtype=torch.float32)
     model = prepared(model)
-    model.set_attn_implementation(packed.NAME)
-    model._dpoctl_can_pack = model._dpoctl_plain_head = True
+    probes.assume(model, packs=True, plain_head=True)
     return model
 
 
@@ -234,7 +245,10 @@ def count_weights(path: str, revision: str | None = None) -> int:
 def _config_folder(path: str, revision: str | None) -> str:
     """The folder of the config.json that describes a model, for an adapter that of its base."""
     folder = resolve(path, revision, weights=False)
-    return resolve(base_of(folder), weights=False) if is_adapter(folder) else folder
+    if not is_adapter(folder):
+        return folder
+    base = adapter_base.find(folder)
+    return resolve_base(path, base.path, base.revision, weights=False)
 
 
 # --- tokenizers ------------------------------------------------------------------------------------------------------
@@ -270,22 +284,29 @@ def open_codec(
     """
     if templates and templates.template is not None:
         tokenizer.chat_template = templates.template
-    codec = Codec(tokenizer, end_tokens(folder), templates)
+    ends = end_tokens(folder)
+    codec = Codec(tokenizer, (_end_tokens_of_base(path, folder) if ends is None else ends) or (), templates)
     log.detail(f"{path}: {codec.describe_ends()}")
     return codec
 
 
-def end_tokens(folder: str) -> list[int]:
-    """The end tokens of a model directory's generation configuration; without one, those of its config.json."""
-    for place in (folder, *([base_of(folder)] if is_adapter(folder) else [])):
-        for name in ("generation_config.json", "config.json"):
-            try:
-                found = json.loads((Path(place) / name).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                continue
-            ends = found.get("eos_token_id", (found.get("text_config") or {}).get("eos_token_id"))
-            return [ends] if isinstance(ends, int) else list(ends or [])
-    return []
+def end_tokens(folder: str) -> list[int] | None:
+    """The end tokens of a directory's generation configuration, else of its config.json; None where it has neither."""
+    for name in ("generation_config.json", "config.json"):
+        try:
+            found = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        ends = found.get("eos_token_id", (found.get("text_config") or {}).get("eos_token_id"))
+        return [ends] if isinstance(ends, int) else list(ends or [])
+    return None
+
+
+def _end_tokens_of_base(path: str, folder: str) -> list[int] | None:
+    if not is_adapter(folder):
+        return None
+    base = adapter_base.find(folder)
+    return end_tokens(resolve_base(path, base.path, base.revision, weights=False))
 
 
 def require_same_tokenizer(
@@ -326,7 +347,18 @@ def _check_fit(path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
 
 def context_length(model: PreTrainedModel) -> int | None:
     """The most positions the model takes, in tokens; None where its configuration sets no limit."""
-    config = model.config.get_text_config()
+    return _context(model.config)
+
+
+def context_without_weights(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
+    """`context_length` of a model of which only config.json is read. Raises InputError."""
+    folder = _config_folder(path, revision)
+    with quiet(), as_input_error(f"{path}: config.json cannot be read"):
+        return _context(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+
+
+def _context(config: PretrainedConfig) -> int | None:
+    config = config.get_text_config()
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         if isinstance(getattr(config, name, None), int):
             return getattr(config, name)

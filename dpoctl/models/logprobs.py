@@ -8,7 +8,7 @@ the causal mask hides the padding from every real token.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .. import log
 from ..objectives.kl import kl
 from ..runtime.fsdp_root import with_gathered_weights
-from . import packed, tiled_head
+from . import packed, rope, tiled_head
+from .probes import can_pack, has_plain_head, trunk_of, vocabulary
+from .routing import RoutedTokens, recorded
 
 Sequences = Sequence[tuple[Sequence[int], int]]
 
@@ -28,18 +29,21 @@ _TILE_BYTES = 64 << 20  # float32 logits of one tile, where full distributions a
 
 
 def response_token_logps(
-    model: PreTrainedModel, sequences: Sequences, temperature: float = 1.0
+    model: PreTrainedModel, sequences: Sequences, temperature: float = 1.0, routed: RoutedTokens | None = None
 ) -> tuple[Tensor, Tensor]:
     """(log-probs [N] float32, owner [N] int64) of all response tokens of a micro-batch; differentiable.
 
-    `owner[i]` is the index of the sequence that token i belongs to. Logits are divided by `temperature`.
+    `owner[i]` is the index of the sequence that token i belongs to. Logits are divided by `temperature`. `routed`
+    records the routing of a mixture of experts.
     """
 
-    return with_gathered_weights(model, partial(_response_token_logps, model, sequences, temperature))
+    return with_gathered_weights(model, partial(_response_token_logps, model, sequences, temperature, routed))
 
 
-def _response_token_logps(model: PreTrainedModel, sequences: Sequences, temperature: float) -> tuple[Tensor, Tensor]:
-    layout = lay_out([model], sequences)
+def _response_token_logps(
+    model: PreTrainedModel, sequences: Sequences, temperature: float, routed: RoutedTokens | None
+) -> tuple[Tensor, Tensor]:
+    layout = lay_out([model], sequences, routed=routed)
     return token_logps(model, response_rows(model, layout), layout.targets, temperature)[0], layout.owner
 
 
@@ -59,9 +63,11 @@ def token_logps(
     return tiled_head.token_logps(rows, output.weight, bias, targets), None
 
 
-def summed_logps(model: PreTrainedModel, sequences: Sequences, temperature: float = 1.0) -> Tensor:
+def summed_logps(
+    model: PreTrainedModel, sequences: Sequences, temperature: float = 1.0, routed: RoutedTokens | None = None
+) -> Tensor:
     """Response log-probs [B] float32, summed over each sequence's response; differentiable."""
-    logps, owner = response_token_logps(model, sequences, temperature)
+    logps, owner = response_token_logps(model, sequences, temperature, routed)
     return logps.new_zeros(len(sequences)).index_add(0, owner, logps)
 
 
@@ -94,7 +100,7 @@ def policy_kl(
     for indices in micro_batches(sequences, tokens_per_batch):
         layout = lay_out([policy, reference], [sequences[i] for i in indices])
         hidden_p, hidden_r = response_rows(policy, layout), response_rows(reference, layout)
-        rows = max(16, _TILE_BYTES // (4 * _vocabulary(policy)))
+        rows = max(16, _TILE_BYTES // (4 * vocabulary(policy)))
         sums = torch.zeros(3, len(indices), device=hidden_p.device)
         tiles = (t.split(rows) for t in (hidden_p, hidden_r, layout.targets, layout.owner))
         for hp, hr, y, owner in zip(*tiles, strict=True):
@@ -132,51 +138,99 @@ def micro_batches(sequences: Sequences, tokens_per_batch: int) -> Iterator[list[
 
 
 @dataclass(frozen=True)
-class Layout:
-    """A micro-batch of B sequences as the model's input, with the places of its response tokens.
+class Part:
+    """Sequences that are forwarded together: `ids` [rows, T], and their `tree` where they are packed.
 
-    `ids` [rows, T]; `at` [N]: indices into the flattened ids whose hidden states predict the response tokens `targets`
-    [N]; `owner` [N]: the sequence of each; `ends` [B]: indices of the last tokens; `tree` where the input is packed.
+    `counts` [rows * T]: how often each token counts in the routing that is recorded, 0 for padding.
     """
 
     ids: Tensor
+    tree: packed.Tree | None
+    counts: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A micro-batch of B sequences as the model's input, with the places of its response tokens.
+
+    `parts` are forwarded one after the other: there is one, or one for each set of rotary frequencies (`rope`). `at`
+    [N]: indices into all parts' flattened ids whose hidden states predict the response tokens `targets` [N]; `owner`
+    [N]: the sequence of each; `ends` [B]: indices of the last tokens.
+    """
+
+    parts: list[Part]
     at: Tensor
     owner: Tensor
     targets: Tensor
     ends: Tensor
-    tree: packed.Tree | None
+    routed: RoutedTokens | None = None
 
 
-def lay_out(models: Sequence[PreTrainedModel], sequences: Sequences, *, whole: bool = False) -> Layout:
+def lay_out(
+    models: Sequence[PreTrainedModel], sequences: Sequences, *, whole: bool = False, routed: RoutedTokens | None = None
+) -> Layout:
     """The micro-batch on the models' device: packed where all `models` support it, else padded on the right.
 
-    With `whole` the last tokens are forwarded too: a reward is read from their hidden states.
+    With `whole` the last tokens are forwarded too: a reward is read from their hidden states. `routed` records how a
+    mixture of experts routes the tokens.
     """
     device = next(models[0].parameters()).device
-    if all(can_pack(model) for model in models):
-        width = models[0].config.get_text_config().hidden_size
-        ids, tree, at, ends = packed.pack(sequences, width, device, whole=whole)
-    else:
-        ids, at, ends = _padded(sequences, models[0])
-        tree = None
+    lengths = [len(ids) for ids, _ in sequences]
+    # the frequencies are those of the whole text
+    whole = whole or routed is not None or any(rope.switch_of(model) for model in models)
+    parts: list[Part] = []
+    at: list[Tensor] = [torch.empty(0)] * len(sequences)
+    ends = torch.empty(len(sequences), dtype=torch.long)
+    offset = 0
+    for members in rope.groups(models, lengths):
+        part, places, lasts = _part(models, [sequences[i] for i in members], device, whole)
+        if routed:
+            counts = [routed.counts[i] for i in members]
+            part = replace(part, counts=_token_counts(models[0], part, [sequences[i] for i in members], counts))
+        sizes = [lengths[i] - sequences[i][1] for i in members]
+        for i, rows in zip(members, (places + offset).split(sizes), strict=True):
+            at[i] = rows
+        ends[members] = lasts + offset
+        offset += part.ids.numel()
+        parts.append(part)
     owner = torch.tensor([i for i, (s, start) in enumerate(sequences) for _ in range(start, len(s))])
     targets = torch.tensor([t for s, start in sequences for t in s[start:]])
-    return Layout(ids.to(device), at.to(device), owner.to(device), targets.to(device), ends.to(device), tree)
+    return Layout(parts, torch.cat(at).to(device), owner.to(device), targets.to(device), ends.to(device), routed)
 
 
-def _padded(sequences: Sequences, model: PreTrainedModel) -> tuple[Tensor, Tensor, Tensor]:
-    """(ids [B, T], at [N], ends [B]), padded on the right."""
-    pad = model.config.get_text_config().pad_token_id or 0
-    width = max(len(ids) for ids, _ in sequences)
-    ids = torch.tensor([list(s) + [pad] * (width - len(s)) for s, _ in sequences])
-    at = torch.cat([torch.arange(start - 1, len(s) - 1) + b * width for b, (s, start) in enumerate(sequences)])
-    ends = torch.tensor([b * width + len(s) - 1 for b, (s, _) in enumerate(sequences)])
-    return ids, at, ends
+def _token_counts(model: PreTrainedModel, part: Part, sequences: Sequences, counts: list[float]) -> Tensor:
+    """[rows * T]: how often each token of a part counts."""
+    rows, width = part.ids.shape
+    if part.tree is None:
+        found = [[c] * len(s) + [0.0] * (width - len(s)) for c, (s, _) in zip(counts, sequences, strict=True)]
+        return torch.tensor(found).flatten()
+    row = packed.token_counts(sequences, model.config.get_text_config().hidden_size, counts)
+    return torch.tensor(row + [0.0] * (width - len(row)))
+
+
+def _part(
+    models: Sequence[PreTrainedModel], sequences: Sequences, device: torch.device, whole: bool
+) -> tuple[Part, Tensor, Tensor]:
+    """(part, at [N], ends [B]) of sequences that are forwarded together."""
+    longest = max(len(ids) for ids, _ in sequences)
+    if all(can_pack(model, longest) for model in models):
+        width = models[0].config.get_text_config().hidden_size
+        ids, tree, at, ends = packed.pack(sequences, width, device, whole=whole)
+        return Part(ids.to(device), tree), at, ends
+    ids, at, ends = packed.pad(sequences, _padding(models[0]))
+    return Part(ids.to(device), None), at, ends
+
+
+def _padding(model: PreTrainedModel) -> int:
+    """An id to pad with, which the causal mask hides: the configuration's where it is one, else 0."""
+    pad = getattr(model.config.get_text_config(), "pad_token_id", None)
+    return pad if isinstance(pad, int) and 0 <= pad < vocabulary(model) else 0
 
 
 def trunk_states(model: PreTrainedModel, layout: Layout) -> Tensor:
-    """Last hidden states [rows * T, d] of a model's trunk, or of a model that is a trunk."""
-    return model.base_model(**_inputs(layout)).last_hidden_state.flatten(0, 1)
+    """Last hidden states [tokens of all parts, d] of a model's trunk, or of a model that is a trunk."""
+    trunk = trunk_of(model)
+    return _joined([_forward(trunk, part, layout.routed).last_hidden_state for part in layout.parts])
 
 
 def response_rows(model: PreTrainedModel, layout: Layout, states: Tensor | None = None) -> Tensor:
@@ -185,79 +239,28 @@ def response_rows(model: PreTrainedModel, layout: Layout, states: Tensor | None 
     `states` are the trunk's last hidden states, where the caller has them.
     """
     if not has_plain_head(model):
-        return model(**_inputs(layout)).logits.flatten(0, 1).index_select(0, layout.at)
+        return _joined([_forward(model, part, layout.routed).logits for part in layout.parts]).index_select(
+            0, layout.at
+        )
     states = trunk_states(model, layout) if states is None else states
     return states.index_select(0, layout.at)  # deterministic gradient, unlike states[at]
 
 
-def _inputs(layout: Layout) -> dict[str, Any]:
-    if layout.tree is None:
-        return {"input_ids": layout.ids, "use_cache": False}
-    return {"input_ids": layout.ids, "use_cache": False} | packed.arguments(layout.tree)
+def _forward(model: PreTrainedModel, part: Part, routed: RoutedTokens | None) -> Any:
+    if rope.switch_of(model):
+        rope.reset(model)
+    tree = {} if part.tree is None else packed.arguments(part.tree)
+    if routed is None:
+        return model(input_ids=part.ids, use_cache=False, **tree)
+    assert part.counts is not None
+    with recorded(model, routed, part.counts):
+        return model(input_ids=part.ids, use_cache=False, **tree)
 
 
-def can_pack(model: PreTrainedModel) -> bool:
-    """Whether a packed row gives the hidden states that a padded batch gives; tested once per model, logged if not.
-
-    Sets the model's attention to `packed.attend`, which calls transformers' SDPA attention where there is no tree.
-    """
-    known = getattr(model, "_dpoctl_can_pack", None)
-    if known is None:
-        known = model._dpoctl_can_pack = _try_packing(model)
-        if not known:
-            log.say(f"{type(model).__name__}: batches are padded, because packing changes its hidden states")
-    return known
-
-
-@torch.no_grad()
-def _try_packing(model: PreTrainedModel) -> bool:
-    device = next(model.parameters()).device
-    vocabulary = _vocabulary(model)
-    texts = [(0, 1, 2, 3, 4), (0, 1, 2, 5, 6, 7, 8), (9, 8, 7)]
-    sequences = [([t % vocabulary for t in text], 2) for text in texts]
-    before = model.config._attn_implementation
-    ids, at, _ = _padded(sequences, model)
-    with torch.autocast(device.type, enabled=False):
-        expected = model.base_model(input_ids=ids.to(device), use_cache=False).last_hidden_state.flatten(0, 1)[at]
-        try:
-            model.set_attn_implementation(packed.NAME)
-            row, tree, at, _ = packed.pack(sequences, 1 << 20, device, whole=False)
-            states = model.base_model(input_ids=row.to(device), use_cache=False, **packed.arguments(tree))
-            found = states.last_hidden_state.flatten(0, 1)[at]
-            same = bool((found - expected).abs().max() <= 1e-3 * expected.abs().max())
-        except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as e:
-            log.detail(f"{type(model).__name__} cannot take a packed row: {type(e).__name__}: {e}")
-            same = False
-    if not same:
-        model.set_attn_implementation(before)
-    return same
-
-
-def has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether logits are the output embedding of the last hidden state and nothing else; tested once per model.
-
-    Some architectures scale or cap their logits after the head: for them the logits come from the model's forward.
-    """
-    known = getattr(model, "_dpoctl_plain_head", None)
-    if known is None:
-        known = model._dpoctl_plain_head = _try_plain_head(model)
-    return known
-
-
-@torch.no_grad()
-def _try_plain_head(model: PreTrainedModel) -> bool:
-    output = model.get_output_embeddings()
-    if output is None or model.base_model is model:
-        return False
-    device = next(model.parameters()).device
-    ids = torch.arange(min(8, _vocabulary(model)), device=device)[None]
-    logits = model(input_ids=ids, use_cache=False).logits.float()
-    found = output(model.base_model(input_ids=ids, use_cache=False).last_hidden_state).float()
-    return found.shape == logits.shape and bool((found - logits).abs().max() <= 1e-3 * logits.abs().max() + 1e-6)
-
-
-def _vocabulary(model: PreTrainedModel) -> int:
-    return model.get_input_embeddings().num_embeddings
+def _joined(parts: list[Tensor]) -> Tensor:
+    """[tokens of all parts, d] of the parts' [rows, T, d]."""
+    flat = [part.flatten(0, 1) for part in parts]
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
 def _logits(model: PreTrainedModel, rows: Tensor) -> Tensor:

@@ -25,8 +25,11 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 NAME = "dpoctl_tree"
 _FLEX_BLOCK = 128  # FlexAttention's block size: rows are filled up to a multiple of it
-# Arguments by which some architectures change their attention, and which tree attention does not support.
-_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
+# What may be passed to attention without changing its numbers here; any other argument may, such as a soft cap.
+_NEUTRAL = (
+    *("dropout", "is_causal", "position_ids", "cache_position", "use_cache", "return_dict", "logits_to_keep"),
+    *("output_attentions", "output_hidden_states", "output_router_logits"),
+)
 
 
 @dataclass
@@ -115,6 +118,26 @@ def pack(
     return torch.tensor([ids]), tree, torch.tensor([row for rows in at for row in rows]), torch.tensor(ends)
 
 
+def token_counts(sequences: Sequence[tuple[Sequence[int], int]], width: int, counts: Sequence[float]) -> list[float]:
+    """How often each token of the `whole` packed row counts, where sequence i counts `counts[i]` times."""
+    found: list[float] = []
+    for members in group_by_prompt(sequences, width):
+        start = sequences[members[0]][1]
+        found.extend([sum(counts[i] for i in members)] * start)
+        for i in members:
+            found.extend([counts[i]] * (len(sequences[i][0]) - start))
+    return found
+
+
+def pad(sequences: Sequence[tuple[Sequence[int], int]], padding: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(ids [B, T], at [N], ends [B]) of sequences padded on the right with the id `padding`."""
+    width = max(len(ids) for ids, _ in sequences)
+    ids = torch.tensor([list(s) + [padding] * (width - len(s)) for s, _ in sequences])
+    at = torch.cat([torch.arange(start - 1, len(s) - 1) + b * width for b, (s, start) in enumerate(sequences)])
+    ends = torch.tensor([b * width + len(s) - 1 for b, (s, _) in enumerate(sequences)])
+    return ids, at, ends
+
+
 def arguments(tree: Tree) -> dict[str, Any]:
     """The arguments of a model's forward beside the packed ids."""
     # A four-dimensional mask is passed through; without one, transformers would build [T, T] from the positions.
@@ -160,7 +183,8 @@ def attend(  # the signature is transformers' attention interface
     if tree is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     scaling, sliding_window = options.get("scaling"), options.get("sliding_window")
-    if unknown := [name for name in _UNSUPPORTED if options.get(name) is not None]:
+    known = ("scaling", "sliding_window", *_NEUTRAL)
+    if unknown := [name for name, value in options.items() if name not in known and value is not None]:
         raise ValueError(f"attention with {unknown[0]}")
     repeats = query.shape[1] // key.shape[1]
     if query.is_cuda:

@@ -3,11 +3,12 @@
 Weights are safetensors, or pickles of which only tensors are read. Every dropout is 0.
 """
 
+import json
 import logging
 import pickle
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from ..errors import InputError
 
 # Not causal, but their weights load as a causal model without complaint, because the head is tied.
 _NOT_CAUSAL = ("ForSequenceClassification", "ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering")
+
+_HINT = "is the copy complete, and its architecture known to the installed transformers?"
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def load_complete(
     """
     _check_files(source)
     head = {} if new_head is None else {"num_labels": new_head}
-    with quiet(), as_input_error(f"{source.path}: the model cannot be loaded"):
+    with quiet(), as_input_error(f"{source.path}: the model cannot be loaded", _hint_for(source)):
         model, info = auto_class.from_pretrained(
             source.folder,
             dtype=dtype,
@@ -68,7 +71,10 @@ def load_shape(auto_class: Any, source: Source, dtype: torch.dtype, *, new_head:
 
 
 def prepared(model: PreTrainedModel) -> PreTrainedModel:
-    """The model in eval mode without dropout and with the fused GELU."""
+    """The model in eval mode without dropout, with the fused GELU, and with no loss of its own.
+
+    What its configuration said is kept for `settings_as_loaded`.
+    """
     _remove_dropout(model)
     _fuse_gelu(model)
     return model.eval()
@@ -82,6 +88,16 @@ def _check_files(source: Source) -> None:
         raise InputError(
             f"{source.path}: an adapter, not a complete model", "merge it into its base first (dpoctl merge)"
         )
+
+
+def _hint_for(source: Source) -> str:
+    """What to do about a model that cannot be loaded."""
+    with suppress(OSError, ValueError, AttributeError):
+        config = json.loads((Path(source.folder) / "config.json").read_text(encoding="utf-8"))
+        if quantized := config.get("quantization_config"):
+            method = quantized.get("quant_method", "an unknown method")
+            return f"its weights are quantised ({method}): give the checkpoint in full precision that it was made from"
+    return _HINT
 
 
 def _check_loaded(auto_class: Any, path: str, model: PreTrainedModel, info: dict, new_head: int | None) -> None:
@@ -111,15 +127,54 @@ def _remove_dropout(model: PreTrainedModel) -> None:
         if isinstance(module, torch.nn.modules.dropout._DropoutNd):
             module.p = 0.0
         else:
-            _zero_dropout_attributes(module)
-    _zero_dropout_attributes(model.config)
-    _zero_dropout_attributes(model.config.get_text_config())
+            _zero_dropouts(module)
+    model._dpoctl_loaded = [_neutralize(config) for config in _configs(model)]
 
 
-def _zero_dropout_attributes(target: torch.nn.Module | PretrainedConfig) -> None:
-    for name, value in list(vars(target).items()):
-        if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
-            setattr(target, name, 0.0)
+def _configs(model: Any) -> list[PretrainedConfig]:
+    """The configuration of a model, and that of its decoder where it is a part of it."""
+    config, inner = model.config, model.config.get_text_config()
+    return [config] if inner is config else [config, inner]
+
+
+def _zero_dropouts(target: torch.nn.Module | PretrainedConfig) -> dict[str, float]:
+    """Set the dropout probabilities among an object's attributes to 0; returns what they were."""
+    found = {
+        name: value
+        for name, value in vars(target).items()
+        if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    for name in found:
+        setattr(target, name, 0.0)
+    return found
+
+
+def _neutralize(config: PretrainedConfig) -> dict[str, Any]:
+    """Remove dropout and the router's loss from a configuration; returns what was set."""
+    found: dict[str, Any] = dict(_zero_dropouts(config))
+    if getattr(config, "output_router_logits", False):
+        found["output_router_logits"] = config.output_router_logits
+        config.output_router_logits = False
+    return found
+
+
+def loaded_setting(model: Any, name: str) -> Any:
+    """A setting of the configuration as it was loaded, where it has been neutralized; else None."""
+    return next((values[name] for values in getattr(model, "_dpoctl_loaded", []) if name in values), None)
+
+
+@contextmanager
+def settings_as_loaded(model: Any) -> Iterator[None]:
+    """The model's configuration as it was loaded, to be saved."""
+    loaded = getattr(model, "_dpoctl_loaded", [])
+    for config, values in zip(_configs(model), loaded, strict=False):
+        for name, value in values.items():
+            setattr(config, name, value)
+    try:
+        yield
+    finally:
+        for config, _ in zip(_configs(model), loaded, strict=False):
+            _neutralize(config)
 
 
 def _fuse_gelu(model: PreTrainedModel) -> None:
@@ -156,7 +211,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def as_input_error(what: str) -> Iterator[None]:
+def as_input_error(what: str, hint: str = _HINT) -> Iterator[None]:
     """Turn whatever the libraries raise over a user's files into an InputError; out of memory passes through."""
     try:
         yield
@@ -168,5 +223,4 @@ def as_input_error(what: str) -> Iterator[None]:
                 f"{what}: a pickle of more than tensors, or a damaged one", "save it as safetensors"
             ) from e
         reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        hint = "is the copy complete, and its architecture known to the installed transformers?"
         raise InputError(f"{what}: {type(e).__name__}: {reason[:300]}", hint) from e

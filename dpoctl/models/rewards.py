@@ -9,19 +9,22 @@ from transformers import PreTrainedModel
 
 from ..runtime.fsdp_root import with_gathered_weights
 from .logprobs import Sequences, lay_out, micro_batches, response_rows, token_logps, trunk_states
+from .probes import trunk_of
+from .routing import RoutedTokens
 
 
-def last_token_rewards(model: PreTrainedModel, sequences: Sequences) -> Tensor:
+def last_token_rewards(model: PreTrainedModel, sequences: Sequences, routed: RoutedTokens | None = None) -> Tensor:
     """Rewards [B] float32 of a sequence classifier with one label at each sequence's last token; differentiable.
 
-    The shift and scale of its config are not applied: training uses the raw output.
+    The shift and scale of its config are not applied: training uses the raw output. `routed` records the routing of a
+    mixture of experts.
     """
 
-    return with_gathered_weights(model, partial(_last_token_rewards, model, sequences))
+    return with_gathered_weights(model, partial(_last_token_rewards, model, sequences, routed))
 
 
-def _last_token_rewards(model: PreTrainedModel, sequences: Sequences) -> Tensor:
-    layout = lay_out([model], sequences, whole=True)
+def _last_token_rewards(model: PreTrainedModel, sequences: Sequences, routed: RoutedTokens | None) -> Tensor:
+    layout = lay_out([model], sequences, whole=True, routed=routed)
     return model.score(trunk_states(model, layout)[layout.ends])[:, 0].float()
 
 
@@ -79,10 +82,10 @@ def make_critic(policy: PreTrainedModel, kind: str, reward_model: PreTrainedMode
         with torch.no_grad():
             head.weight.copy_(reward_model.score.weight / scale)
             head.bias.fill_(-shift / scale)
-        return ActorCritic(policy, _copy(reward_model.base_model).to(device), head.to(device))
+        return ActorCritic(policy, _copy(trunk_of(reward_model)).to(device), head.to(device))
     width = policy.get_output_embeddings().weight.shape[1]
     head = nn.Linear(width, 1)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    trunk = _copy(policy.base_model) if kind == "separate" else None
+    trunk = _copy(trunk_of(policy)) if kind == "separate" else None
     return ActorCritic(policy, trunk, head.to(device))

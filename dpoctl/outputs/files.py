@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -63,15 +64,37 @@ def sync_file(path: Path | str) -> None:
 
 
 def move_into(tmp: Path, folder: Path) -> list[Path]:
-    """Move the files of `tmp` into `folder`, each complete or absent, and return their new paths."""
+    """Move the files of `tmp` and of its folders into `folder`, each complete or absent, and return their new paths.
+
+    They get the permissions of new files: safetensors makes its files readable by their owner alone.
+    """
     moved = []
-    for file in sorted(tmp.iterdir()):
-        sync_file(file)
-        os.replace(file, folder / file.name)
-        moved.append(folder / file.name)
+    folder.mkdir(exist_ok=True)
+    mode = _mode_of_new_files(tmp)
+    for entry in sorted(tmp.iterdir()):
+        if entry.is_dir():
+            moved += move_into(entry, folder / entry.name)
+            continue
+        entry.chmod(mode)
+        sync_file(entry)
+        os.replace(entry, folder / entry.name)
+        moved.append(folder / entry.name)
     tmp.rmdir()
     sync_directory(folder)
     return moved
+
+
+def use_mode_of_new_files(path: Path) -> None:
+    """Give a file the permissions that a new file in its folder gets (those of the umask)."""
+    path.chmod(_mode_of_new_files(path.parent))
+
+
+def _mode_of_new_files(folder: Path) -> int:
+    probe = folder / ".mode.tmp"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    return mode
 
 
 @contextmanager
@@ -202,8 +225,9 @@ def running_sha256(f: BinaryIO) -> "hashlib._Hash":
 
 
 def model_files(path: Path | str) -> list[Path]:
-    """The files of a model directory that determine the model: weights, config, tokenizer, code."""
-    return sorted(p for p in Path(path).iterdir() if p.is_file() and is_model_file(p.name))
+    """The files of a model directory that determine the model: weights, config, tokenizer, templates, code."""
+    found = [p for p in Path(path).iterdir() if p.is_file() and is_model_file(p.name)]
+    return sorted(found) + sorted(Path(path).glob("additional_chat_templates/*.jinja"))
 
 
 def is_model_file(name: str) -> bool:
@@ -230,8 +254,17 @@ def sha256_path(path: Path | str) -> str:
     digest = hashlib.sha256()
     for file in content_files(path):
         digest.update(f"{file.relative_to(path)} {sha256_file(file)}\n".encode())
-    with suppress(OSError, ValueError, AttributeError):
-        base = json.loads((path / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-        if base and os.path.exists(base):  # the same adapter on another base is another model
-            digest.update(f"base {sha256_path(base)}\n".encode())
+    if base := _base_folder(path):  # the same adapter on another base is another model
+        digest.update(f"base {sha256_path(base)}\n".encode())
     return digest.hexdigest()
+
+
+def _base_folder(path: Path) -> str | None:
+    """The directory of an adapter's base; None for other models, and where it is not there."""
+    for name, key in (("base_model.json", "path"), ("adapter_config.json", "base_model_name_or_path")):
+        with suppress(OSError, ValueError, AttributeError):
+            base = json.loads((path / name).read_text(encoding="utf-8")).get(key)
+            for place in (path / base, base) if base else ():
+                if (path / "adapter_config.json").exists() and os.path.isdir(place):
+                    return str(place)
+    return None

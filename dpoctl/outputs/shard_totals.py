@@ -18,7 +18,7 @@ def add(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_sample(counts: dict[str, Any]) -> dict[str, Any]:
-    """Completions kept and sampled, and the fraction of those kept that ended with EOS."""
+    """Completions kept and sampled, and the fraction of those kept that ended with an end token."""
     return {name: counts[name] for name in ("completions", "sampled")} | {
         "ended": counts["ended"] / max(1, counts["completions"])
     }

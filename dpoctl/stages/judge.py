@@ -55,7 +55,7 @@ def run(config: Judge, output: Output) -> None:
 def _by_judge(config: Judge, output: Output, batches: Batches) -> tuple[RowWriter, dict[str, Any]]:
     """Write every judgement, batch by batch. Raises Interrupted where some are pending, InputError at --max-cost."""
     writer = RowWriter(output)
-    judge = open_judge(config, writer.state)
+    judge = open_judge(config, writer.state, output)
     pending = 0
     done = sum(map(len, batches[: writer.batches_done]))
     with log.progress("judge", sum(map(len, batches)), "comparisons", done) as meter:

@@ -118,7 +118,7 @@ def _say(config: MakePrefs, metrics: dict, rate: float, score_type: str) -> None
     )
     log.say(
         f"mean score {metrics['mean_score']:.3f} ({score_type}), mean length {metrics['mean_length']:.1f} tokens, "
-        f"{metrics['ended']:.0%} ended with EOS"
+        f"{metrics['ended']:.0%} ended with an end token"
     )
     if score_type == "prob":
         top = max(1, *metrics["score_histogram"])

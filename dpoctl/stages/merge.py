@@ -16,8 +16,7 @@ from .. import log
 from ..config.files import Merge
 from ..data.jsonl import read_jsonl
 from ..errors import InputError
-from ..models.hub import base_of
-from ..outputs import shard_totals
+from ..outputs import adapter_base, shard_totals
 from ..outputs.claims import Output, Request, claim
 from ..outputs.files import sha256_path, sync_directory
 from ..outputs.manifests import read_manifest
@@ -32,7 +31,8 @@ def run(config: Merge, output: Output) -> None:
     from ..models.save import save_model
     from ..runtime.devices import torch_dtype
 
-    base = config.base or base_of(config.inputs[0])
+    assert config.base is not None  # see with_base
+    base = config.base
     load = load_merged_reward if is_reward(config.inputs[0]) else load_merged
     with quiet():
         model, tokenizer = load(config.inputs[0], base, config.revision, config.trust_remote_code)
@@ -46,7 +46,8 @@ def with_base(config: Merge) -> Merge:
     """The config with --base, by default the model that the adapter names. Raises InputError where it names none."""
     if config.base and Path(config.inputs[0]).expanduser().is_dir():
         return config
-    return replace(config, base=base_of(config.inputs[0]))
+    found = adapter_base.find(config.inputs[0])
+    return replace(config, base=found.path, revision=config.revision or found.revision)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ def run(config: Sample, output: Output) -> None:
     writer.finish(metrics | sampler.prompt_set.skipped, sampler.cost(), shard.record(counts))
     log.say(
         f"{config.out}: {writer.rows[0]} completions of {metrics['prompts']} prompts, "
-        f"{metrics['ended']:.0%} ended with EOS"
+        f"{metrics['ended']:.0%} ended with an end token"
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import log
 from ..errors import InputError, NumericalError
 from ..outputs.cleanup import BEST, prune, remove
-from ..outputs.files import dump, sha256_file, sync_directory, sync_file, write_atomic, writing
+from ..outputs.files import dump, sha256_file, sync_directory, sync_file, use_mode_of_new_files, write_atomic, writing
 from ..runtime import collectives, fsdp, sharded_tensors
 from ..runtime.fsdp_root import is_sharded
 
@@ -48,6 +48,7 @@ def save(out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimize
             if first:
                 written += _write_state(out, tmp, state | {"step": step})
             for file in written:
+                use_mode_of_new_files(file)
                 sync_file(file)
             sums = collectives.gather({file.name: sha256_file(file) for file in written})
             if first:
@@ -97,6 +98,7 @@ def save_best(out: Path, model: nn.Module) -> str:
         with writing(path, _bytes(weights)):
             try:
                 save_file({name: t.contiguous() for name, t in weights.items()}, tmp)
+                use_mode_of_new_files(tmp)
                 sync_file(tmp)
                 os.replace(tmp, path)
             except Exception:

@@ -14,6 +14,7 @@ from ..errors import NumericalError
 from ..models.hub import resolve
 from ..models.load import require_same_tokenizer
 from ..models.logprobs import Sequences, summed_logps
+from ..models.routing import RoutedTokens
 from ..objectives.preference import LOSSES, PairLogps
 from ..outputs.claims import Output
 from ..outputs.files import sha256_path
@@ -79,13 +80,6 @@ class DPO(PairTask):
         data = encode_pairs(rows, self.codec, setup.lengths(self.config, self.model))
         size = f"{len(data.pairs)} pairs over {len(data.completions)} completions of {len(data.prompts)} prompts"
         log.say(f"{rows.path}: {size}")
-        for name, what in (
-            ("truncated", "were truncated"),
-            ("equal_dropped", "have equal completions: dropped"),
-            ("empty_dropped", "have an empty prompt or completion: dropped"),
-        ):
-            if data.counts.get(name):
-                log.say(f"{rows.path}: {data.counts[name]} pairs {what}")
         return data
 
     def _with_reference(self, data: PairData) -> Dataset:
@@ -98,7 +92,7 @@ class DPO(PairTask):
             "tokenizer": self.codec.fingerprint,
             "dtype": str(self.compute.dtype),
             "device": self.compute.device.type,
-            "format": 1,
+            "format": 2,  # 1: wrong for models whose windows a packed row ignored
         }
         cache = ReferenceCache(config.cache_dir, key, config.tokens_per_batch)
         return Dataset(data, sequences, cache.logps(self._load_reference, sequences, self.compute))
@@ -119,9 +113,16 @@ class DPO(PairTask):
         return [Micro(batch, mean) for batch in batches]
 
     def loss(self, micro: Micro) -> tuple[Tensor, Sums]:
-        logps = self._pair_logps(micro.batch, self.train_set, micro.batch_mean)
+        batch, n = micro.batch, micro.batch.n_global
+        routed = self.balance.watch(pairs.counts(batch))
+        logps = self._pair_logps(batch, self.train_set, micro.batch_mean, routed)
         losses = self.objective.loss(logps, self.config.beta, **self.loss_options)
-        return losses.sum() / micro.batch.n_global, _sums(logps, self.config.beta)
+        balance, logged = self.balance.loss(routed, len(batch.pairs) / n)
+        return losses.sum() / n + balance, _sums(logps, self.config.beta) | logged
+
+    def texts(self, micro: Micro) -> tuple[Sequences, list[float]]:
+        sequences = [self.train_set.sequences[i] for i in micro.batch.completions]
+        return sequences, pairs.counts(micro.batch)
 
     def dummy_loss(self) -> Tensor:
         return summed_logps(self.model, [([0, 0], 1)]).sum()
@@ -129,10 +130,16 @@ class DPO(PairTask):
     def tokens(self, micro: Micro) -> int:
         return pairs.batch_tokens(self.data, micro.batch)
 
-    def _pair_logps(self, batch: PairBatch, dataset: Dataset, batch_mean: Tensor | None = None) -> PairLogps:
+    def _pair_logps(
+        self,
+        batch: PairBatch,
+        dataset: Dataset,
+        batch_mean: Tensor | None = None,
+        routed: RoutedTokens | None = None,
+    ) -> PairLogps:
         """The policy's and the reference's log-probs of a micro-batch's pairs."""
         device = self.compute.device
-        policy = pairs.batch_logps(self.model, dataset.sequences, batch)
+        policy = pairs.batch_logps(self.model, dataset.sequences, batch, routed)
         reference = dataset.ref_logps[batch.completions].to(device)
         lengths = [float(len(dataset.pairs.completions[i])) for i in batch.completions]
         tokens = torch.tensor(lengths, device=device)

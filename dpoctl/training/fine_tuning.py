@@ -1,6 +1,6 @@
 """Supervised fine-tuning: next-token loss on texts, on completions, or on one side of preferences (Preferred-FT)."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from ..data.batching import Stream, pack, share, shuffled
 from ..data.codec import Codec
 from ..data.encode import Example, Limits, encode_examples
 from ..data.readers import Rows
-from ..models.logprobs import response_token_logps
+from ..models.logprobs import Sequences, response_token_logps
 from ..outputs.claims import Output
 from ..runtime import collectives, fsdp
 from . import held_out as held_out_files
@@ -62,14 +62,21 @@ class FineTuning(BatchTask):
         return [Micro(group, total) for group in share_and_pack(batch, self.config.tokens_per_batch)]
 
     def loss(self, micro: Micro) -> tuple[Tensor, Sums]:
-        return -self._trained_logps(micro.examples).sum() / micro.batch_tokens, {}
+        sequences, counts = self.texts(micro)
+        routed = self.balance.watch(counts)
+        logps = self._trained_logps(micro.examples, routed)
+        balance, logged = self.balance.loss(routed, len(logps) / micro.batch_tokens)
+        return -logps.sum() / micro.batch_tokens + balance, logged
 
-    def _trained_logps(self, examples: list[Example]) -> Tensor:
+    def _trained_logps(self, examples: list[Example], routed: Any = None) -> Tensor:
         """The log-probs of all trained tokens, one example after the other."""
-        logps, _ = response_token_logps(self.model, [(e.ids, e.start) for e in examples])
+        logps, _ = response_token_logps(self.model, [(e.ids, e.start) for e in examples], routed=routed)
         if not any(e.gaps for e in examples):
             return logps
         return logps[torch.tensor([kept for e in examples for kept in e.mask], device=logps.device)]
+
+    def texts(self, micro: Micro) -> tuple[Sequences, list[float]]:
+        return [(e.ids, e.start) for e in micro.examples], [1.0] * len(micro.examples)
 
     def dummy_loss(self) -> Tensor:
         return response_token_logps(self.model, [([0, 0], 1)])[0].sum()
@@ -139,7 +146,6 @@ def encode(config: SFT, rows: Rows, codec: Codec, limits: Limits) -> tuple[list[
         overlong=config.overlong,
     )
     tokens = sum(len(e.ids) for e in examples)
-    cut = f", {counts['truncated']} truncated" if counts["truncated"] else ""
     trained = counts["trained_tokens"]
-    log.say(f"{rows.path}: {len(examples)} examples, {tokens} tokens, {trained} of them trained on{cut}")
+    log.say(f"{rows.path}: {len(examples)} examples, {tokens} tokens, {trained} of them trained on")
     return examples, counts

@@ -9,15 +9,16 @@ import torch
 import yaml
 
 from .. import log
-from ..errors import Interrupted, NumericalError
+from ..errors import InputError, Interrupted, NumericalError
 from ..models.blocks import recompute_activations
-from ..models.save import save_model
+from ..models.save import check_saving, save_model
 from ..outputs import cleanup, files
 from ..runtime import collectives, devices, fsdp, replicated, signals
 from ..runtime.fsdp_root import is_sharded
 from . import checkpoints
 from .metrics import Board, Log, Meter, rounded
 from .optimization import clip_gradients, learning_rate, make_optimizer
+from .rounding import SavedChanges
 from .summary import say_summary
 from .task import Task
 
@@ -37,6 +38,7 @@ def train(task: Task) -> None:
         )
     if config.activation_checkpointing:
         recompute_activations(task.model)
+    _check_saving(task)
     replicated.broadcast_weights(task.model)
     trainer = Trainer(task)
     first_step = trainer.restore()
@@ -51,6 +53,18 @@ def train(task: Task) -> None:
             _save_and_stop(trainer, step + 1)
     _finish(trainer, last_row)
     collectives.leave_ranks()
+
+
+def _check_saving(task: Task) -> None:
+    """Raise InputError, on every rank, for a model whose configuration or tokenizer cannot be saved."""
+    error = None
+    if collectives.rank() == 0:
+        try:
+            check_saving(task.saved_model, task.tokenizer, Path(task.config.out))
+        except InputError as e:
+            error = (e.message, e.hint)
+    if refusal := collectives.from_rank_0(error):
+        raise InputError(*refusal)
 
 
 def _save_and_stop(trainer: "Trainer", step: int) -> None:
@@ -75,6 +89,8 @@ class Trainer:
         self.task, self.config, self.compute = task, task.config, task.compute
         self.model, self.output, self.out = task.model, task.output, Path(task.config.out)
         self.optimizer = make_optimizer(self.config, self.model)
+        dtype = devices.torch_dtype(self.config.save_dtype)
+        self.saved_changes = None if dtype == torch.float32 else SavedChanges(self.model, dtype)
         self.meter = Meter()
         self.tokens = self.tokens_at_line = self.step_at_line = 0
         self.best: dict[str, Any] | None = None
@@ -247,6 +263,8 @@ def _finish(trainer: Trainer, last_row: dict[str, float]) -> None:
         metrics["best_step"], metrics[f"best/{task.select}"] = trainer.best["step"], trainer.best["value"]
         log.say(f"{out}: keeps update {trainer.best['step']}, {task.select} {trainer.best['value']:.4f}")
     metrics |= task.finalize()
+    if trainer.saved_changes and (share := trainer.saved_changes.warn()) is not None:
+        metrics["saved_changes"] = share
     saved, trained = task.saved_model, trainer.model
     state = fsdp.full_tensors(saved.state_dict()) if is_sharded(trained) else None
     if collectives.rank() != 0:

@@ -68,6 +68,13 @@ class ShardingOptions(Protocol):
     def parallel(self) -> str: ...
 
 
+class FullShardingOptions(ModelOptions, ShardingOptions, Protocol):
+    """What sharding a model reads: the longest text decides on its rotary frequencies."""
+
+    @property
+    def max_length(self) -> int: ...
+
+
 class LoadingOptions(HubOptions, ShardingOptions, Protocol):
     """How a model is loaded, and whether it will be sharded."""
 
@@ -83,7 +90,14 @@ class LengthOptions(Protocol):
 
 
 class TrainingOptions(
-    AdapterOptions, CodecOptions, ComputeOptions, ShardingOptions, OptimizerOptions, ScheduleOptions, Protocol
+    AdapterOptions,
+    CodecOptions,
+    LengthOptions,
+    ComputeOptions,
+    ShardingOptions,
+    OptimizerOptions,
+    ScheduleOptions,
+    Protocol,
 ):
     """What every training task and the loop read."""
 

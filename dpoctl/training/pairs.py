@@ -10,6 +10,7 @@ from ..data.batching import Stream, pack, permutation, share, shuffled, shuffled
 from ..data.encode import PairData
 from ..errors import InputError
 from ..models.logprobs import Sequences, summed_logps
+from ..models.routing import RoutedTokens
 
 
 class StreamOptions(Protocol):
@@ -108,6 +109,11 @@ def batch_tokens(data: PairData, batch: PairBatch) -> int:
     return sum(len(data.prompts[p]) for p in prompts) + sum(len(data.completions[i]) for i in batch.completions)
 
 
-def batch_logps(model: Any, seqs: Sequences, batch: PairBatch) -> Tensor:
+def counts(batch: PairBatch) -> list[float]:
+    """In how many pairs of a micro-batch each of its completions is."""
+    return torch.bincount(batch.pairs.flatten(), minlength=len(batch.completions)).tolist()
+
+
+def batch_logps(model: Any, seqs: Sequences, batch: PairBatch, routed: RoutedTokens | None = None) -> Tensor:
     """Summed log-probs [C] of a micro-batch's completions; differentiable."""
-    return summed_logps(model, [seqs[i] for i in batch.completions])
+    return summed_logps(model, [seqs[i] for i in batch.completions], routed=routed)

@@ -32,6 +32,7 @@ from ..objectives import ppo
 from ..outputs.claims import Output
 from ..runtime import collectives
 from . import setup
+from .balance import say_left_out
 from .experience import Episodes, Experience, in_order, mask_of, scatter
 from .frontier import FrontierEvaluation
 from .loop import Trainer
@@ -56,6 +57,7 @@ class PPO(Task):
     def __init__(self, config: TrainPPO, output: Output):
         super().__init__(config, output)
         self.ref = config.ref or config.model
+        say_left_out(self.policy)
         self.reference, self.as_reference = self._open_reference()
         options = ScorerOptions(
             self.compute.device,

@@ -92,11 +92,17 @@ class RewardModel(PairTask):
         return self.pair_batches(step)
 
     def loss(self, micro: PairBatch) -> tuple[Tensor, Sums]:
-        rewards = last_token_rewards(self.model, [self.sequences[i] for i in micro.completions])
+        sequences, counts = self.texts(micro)
+        routed = self.balance.watch(counts)
+        rewards = last_token_rewards(self.model, sequences, routed)
         w, l = micro.pairs.to(self.compute.device).unbind(1)  # noqa: E741
         margin = self._margins(micro.rows) if self.config.use_margins else 0.0
         loss = bradley_terry(rewards[w], rewards[l], margin).sum() / micro.n_global
-        return loss, _sums(rewards.detach(), w, l)
+        balance, logged = self.balance.loss(routed, len(w) / micro.n_global)
+        return loss + balance, _sums(rewards.detach(), w, l) | logged
+
+    def texts(self, micro: PairBatch) -> tuple[Sequences, list[float]]:
+        return [self.sequences[i] for i in micro.completions], pairs.counts(micro)
 
     def dummy_loss(self) -> Tensor:
         return last_token_rewards(self.model, [([0, 0], 1)]).sum()

@@ -11,12 +11,13 @@ from ..data.codec import Codec
 from ..data.encode import Limits
 from ..errors import InputError
 from ..inference.options import template_options
-from ..models import lora, packed
+from ..models import lora, probes, rope
 from ..models.blocks import blocks
 from ..models.hub import is_adapter, resolve
 from ..models.load import Loaded, context_length, load_codec, load_policy
-from ..models.logprobs import can_pack, has_plain_head
 from ..models.pretrained import silence_transformers
+from ..models.probes import can_pack, has_plain_head
+from ..outputs import adapter_base
 from ..outputs.claims import Output
 from ..runtime import collectives, devices, fsdp, rendezvous
 from ..runtime.devices import Compute
@@ -24,6 +25,7 @@ from .options import (
     AdapterOptions,
     CodecOptions,
     ComputeOptions,
+    FullShardingOptions,
     LengthOptions,
     LoadingOptions,
     LoraOptions,
@@ -82,16 +84,25 @@ def _is_sharded_run(config: ShardingOptions) -> bool:
     return config.parallel == "fsdp" and collectives.world_size() > 1
 
 
-def shard_model(config: ShardingOptions, model: Any, compute: Compute) -> None:
-    """Shard a model with --parallel fsdp. Raises InputError as `fsdp.shard` and `blocks` do."""
+def shard_model(config: FullShardingOptions, model: Any, compute: Compute) -> None:
+    """Shard a model with --parallel fsdp.
+
+    Raises InputError as `fsdp.shard` and `blocks` do, and where the texts' lengths decide on the rotary frequencies.
+    """
     if not _is_sharded_run(config):
         return
     # What is tried on a model's full weights, rank 0 tries for all.
-    found = (can_pack(model), has_plain_head(model)) if collectives.rank() == 0 else None
+    longest = min(config.max_length, context_length(model) or config.max_length)
+    switch = rope.switch_of(model)
+    if switch and switch.length < longest:
+        raise InputError(
+            f"--parallel fsdp: {config.model} has other rotary frequencies from {switch.length + 1} tokens on, so that "
+            "ranks would need different numbers of forward passes",
+            hint=f"--max-length {switch.length}, or --parallel ddp",
+        )
+    found = (can_pack(model, longest), has_plain_head(model)) if collectives.rank() == 0 else None
     packs, plain = collectives.from_rank_0(found)
-    if packs:
-        model.set_attn_implementation(packed.NAME)
-    model._dpoctl_can_pack, model._dpoctl_plain_head = packs, plain
+    probes.assume(model, packs=packs, plain_head=plain)
     fsdp.shard(model, blocks(model), compute.device, compute.dtype)
 
 
@@ -102,9 +113,12 @@ def adapt(config: AdapterOptions, model: Any, task: str = "CAUSAL_LM") -> Any:
     """
     if not config.lora:
         return None
-    if is_adapter(resolve(config.model, config.revision, weights=False)):
+    folder = resolve(config.model, config.revision, weights=False)
+    if is_adapter(folder):
         raise InputError(f"--lora: {config.model} is an adapter itself", hint="merge it first (dpoctl merge)")
-    wrapper = add_lora(model, config, config.model, task)
+    base = adapter_base.describe(config.model, folder, config.revision)
+    wrapper = add_lora(model, config, base.path, task)
+    wrapper._dpoctl_base = base  # saved beside the adapters
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     log.say(f"adapters of rank {config.lora}: {trained:,} weights are trained, the others are frozen")
     return wrapper
@@ -119,10 +133,14 @@ def add_lora(model: Any, config: LoraOptions, base: str, task: str | None) -> An
 
 def lengths(config: LengthOptions, model: Any) -> Limits:
     """--max-length and --max-prompt-length within the model's context; says so where a shorter context lowers them."""
-    context = context_length(model)
-    if context is None or config.max_length <= context:
-        return Limits(config.max_length, config.max_prompt_length)
-    prompt = min(config.max_prompt_length, context // 2)
+    return limits_within(context_length(model), config.max_length, config.max_prompt_length)
+
+
+def limits_within(context: int | None, max_length: int, max_prompt_length: int) -> Limits:
+    """The limits of training within a model's context; says so where a shorter context lowers them."""
+    if context is None or max_length <= context:
+        return Limits(max_length, max_prompt_length)
+    prompt = min(max_prompt_length, context // 2)
     log.say(f"the model's context lowers --max-length to {context}, --max-prompt-length to {prompt}")
     return Limits(context, prompt)
 

@@ -10,8 +10,10 @@ from ..data.batching import Stream
 from ..data.chats import Prompt
 from ..inference.options import template_options
 from ..models.load import Loaded
+from ..models.logprobs import Sequences
 from ..outputs.claims import Output
 from . import setup
+from .balance import Balance, coefficient_of
 from .frontier import FrontierEvaluation
 from .options import TrainingOptions
 
@@ -115,14 +117,27 @@ class Task(ABC):
 
 
 class BatchTask(Task):
-    """A task whose update is one optimizer step on the micro-batches of a batch of rows."""
+    """A task whose update is one optimizer step on the micro-batches of a batch of rows.
+
+    `balance` adds the load-balancing loss of mixtures of experts.
+    """
+
+    def __init__(self, config: Any, output: Output):
+        super().__init__(config, output)
+        self.balance = Balance(self.model, coefficient_of(self.model, config.router_aux_loss_coef))
+
+    @abstractmethod
+    def texts(self, micro: Any) -> tuple[Sequences, list[float]]:
+        """(the sequences that a micro-batch forwards, how often each is counted by its loss)."""
 
     @abstractmethod
     def micro_batches(self, step: int) -> list:
         """This rank's micro-batches of update `step` (0-based)."""
 
     def step(self, step: int, trainer: "Trainer") -> float:
-        return trainer.optimize(self.micro_batches(step), f"update {step + 1} ({self.describe(step)})")
+        micros = self.micro_batches(step)
+        self.balance.begin(self, micros)
+        return trainer.optimize(micros, f"update {step + 1} ({self.describe(step)})")
 
 
 def listed(rows: Iterable, most: int = 32) -> str:
