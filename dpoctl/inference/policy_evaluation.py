@@ -94,7 +94,7 @@ class PolicyEvaluation:
 
 
 def statistics(completions: Sequence[dict], lengths: Sequence[int], scores: Sequence[float]) -> dict[str, Any]:
-    """Reward and lengths (in tokens) with standard errors over prompts, fraction ended with an end token, repetitiveness."""
+    """Reward and lengths (tokens) with standard errors over prompts, share that ended, repetitiveness."""
     by_prompt = [c["prompt_id"] for c in completions]
     texts = [completion_of(c) for c in completions]
     reward, reward_se = mean_se(scores, by_prompt)
