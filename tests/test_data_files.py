@@ -1,20 +1,22 @@
 """Data files as commands take them: several at once, recorded by content, and every kind of file by every command."""
 
-import io
+import hashlib
 import json
+import os
+import threading
 import traceback
-from contextlib import redirect_stdout
 
 import datasets
 import pytest
 
-from dpoctl import log
 from dpoctl.cli.app import run
 from dpoctl.data.duplicates import count_duplicates, count_shared
 from dpoctl.data.readers import load_rows
 from dpoctl.errors import InputError
 from dpoctl.outputs.manifests import describe_input, read_manifest
+from dpoctl.runtime import pipes
 from dpoctl.training.held_out import names_of
+from helpers.row_shapes import PREFERENCES, write
 from helpers.tiny_models import tiny_model
 from helpers.tokenizer_families import chat
 
@@ -105,6 +107,43 @@ def test_each_file_belongs_to_the_identity_of_a_run(command, tmp_path):
     one = f"train-dpo --model m --data a.jsonl {FEW} --out one"
     assert command(one)[0] == 0
     assert read_manifest(tmp_path / "one")["options"]["data"] == "a.jsonl"
+
+
+@pytest.mark.parametrize(("number", "shape"), list(enumerate(PREFERENCES)))
+def test_a_shape_trains_as_the_rows_written_by_hand(command, tmp_path, number, shape):
+    theirs, by_hand = PREFERENCES[shape]
+    file = write(tmp_path, theirs, ("jsonl", "json", "parquet")[number % 3])
+    (tmp_path / "hand.jsonl").write_text("".join(json.dumps(row) + "\n" for row in by_hand))
+    for data, out in ((file, "theirs"), ("hand.jsonl", "by-hand")):
+        code, said = command(f"train-dpo --model m --data {data} {FEW} --out {out}")
+        assert code == 0, said
+    assert metrics(tmp_path / "theirs") == metrics(tmp_path / "by-hand")
+    weights = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("theirs", "by-hand")]
+    assert weights[0] == weights[1]
+
+
+def test_a_pipe_is_an_input_like_its_content(command, tmp_path):
+    content = (tmp_path / "all.jsonl").read_bytes()
+
+    def piped(out: str) -> tuple[int, str]:
+        (tmp_path / "pipe").unlink(missing_ok=True)
+        os.mkfifo(tmp_path / "pipe")
+        pipes._copies.clear()  # a later process
+        writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(content,))
+        writer.start()
+        found = command(f"sample --model m --prompts pipe --max-new-tokens 2 --out {out}")
+        writer.join()
+        return found
+
+    assert piped("o.jsonl")[0] == 0
+    assert command("sample --model m --prompts all.jsonl --max-new-tokens 2 --out p.jsonl")[0] == 0
+    assert (tmp_path / "o.jsonl").read_bytes() == (tmp_path / "p.jsonl").read_bytes()
+    recorded = {i["name"]: i for i in read_manifest(tmp_path / "o.jsonl")["inputs"]}
+    assert recorded["prompts"]["sha256"] == hashlib.sha256(content).hexdigest()
+    assert "complete already" in piped("o.jsonl")[1]
+    content += json.dumps({"prompt": "Another?"}).encode()
+    code, said = piped("o.jsonl")
+    assert code == 2 and "different --prompts" in said
 
 
 def test_names_of_files():
@@ -265,7 +304,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_no_command_ends_in_a_traceback_on_any_file(folder, tmp_path_factory, monkeypatch, name):
+def test_no_command_ends_in_a_traceback_on_any_file(folder, tmp_path_factory, monkeypatch, capsys, name):
     made = tmp_path_factory.mktemp("kinds")
     for file in folder.iterdir():
         if file.name != "cache":
@@ -275,18 +314,12 @@ def test_no_command_ends_in_a_traceback_on_any_file(folder, tmp_path_factory, mo
     monkeypatch.chdir(made)
     wrong = {}
     for number, file in enumerate(kinds(made)):
-        said = io.StringIO()
-        monkeypatch.setattr(log.console, "file", said)
         line = COMMANDS[name].replace("FILE", file)
         line = f"{line}{number}.jsonl" if line.endswith("o.jsonl") else f"{line}{number}"
-        with redirect_stdout(io.StringIO()):
-            try:
-                code = run(line.split())
-            except Exception:  # an internal error, which ends a command with its traceback
-                code = 1
-                said.write(traceback.format_exc())
-        text = said.getvalue()
+        try:
+            code, text = run(line.split()), capsys.readouterr().err
+        except Exception:  # an internal error, which ends a command with its traceback
+            code, text = 1, traceback.format_exc()
         if code not in (0, 2) or (code == 2 and "error: " not in text) or "Traceback" in text:
             wrong[file] = (code, text[-600:])
-            print(file, code, text[-1500:])
     assert not wrong

@@ -1,184 +1,20 @@
 """Rows of the shapes and formats that people have: the same rows as written by hand, and clear refusals."""
 
-import gzip
 import json
 import os
 import subprocess
 import sys
 
 import datasets
-import pyarrow
 import pytest
 
+from dpoctl.data.codec import Codec
 from dpoctl.data.columns import parse_columns
-from dpoctl.data.encode import encode_examples, encode_pairs
+from dpoctl.data.encode import Limits, encode_examples, encode_pairs
 from dpoctl.data.readers import load_rows
 from dpoctl.errors import InputError
+from helpers.row_shapes import CHATS, FORMATS, PREFERENCES, TEXTS, TOOL, assistant, system, user, write
 from helpers.tokenizer_families import chat
-
-TEXTS = [("Is it good?", "Yes, very.", "No."), ("Who wrote it?", "A friend of mine.", "Nobody\nknows.")]
-SYSTEMS = ("Be brief.", "")
-EXTRA = ("in one word", "")
-
-
-def user(content):
-    return {"role": "user", "content": content}
-
-
-def assistant(content):
-    return {"role": "assistant", "content": content}
-
-
-def system(content):
-    return [{"role": "system", "content": content}] if content else []
-
-
-def pair(prompt, chosen, rejected, **more):
-    return {"prompt": prompt, "chosen": [assistant(chosen)], "rejected": [assistant(rejected)], **more}
-
-
-# shape -> (rows as people have them, the same rows by hand)
-PREFERENCES = {
-    "trl explicit": (
-        [{"prompt": [user(q)], "chosen": [assistant(a)], "rejected": [assistant(b)]} for q, a, b in TEXTS],
-        [pair([user(q)], a, b) for q, a, b in TEXTS],
-    ),
-    "trl implicit": (
-        [{"chosen": [user(q), assistant(a)], "rejected": [user(q), assistant(b)]} for q, a, b in TEXTS],
-        [pair([user(q)], a, b) for q, a, b in TEXTS],
-    ),
-    "hh": (
-        [
-            {"chosen": f"\n\nHuman: {q}\n\nAssistant: {a}", "rejected": f"\n\nHuman: {q}\n\nAssistant: {b}"}
-            for q, a, b in TEXTS
-        ],
-        [{"prompt": f"\n\nHuman: {q}\n\nAssistant:", "chosen": f" {a}", "rejected": f" {b}"} for q, a, b in TEXTS],
-    ),
-    "hh beside its prompt": (
-        [
-            {
-                "prompt": f"\n\nHuman: {q}\n\nAssistant:",
-                "chosen": f"\n\nHuman: {q}\n\nAssistant: {a}",
-                "rejected": f"\n\nHuman: {q}\n\nAssistant: {b}",
-            }
-            for q, a, b in TEXTS
-        ],
-        [{"prompt": f"\n\nHuman: {q}\n\nAssistant:", "chosen": f" {a}", "rejected": f" {b}"} for q, a, b in TEXTS],
-    ),
-    "ultrafeedback": (
-        [
-            {
-                "prompt": f" {q}\n",  # differs by blanks
-                "chosen": [user(q), assistant(a)],
-                "rejected": [user(q), assistant(b)],
-                "messages": [user(q), assistant(a)],
-                "score_chosen": 8.5,
-                "score_rejected": 3.0,
-            }
-            for q, a, b in TEXTS
-        ],
-        [pair([user(q)], a, b, chosen_score=8.5, rejected_score=3.0) for q, a, b in TEXTS],
-    ),
-    "orca": (
-        [{"system": s, "question": q, "chosen": a, "rejected": b} for s, (q, a, b) in zip(SYSTEMS, TEXTS, strict=True)],
-        [pair([*system(s), user(q)], a, b) for s, (q, a, b) in zip(SYSTEMS, TEXTS, strict=True)],
-    ),
-    "orca renamed": (
-        [{"system": s, "prompt": q, "chosen": a, "rejected": b} for s, (q, a, b) in zip(SYSTEMS, TEXTS, strict=True)],
-        [pair([*system(s), user(q)], a, b) for s, (q, a, b) in zip(SYSTEMS, TEXTS, strict=True)],
-    ),
-    "alpaca": (
-        [
-            {"instruction": q, "input": more, "chosen": a, "rejected": b}
-            for more, (q, a, b) in zip(EXTRA, TEXTS, strict=True)
-        ],
-        [pair([user(f"{q}\n{more}" if more else q)], a, b) for more, (q, a, b) in zip(EXTRA, TEXTS, strict=True)],
-    ),
-    "alpaca renamed": (
-        [
-            {"prompt": q, "input": more, "chosen": a, "rejected": b}
-            for more, (q, a, b) in zip(EXTRA, TEXTS, strict=True)
-        ],
-        [pair([user(f"{q}\n{more}" if more else q)], a, b) for more, (q, a, b) in zip(EXTRA, TEXTS, strict=True)],
-    ),
-    "sharegpt": (
-        [
-            {
-                "conversations": [
-                    {"from": "human", "value": "Hello"},
-                    {"from": "gpt", "value": "Hi."},
-                    {"from": "human", "value": q},
-                ],
-                "chosen": {"from": "gpt", "value": a},
-                "rejected": {"from": "gpt", "value": b},
-            }
-            for q, a, b in TEXTS
-        ],
-        [pair([user("Hello"), assistant("Hi."), user(q)], a, b) for q, a, b in TEXTS],
-    ),
-    "text parts": (
-        [
-            {
-                name: [{"role": role, "content": [{"type": "text", "text": text}]}]
-                for name, role, text in (
-                    ("prompt", "user", q),
-                    ("chosen", "assistant", a),
-                    ("rejected", "assistant", b),
-                )
-            }
-            for q, a, b in TEXTS
-        ],
-        [pair([user(q)], a, b) for q, a, b in TEXTS],
-    ),
-}
-TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
-CHATS = {
-    "alpaca": (
-        [{"instruction": q, "input": more, "output": a} for more, (q, a, _) in zip(EXTRA, TEXTS, strict=True)],
-        [
-            {"prompt": [user(f"{q}\n{more}" if more else q)], "completion": [assistant(a)]}
-            for more, (q, a, _) in zip(EXTRA, TEXTS, strict=True)
-        ],
-    ),
-    "orca": (
-        [{"system_prompt": "Be brief.", "question": q, "response": a} for q, a, _ in TEXTS],
-        [{"prompt": [*system("Be brief."), user(q)], "completion": [assistant(a)]} for q, a, _ in TEXTS],
-    ),
-    "sharegpt": (
-        [
-            {"system": "Be brief.", "conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]}
-            for q, a, _ in TEXTS
-        ],
-        [{"messages": [*system("Be brief."), user(q), assistant(a)]} for q, a, _ in TEXTS],
-    ),
-    "tools": (
-        [{"messages": [user(q), assistant(a)], "tools": json.dumps([TOOL])} for q, a, _ in TEXTS],
-        [{"messages": [user(q), assistant(a)], "tools": [TOOL]} for q, a, _ in TEXTS],
-    ),
-}
-FORMATS = ("jsonl", "json", "parquet", "arrow", "saved", "jsonl.gz", "json.zst")
-
-
-def write(folder, rows, form):
-    path = folder / f"rows.{form}"
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    if form == "jsonl":
-        path.write_text(lines)
-    elif form == "json":
-        path.write_text(json.dumps(rows, indent=2))
-    elif form == "jsonl.gz":
-        path.write_bytes(gzip.compress(lines.encode()))
-    elif form == "json.zst":
-        packed = pyarrow.Codec("zstd").compress(json.dumps(rows).encode(), asbytes=True)
-        path.write_bytes(packed)
-    elif form == "parquet":
-        datasets.Dataset.from_list(rows).to_parquet(path)
-    else:
-        path = folder / "saved"
-        datasets.Dataset.from_list(rows).save_to_disk(path)
-        if form == "arrow":
-            path = next(path.glob("*.arrow"))
-    return path
 
 
 def only(rows, *names):
@@ -195,9 +31,9 @@ def test_preferences_of_a_shape_are_those_written_by_hand(tmp_path, shape, form)
     rows = load_rows(write(tmp_path, theirs, form), "preferences")
     assert only(rows.rows, *PAIR) == by_hand
     (tmp_path / "hand.jsonl").write_text("".join(json.dumps(row) + "\n" for row in by_hand))
-    limits = {"max_length": 200, "max_prompt_length": 100}
-    one = encode_pairs(rows, chat(), **limits)
-    other = encode_pairs(load_rows(tmp_path / "hand.jsonl", "preferences"), chat(), **limits)
+    codec, limits = Codec(chat()), Limits(200, 100)
+    one = encode_pairs(rows, codec, limits)
+    other = encode_pairs(load_rows(tmp_path / "hand.jsonl", "preferences"), codec, limits)
     assert (one.prompts, one.completions, one.pairs) == (other.prompts, other.completions, other.pairs)
     # as prompts they are split in the same way
     prompts = load_rows(rows.path, "prompts")
@@ -211,9 +47,9 @@ def test_chats_of_a_shape_are_those_written_by_hand(tmp_path, shape, form):
     rows = load_rows(write(tmp_path, theirs, form), "text")
     assert only(rows.rows, "prompt", "completion", "messages", "tools") == by_hand
     (tmp_path / "hand.jsonl").write_text("".join(json.dumps(row) + "\n" for row in by_hand))
-    limits = {"max_length": 200, "max_prompt_length": 100}
-    one, _ = encode_examples(rows, chat(), **limits)
-    assert one == encode_examples(load_rows(tmp_path / "hand.jsonl", "text"), chat(), **limits)[0]
+    codec, limits = Codec(chat()), Limits(200, 100)
+    one, _ = encode_examples(rows, codec, limits)
+    assert one == encode_examples(load_rows(tmp_path / "hand.jsonl", "text"), codec, limits)[0]
 
 
 def test_csv_holds_the_same_rows(tmp_path):
@@ -360,6 +196,16 @@ def test_equal_prompts_are_one_prompt(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"prompt_id": "k", "prompt": "c"}]))
     with pytest.raises(InputError, match="6: field 'prompt_id': expected one prompt for each"):
         load_rows(path, "prompts")
+
+
+def test_a_dialogue_is_a_prompt_up_to_where_it_is_to_be_answered(tmp_path):
+    path = tmp_path / "a.jsonl"
+    for name in ("messages", "conversations"):
+        path.write_text(json.dumps({name: [user("a")]}))
+        assert load_rows(path, "prompts").rows[0]["prompt"] == [user("a")]
+        path.write_text(json.dumps({name: [user("a"), assistant("b")]}))
+        with pytest.raises(InputError, match=f"field '{name}': expected a last message that is to be answered"):
+            load_rows(path, "prompts")
 
 
 def test_a_call_of_a_tool_has_no_text(tmp_path):

@@ -21,7 +21,7 @@ class Prepare(Common):
     )
     source: str | None = option(
         None,
-        "The task's rows on disk instead of the Hub: .jsonl, .jsonl.gz, .csv or .parquet. imdb: `text`, `label`; "
+        "The task's rows on disk instead of the Hub: .jsonl, .json, .csv or .parquet. imdb: `text`, `label`; "
         "hh: `chosen`, `rejected`; tldr: `prompt` with `chosen`, `rejected` or with `label`; cnn-dm: `article`, "
         "`highlights`.",
         DATA,

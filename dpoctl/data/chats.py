@@ -178,7 +178,8 @@ class ChatTemplate:
         if self.tokenizer.chat_template is None:
             raise Refusal(
                 "messages, but the tokenizer has no chat template",
-                hint="give prompt and answers as strings, a model with a chat template, or --chat-template FILE",
+                hint="give prompt and answers as strings (--columns prompt=system+question makes text of columns), "
+                "a model with a chat template, or --chat-template FILE",
             )
         try:
             text = self.tokenizer.apply_chat_template(

@@ -1,5 +1,6 @@
 """What rows have in common: duplicates, equal pairs, and prompts that are in training and evaluation files."""
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable
@@ -11,8 +12,8 @@ _CONTEXT = ("tools", "chat_template_kwargs")  # what a prompt's tokens depend on
 _TEXTS = ("text", "messages", "prompt", "completion", "chosen", "rejected")
 
 
-def prompt_key(row: dict) -> str:
-    """A text that two rows share if and only if their prompts are equal; of rows without a prompt, their whole text."""
+def prompt_key(row: dict) -> bytes:
+    """A digest that two rows share where their prompts are equal; of rows without a prompt, of their whole text."""
     prompt = row.get("prompt")
     if shape_of(row) == "messages":
         prompt = row["messages"][:-1]
@@ -24,8 +25,8 @@ def prompt_key(row: dict) -> str:
 def count_duplicates(rows: Iterable[dict]) -> dict[str, int]:
     """Counts over checked rows: `prompts` that differ; `duplicate_rows`, whose texts an earlier row has; `equal_pairs`,
     whose chosen and rejected are equal; `contradictions`, pairs that an earlier row ranks the other way round."""
-    prompts: set[str] = set()
-    seen: set[str] = set()
+    prompts: set[bytes] = set()
+    seen: set[bytes] = set()
     counts: Counter[str] = Counter(duplicate_rows=0, equal_pairs=0, contradictions=0)
     for row in rows:
         prompt = prompt_key(row)
@@ -47,5 +48,5 @@ def count_shared(held_out: Iterable[dict], training: Iterable[dict]) -> int:
     return sum(prompt_key(row) in known for row in held_out)
 
 
-def _key(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+def _key(value: Any) -> bytes:
+    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).digest()

@@ -3,6 +3,7 @@
 A field that is null counts as absent (`datasets` writes null where a row lacks a column). Unknown fields are kept.
 """
 
+import hashlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -105,8 +106,8 @@ class _PromptRow:
     """
 
     def __init__(self) -> None:
-        self.prompt_of: dict[str, str] = {}  # by prompt_id, as JSON
-        self.seen: set[str] = set()
+        self.prompt_of: dict[str, bytes] = {}  # by prompt_id, as a digest
+        self.seen: set[bytes] = set()
 
     def __call__(self, number: int, row: dict) -> dict:
         if row.get("chosen") is not None and row.get("rejected") is not None:
@@ -119,13 +120,15 @@ class _PromptRow:
         check_ids(row, "prompt_ids")
         if row.get("reference") is not None:
             check_text(row, "reference")
-        asked = json.dumps([row["prompt"], row.get("tools"), row.get("chat_template_kwargs")], sort_keys=True)
-        before = self.prompt_of.setdefault(row["prompt_id"], asked) if has_id else asked
-        if (has_id and before is not asked and before == asked) or (not has_id and asked in self.seen):
+        parts = json.dumps([row["prompt"], row.get("tools"), row.get("chat_template_kwargs")], sort_keys=True)
+        asked = hashlib.blake2b(parts.encode(), digest_size=16).digest()
+        before = self.prompt_of.get(row["prompt_id"])
+        if before == asked or (not has_id and asked in self.seen):
             raise Repeated
         # A row's random numbers depend on its prompt_id: two prompts with the same one would get the same samples.
-        if before != asked or (not has_id and self.prompt_of.setdefault(row["prompt_id"], asked) is not asked):
+        if before is not None:
             raise BadRow("prompt_id", "one prompt for each", f"another one for {row['prompt_id']!r}")
+        self.prompt_of[row["prompt_id"]] = asked
         self.seen.add(asked)
         # The ids of answers belong to the tokenizer of the row, which may not be that of what is sampled now.
         return {name: value for name, value in row.items() if name not in ("chosen_ids", "rejected_ids")}

@@ -101,31 +101,28 @@ class Shapes:
 
     def _map_dialogue(self, row: dict) -> None:
         """A dialogue of ShareGPT: the prompt of preferences and prompts, else messages."""
-        name = next((name for name in _DIALOGUES if row.get(name) is not None), None)
         field = "messages" if self.kind in ("text", "completions") and row.get("completion") is None else "prompt"
+        name = next((name for name in _DIALOGUES if row.get(name) is not None), None)
         if name is not None and row.get(field) is None and row.get("messages") is None:
-            value = as_messages(row[name], name)
-            if isinstance(value, list):
-                row[field] = value
+            dialogue = as_messages(row[name], name)
+            if isinstance(dialogue, list):
+                self._check_open(dialogue, name, row)
+                row[field] = dialogue
                 del row[name]
                 self._say((name,), field)
-        asked = row.get("prompt")
-        if (
-            name is not None
-            and name not in row
-            and self.kind == "prompts"
-            and _ends_with_answer(asked)
-            and not _is_pair(row)
-        ):
-            hint = "leave the last answer out, or sample from rows with a 'prompt'"
-            raise BadRow(
-                name, "a dialogue that ends with what is to be answered", "a last message of the assistant", hint
-            )
-        asked = row.get("messages")
-        if self.kind == "prompts" and row.get("prompt") is None and isinstance(asked, list) and not _is_pair(row):
-            if asked and not _ends_with_answer(asked):
-                row["prompt"] = row.pop("messages")
-                self._say(("messages",), "prompt")
+        messages = row.get("messages")
+        if self.kind == "prompts" and row.get("prompt") is None and isinstance(messages, list) and not _is_pair(row):
+            self._check_open(messages, "messages", row)
+            row["prompt"] = row.pop("messages")
+            self._say(("messages",), "prompt")
+
+    def _check_open(self, dialogue: list, name: str, row: dict) -> None:
+        """A dialogue that is to be answered may not end with an answer: BadRow."""
+        last = dialogue[-1] if dialogue else None
+        answered = isinstance(last, dict) and last.get("role") == "assistant"
+        if self.kind == "prompts" and answered and not _is_pair(row):
+            hint = "leave the last answer out, or give the rows a 'prompt'"
+            raise BadRow(name, "a last message that is to be answered", "one of role 'assistant'", hint)
 
     def _map_names(self, row: dict, said: list[str]) -> bool:
         """Give prompt and completion their names; whether the row is Alpaca's, which is a chat."""
@@ -238,11 +235,6 @@ def _as_chat(row: dict) -> None:
 
 def _said_by(role: str, content: str) -> dict[str, Any]:
     return {"role": role, "content": content}
-
-
-def _ends_with_answer(messages: Any) -> bool:
-    last = messages[-1] if isinstance(messages, list) and messages else None
-    return isinstance(last, dict) and last.get("role") == "assistant"
 
 
 def _is_pair(row: dict) -> bool:

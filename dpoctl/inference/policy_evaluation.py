@@ -99,7 +99,7 @@ def statistics(completions: Sequence[dict], lengths: Sequence[int], scores: Sequ
     texts = [completion_of(c) for c in completions]
     reward, reward_se = mean_se(scores, by_prompt)
     length, length_se = mean_se([float(n) for n in lengths], by_prompt)
-    tails = [without_end(c) or completion_of(c).split() for c in completions]
+    tails: list[Any] = [without_end(c) or completion_of(c).split() for c in completions]
     row = {"reward": reward, "reward_se": reward_se, "length": length, "length_se": length_se, "n": len(completions)}
     row["ended"] = sum(c.get("finish") == "stop" for c in completions) / len(completions)
     row |= {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)}

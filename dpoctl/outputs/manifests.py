@@ -77,10 +77,11 @@ def _describe_hub_data(name: str, path: str, base: Path) -> dict[str, Any]:
         parts = ":".join(data.parts)  # another split of the same commit is another input
         return {"name": name, "path": path, "sha256": f"{commit}:{parts}" if parts else commit, "manifest": None}
     digest = hashlib.sha256(f"{':'.join(data.parts)}\n".encode())
-    files = sorted(p for p in Path(data.name).rglob("*") if p.is_file() and not p.name.startswith("."))
-    for file in files:
-        digest.update(f"{file.relative_to(data.name)} {sha256_file(file)}\n".encode())
-    size = sum(file.stat().st_size for file in files)
+    places = {p.relative_to(data.name): p for p in sorted(Path(data.name).rglob("*")) if p.is_file()}
+    shown = {place: p for place, p in places.items() if not any(part.startswith(".") for part in place.parts)}
+    for inside, file in shown.items():
+        digest.update(f"{inside} {sha256_file(file)}\n".encode())
+    size = sum(file.stat().st_size for file in shown.values())
     place = relative(data.name, base)
     return {"name": name, "path": f"hub:{place}", "size": size, "sha256": digest.hexdigest(), "manifest": None}
 
