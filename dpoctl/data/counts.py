@@ -13,7 +13,6 @@ WORDS = {  # count -> how it is said, in the order of the line
     "special_text": "spell a special token",
     "from_ids": "use stored token ids",
     "ids_not_used": "have stored ids of other texts",
-    "duplicates": "are duplicates",
 }
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+from ..data.duplicates import count_duplicates
 from ..data.encode import Limits
 from ..data.schema import shape_of
 from .preview_rows import Encoded, Setting, TokenSequence, read, stops_of
@@ -21,8 +22,9 @@ _FIELDS = {"text": ("text",), "completion": ("prompt", "completion"), "messages"
 def facts_of(found: Encoded, setting: Setting) -> Facts:
     """The facts of a file, as --json prints them.
 
-    `lengths` are of sequences before anything is cut; `over` counts those above each limit. `misordered` are pairs
-    whose chosen completion has the lower score. `without_end` counts answers whose last token does not end them.
+    `lengths` are of sequences before anything is cut; `over` counts those above each limit. `repeated` rows have the
+    prompt of another row, and are left out. `misordered` pairs have the higher score rejected, `contradictions` are in
+    the file the other way round too. `without_end` counts answers whose last token does not end them.
     """
     config, rows = setting.config, found.rows
     facts: Facts = {
@@ -34,13 +36,14 @@ def facts_of(found: Encoded, setting: Setting) -> Facts:
         "shapes": dict(Counter(_shape(row, setting) for row in rows.rows)),
         "columns": _columns(rows.rows, setting),
         "skipped": found.skipped,
+        "repeated": rows.repeated,
         "counts": {name: n for name, n in found.counts.items() if name not in found.skipped},
         "limits": _limits(setting),
         "lengths": _lengths(found, setting),
         "prompts": len({_prompt_key(s) for of_row in found.sequences.values() for s in of_row}),
     }
     if setting.kind == "preferences" and not config.field:
-        facts |= _scores(rows.rows)
+        facts |= _scores(rows.rows) | {"contradictions": count_duplicates(rows.rows)["contradictions"]}
     if setting.kind != "prompts":
         answers = [
             span

@@ -128,7 +128,7 @@ def purpose_of(config: Preview) -> str:
     for skip, kind in product((False, True), _KINDS):  # valid first rows decide, broken ones do not
         try:
             with log.silenced():
-                [row] = load_rows(config.data, kind, skip_bad=skip, limit=1).rows
+                [row] = load_rows(config.data, kind, skip_bad=skip, limit=1, columns=config.columns).rows
         except InputError as error:
             errors.setdefault(kind, error)
         else:
@@ -146,13 +146,14 @@ def read(path: str, setting: Setting, limit: int | None = None) -> Encoded:
 
     Where none is left within the limits, the file is shown without sequences.
     """
-    error, skip = None, setting.config.skip_bad_rows
+    config, error = setting.config, None
+    options: dict[str, Any] = {"limit": limit, "columns": config.columns}
     try:
-        rows = load_rows(path, setting.kind, skip_bad=skip, limit=limit)
+        rows = load_rows(path, setting.kind, skip_bad=config.skip_bad_rows, **options)
     except InputError as refusal:
         error = refusal
         with log.silenced():
-            rows = _or_raise(refusal, lambda: load_rows(path, setting.kind, skip_bad=True, limit=limit))
+            rows = _or_raise(refusal, lambda: load_rows(path, setting.kind, skip_bad=True, **options))
     valid = replace(rows, skip_bad=True)
     with log.silenced():
         try:
@@ -200,7 +201,8 @@ def _encode(rows: Rows, setting: Setting) -> Encoded:
     if config.for_ == "sft":
         options: dict[str, Any] = {"field": config.field, "turns": config.answers, "overlong": config.overlong}
         examples, found.counts = encode_examples(rows, codec, limits, **options)
-        names = dict(zip(rows.lines, (config.field or shape_of(row) or "text" for row in rows.rows), strict=True))
+        shapes = (config.field or shape_of(row) or "text" for row in rows.rows)
+        names: dict[Any, str] = dict(zip(rows.lines, shapes, strict=True))
         for example in examples:
             shape = names[example.line]
             name = "answers" if shape == "messages" else str(shape)
@@ -252,5 +254,5 @@ def why_nothing(found: Encoded, line: Any, setting: Setting) -> str:
         with log.silenced():
             _encode(alone, setting)
     except InputError as error:
-        return error.message.removeprefix(f"{found.rows.path}:").removeprefix(f"{line}:").strip()
+        return error.message.removeprefix(f"{found.rows.place(i)}:").strip()
     return "nothing of it is used"

@@ -226,6 +226,12 @@ def _lines(facts: Facts) -> list[tuple[str, str]]:
         lines.append((f"columns {name}", told or "none"))
     lines += [("skipped", f"{n}: {reason}") for reason, n in facts["skipped"].items()]
     lines += [(title, f"{_share(counts[name], rows)} {words}") for name, title, words in _COUNTS if counts.get(name)]
+    if facts["repeated"]:
+        lines.append(("repeated", f"{facts['repeated']} more rows repeat a prompt, and are left out"))
+    if facts.get("contradictions"):
+        lines.append(
+            ("contradictions", f"{_share(facts['contradictions'], rows)} pairs are in it the other way round too")
+        )
     if facts.get("scored"):
         told = f"{facts['scored']} pairs: {facts['ties']} ties, {facts['misordered']} with the higher score rejected"
         lines.append(("scores", told))
