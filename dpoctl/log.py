@@ -28,6 +28,11 @@ def set_verbosity(level: int) -> None:
     _verbosity = level
 
 
+def only_warnings() -> None:
+    """Show warnings and errors only, in a process whose work another process reports."""
+    set_verbosity(min(_verbosity, -1))
+
+
 def only_errors() -> None:
     """Show errors only, in a process whose messages another process shows."""
     set_verbosity(-2)

@@ -13,17 +13,17 @@ from dpoctl.objectives.kl import kl_regularised_optimum, optimal_point
 
 def test_best_of_n_is_the_mean_over_all_subsets():
     g = torch.Generator().manual_seed(0)
-    chooser = torch.tensor([0.3, -1.0, 0.3, 2.0, 0.7, -1.0])  # with ties
+    selection = torch.tensor([0.3, -1.0, 0.3, 2.0, 0.7, -1.0])  # with ties
     values = torch.rand(6, generator=g, dtype=torch.float64)
     for n in range(1, 7):
         picked = []
         for subset in itertools.combinations(range(6), n):
-            top = max(chooser[list(subset)])
-            tied = [values[i].item() for i in subset if chooser[i] == top]
+            top = max(selection[list(subset)])
+            tied = [values[i].item() for i in subset if selection[i] == top]
             picked.append(sum(tied) / len(tied))
-        assert expected_best(chooser, values, n).item() == pytest.approx(sum(picked) / len(picked), abs=1e-12)
+        assert expected_best(selection, values, n).item() == pytest.approx(sum(picked) / len(picked), abs=1e-12)
     with pytest.raises(ValueError, match="7 of 6"):
-        expected_best(chooser, values, 7)
+        expected_best(selection, values, 7)
 
 
 def test_best_of_n_by_the_reward_itself_increases_with_n():

@@ -78,6 +78,33 @@ def test_required_options_are_in_their_panel_and_in_the_usage(name, page):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
+def test_descriptions_have_more_than_half_of_80_columns_and_nothing_is_cut(name, page):
+    text = page(name, "--help")
+    assert "…" not in text
+    out = re.search(r"^│ --out \S+ +", text, re.MULTILINE)
+    assert out and 10 < len(out[0]) <= 32
+
+
+@pytest.mark.parametrize(
+    ("name", "panel", "before", "after"),
+    [
+        ("train-dpo", "Optimisation", "--lr", "--warmup-steps"),
+        ("sft", "Optimisation", "--batch-size", "--warmup-steps"),
+        ("train-ppo", "Optimisation", "--optimizer", "--warmup-steps"),
+        ("train-rm", "Optimisation", "--lr", "--epochs"),
+        ("train-dpo", "Evaluation", "--scorer", "--scorer-revision"),
+        ("sft", "Evaluation", "--eval-prompts", "--ref"),
+        ("sample", "Generation", "--scorer", "--scorer-revision"),
+        ("judge", "Scoring", "--scorer", "--score-text"),
+        ("evaluate", "Data", "--model", "--skip-bad-rows"),
+    ],
+)
+def test_a_panel_starts_with_its_main_options(name, panel, before, after, page):
+    shown = panels_of(page(name, "--help"))[panel]
+    assert 0 <= shown.index(f"│ {before} ") < shown.index(f"│ {after} ")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
 def test_scorer_notation_is_explained_once(name, page):
     scorers = [f for f in fields(COMMANDS[name]) if spec_of(f).input == "scorer"]
     text = " ".join(page(name, "--help").split())
@@ -184,13 +211,23 @@ def test_they_answer_in_under_0_4_s():
     assert statistics.median(seconds) < 0.4, seconds
 
 
+TRAIN = ["train-dpo", "--model", "m", "--data", "d.jsonl", "--out", "o"]
+SCORE = ["score", "--data", "d.jsonl", "--out", "o.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
         (["trian-dpo"], ["No such command 'trian-dpo'. Did you mean 'train-dpo'", "hint: see dpoctl --help"]),
-        (["train-dpo", "--modle", "x"], ["No such option: --modle", "--model", "hint: see dpoctl train-dpo --help"]),
+        (["train-dpo", "--modle", "x"], ["No such option: --modle", "hint: did you mean --model?"]),
         (["--betta"], ["No such option: --betta", "hint: see dpoctl --help"]),
-        (["sft", "--epochs"], ["'--epochs' requires an argument", "hint: see dpoctl sft --help"]),
+        (["sft", "--epochs"], ["'--epochs' requires an argument", "hint: --epochs: Passes over the data."]),
+        (["train-dpo", "--reward", "x"], ["No such option: --reward", "--reward is an option of train-ppo"]),
+        ([*SCORE, "--scorer", "implict:a,b"], ["hint: did you mean implicit:a,b?"]),
+        ([*TRAIN, "--loss", "DPO"], ["--loss: 'DPO' is not one of sigmoid, ", "hint: DPO's loss is sigmoid"]),
+        ([*TRAIN, "--loss", "hinj"], ["hint: did you mean hinge?"]),
+        ([*TRAIN, "--alpha", "1"], ["hint: leave it out; it is read with --loss rpo or unlikelihood"]),
+        ([*TRAIN, "--alpha", "1", "--lr", "x"], ["sigmoid (leave it out; it is read", "hint: see dpoctl train-dpo"]),
         (
             ["sft", "--epochs", "many", "--batch-size", "1.5", "--data", "d"],
             [

@@ -1,10 +1,9 @@
 """The order of the package's folders, read from the imports of every file: one way, no cycles, no torch for help."""
 
-import ast
 import sys
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parents[1] / "dpoctl"
+from helpers.package_source import PACKAGE, files, imports, room_of
 
 # From top to bottom: a folder imports only from folders further down, or from one in its own row, without a cycle.
 ORDER = [
@@ -24,59 +23,6 @@ LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 APART = {("config", "models"), ("models", "config")}  # models/ takes values, never a config object
 HEAVY = {"torch", "transformers", "datasets", "matplotlib", "numpy", "tokenizers", "safetensors", "jinja2"}
 ONLY_TORCH = {"objectives": {"torch"}}  # what these folders may import besides the standard library
-
-
-class Import:
-    """One import: the library, the file of the package that it names (None outside), its line, and whether it runs at
-    import time."""
-
-    def __init__(self, library: str, target: Path | None, line: int, at_import: bool):
-        self.library, self.target, self.line, self.at_import = library, target, line, at_import
-
-
-def files() -> list[Path]:
-    return sorted(PACKAGE.rglob("*.py"))
-
-
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
-
-
-def module_file(parts: list[str]) -> Path | None:
-    """The file of dpoctl.`parts`, where that is a module or package."""
-    base = PACKAGE.joinpath(*parts)
-    if base.with_suffix(".py").is_file() and parts:
-        return base.with_suffix(".py")
-    return base / "__init__.py" if (base / "__init__.py").is_file() else None
-
-
-def imports(path: Path) -> list[Import]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    late = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.Lambda) for n in ast.walk(f)}
-    typing_only = {
-        id(n)
-        for branch in ast.walk(tree)
-        if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.dump(branch.test)
-        for n in ast.walk(branch)
-    }
-    here = list(path.relative_to(PACKAGE).parts[:-1])
-    found = []
-    for node in ast.walk(tree):
-        if id(node) in typing_only or not isinstance(node, ast.Import | ast.ImportFrom):
-            continue
-        at_import = id(node) not in late
-        if isinstance(node, ast.Import):
-            found += [Import(a.name.split(".")[0], None, node.lineno, at_import) for a in node.names]
-            continue
-        if not node.level:
-            found.append(Import((node.module or "").split(".")[0], None, node.lineno, at_import))
-            continue
-        base = here[: len(here) - node.level + 1] + (node.module.split(".") if node.module else [])
-        for alias in node.names:
-            target = module_file([*base, alias.name]) or module_file(base)
-            assert target, f"{path}:{node.lineno}: {alias.name} is imported from nowhere"
-            found.append(Import("dpoctl", target, node.lineno, at_import))
-    return found
 
 
 def place(path: Path, line: int) -> str:

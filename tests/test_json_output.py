@@ -1,6 +1,8 @@
 """--json: what a table shows, as one JSON object alone on stdout, also of an output that is complete already."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -89,3 +91,35 @@ def test_a_form_has_no_numbers(capsys):
     argv = ["judge", "a.jsonl", "b.jsonl", "--backend", "human", "--form", "f.html", "--out", "w.jsonl", "--json"]
     assert run(argv) == 2
     assert "--json has no effect with --form" in capsys.readouterr().err
+
+
+def test_plans_of_a_form_and_of_an_adapter(done, capsys, monkeypatch, tmp_path):
+    world, _ = done
+    monkeypatch.chdir(world.folder)
+    people = ["judge", "j.dpo.jsonl", "j.sft.jsonl", "--backend", "human", "--form", "f.html", "--out", "p.jsonl"]
+    assert run([*people, "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["comparisons"] == 6
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "base"}))
+    assert run(["merge", str(tmp_path), "--out", "merged", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"adapter": str(tmp_path), "base": "base"}
+    assert not {"f.html", "p.jsonl", "merged"} & {p.name for p in world.folder.iterdir()}
+
+
+def test_under_torchrun_only_rank_0_prints_and_only_the_table_of_all_rows(done):
+    world, _ = done
+    alone, _ = world.run(*JUDGE[:-1], "j.alone.jsonl")
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "dpoctl", *JUDGE[:-1], "j.ranks.jsonl"],
+            cwd=world.folder,
+            env=world.env | {"RANK": str(i), "LOCAL_RANK": str(i), "WORLD_SIZE": "2"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in (0, 1)
+    ]
+    (first, _), (second, said) = (process.communicate(timeout=120) for process in ranks)
+    assert [process.returncode for process in ranks] == [0, 0]
+    assert first.replace("j.ranks", "j.alone") == alone and "win rate" in first
+    assert second == "" and said == ""

@@ -63,7 +63,7 @@ def test_answered_by_keyboard_remembered_exported_and_read_back(tmp_path, open_b
     find("person").send_keys("Ada B")  # keys in the name's field are no answers
     assert "0 answered" in find("status").text
     find("question").click()
-    for n in range(2):  # the better text, wherever it stands
+    for n in range(2):  # the better text, on either side
         assert "<b>bold</b>\nsecond line" in find("a").text + find("b").text
         body.send_keys("a" if "good" in find("a").text else "b")
         assert f"{n + 1} answered" in find("status").text

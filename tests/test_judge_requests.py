@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from dpoctl.config import judging
 from dpoctl.config.judging import Judge
 from dpoctl.errors import InputError
 from dpoctl.judging.client import Client
@@ -50,6 +51,10 @@ def test_a_request_has_what_the_server_takes(flags, temperature, limit, tmp_path
     config = Judge(candidates=("a",), out="o", model="m", cache_dir=str(tmp_path), **flags)
     body = Client(config)._body("Which?")
     assert body.get("temperature") == temperature and {"max_tokens", "max_completion_tokens"} & set(body) == {limit}
+
+
+def test_the_options_know_the_criteria():
+    assert tuple(CRITERIA) == judging.CRITERIA
 
 
 @pytest.mark.parametrize("name", CRITERIA)

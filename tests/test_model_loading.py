@@ -4,9 +4,11 @@ import json
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import errors
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     GPT2Config,
@@ -96,12 +98,39 @@ def test_resolve_leaves_directories_alone_and_names_what_is_missing(good, monkey
         resolve("./polcy")
     with pytest.raises(InputError, match="clasifier: no such model directory\nhint: .*classifier"):
         resolve(str(good / "clasifier"))
-    with pytest.raises(InputError, match="polcy: .*Hub.*\nhint: .*HF_TOKEN.*; policy is a local directory"):
+    with pytest.raises(InputError, match=r"polcy: no such directory; .*Hub.*\nhint: did you mean policy\? Otherwise "):
         resolve("polcy")  # could be a hub id: said to be neither
     with pytest.raises(InputError, match="policy/config.json: is a file"):
         resolve("policy/config.json")
     with pytest.raises(InputError, match="no config.json\nhint: there is a model in .*classifier"):
         resolve(str(good))
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        ("RepositoryNotFoundError", 404, "not found on the Hub\nhint: check the spelling; a private"),
+        ("GatedRepoError", 403, "its repository on the Hub is gated\nhint: request access"),
+        ("RevisionNotFoundError", 404, "the Hub has no revision v2 of it\nhint: give a branch"),
+        ("HfHubHTTPError", 503, "the Hub answers with status 503\nhint: try again later"),
+        ("LocalEntryNotFoundError", 0, "not in the Hub's cache and the Hub cannot be reached\nhint: check the network"),
+    ],
+)
+def test_the_hub_s_errors_are_told_in_a_line(error, status, said, monkeypatch):
+    """The library's message, of several sentences, is not quoted; its own exception types are raised here."""
+    kind = getattr(errors, error)
+    raised = kind.__new__(kind)
+    raised.args = ("A long sentence. Another one, with https://an.address.",)
+    raised.response = SimpleNamespace(status_code=status) if status else None
+
+    def snapshot(*args, **kwargs):
+        raise raised
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    with pytest.raises(InputError) as refused:
+        resolve("some/model", "v2")
+    assert str(refused.value).startswith(f"some/model: no such directory; {said}")
+    assert "sentence" not in str(refused.value)
 
 
 def test_what_a_plan_looks_at_needs_no_weights_from_the_hub(good, monkeypatch):

@@ -264,6 +264,15 @@ def test_the_table_tells_the_truth(name):
     assert bool((loss(name, given_up, **options) < -1e4).all()) != objective.bounded_below
 
 
+def test_the_catalogue_has_the_defaults_of_the_functions():
+    for name, objective in LOSSES.items():
+        parameters = inspect.signature(objective.loss).parameters.values()
+        assert objective.options == {p.name: p.default for p in parameters if p.default is not p.empty}, name
+    shown = {f.name: spec_of(f).help for f in fields(TrainDPO)}
+    assert "(default: sigmoid 0, robust 0.1)" in shown["label_smoothing"]
+    assert "(default: rpo 1, unlikelihood 0.1)" in shown["alpha"] and "(default: 1)" in shown["gamma"]
+
+
 def test_the_command_line_knows_the_same_losses_and_options():
     known = {f.name: f for f in fields(TrainDPO)}
     assert set(spec_of(known["loss"]).choices) == set(LOSSES)

@@ -1,13 +1,10 @@
 """Every option of every command is read by its stage, and refused where the other options make it meaningless."""
 
-import ast
 import inspect
 import json
 import shlex
 import subprocess
-import textwrap
 from dataclasses import dataclass, fields, make_dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,21 +14,12 @@ from dpoctl.cli.app import run
 from dpoctl.config.commands import COMMANDS
 from dpoctl.config.conditions import ALWAYS, all_of, any_of, given, not_given, one_of
 from dpoctl.config.resolve import resolve
-from dpoctl.config.schema import (
-    base_type,
-    flag_of,
-    identity,
-    inputs,
-    is_required,
-    option,
-    spec_of,
-)
+from dpoctl.config.schema import base_type, flag_of, identity, inputs, is_required, option, spec_of
 from dpoctl.config.shared import PANELS
 from dpoctl.errors import InputError
 from dpoctl.objectives.catalogue import OBJECTIVES
-from test_imports import PACKAGE, imports
+from helpers.package_source import PACKAGE, closure, read_by_properties, reads
 
-HOLDERS = {"config", "options", "settings", "merge"}  # what the code calls a config, or a part of its options
 BASE = {  # values of the required options
     "prepare": {"task": "imdb", "tokenizer": "t"},
     "sft": {"model": "m", "data": "d"},
@@ -77,48 +65,6 @@ COMBINED = {  # settings of several options, for conditions of several
 
 
 # --- each option is read --------------------------------------------------------------------------------------------
-
-
-def reads(path: Path) -> set[str]:
-    """The options that a file reads: attributes of a config, literal names in getattr, and keys of recorded options."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Attribute) and name_of(node.value) in HOLDERS:
-            found.add(node.attr)
-        elif isinstance(node, ast.Call) and name_of(node.func) == "getattr" and name_of(node.args[0]) in HOLDERS:
-            found |= {node.args[1].value} if isinstance(node.args[1], ast.Constant) else set()
-        elif (
-            isinstance(node, ast.Subscript) and name_of(node.value) in HOLDERS and isinstance(node.slice, ast.Constant)
-        ):
-            found.add(str(node.slice.value).replace("-", "_"))
-        elif isinstance(node, ast.Assign) and name_of(node.targets[0]) == "_SHOWN":  # the plan of train-ppo
-            found |= {word for c in ast.walk(node) if isinstance(c, ast.Constant) for word in str(c.value).split()}
-    return found
-
-
-def name_of(node: ast.expr) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-
-
-def closure(*starts: Path) -> set[Path]:
-    """The files that are imported from some, in the package and below the command line."""
-    seen: set[Path] = set()
-    waiting = list(starts)
-    while waiting:
-        path = waiting.pop()
-        if path not in seen and "config" not in path.relative_to(PACKAGE).parts:
-            seen.add(path)
-            waiting += [each.target for each in imports(path) if each.target]
-    return seen
-
-
-def read_by_properties(cls: type) -> set[str]:
-    """The options that a config's own properties read for the stages."""
-    found = set()
-    for _, member in inspect.getmembers(cls, lambda m: isinstance(m, property)):
-        tree = ast.parse(textwrap.dedent(inspect.getsource(member.fget)))
-        found |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute) and name_of(n.value) == "self"}
-    return found
 
 
 def unread(name: str, cls: type) -> set[str]:
@@ -239,6 +185,12 @@ EVALUATE = "evaluate --out o.jsonl"
         (EVALUATE, "--n 4 --completions c", "without --model", "--n 4 --model m --ref r --prompts p"),
         (EVALUATE, "--optimum --model m --ref r --prompts p", "without --completions", "--optimum --completions c"),
         (JUDGE, "--prompt-noun x --backend scorer --scorer s", "with --backend scorer", "--prompt-noun x --model m"),
+        (
+            f"{JUDGE} --model m",
+            f"--prompt-noun x --criterion {__file__}",
+            "with a file as --criterion",
+            "--prompt-noun x --criterion sentiment",
+        ),
         (f"{JUDGE} --backend human", "--compare c --form f", "with --form", "--compare c --answers a"),
         (
             JUDGE,
@@ -320,6 +272,7 @@ def test_what_a_preset_sets_is_not_refused():
         ("sft:\n  [lr]\n", ":2: section sft is a mapping of options"),
         ("sft:\n  lr: [1\n", "not YAML"),
         ("train-ppo:\n  preset: [paper]\n", ":2: train-ppo.preset: expected a text, got"),
+        ("sft:\n  lr: true\n", ":2: sft.lr: expected a number, got true"),
     ],
 )
 def test_a_recipe_that_cannot_be_read_is_refused_with_its_line(tmp_path, text, said):

@@ -73,6 +73,27 @@ def test_a_directory_of_other_files_is_refused_and_kept(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_name_that_the_output_cannot_have_is_answered_with_one_that_it_can(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("foreign.txt", "taken.txt", "taken.jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    score = ["score", "--data", "taken.jsonl", "--scorer", "m", "--out"]
+    sft = ["sft", "--model", "m", "--data", "taken.jsonl", "--out"]
+    for argv, said in (
+        ([*score, "foreign.txt"], "foreign.txt: score writes JSONL\nhint: for example --out foreign.jsonl"),
+        ([*score, "taken.txt"], "hint: choose another --out that ends with .jsonl"),
+        ([*score, "in/rows"], "hint: for example --out in/rows.jsonl"),
+        ([*sft, "foreign.txt"], "foreign.txt: is a file; a directory is needed\nhint: for example --out foreign"),
+        ([*sft, "in/o.jsonl"], "o.jsonl: sft writes a directory\nhint: for example --out in/o"),
+        (["merge", "foreign.txt", "--out", "o"], "foreign.txt: neither a shard nor an adapter's directory\nhint: "),
+        (["merge", "foreign.txt", "--base", "b", "--out", "o"], "foreign.txt: neither a shard nor an adapter's"),
+        (["merge", "none.txt", "--out", "o"], "none.txt: not found (INPUTS)"),
+    ):
+        assert run(argv) == 2
+        assert said in capsys.readouterr().err, argv
+    assert {p.name for p in tmp_path.iterdir()} == {"foreign.txt", "taken.txt", "taken.jsonl"}
+
+
 def test_a_refused_input_leaves_no_files(tmp_path):
     with pytest.raises(InputError), claim(tmp_path / "run"):
         raise InputError("bad row")

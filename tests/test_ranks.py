@@ -227,7 +227,7 @@ def test_if_rank_0_cannot_write_the_other_rank_ends_too(here):
 
 def test_all_ranks_exit_with_2_where_rank_0_refuses_its_input(here):
     os.makedirs("foreign", exist_ok=True)
-    Path("foreign/thing").write_text("not dpoctl's")
+    Path("foreign/notes").write_text("not dpoctl's")
     for args, message in (
         ([*RUNS["dpo"], *SHORT, "--out", "foreign"], "was not created by dpoctl"),
         ([*RUNS["dpo"], *SHORT, "--data", "nowhere.jsonl", "--out", "none"], "nowhere.jsonl: not found"),

@@ -15,8 +15,9 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from dpoctl.config.scorer import ScorerSpec, parse_scorer
+from dpoctl.config.scorer import ScorerSpec, model_revisions, parse_scorer
 from dpoctl.errors import InputError
+from dpoctl.inference import scorers
 from dpoctl.inference.scorers import ScorerOptions, load_scorer
 from dpoctl.inference.text_statistics import distinct_n, mean_se, repetition_loop
 
@@ -228,6 +229,28 @@ def test_the_implicit_reward_is_beta_times_the_summed_log_ratio(root):
         load_scorer(f"implicit:{root / 'policy'},{root / 'reference'}", ScorerOptions(text="completion"))
 
 
+@pytest.mark.parametrize(("given", "expected"), [("a,b", ["a", "b"]), ("a", ["a", "a"]), (None, [None, None])])
+def test_each_model_of_an_implicit_reward_has_its_revision(root, monkeypatch, given, expected):
+    opened, asked = [], []
+    load_policy, resolve = scorers.load_policy, scorers.resolve
+
+    def load(path, *, revision, **options):
+        opened.append(revision)
+        return load_policy(path, revision=None, **options)
+
+    monkeypatch.setattr(scorers, "load_policy", load)
+    monkeypatch.setattr(scorers, "resolve", lambda path, revision: asked.append(revision) or resolve(path))
+    load_scorer(f"implicit:{root / 'policy'},{root / 'reference'}", ScorerOptions(revision=given))
+    assert opened == expected and asked == expected[:1]  # the policy's revision has the beta
+
+
+@pytest.mark.parametrize("given", ["a,", ",b", "a,b,c"])
+def test_a_pair_of_revisions_is_complete(given):
+    with pytest.raises(InputError, match="expected one or two"):
+        model_revisions(parse_scorer("implicit:p,r"), given)
+    assert model_revisions(parse_scorer("m"), given) == (given,)
+
+
 @pytest.fixture
 def python(tmp_path):
     """python(code) -> the scorer of its function f."""
@@ -282,6 +305,10 @@ def test_the_notation(tmp_path):
         "implicit:only-one": "write implicit:POLICY,REFERENCE",
         "python:scorer.py": "write python:FILE.py:FUNCTION",
         "@prob": "no model named",
+        "implict:a,b": "did you mean implicit:a,b\\?",
+        "Implicit:a,b": "did you mean implicit:a,b\\?",
+        "pyton:f.py:g": "did you mean python:f.py:g\\?",
+        "f.py:g": "did you mean python:f.py:g\\?",
     }.items():
         with pytest.raises(InputError, match=message):
             parse_scorer(spec)

@@ -1,4 +1,4 @@
-"""Shards of a row command: merged they are byte-identical to one run; gaps, duplicates and other runs are refused."""
+"""Shards of a command: merged they are byte-identical to one run; gaps, duplicates and other runs are refused."""
 
 import json
 import os

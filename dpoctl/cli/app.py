@@ -11,7 +11,7 @@ from .. import __version__, log
 from ..config.commands import COMMANDS
 from ..errors import DpoctlError
 from ..outputs.files import storage_error
-from . import docs, env, init
+from . import docs, env, init, mistakes
 from .command import add_command
 from .help import Command, Group
 from .pages import DESCRIPTION, PAGES
@@ -66,7 +66,7 @@ def run(argv: list[str]) -> int:
         return e.exit_code
     except typer.TyperException as e:
         command = next((word for word in argv if word in PAGES), None)
-        log.error(f"{e.format_message()}\nhint: see {' '.join(filter(None, ('dpoctl', command)))} --help")
+        log.error("\nhint: ".join(mistakes.told(e, command)))
         return 2
     except typer.Exit as e:
         return e.exit_code

@@ -20,6 +20,7 @@ REQUIRED = "Required"
 LAST_PANEL = "Run"
 SCORER_METAVAR = "SCORER"
 _MAX_WIDTH = 100
+_MAX_NAME_WIDTH = 26  # a longer name has a line of its own, so that the descriptions have half of 80 columns
 
 
 class Command(TyperCommand):
@@ -75,17 +76,24 @@ def _page(sentence: str, usage: str, panels: "dict[str, Rows]", examples: tuple[
 
 def _print_panels(console: "Console", panels: "dict[str, Rows]") -> None:
     """Panels with one row a line of `Rows`; the descriptions start at the same column in all of them."""
+    from rich.console import Group as Lines
     from rich.panel import Panel
     from rich.table import Table
+    from rich.text import Text
 
-    width = max(len(name) for rows in panels.values() for name, _ in rows)
+    names = [name for rows in panels.values() for name, _ in rows]
+    width = max((len(name) for name in names if len(name) <= _MAX_NAME_WIDTH), default=_MAX_NAME_WIDTH)
     for title, rows in panels.items():
-        table = Table.grid(padding=(0, 2), expand=True)
-        table.add_column(style="cyan", no_wrap=True, width=width)
-        table.add_column(ratio=1)
-        for row in rows:
-            table.add_row(*row)
-        console.print(Panel(table, title=f"[not dim]{title}[/]", title_align="left", border_style="dim"))
+        lines: list[Text | Table] = []
+        for name, description in rows:
+            if len(name) > width:
+                lines.append(Text(name, style="cyan"))
+            table = Table.grid(padding=(0, 2), expand=True)
+            table.add_column(style="cyan", no_wrap=True, width=width)
+            table.add_column(ratio=1)
+            table.add_row(name if len(name) <= width else "", description)
+            lines.append(table)
+        console.print(Panel(Lines(*lines), title=f"[not dim]{title}[/]", title_align="left", border_style="dim"))
 
 
 def _rows(params: Iterable[Any]) -> "Rows":

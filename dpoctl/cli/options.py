@@ -26,8 +26,7 @@ def parameters(config_class: type) -> list[inspect.Parameter]:
     found = [
         (LAST_PANEL, _flag("config", str, ("--config",), "Recipe with values of options; flags override it.", "FILE"))
     ]
-    # --out comes after what is read, and an option after those that it depends on
-    for f in sorted(fields(config_class), key=lambda f: (f.name == "out", bool(schema.spec_of(f).when.help))):
+    for f in sorted(fields(config_class), key=_place):
         spec = schema.spec_of(f)
         panel = REQUIRED if schema.is_required(f) else _FIRST_PANEL if spec.panel == _UNNAMED_PANEL else spec.panel
         found.append((panel, _parameter(f, hints[f.name], panel)))
@@ -36,6 +35,12 @@ def parameters(config_class: type) -> list[inspect.Parameter]:
     found.append((LAST_PANEL, _flag("quiet", bool, ("-q", "--quiet"), "Print warnings and errors only.")))
     order = _panel_order([panel for panel, _ in found])
     return [p for _, p in sorted(found, key=lambda entry: order.index(entry[0]))]
+
+
+def _place(f: Field) -> tuple[bool, int, bool]:
+    """--out comes after what is read; a panel starts with its main options, an option follows those it depends on."""
+    main = shared.MAIN.index(f.name) if f.name in shared.MAIN else len(shared.MAIN)
+    return f.name == "out", main, bool(schema.spec_of(f).when.help)
 
 
 def _panel_order(panels: list[str]) -> list[str]:

@@ -1,11 +1,13 @@
-"""A row command under torchrun: each rank writes one shard, and rank 0 joins the shards.
+"""A command that writes rows under torchrun: each rank writes one shard, and rank 0 joins the shards.
 
 Ranks exchange only files. A slow rank, or one whose shard another job resumes, delays rank 0 alone, which waits at most
 --rank-timeout minutes for a shard that does not grow.
 """
 
+import io
 import os
 import time
+from contextlib import redirect_stdout
 from dataclasses import replace
 from typing import Any
 
@@ -39,15 +41,22 @@ def run(name: str, config: Any) -> int:
     if rank:
         if read_manifest(config.out) and not config.overwrite:
             return 0  # rank 0 reports that the output is complete, or refuses
-        return run_claimed(name, shards[rank])
+        log.only_warnings()
+        return _run_shard(name, shards[rank])
     with claim(name, config) as joined:
         if joined.finished:
             log.say(f"{config.out}: complete already, nothing to do")
             return 0
-        run_claimed(name, shards[0])
+        _run_shard(name, shards[0])
         _wait([shard.out for shard in shards], config.rank_timeout)
         _join(shards, config, joined)
     return 0
+
+
+def _run_shard(name: str, shard: Any) -> int:
+    """Write a shard without the table of its rows: rank 0 prints that of all rows."""
+    with redirect_stdout(io.StringIO()):
+        return run_claimed(name, shard)
 
 
 def _shard(config: Any, number: int, of: int) -> Any:

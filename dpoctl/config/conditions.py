@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -39,6 +40,16 @@ def one_of(name: str, *values: str) -> When:
     shown = values[0] if len(values) == 1 else f"{', '.join(values[:-1])} or {values[-1]}"
     return When(
         lambda c: getattr(c, name) in values, lambda c: f"with {flag} {getattr(c, name)}", f"with {flag} {shown}"
+    )
+
+
+def not_a_file(name: str, names: tuple[str, ...]) -> When:
+    """Unless an option that takes one of `names` or a file is given a file."""
+    flag = _flag(name)
+    return When(
+        lambda c: getattr(c, name) in names or not Path(getattr(c, name)).is_file(),
+        lambda c: f"with a file as {flag}",
+        f"with a name as {flag}",
     )
 
 

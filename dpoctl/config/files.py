@@ -53,9 +53,10 @@ class Prepare(Common):
 
 
 _ADAPTER = When(lambda c: not c.is_rows, lambda c: "with shards of rows", "with an adapter")
+_SHARDS = When(lambda c: c.is_rows, lambda c: "with an adapter", "with shards of rows")
 
 
-@amended(json={"when": When(lambda c: c.is_rows, lambda c: "with an adapter", "with shards of rows")})
+@amended(json={"when": any_of(_SHARDS, given("dry_run"))})
 @dataclass(frozen=True, kw_only=True)
 class Merge(Tabular, Common):
     inputs: tuple[str, ...] = option(

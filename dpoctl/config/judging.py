@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .conditions import all_of, any_of, given, not_given, one_of
+from .conditions import all_of, any_of, given, not_a_file, not_given, one_of
 from .sampling import Rows, Sharded
 from .schema import NAME_OR_FILE, amended, option
 from .shared import (
@@ -20,6 +20,7 @@ from .shared import (
     names_models,
 )
 
+CRITERIA = ("summary-s", "summary-c", "helpful", "sentiment")
 _SERVER, _SCORER, _PEOPLE = (one_of("backend", name) for name in ("openai", "scorer", "human"))
 _NOT_PEOPLE = one_of("backend", "openai", "scorer")
 _ASKED = one_of("backend", "openai", "human")  # a scorer is not asked a question
@@ -33,7 +34,7 @@ _ASKED = one_of("backend", "openai", "human")  # a scorer is not asked a questio
     shard={"when": _NOT_PEOPLE},
     rank_timeout={"when": all_of(_NOT_PEOPLE, not_given("shard"))},
     seed={"when": any_of(_ASKED, one_of("order", "random"), given("compare"))},
-    json={"when": not_given("form")},
+    json={"when": any_of(not_given("form"), given("dry_run"))},
 )
 @dataclass(frozen=True, kw_only=True)
 class Judge(Tabular, Sharded, Rows, WithScorer, OnDevice, Seeded, Common):
@@ -58,7 +59,10 @@ class Judge(Tabular, Sharded, Rows, WithScorer, OnDevice, Seeded, Common):
         input=NAME_OR_FILE,
     )
     prompt_noun: str | None = option(
-        None, "Noun for the prompt in the judge's question, such as 'news article' for cnn-dm.", JUDGE, when=_ASKED
+        None,
+        "Noun for the prompt in the judge's question, such as 'news article' for cnn-dm.",
+        JUDGE,
+        when=all_of(_ASKED, not_a_file("criterion", CRITERIA)),
     )
     order: str = option(
         "both",

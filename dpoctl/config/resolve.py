@@ -1,6 +1,7 @@
 """The values of a command's options: flags override the recipe's section, which overrides `defaults:`."""
 
 import inspect
+import json
 from collections.abc import Iterator
 from dataclasses import fields
 from types import NoneType
@@ -43,8 +44,23 @@ def resolve(cls: type, command: str, flags: dict[str, Any], recipe: str | None) 
     problems += _without_effect(cls, values, view)
     problems += _impossible(cls, view)
     if problems:
-        raise InputError("\n       ".join(problems), hint=f"see dpoctl {command} --help")
+        raise InputError(*_told(problems, f"see dpoctl {command} --help"))
     return cls(**resolved)
+
+
+def _told(problems: list[str], otherwise: str) -> tuple[str, str]:
+    """(message, hint): the advice of a single problem is the hint, that of several stands beside each.
+
+    A problem with advice is "TEXT\\nhint: ADVICE".
+    """
+    parts = [problem.partition("\nhint: ") for problem in problems]
+    if len(parts) == 1:
+        return parts[0][0], parts[0][2] or otherwise
+    return "\n       ".join(f"{text} ({advice})" if advice else text for text, _, advice in parts), otherwise
+
+
+def _advice(text: str) -> str:
+    return f"\nhint: {text}" if text else ""
 
 
 def _checked(cls: type, values: dict[str, Value], problems: list[str]) -> tuple[dict[str, Any], set[str]]:
@@ -94,7 +110,8 @@ def _without_effect(cls: type, values: dict[str, Value], view: _View) -> Iterato
             continue
         try:
             if not when.holds(view):
-                yield f"{given.where} has no effect {when.unmet(view)}"
+                advice = _advice(f"leave it out; it is read {when.help}")
+                yield f"{given.where} has no effect {when.unmet(view)}{advice}"
         except _Invalid:
             pass
 
@@ -147,7 +164,7 @@ def _recipe_values(cls: type, command: str, recipe: Recipe, problems: list[str])
 
 def _did_you_mean(name: str, known: Any) -> str:
     near = closest(name, known)
-    return f" (did you mean {near}?)" if near else ""
+    return _advice(f"did you mean {near}?" if near else "")
 
 
 def _check(value: Any, hint: Any, spec: Spec) -> tuple[str, Any]:
@@ -175,6 +192,11 @@ def _kind(kind: type) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[kind]
 
 
+def _written(value: Any) -> str:
+    """A value as a recipe or a command line writes it."""
+    return json.dumps(value, default=str) if isinstance(value, (bool, list, tuple, dict)) else repr(value)
+
+
 def _check_one(value: Any, kind: type, spec: Spec) -> tuple[str, Any]:
     if kind is float and isinstance(value, str):  # YAML reads 1e-6 as a text
         value = _number_or_text(value)
@@ -183,14 +205,15 @@ def _check_one(value: Any, kind: type, spec: Spec) -> tuple[str, Any]:
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        return f"expected {_kind(kind)}, got {value!r}", value
+        return f"expected {_kind(kind)}, got {_written(value)}", value
     if spec.choices and value not in spec.choices:
-        return f"{value!r} is not one of {', '.join(spec.choices)}{_did_you_mean(str(value), spec.choices)}", value
+        wrong, name = f"{value!r} is not one of {', '.join(spec.choices)}", str(value).lower()
+        return wrong + (_advice(spec.synonyms.get(name, "")) or _did_you_mean(name, spec.choices)), value
     if spec.input == "scorer":
         try:
             parse_scorer(str(value))
         except InputError as e:
-            return f"{e.message} ({e.hint})", value
+            return e.message.removeprefix("scorer ") + _advice(e.hint), value
     return (_out_of_range(float(value), spec) if kind in (int, float) else ""), value  # type: ignore[arg-type]
 
 

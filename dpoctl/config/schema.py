@@ -24,6 +24,7 @@ class Spec:
     help: str
     panel: str
     choices: tuple[str, ...] = ()
+    synonyms: dict[str, str] = field(default_factory=dict)  # what users write in place of a choice: what to tell them
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None

@@ -41,6 +41,21 @@ class ScorerSpec:
         return self.parts[1] if self.kind == "python" else f"@{self.score_type}" if self.score_type else ""
 
 
+def model_revisions(spec: ScorerSpec, revision: str | None) -> tuple[str | None, ...]:
+    """The revision of each of a SCORER's paths, from the value of its --...-revision option.
+
+    An implicit reward takes one for both of its models, or POLICY_REVISION,REFERENCE_REVISION. Raises InputError where
+    one of the two is empty, and for more than two.
+    """
+    if revision is None or spec.kind != "implicit" or "," not in revision:
+        return (revision,) * len(spec.paths)
+    revisions = tuple(part.strip() for part in revision.split(","))
+    if len(revisions) != 2 or not all(revisions):
+        hint = "write one for both models, or POLICY_REVISION,REFERENCE_REVISION"
+        raise InputError(f"revision {revision!r} of an implicit scorer: expected one or two", hint)
+    return revisions
+
+
 def parse_scorer(text: str) -> ScorerSpec:
     """Parse the notation. Raises InputError where it is malformed or names an unknown score type."""
     kind, colon, rest = text.partition(":")
@@ -54,6 +69,8 @@ def parse_scorer(text: str) -> ScorerSpec:
         if not (file and colon and function.isidentifier()):
             raise InputError(f"scorer {text!r}: expected a file and a function", hint="write python:FILE.py:FUNCTION")
         return ScorerSpec("python", (file, function))
+    if colon and not Path(text).expanduser().exists():  # a hub id has no colon
+        _refuse_prefix(text, kind)
     path, at, score_type = text.rpartition("@")
     if not at or Path(text).expanduser().is_dir():  # a directory's name may contain an @
         path, score_type = text, ""
@@ -64,3 +81,15 @@ def parse_scorer(text: str) -> ScorerSpec:
     if not path:
         raise InputError(f"scorer {text!r}: no model named", hint="a directory or hub id of a sequence classifier")
     return ScorerSpec("model", (path,), score_type or None)
+
+
+def _refuse_prefix(text: str, prefix: str) -> None:
+    """Raise InputError for a SCORER that looks like a mistyped `implicit:` or `python:`, or lacks the latter."""
+    rest = text[len(prefix) :]
+    if prefix.endswith(".py"):
+        near = f"python:{text}"
+    elif known := closest(prefix.lower(), ("implicit", "python")):
+        near = f"{known}{rest}"
+    else:
+        return
+    raise InputError(f"scorer {text!r}: neither a model nor implicit:... or python:...", hint=f"did you mean {near}?")

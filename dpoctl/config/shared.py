@@ -12,6 +12,15 @@ PPO, JUDGE, SERVER, SCORING, PEOPLE = "PPO", "Judging", "Server", "Scoring", "Pe
 DEVICES = "Devices and memory"
 # the order of the panels on a help page, below the required options
 PANELS = (DATA, JUDGE, SERVER, SCORING, PEOPLE, LOSS, PPO, OPT, GEN, EVAL, DEVICES, RUN)
+# the options that come first in their panels, in this order; the others follow as they are declared
+MAIN = (
+    *("model", "completions", "data", "prompts", "reward", "source", "field", "overlong"),
+    *("loss", "beta", "preset", "target_kl", "kl_coef"),
+    *("lr", "batch_size", "epochs", "max_steps", "optimizer", "warmup_steps", "schedule"),
+    *("n", "best_of", "temperature", "max_new_tokens"),
+    *("eval_data", "eval_prompts", "ref", "eval_every", "eval_limit", "scorer"),
+    *("max_length", "max_prompt_length", "limit"),
+)
 SIEBERT = "siebert/sentiment-roberta-large-english"
 SAVE_DTYPES = ("float32", "bfloat16", "float16")
 
@@ -52,7 +61,7 @@ class Seeded:
 class Tabular:
     """A command that ends in a table on stdout."""
 
-    json: bool = option(False, "Print one JSON object on stdout instead of the table.", RUN, identity=False)
+    json: bool = option(False, "Print one JSON object on stdout instead of the table or plan.", RUN, identity=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..objectives.catalogue import OBJECTIVES, reading
+from ..objectives.catalogue import OBJECTIVES, defaults_of, reading
 from .conditions import When, all_of, any_of, given, not_given, one_of
 from .sampling import Generation, Rows, generation_when
 from .schema import amended, option
@@ -222,13 +222,19 @@ class TrainDPO(Balanced, Planned, WithReference, Frontier):
     model: str = option(help="Policy to start from, usually the SFT model.", panel=DATA, input="model")
     data: str = option(help="Preference rows.", panel=DATA, input="file")
     eval_data: str | None = option(None, "Held-out preference rows.", EVAL, input="file")
-    loss: str = option("sigmoid", "Objective; sigmoid is DPO. See dpoctl docs losses.", LOSS, choices=tuple(OBJECTIVES))
+    loss: str = option(
+        "sigmoid",
+        "Objective; sigmoid is DPO. See dpoctl docs losses.",
+        LOSS,
+        choices=tuple(OBJECTIVES),
+        synonyms={"dpo": "DPO's loss is sigmoid", "cdpo": "cDPO is sigmoid with --label-smoothing"},
+    )
     beta: float = option(
         0.1, "Strength of the KL constraint: larger stays closer to the reference (ipo: tau).", LOSS, above=0
     )
     label_smoothing: float | None = option(
         None,
-        "Assumed share of flipped labels (default: sigmoid 0, robust 0.1).",
+        f"Assumed share of flipped labels ({defaults_of('label_smoothing')}).",
         LOSS,
         at_least=0,
         at_most=0.4999,
@@ -236,17 +242,21 @@ class TrainDPO(Balanced, Planned, WithReference, Frontier):
     )
     alpha: float | None = option(
         None,
-        "Weight of the NLL term (rpo, default: 1) or of the unlikelihood term (default: 0.1).",
+        f"Weight of the NLL term or of the unlikelihood term ({defaults_of('alpha')}).",
         LOSS,
         at_least=0,
         when=one_of("loss", *reading("alpha")),
     )
     gamma: float | None = option(
-        None, "SimPO's target reward margin (default: 1).", LOSS, at_least=0, when=one_of("loss", *reading("gamma"))
+        None,
+        f"SimPO's target reward margin ({defaults_of('gamma')}).",
+        LOSS,
+        at_least=0,
+        when=one_of("loss", *reading("gamma")),
     )
     lambda_: float | None = option(
         None,
-        "Weight of the penalty (dpop, default: 50) or of the odds-ratio term (orpo, default: 0.1).",
+        f"Weight of the penalty or of the odds-ratio term ({defaults_of('lambda_')}).",
         LOSS,
         at_least=0,
         flag="--lambda",
@@ -254,14 +264,14 @@ class TrainDPO(Balanced, Planned, WithReference, Frontier):
     )
     lambda_chosen: float | None = option(
         None,
-        "KTO's weight of chosen completions (default: 1).",
+        f"KTO's weight of chosen completions ({defaults_of('lambda_chosen')}).",
         LOSS,
         at_least=0,
         when=one_of("loss", *reading("lambda_chosen")),
     )
     lambda_rejected: float | None = option(
         None,
-        "KTO's weight of rejected completions (default: 1).",
+        f"KTO's weight of rejected completions ({defaults_of('lambda_rejected')}).",
         LOSS,
         at_least=0,
         when=one_of("loss", *reading("lambda_rejected")),

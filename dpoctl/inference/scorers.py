@@ -18,7 +18,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from ..config.scorer import ScorerSpec, parse_scorer
+from ..config.scorer import ScorerSpec, model_revisions, parse_scorer
 from ..errors import InputError
 from ..models import rope
 from ..models.hub import check_path, resolve
@@ -32,11 +32,11 @@ _POSITIVE = ("positive", "pos")
 
 @dataclass(frozen=True)
 class ScorerOptions:
-    """How a scorer is opened. `revision` and `trust_remote_code` concern its models on the Hub.
+    """How a scorer is opened. `revision` (see `model_revisions`) and `trust_remote_code` concern models on the Hub.
 
     `text`: `joined` scores prompt and completion joined, `completion` the completion alone (classifiers and reward
-    models only). `score_type`: a classifier's, where the notation leaves it open. `tokens_per_batch`: at most so many
-    tokens per forward pass, padding counted.
+    models only). `score_type`: a classifier's, where the notation leaves it open. `tokens_per_batch`: the most
+    tokens in one forward pass, padding counted.
     """
 
     device: str | torch.device = "cpu"
@@ -106,7 +106,7 @@ def load_scorer(spec: str, options: ScorerOptions | None = None) -> Scorer:
     if parsed.kind == "python":
         return PythonScorer(spec, options, *parsed.parts)
     if parsed.kind == "implicit":
-        return ImplicitScorer(spec, options, *parsed.parts)
+        return ImplicitScorer(spec, options, parsed)
     path = parsed.parts[0]
     loaded = load_classifier(
         path, device=options.device, revision=options.revision, trust_remote_code=options.trust_remote_code
@@ -194,20 +194,22 @@ class ImplicitScorer(Scorer):
 
     score_type = "implicit"
 
-    def __init__(self, name: str, options: ScorerOptions, policy: str, reference: str):
-        """Raises InputError as `load_policy` does, for different tokenizers, and without a beta."""
+    def __init__(self, name: str, options: ScorerOptions, spec: ScorerSpec):
+        """Raises InputError as `load_policy` and `model_revisions` do, for different tokenizers, and without a beta."""
         super().__init__(name, options)
+        policy, reference = spec.parts
+        revisions = model_revisions(spec, options.revision)
         self.policy, self.reference = (
             load_policy(
                 path,
                 device=options.device,
-                revision=options.revision,
+                revision=revision,
                 trust_remote_code=options.trust_remote_code,
             )
-            for path in (policy, reference)
+            for path, revision in zip(spec.parts, revisions, strict=True)
         )
         require_same_tokenizer(self.policy.tokenizer, self.reference.tokenizer, policy, reference)
-        self.beta = _beta(policy, options.revision)
+        self.beta = _beta(policy, revisions[0])
         contexts = [context_length(loaded.model) for loaded in (self.policy, self.reference)]
         limit = min((n for n in contexts if n), default=None)
         self.tokens = PairTokens(self.policy.tokenizer, limit)

@@ -85,8 +85,7 @@ class Criterion:
 def load_criterion(name: str, prompt_noun: str | None = None) -> Criterion:
     """A criterion by name, with `prompt_noun` ("news article") in place of its default; or a template file.
 
-    Raises InputError for an unknown name, for a template without {prompt}, {a} or {b}, and for a prompt_noun with a
-    template.
+    Raises InputError for an unknown name, and for a template without {prompt}, {a} or {b}.
     """
     if name in CRITERIA:
         named = CRITERIA[name]
@@ -103,9 +102,6 @@ def load_criterion(name: str, prompt_noun: str | None = None) -> Criterion:
     missing = [slot for slot in _SLOTS if "{" + slot + "}" not in template]
     if missing:
         raise InputError(f"{name}: the template has no {{{missing[0]}}}", hint="it needs {prompt}, {a} and {b}")
-    if prompt_noun:
-        hint = "write in the template what the prompt is"
-        raise InputError("--prompt-noun has no effect with a template as --criterion", hint)
     return Criterion(template)
 
 

@@ -5,6 +5,7 @@ Standard library only at import time, so that a mistyped path is reported withou
 
 import difflib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
@@ -79,13 +80,44 @@ def resolve(path: str, revision: str | None = None, *, with_code: bool = False, 
             folder = _fetch(path, revision, [*small, "*.bin"])
             if not any(Path(folder).glob("*.bin")):
                 raise OSError("it has no weights, or only its small files are in the cache")
-    except (OSError, ValueError) as e:  # the hub's errors are OSErrors (no network, no such repository) or ValueErrors
-        at = f" at revision {revision}" if revision else ""
+    except Exception as e:
+        if not (isinstance(e, (OSError, ValueError)) or type(e).__module__.startswith("http")):  # not the Hub client's
+            raise
+        problem, hint = hub_problem(e, revision)
         near = _nearest(Path(path).expanduser())
-        hint = "check the spelling, the network, and HF_TOKEN if the repository is private or gated"
-        hint += f"; {near} is a local directory" if near else ""
-        raise InputError(f"{path}: no such directory, and not found on the Hub{at} ({_reason(e)})", hint) from e
+        raise InputError(
+            f"{path}: no such directory; {problem}", hint=f"did you mean {near}? Otherwise {hint}" if near else hint
+        ) from e
     return folder
+
+
+def hub_problem(error: BaseException, revision: str | None = None) -> tuple[str, str]:
+    """(what is missing, what to do about it) where a model or data set cannot be fetched from the Hub.
+
+    The library's errors quote addresses and settings over several sentences; their types say which case it is.
+    """
+    names = {cls.__name__ for e in _causes(error) for cls in type(e).__mro__}
+    status = next((s for e in _causes(error) if (s := getattr(getattr(e, "response", None), "status_code", None))), 0)
+    if "OfflineModeIsEnabled" in names:
+        return "not in the Hub's cache and HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE, or give a local path"
+    if "GatedRepoError" in names:
+        return "its repository on the Hub is gated", "request access on its page, then set HF_TOKEN"
+    if "RevisionNotFoundError" in names:
+        return f"the Hub has no revision {revision} of it", "give a branch, tag or commit that its page lists"
+    if names & {"RepositoryNotFoundError", "DatasetNotFoundError", "HFValidationError"} or status == 401:
+        return "not found on the Hub", "check the spelling; a private repository needs HF_TOKEN"
+    if status:
+        return f"the Hub answers with status {status}", "try again later"
+    if names & {"LocalEntryNotFoundError", "TransportError", "ConnectionError", "OfflineError"}:
+        return "not in the Hub's cache and the Hub cannot be reached", "check the network, or give a local path"
+    return f"not found on the Hub ({_reason(error)})", "check the spelling and the network"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _fetch(path: str, revision: str | None, patterns: list[str]) -> str:

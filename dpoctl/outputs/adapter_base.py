@@ -59,6 +59,9 @@ def find(adapter: str | Path) -> Base:
     Raises InputError: no adapter, no base named, none in any of the places, or only another model.
     """
     folder = Path(adapter).expanduser()
+    if folder.is_file():
+        hint = "shards are .jsonl files; an adapter is a directory with adapter_config.json"
+        raise InputError(f"{adapter}: neither a shard nor an adapter's directory", hint=hint)
     named, record = _named(folder), _read(folder / _RECORD)
     revision, digest = record.get("revision"), record.get("weights_sha256")
     places = [str(folder / record["path"])] if record.get("local") else []

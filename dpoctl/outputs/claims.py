@@ -32,6 +32,7 @@ from .manifests import (
 ROW_STAGES = ("make-prefs", "sample", "score", "evaluate", "judge")
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "timing.jsonl", "eval.jsonl", "samples.jsonl", "checkpoints", ".saving")
 _UNFINISHED_ROWS = (".partial", ".progress")  # suffixes of the files beside an incomplete row output
+_TEXT_SUFFIXES = (".txt", ".json", ".csv", ".jsonl")
 _RESTART = "use --overwrite to restart"
 
 
@@ -176,11 +177,21 @@ def _check_place(request: Request) -> None:
     if is_row_file(path) and path.is_dir():
         raise InputError(f"{path}: is a directory", hint="a row output is a .jsonl file")
     if stage in ROW_STAGES and not is_row_file(path):
-        raise InputError(f"{path}: {stage} writes JSONL", hint=f"name it {path.name}.jsonl")
+        raise InputError(f"{path}: {stage} writes JSONL", hint=_free(path, ".jsonl"))
     if stage not in ROW_STAGES and is_row_file(path):
-        raise InputError(f"{path}: {stage} writes a directory", hint=f"--out {path.name.split('.')[0]}")
+        raise InputError(f"{path}: {stage} writes a directory", hint=_free(path, ""))
     if any(Path(p).resolve() == path.resolve() for _, _, p in request.inputs):
         raise InputError(f"{path}: is also an input of this command", hint="choose another --out")
+
+
+def _free(path: Path, suffix: str) -> str:
+    """The hint with a name like `path` for an output that ends with `suffix`, where nothing has that name yet."""
+    name = path.name.removesuffix(".gz")
+    name = f"{name.rpartition('.')[0] or name}{suffix}" if Path(name).suffix in _TEXT_SUFFIXES else f"{name}{suffix}"
+    near = path.with_name(name)
+    if near != path and not near.exists():
+        return f"for example --out {near}"
+    return f"choose another --out{f' that ends with {suffix}' if suffix else ''}"
 
 
 def _forget_if_unwritten(output: Output) -> None:
@@ -201,7 +212,7 @@ def _make_folder(folder: Path) -> bool:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
-        raise InputError(f"{folder}: is a file; a directory is needed", hint="choose another --out") from None
+        raise InputError(f"{folder}: is a file; a directory is needed", hint=_free(folder, "")) from None
     return not existed
 
 

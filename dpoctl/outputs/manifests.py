@@ -20,12 +20,17 @@ def check_inputs(inputs: list[tuple[str, str, str]]) -> None:
         if kind == "file" and not os.path.exists(path):
             folder = Path(path).parent
             if not folder.is_dir():
-                raise InputError(f"{path}: not found (--{name})", hint=f"the folder {folder} does not exist")
+                raise InputError(f"{path}: not found ({_flag(name)})", hint=f"the folder {folder} does not exist")
             near = closest(Path(path).name, [p.name for p in folder.iterdir()])
             raise InputError(
-                f"{path}: not found (--{name})",
+                f"{path}: not found ({_flag(name)})",
                 hint=f"did you mean {folder / near}?" if near else f"look in {folder}",
             )
+
+
+def _flag(name: str) -> str:
+    # arguments have no flag
+    return name.upper() if name in ("inputs", "candidates") else f"--{name}"
 
 
 def describe_input(name: str, path: str, revision: str | None, base: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A row command's running counts, which add up over batches and shards, and the manifest's metrics made from them."""
+"""Running counts of a command that writes rows: summed over batches and shards, they give the manifest's metrics."""
 
 from collections.abc import Callable
 from typing import Any

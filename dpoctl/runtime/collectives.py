@@ -14,7 +14,7 @@ rank, world_size = rendezvous.rank, rendezvous.world_size
 def join_ranks(device: torch.device, minutes: float) -> None:
     """Join the process group of torchrun's ranks; a collective that waits longer than `minutes` fails."""
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",  # figures are summed on the CPU
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",  # metrics are summed on the CPU
         store=dist.PrefixStore(f"dpoctl/group/{rendezvous.broadcasts()}", rendezvous.store(minutes)),
         rank=rank(),
         world_size=world_size(),

@@ -44,7 +44,7 @@ def run(config: Merge, output: Output) -> None:
 
 def with_base(config: Merge) -> Merge:
     """The config with --base, by default the model that the adapter names. Raises InputError where it names none."""
-    if config.base:
+    if config.base and Path(config.inputs[0]).expanduser().is_dir():
         return config
     found = adapter_base.find(config.inputs[0])
     return replace(config, base=found.path, revision=config.revision or found.revision)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..data.jsonl import read_jsonl
 from ..errors import InputError
+from ..models.hub import hub_problem
 
 
 def source_rows(
@@ -29,10 +30,10 @@ def source_rows(
         else:
             table = datasets.load_dataset(Path(source).suffix[1:], data_files=source, split="train")
     except Exception as e:  # datasets and the Hub client raise dozens of types, which call for the same answer
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         if source is None:
-            hint = "check the connection to the Hub, or read the same rows from a file with --source"
-            raise InputError(f"{hub_id}: cannot be loaded ({reason})", hint=hint) from None
+            problem, hint = hub_problem(e, revision)
+            raise InputError(f"{hub_id}: {problem}", f"{hint}; --source reads the same rows from a file") from None
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise InputError(f"{source}: cannot be read ({reason})", hint="check that the file is complete") from None
     yield from enumerate(table, start=2 if source and source.endswith(".csv") else 1)
 

@@ -6,7 +6,9 @@ They are saved as ordinary Hugging Face directories, so later stages run the sam
 import random
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,14 @@ from ..runtime import signals
 
 CONTEXT = 160
 CLASSIFIER_TOKENS = 126
+
+
+class _Updates(NamedTuple):
+    """How many updates a model is trained for, on how many examples each, and the peak learning rate."""
+
+    steps: int
+    batch: int
+    lr: float
 
 
 def train_lm_tokenizer(texts: list[str], vocabulary: int = 1536) -> PreTrainedTokenizerFast:
@@ -95,15 +105,17 @@ def build_base_lm(texts: list[str], out: Path, seed: int, *, steps: int = 400, b
     )
     model = GPT2LMHeadModel(config)
 
-    def loss(rows: list[list[int]]) -> torch.Tensor:
-        padded, real = _pad(rows, eos)
-        logits = model(input_ids=padded, attention_mask=real).logits[:, :-1]
-        targets = padded[:, 1:].masked_fill(real[:, 1:] == 0, -100)
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
-
-    last = _fit("base language model", model, ids, loss, seed=seed, steps=steps, batch=batch, lr=5e-3)
+    last = _fit("base language model", model, ids, partial(_lm_loss, model, eos), seed, _Updates(steps, batch, 5e-3))
     _save(model, tokenizer, out)
     return last
+
+
+def _lm_loss(model: PreTrainedModel, pad: int, rows: list[list[int]]) -> torch.Tensor:
+    """Mean negative log-likelihood per token of token ids."""
+    padded, real = _pad(rows, pad)
+    logits = model(input_ids=padded, attention_mask=real).logits[:, :-1]
+    targets = padded[:, 1:].masked_fill(real[:, 1:] == 0, -100)
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
 
 
 def build_classifier(reviews: list[dict], out: Path, seed: int, *, steps: int = 700, batch: int = 32) -> float:
@@ -133,24 +145,30 @@ def build_classifier(reviews: list[dict], out: Path, seed: int, *, steps: int = 
         attention_probs_dropout_prob=0.0,
     )
     model = RobertaForSequenceClassification(config)
-    rng = random.Random(f"classifier {seed}")
-
-    def logits(texts: list[str]) -> torch.Tensor:
-        ids = tokenizer(texts, truncation=True, max_length=CLASSIFIER_TOKENS + 2)["input_ids"]
-        padded, real = _pad(ids, tokenizer.pad_token_id)
-        return model(input_ids=padded, attention_mask=real).logits
-
-    def loss(batch_rows: list[tuple[list[str], float, int]]) -> torch.Tensor:
-        texts = [" ".join(w[: rng.randint(len(w) // 2, len(w))] if rng.random() < 0.1 else w) for w, *_ in batch_rows]
-        return F.cross_entropy(logits(texts), torch.tensor([[1 - p, p] for _, p, _ in batch_rows]))
-
-    _fit("sentiment classifier", model, rows[held_out:], loss, seed=seed, steps=steps, batch=batch, lr=2e-3)
+    logits = partial(_logits, model, tokenizer)
+    loss = partial(_classifier_loss, logits, random.Random(f"classifier {seed}"))
+    _fit("sentiment classifier", model, rows[held_out:], loss, seed, _Updates(steps, batch, 2e-3))
     model.eval()
     with torch.no_grad():
         held = rows[:held_out]
         guesses = torch.cat([logits([" ".join(w) for w, *_ in held[i : i + 64]]) for i in range(0, len(held), 64)])
     _save(model, tokenizer, out)
     return (guesses.argmax(-1) == torch.tensor([y for *_, y in held])).float().mean().item()
+
+
+def _logits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
+    """The classifier's logits [N, 2]."""
+    ids = tokenizer(texts, truncation=True, max_length=CLASSIFIER_TOKENS + 2)["input_ids"]
+    padded, real = _pad(ids, tokenizer.pad_token_id)
+    return model(input_ids=padded, attention_mask=real).logits
+
+
+def _classifier_loss(
+    logits: Callable[[list[str]], torch.Tensor], rng: random.Random, rows: list[tuple[list[str], float, int]]
+) -> torch.Tensor:
+    """Mean cross-entropy to the probability `positive`; a tenth of the reviews are cut to a prefix."""
+    texts = [" ".join(w[: rng.randint(len(w) // 2, len(w))] if rng.random() < 0.1 else w) for w, *_ in rows]
+    return F.cross_entropy(logits(texts), torch.tensor([[1 - p, p] for _, p, _ in rows]))
 
 
 def _words(text: str) -> list[str]:
@@ -165,19 +183,16 @@ def _pad(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, real
 
 
-# Eight parameters: its two callers differ in all of them but the seed.
 def _fit(
     what: str,
     model: torch.nn.Module,
     data: list,
     loss: Callable[[list], torch.Tensor],
-    *,
     seed: int,
-    steps: int,
-    batch: int,
-    lr: float,
+    updates: _Updates,
 ) -> float:
     """AdamW on random batches, one learning-rate cycle; returns the mean loss of the last 20 updates."""
+    steps, batch, lr = updates
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps, pct_start=0.1)
     rng = random.Random(f"{what} {seed}")

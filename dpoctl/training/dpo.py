@@ -70,7 +70,7 @@ class DPO(PairTask):
         self.monitor = LogRatioMonitor(config.loss, config.beta, self.objective)
         if config.eval_prompts:
             trained_on = {tuple(p) for p in self.data.prompts}
-            self.frontier = FrontierEvaluation(self, method_name(config), trained_on)
+            self.frontier = FrontierEvaluation(config, self, method_name(config), trained_on)
 
     def _encode(self, path: str) -> PairData:
         rows = load_rows(path, "preferences", skip_bad=self.config.skip_bad_rows)

@@ -44,7 +44,7 @@ class FineTuning(BatchTask):
             log.say(f"held-out loss before training: {self.extra_metrics['eval/loss_before']:.4f}")
         if config.eval_prompts:
             trained_on = {tuple(e.ids[: e.start]) for e in self.examples}
-            self.frontier = FrontierEvaluation(self, method_name(config), trained_on)
+            self.frontier = FrontierEvaluation(config, self, method_name(config), trained_on)
 
     def _encode_held_out(self) -> list[Example]:
         config = self.config

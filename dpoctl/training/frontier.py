@@ -9,6 +9,7 @@ from ..inference.policy_evaluation import PolicyEvaluation
 from ..inference.scorers import Scorer, load_scorer, scorer_options
 from ..models.load import Loaded, context_length
 from . import setup
+from .options import FrontierOptions
 
 if TYPE_CHECKING:
     from .task import Task
@@ -23,8 +24,9 @@ class FrontierEvaluation:
     overlap is warned of, since the reward on prompts seen in training says little.
     """
 
-    def __init__(self, task: "Task", method: str, trained_on: set[tuple[int, ...]]):
-        config = self.config = task.config
+    def __init__(self, config: FrontierOptions, task: "Task", method: str, trained_on: set[tuple[int, ...]]):
+        assert config.eval_prompts is not None
+        self.config = config
         self.policy, self.tokenizer, self.compute = task.policy, task.tokenizer, task.compute
         self.method = method
         self.learned: Scorer | None = None  # the reward that is trained on; its mean is reported next to --scorer's

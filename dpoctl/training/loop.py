@@ -111,7 +111,7 @@ class Trainer:
             files.write_atomic(self.out / "config.yaml", options)
         names = ["metrics", "timing"]
         if task.frontier:
-            names += ["eval", "samples"] if config.keep_samples else ["eval"]
+            names += ["eval", "samples"] if task.frontier.config.keep_samples else ["eval"]
         self.logs = {name: Log(self.out / f"{name}.jsonl", state["sizes"].get(name, 0)) for name in names}
         self.board = Board(config.log_to, self.out, self.output.options)
         self.tokens, self.best = state["tokens"], state["best"]
@@ -194,10 +194,11 @@ class Trainer:
 
     def measure_frontier_point(self, step: int) -> None:
         """Write a point of the frontier to eval.jsonl, and with --keep-samples its completions to samples.jsonl."""
-        assert self.task.frontier is not None
-        row, completions = self.task.frontier.measure(step)
+        frontier = self.task.frontier
+        assert frontier is not None
+        row, completions = frontier.measure(step)
         self.logs["eval"].write(row)
-        if self.config.keep_samples:
+        if frontier.config.keep_samples:
             self.logs["samples"].write(*({"step": step} | c for c in completions))
 
     def _keep_best(self, step: int, held_out: dict[str, float]) -> None:

@@ -10,12 +10,18 @@ from ..models.logprobs import Sequences
 from ..runtime import devices
 from . import estimate, pairs, setup
 from .optimization import make_optimizer
+from .options import AdapterOptions, PairPlanOptions, PlanOptions
 
 _INSPECTED = 64  # updates whose micro-batches are built to find the largest
 
 
 def plan_of_training(
-    config: Any, kind: str, steps: int, micros_of: Callable[[int], Iterable[Sequences]], loss: Callable, **head: Any
+    config: PlanOptions,
+    kind: str,
+    steps: int,
+    micros_of: Callable[[int], Iterable[Sequences]],
+    loss: Callable,
+    **head: Any,
 ) -> dict[str, Any]:
     """The plan of `steps` updates of a model of `kind` (`policy`, `reward`).
 
@@ -56,7 +62,7 @@ def plan_of_training(
     return head | shown | memory | {"memory of a device": _size(sum(parts.values()))}
 
 
-def plan_of_pairs(config: Any, kind: str, loss: Callable, *shuffle: str) -> dict[str, Any]:
+def plan_of_pairs(config: PairPlanOptions, kind: str, loss: Callable, *shuffle: str) -> dict[str, Any]:
     """The plan of a training on preferences, in the order of `pairs.pair_stream`."""
     tokenizer = setup.load_tokenizer(config)
     rows = load_rows(config.data, "preferences", skip_bad=config.skip_bad_rows)
@@ -72,7 +78,7 @@ def plan_of_pairs(config: Any, kind: str, loss: Callable, *shuffle: str) -> dict
     return plan_of_training(config, kind, stream.steps, micros, loss, **head)
 
 
-def _build(config: Any, kind: str) -> Any:
+def _build(config: AdapterOptions, kind: str) -> Any:
     model = untrained(config.model, kind, revision=config.revision)
     setup.adapt(config, model, {"policy": "CAUSAL_LM", "reward": "SEQ_CLS"}[kind])
     return model

@@ -81,7 +81,7 @@ class PPO(Task):
         method = method_name(config, self.reward)
         self.extra_metrics = {"method": method, "prompts": len(self.ids)} | prompts.skipped
         if config.eval_prompts:
-            self.frontier = FrontierEvaluation(self, method, {tuple(i) for i in self.ids})
+            self.frontier = FrontierEvaluation(config, self, method, {tuple(i) for i in self.ids})
             self.frontier.learned = self.reward
         log.say(f"{config.prompts}: {len(self.ids)} prompts; {self.stream.steps} steps of {config.batch_size} episodes")
 

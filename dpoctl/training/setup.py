@@ -17,9 +17,19 @@ from ..outputs import adapter_base
 from ..outputs.claims import Output
 from ..runtime import collectives, devices, fsdp, rendezvous
 from ..runtime.devices import Compute
+from .options import (
+    AdapterOptions,
+    ComputeOptions,
+    LengthOptions,
+    LoadingOptions,
+    LoraOptions,
+    ModelOptions,
+    ShardedTextOptions,
+    ShardingOptions,
+)
 
 
-def open_training(config: Any, output: Output) -> Compute:
+def open_training(config: ComputeOptions, output: Output) -> Compute:
     """The device and precision of a training command.
 
     Under torchrun the ranks join here, and learn from rank 0 whether `output` is resumed.
@@ -34,13 +44,15 @@ def open_training(config: Any, output: Output) -> Compute:
     return Compute(device, devices.pick_dtype(config.dtype, device))
 
 
-def open_model(config: Any, device: torch.device, path: str, revision: str | None) -> tuple[Any, Any]:
+def open_model(config: LoadingOptions, device: torch.device, path: str, revision: str | None) -> tuple[Any, Any]:
     """(model, tokenizer) of a causal language model with float32 weights, placed where `load` says."""
-    options = {"revision": revision, "trust_remote_code": config.trust_remote_code}
-    return load(config, device, lambda place: load_policy(path, device=place, **options))
+    trusted = config.trust_remote_code
+    return load(
+        config, device, lambda place: load_policy(path, device=place, revision=revision, trust_remote_code=trusted)
+    )
 
 
-def load(config: Any, device: torch.device, load_at: Callable[[str], Any]) -> Any:
+def load(config: ShardingOptions, device: torch.device, load_at: Callable[[str], Any]) -> Any:
     """`load_at(place)` at the device; a model to be sharded, in main memory on rank 0 and as shapes on the others.
 
     In that case rank 0's InputError is raised on every rank: only rank 0 has seen the weights.
@@ -60,11 +72,11 @@ def load(config: Any, device: torch.device, load_at: Callable[[str], Any]) -> An
     return found
 
 
-def _is_sharded_run(config: Any) -> bool:
-    return getattr(config, "parallel", "ddp") == "fsdp" and collectives.world_size() > 1
+def _is_sharded_run(config: ShardingOptions) -> bool:
+    return config.parallel == "fsdp" and collectives.world_size() > 1
 
 
-def shard_model(config: Any, model: Any, compute: Compute) -> None:
+def shard_model(config: ShardedTextOptions, model: Any, compute: Compute) -> None:
     """Shard a model with --parallel fsdp.
 
     Raises InputError as `fsdp.shard` and `blocks` do, and where the texts' lengths decide on the rotary frequencies.
@@ -76,8 +88,8 @@ def shard_model(config: Any, model: Any, compute: Compute) -> None:
     switch = rope.switch_of(model)
     if switch and switch.length < longest:
         raise InputError(
-            f"--parallel fsdp: {config.model} has other rotary frequencies from {switch.length + 1} tokens on, so that "
-            "ranks would need different numbers of forward passes",
+            f"--parallel fsdp: the model has other rotary frequencies from {switch.length + 1} tokens on, so that ranks "
+            "would need different numbers of forward passes",
             hint=f"--max-length {switch.length}, or --parallel ddp",
         )
     found = (can_pack(model, longest), has_plain_head(model)) if collectives.rank() == 0 else None
@@ -86,7 +98,7 @@ def shard_model(config: Any, model: Any, compute: Compute) -> None:
     fsdp.shard(model, blocks(model), compute.device, compute.dtype)
 
 
-def adapt(config: Any, model: Any, task: str = "CAUSAL_LM") -> Any:
+def adapt(config: AdapterOptions, model: Any, task: str = "CAUSAL_LM") -> Any:
     """peft's wrapper of a model whose adapters are trained, and which saves them; None without --lora.
 
     Raises InputError as `lora.adapt` does, and for a model that is an adapter itself.
@@ -104,13 +116,14 @@ def adapt(config: Any, model: Any, task: str = "CAUSAL_LM") -> Any:
     return wrapper
 
 
-def add_lora(model: Any, config: Any, base: str, task: str | None) -> Any:
+def add_lora(model: Any, config: LoraOptions, base: str, task: str | None) -> Any:
     """peft's wrapper of `model` with the adapters of --lora; `base` is the model that the saved adapters name."""
+    assert config.lora is not None
     settings = lora.LoraSettings(config.lora, config.lora_alpha, config.lora_targets, config.seed)
     return lora.adapt(model, settings, base, task)
 
 
-def lengths(config: Any, model: Any) -> tuple[int, int]:
+def lengths(config: LengthOptions, model: Any) -> tuple[int, int]:
     """(max length, max prompt length) within the model's context; says so where a shorter context lowers them."""
     context = context_length(model)
     if context is None or config.max_length <= context:
@@ -120,7 +133,7 @@ def lengths(config: Any, model: Any) -> tuple[int, int]:
     return context, prompt
 
 
-def load_tokenizer(config: Any) -> Any:
+def load_tokenizer(config: ModelOptions) -> Any:
     """The tokenizer of --model."""
     from ..models.load import load_tokenizer
 

@@ -12,6 +12,7 @@ from ..outputs.claims import Output
 from . import setup
 from .balance import Balance, coefficient_of
 from .frontier import FrontierEvaluation
+from .options import BatchOptions, TrainingOptions
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -31,12 +32,13 @@ class Task(ABC):
     without --eval-prompts); `next_command` is what the closing summary suggests.
     """
 
+    config: TrainingOptions  # a subclass reads more of its command's config
     unit = "examples"
     select = ""
     adapter_task = "CAUSAL_LM"
     next_command = ""
 
-    def __init__(self, config: Any, output: Output):
+    def __init__(self, config: TrainingOptions, output: Output):
         self.config, self.output = config, output
         self.compute = setup.open_training(config, output)
         self.model, self.tokenizer = self.load_model()
@@ -107,7 +109,9 @@ class BatchTask(Task):
     `balance` adds the load-balancing loss of mixtures of experts.
     """
 
-    def __init__(self, config: Any, output: Output):
+    config: BatchOptions
+
+    def __init__(self, config: BatchOptions, output: Output):
         super().__init__(config, output)
         self.balance = Balance(self.model, coefficient_of(self.model, config.router_aux_loss_coef))
 

@@ -50,7 +50,7 @@ def rows_of(path: Path) -> list[dict]:
 
 
 def fenced(text: str) -> list[str]:
-    """What stands between the fences of a request: prompt, A, B."""
+    """The text between the fences of a request: prompt, A, B."""
     fence = re.search(r"lines that read (<<<text-\w+>>>)", text).group(1)
     return [part.strip("\n") for part in text.split("\n" + fence + "\n")[1:6:2]]
 

@@ -178,7 +178,7 @@ def damage(path: Path, draw: random.Random) -> str:
 
 
 def _corrupted(stage: Stage, folder: Path, source: Path, inside: Path, seed: float) -> str:
-    """The run goes on to the same bytes, or refuses with a word on the damage; then --overwrite heals it."""
+    """The run resumes to the same bytes, or refuses and names the damage; then --overwrite replaces the output."""
     shutil.copytree(source, folder, dirs_exist_ok=True)
     what = damage(folder / inside, random.Random(seed))
     outcome = stage.run(folder)
