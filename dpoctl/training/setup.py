@@ -88,8 +88,8 @@ def shard_model(config: ShardedTextOptions, model: Any, compute: Compute) -> Non
     switch = rope.switch_of(model)
     if switch and switch.length < longest:
         raise InputError(
-            f"--parallel fsdp: the model has other rotary frequencies from {switch.length + 1} tokens on, so that ranks "
-            "would need different numbers of forward passes",
+            f"--parallel fsdp: the model has other rotary frequencies from {switch.length + 1} tokens on, so that "
+            "ranks would need different numbers of forward passes",
             hint=f"--max-length {switch.length}, or --parallel ddp",
         )
     found = (can_pack(model, longest), has_plain_head(model)) if collectives.rank() == 0 else None
