@@ -68,13 +68,6 @@ class ShardingOptions(Protocol):
     def parallel(self) -> str: ...
 
 
-class FullShardingOptions(ModelOptions, ShardingOptions, Protocol):
-    """What sharding a model reads: the longest text decides on its rotary frequencies."""
-
-    @property
-    def max_length(self) -> int: ...
-
-
 class LoadingOptions(HubOptions, ShardingOptions, Protocol):
     """How a model is loaded, and whether it will be sharded."""
 
@@ -89,15 +82,12 @@ class LengthOptions(Protocol):
     def max_prompt_length(self) -> int: ...
 
 
+class ShardedTextOptions(ShardingOptions, LengthOptions, Protocol):
+    """How several devices share a model, and the texts that they forward."""
+
+
 class TrainingOptions(
-    AdapterOptions,
-    CodecOptions,
-    LengthOptions,
-    ComputeOptions,
-    ShardingOptions,
-    OptimizerOptions,
-    ScheduleOptions,
-    Protocol,
+    AdapterOptions, CodecOptions, ComputeOptions, ShardedTextOptions, OptimizerOptions, ScheduleOptions, Protocol
 ):
     """What every training task and the loop read."""
 
@@ -149,6 +139,13 @@ class DataOptions(Protocol):
 
     @property
     def columns(self) -> str | None: ...
+
+
+class BatchOptions(TrainingOptions, Protocol):
+    """What tasks read whose update is one optimizer step."""
+
+    @property
+    def router_aux_loss_coef(self) -> float | None: ...
 
 
 class FrontierOptions(EvaluationOptions, ScoringOptions, HubOptions, ShardingOptions, Protocol):

@@ -25,10 +25,10 @@ from .options import (
     AdapterOptions,
     CodecOptions,
     ComputeOptions,
-    FullShardingOptions,
     LengthOptions,
     LoadingOptions,
     LoraOptions,
+    ShardedTextOptions,
     ShardingOptions,
 )
 
@@ -84,7 +84,7 @@ def _is_sharded_run(config: ShardingOptions) -> bool:
     return config.parallel == "fsdp" and collectives.world_size() > 1
 
 
-def shard_model(config: FullShardingOptions, model: Any, compute: Compute) -> None:
+def shard_model(config: ShardedTextOptions, model: Any, compute: Compute) -> None:
     """Shard a model with --parallel fsdp.
 
     Raises InputError as `fsdp.shard` and `blocks` do, and where the texts' lengths decide on the rotary frequencies.
@@ -96,7 +96,7 @@ def shard_model(config: FullShardingOptions, model: Any, compute: Compute) -> No
     switch = rope.switch_of(model)
     if switch and switch.length < longest:
         raise InputError(
-            f"--parallel fsdp: {config.model} has other rotary frequencies from {switch.length + 1} tokens on, so that "
+            f"--parallel fsdp: the model has other rotary frequencies from {switch.length + 1} tokens on, so that "
             "ranks would need different numbers of forward passes",
             hint=f"--max-length {switch.length}, or --parallel ddp",
         )

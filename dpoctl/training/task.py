@@ -15,7 +15,7 @@ from ..outputs.claims import Output
 from . import setup
 from .balance import Balance, coefficient_of
 from .frontier import FrontierEvaluation
-from .options import TrainingOptions
+from .options import BatchOptions, TrainingOptions
 
 if TYPE_CHECKING:
     from .loop import Trainer
@@ -122,7 +122,9 @@ class BatchTask(Task):
     `balance` adds the load-balancing loss of mixtures of experts.
     """
 
-    def __init__(self, config: Any, output: Output):
+    config: BatchOptions
+
+    def __init__(self, config: BatchOptions, output: Output):
         super().__init__(config, output)
         self.balance = Balance(self.model, coefficient_of(self.model, config.router_aux_loss_coef))
 
