@@ -298,6 +298,7 @@ COMMANDS = {
     "evaluate": f"evaluate --model m --ref m --prompts FILE {SHORT} --out o.jsonl",
     "evaluate --completions": "evaluate --completions FILE --scorer python:s.py:f --out o.jsonl",
     "judge": "judge FILE --backend scorer --scorer python:s.py:f --out o.jsonl",
+    "preview": "preview FILE --model m --eval-prompts FILE --rows 9",
     "report": "report FILE --out o",
     "prepare": "prepare hh --source FILE --train-prompts 1 --test-prompts 1 --out o",
 }
