@@ -12,10 +12,11 @@ PROMPTS = 24
 
 
 def hh(reviews: list[str], draw: random.Random) -> list[dict]:
-    """Complete dialogues, `chosen` and `rejected`; every third one has an earlier turn."""
+    """Complete dialogues, `chosen` and `rejected`; every third one has earlier turns, some more than the context holds."""
     rows = []
     for i in range(PROMPTS):
-        before = f"\n\nHuman: What is it about?\n\nAssistant: {draw.choice(reviews)}" if i % 3 == 0 else ""
+        turns = {0: 1, 3: 60}.get(i % 6, 0)
+        before = "".join(f"\n\nHuman: What is it about?\n\nAssistant: {draw.choice(reviews)}" for _ in range(turns))
         prompt = f"{before}\n\nHuman: Film {i}: is it good?\n\nAssistant:"
         rows.append({side: f"{prompt} {draw.choice(reviews)}" for side in ("chosen", "rejected")})
     return rows
