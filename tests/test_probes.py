@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from architectures import zoo
+from dpoctl.errors import InputError
 from dpoctl.models import logprobs, packed
 from dpoctl.models.probes import can_pack, has_plain_head, probe_length
 
@@ -91,3 +92,17 @@ def test_padding_needs_no_pad_id_in_the_configuration(pad):
     assert torch.equal(logprobs.summed_logps(model, sequences), expected)
     del model.config.pad_token_id
     assert torch.equal(logprobs.summed_logps(model, sequences), expected)
+
+
+def test_a_model_that_sees_later_tokens_is_refused():
+    """transformers loads XLNet as a causal model; its log-probs of one pass have seen the tokens that they predict."""
+    from transformers import XLNetConfig, XLNetLMHeadModel
+
+    torch.manual_seed(0)
+    model = XLNetLMHeadModel(XLNetConfig(vocab_size=300, d_model=32, n_layer=2, n_head=4, d_inner=48)).eval()
+    with pytest.raises(InputError, match="XLNetLMHeadModel: a token's hidden state depends on the tokens after it"):
+        logprobs.summed_logps(model, texts(20))
+    for name in ("gpt-neo", "mamba", "llama4", "phi3-longrope"):
+        model = zoo.make_model(name)
+        model._dpoctl_can_pack = False
+        logprobs.summed_logps(model, texts(20))

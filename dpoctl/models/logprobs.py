@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from ..objectives.kl import kl
 from ..runtime.fsdp_root import with_gathered_weights
 from . import packed, rope, tiled_head
-from .probes import can_pack, has_plain_head, trunk_of, vocabulary
+from .probes import can_pack, has_plain_head, require_causal, trunk_of, vocabulary
 from .routing import RoutedTokens, recorded
 
 Sequences = Sequence[tuple[Sequence[int], int]]
@@ -172,7 +172,7 @@ def lay_out(
     """The micro-batch on the models' device: packed where all `models` support it, else padded on the right.
 
     With `whole` the last tokens are forwarded too: a reward is read from their hidden states. `routed` records how a
-    mixture of experts routes the tokens.
+    mixture of experts routes the tokens. Raises InputError for a model that is not causal.
     """
     device = next(models[0].parameters()).device
     lengths = [len(ids) for ids, _ in sequences]
@@ -217,6 +217,8 @@ def _part(
         width = models[0].config.get_text_config().hidden_size
         ids, tree, at, ends = packed.pack(sequences, width, device, whole=whole)
         return Part(ids.to(device), tree), at, ends
+    for model in models:
+        require_causal(model)
     ids, at, ends = packed.pad(sequences, _padding(models[0]))
     return Part(ids.to(device), None), at, ends
 

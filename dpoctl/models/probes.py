@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from .. import log
+from ..errors import InputError
 from . import packed
 
 # Largest difference, relative to the largest number, that rounding explains.
@@ -97,10 +98,10 @@ def can_pack(model: PreTrainedModel, longest: int) -> bool:
 
 
 def assume(model: PreTrainedModel, *, packs: bool, plain_head: bool) -> None:
-    """Answer both questions for a model that cannot be run, or whose weights another rank has."""
+    """Answer all questions for a model that cannot be run, or whose weights another rank has."""
     if packs:
         model.set_attn_implementation(packed.NAME)
-    model._dpoctl_can_pack, model._dpoctl_plain_head = packs, plain_head
+    model._dpoctl_can_pack, model._dpoctl_plain_head, model._dpoctl_causal = packs, plain_head, True
 
 
 @torch.no_grad()
@@ -125,6 +126,37 @@ def _try_packing(model: PreTrainedModel, length: int) -> bool:
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as e:
             log.detail(f"{type(model).__name__} cannot take a packed row: {type(e).__name__}: {e}")
             return False
+
+
+# --- causality -------------------------------------------------------------------------------------------------------
+
+
+def require_causal(model: PreTrainedModel) -> None:
+    """Raise InputError where tokens change what comes before them; tried once per model.
+
+    `transformers` lists such models (XLNet, CPM-Ant) among its causal ones. One forward pass does not give the
+    log-probs of their next tokens, and padding on the right would change their numbers.
+    """
+    if not hasattr(model, "_dpoctl_causal"):
+        model._dpoctl_causal = any(_is_causal(model, seed) for seed in range(3))  # experts may be chosen at a tie
+    if not model._dpoctl_causal:
+        raise InputError(
+            f"{type(model).__name__}: a token's hidden state depends on the tokens after it, so that one pass over a "
+            "text does not give the log-probs of its tokens",
+            hint="give a model that reads from left to right",
+        )
+
+
+@torch.no_grad()
+def _is_causal(model: PreTrainedModel, seed: int) -> bool:
+    trunk, device = trunk_of(model), next(model.parameters()).device
+    ids = torch.tensor([probe_ids(model, 2 * _SHORTEST, seed)], device=device)
+    with torch.autocast(device.type, enabled=False):
+        outputs = [trunk(input_ids=text, use_cache=False) for text in (ids[:, :_SHORTEST], ids)]
+    alone, before = (getattr(o, "last_hidden_state", None) for o in outputs)
+    if alone is None or before is None:
+        alone, before = (o.logits for o in outputs)
+    return agree(before[:, :_SHORTEST], alone)
 
 
 # --- the head --------------------------------------------------------------------------------------------------------

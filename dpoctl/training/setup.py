@@ -100,10 +100,22 @@ def shard_model(config: ShardedTextOptions, model: Any, compute: Compute) -> Non
             "ranks would need different numbers of forward passes",
             hint=f"--max-length {switch.length}, or --parallel ddp",
         )
-    found = (can_pack(model, longest), has_plain_head(model)) if collectives.rank() == 0 else None
-    packs, plain = collectives.from_rank_0(found)
+    packs, plain, refusal = collectives.from_rank_0(_tried(model, longest) if collectives.rank() == 0 else None)
+    if refusal:
+        raise InputError(*refusal)
     probes.assume(model, packs=packs, plain_head=plain)
     fsdp.shard(model, blocks(model), compute.device, compute.dtype)
+
+
+def _tried(model: Any, longest: int) -> tuple[bool, bool, tuple[str, str | None] | None]:
+    """(whether a model can be packed, whether its head is plain, why it is refused)."""
+    packs = can_pack(model, longest)
+    try:
+        if not packs:
+            probes.require_causal(model)
+    except InputError as e:
+        return packs, False, (e.message, e.hint)
+    return packs, has_plain_head(model), None
 
 
 def adapt(config: AdapterOptions, model: Any, task: str = "CAUSAL_LM") -> Any:
