@@ -132,25 +132,10 @@ def encode_examples(
     encoded = encode_answers(rows, codec, answers, refused)
     counts |= {"refused": len(encoded.refused), "ids_not_used": encoded.edited} | rows.skipped
     for turns_of in _turns(answers, encoded):
-        answer = turns_of.answer
-        counts["from_ids"] += answer.ids is not None
-        example = turns_of.example(limits, codec.bos_length)
-        if example is None:
-            counts["too_short"] += 1
-            continue
-        length = len(turns_of.prompt) + len(turns_of.ids)
-        truncated = len(example.ids) < length
-        if truncated and overlong == "split":
-            raise InputError(
-                f"{rows.place(answer.row)}: {length} tokens are too many, and only a text without a prompt can be "
-                "split",
-                hint="use --overlong truncate or drop, or a larger --max-length",
-            )
-        if truncated and overlong == "drop":
-            counts["dropped"] += 1
-            continue
-        counts["truncated"] += truncated
-        examples[answer.row].append(example)
+        row = turns_of.answer.row
+        counts["from_ids"] += turns_of.answer.ids is not None
+        example = _limited(turns_of, limits, codec.bos_length, overlong, counts, rows.place(row))
+        examples[row] += [example] if example else []
 
     whole = [[rows.rows[i]["text"]] for i in texts] + [[answer.prompt, answer.completion] for answer in answers]
     _count_special(rows, codec, whole, counts)
@@ -180,6 +165,26 @@ class _Turns:
         if kept and kept[-1][1] >= len(ids):  # the sequence ends with an answer
             ids = ids[: kept.pop()[0]]
         return Example(prompt + ids, len(prompt), [(len(prompt) + b, len(prompt) + e) for b, e in kept])
+
+
+def _limited(
+    turns: _Turns, limits: Limits, bos: int, overlong: str, counts: dict[str, int], place: str
+) -> Example | None:
+    """The example of a sequence, counted; None where it is dropped. Raises InputError for one that is to be split."""
+    example = turns.example(limits, bos)
+    if example is None:
+        counts["too_short"] += 1
+        return None
+    length = len(turns.prompt) + len(turns.ids)
+    if len(example.ids) == length:
+        return example
+    if overlong == "split":
+        raise InputError(
+            f"{place}: {length} tokens are too many, and only a text without a prompt can be split",
+            hint="use --overlong truncate or drop, or a larger --max-length",
+        )
+    counts["dropped" if overlong == "drop" else "truncated"] += 1
+    return None if overlong == "drop" else example
 
 
 def _turns(answers: list[Answer], encoded: Encoded) -> list[_Turns]:
