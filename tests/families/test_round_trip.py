@@ -16,7 +16,7 @@ from dpoctl.stages.make_prefs import _pair
 from families import reference, zoo
 from helpers.encoding import make_rows
 
-EXAMPLES = settings(max_examples=8, deadline=None)
+EXAMPLES = settings(max_examples=40, deadline=None)
 WORDS = ("It", " is", " old", "\n", "\n\n", " ", "  ", "!", "10", "é", "日本", "🎬", "\u0301", "<", ">", "|", "[INST]")
 SPECIAL = ("<|eot_id|>", "<|im_end|>", "<end_of_turn>", "<eos>", "</s>", "<|end|>", "<think>\n", "</think>", "<|user|>")
 PLAIN = st.lists(st.sampled_from(WORDS[:12]), min_size=1, max_size=8).map("".join).filter(str.strip)
@@ -90,7 +90,10 @@ def test_what_is_trained_ends_where_sampling_ends(name, data):
     stops = zoo.stops(name, prompt)
     assert codec.stops_of(Prompt(prompt)) == stops
     assert ids[-1] in stops and not stops & set(ids[:-1])
-    assert not stops & set(open_ended)
+    if not (codec.tokenizer.eos_token and answer.endswith(codec.tokenizer.eos_token)):
+        assert not stops & set(open_ended)
+        said = codec.tokenizer.decode(open_ended)
+        assert said.strip().endswith(answer.strip()[-1])
 
 
 @pytest.mark.parametrize("name", zoo.FAMILIES)
