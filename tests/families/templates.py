@@ -14,12 +14,12 @@ DATED = LLAMA3.replace(
 QWEN2 = (
     "{% set given = messages[0]['role'] == 'system' %}"
     "<|im_start|>system\n{{ messages[0]['content'] if given else 'You help.' }}"
-    "{% if tools %}\n\nTools:{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}{% endif %}<|im_end|>\n"
-    "{% for m in (messages[1:] if given else messages) %}"
-    "<|im_start|>{{ 'user' if m['role'] == 'tool' else m['role'] }}"
-    "{% if m['content'] %}\n{{ m['content'] }}{% endif %}"
-    "{% for call in m['tool_calls'] or [] %}\n<tool_call>\n{{ call['function'] | tojson }}\n</tool_call>{% endfor %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if tools %}{{ '\n\nTools:' }}{% for tool in tools %}{{ '\n' }}{{ tool | tojson }}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% for m in (messages[1:] if given else messages) %}"
+    "<|im_start|>{{ 'user' if m['role'] == 'tool' else m['role'] }}{{ '\n' + (m['content'] or '') }}"
+    "{% for call in m['tool_calls'] or [] %}{{ '\n<tool_call>\n' }}{{ call['function'] | tojson }}"
+    "{{ '\n</tool_call>' }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 # thoughts of earlier turns are dropped, the last answer has one even if it is empty
 QWEN3 = (

@@ -79,19 +79,24 @@ def test_sft_trains_every_answer_up_to_its_end(chain):
 
 
 def test_a_run_says_how_its_answers_end(chain):
-    saved = GenerationConfig.from_pretrained(chain.make("sft")).eos_token_id
-    saved = set(saved if isinstance(saved, list) else [saved])
     prompts = [row["prompt"] for row in chain.rows("prompts.jsonl")]
-    assert saved == set().union(*(zoo.stops(chain.name, prompt) for prompt in prompts))
+    assert trained_ends(chain, "sft") == set().union(*(zoo.stops(chain.name, prompt) for prompt in prompts))
 
 
 # --- samples
 
 
-def check_samples(chain: Chain, rows: list[dict], longest: int = 12) -> None:
+def trained_ends(chain: Chain, run: str) -> set[int]:
+    """The end tokens that a run directory has saved."""
+    saved = GenerationConfig.from_pretrained(chain.make(run)).eos_token_id
+    return set(saved if isinstance(saved, list) else [saved])
+
+
+def check_samples(chain: Chain, rows: list[dict], run: str, longest: int = 12) -> None:
     """Ids of the prompt, then of a text that ends where sampling stops, or at the limit."""
+    ends = trained_ends(chain, run)
     for row in rows:
-        prompt, ids, stops = row["prompt"], row["completion_ids"], zoo.stops(chain.name, row["prompt"])
+        prompt, ids, stops = row["prompt"], row["completion_ids"], ends | zoo.stops(chain.name, row["prompt"])
         assert row["prompt_ids"] == reference.prompt_ids(chain.tokenizer, prompt)
         ended = ids[-1] in stops
         assert row["finish"] == ("stop" if ended else "length") and (ended or len(ids) == longest)
@@ -105,17 +110,17 @@ def check_samples(chain: Chain, rows: list[dict], longest: int = 12) -> None:
 def test_samples_are_their_ids(chain):
     rows = chain.made("samples.jsonl")
     assert len(rows) == 14
-    check_samples(chain, rows)
+    check_samples(chain, rows, "dpo")
     chain.make("prefs.jsonl")
     rows = chain.rows("completions.jsonl")
-    check_samples(chain, rows)
+    check_samples(chain, rows, "sft")
     ends = {row["completion_ids"][-1] for row in rows if row["finish"] == "stop"}
     assert len(rows) == 28 and ends and ends <= zoo.stops(chain.name, [] if chain.is_chat else "")
 
 
 def test_greedy_samples_take_the_most_probable_token(chain):
     rows = chain.made("greedy.jsonl")
-    check_samples(chain, rows)
+    check_samples(chain, rows, "dpo")
     model = reference.load(chain.folder / "dpo")
     for ids, start in sequences_of(rows):
         with torch.no_grad():
