@@ -27,10 +27,13 @@ COMMANDS = {  # output -> (what it needs, the command)
         ("prefs.jsonl",),
         f"train-dpo --model sft --ref base --data prefs.jsonl --beta {BETA} --max-steps 1 --lr 1e-3 {_TRAIN}",
     ),
-    "flipped": (
-        ("prefs.jsonl",),
-        f"train-dpo --model sft --ref base --data flipped.jsonl --beta {BETA} --max-steps 1 --lr 1e-3 {_TRAIN}",
-    ),
+    **{
+        name: (
+            ("prefs.jsonl",),
+            f"train-dpo --model sft --ref base --data {name}.jsonl --beta {BETA} --max-steps 1 --lr 1e-3 {_TRAIN}",
+        )
+        for name in ("flipped", "by-hand")
+    },
     "rm": (
         ("prefs.jsonl",),
         "train-rm --model sft --data prefs.jsonl --max-steps 3 --lr 2e-3 --select last --normalize shift-scale "

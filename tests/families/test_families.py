@@ -135,7 +135,8 @@ def test_greedy_samples_take_the_most_probable_token(chain):
 def test_dpo_on_samples_of_its_own(chain):
     logged = chain.update("dpo")
     rows = chain.rows("prefs.jsonl")
-    assert chain.manifest("dpo")["from_ids"] == len(rows) == chain.manifest("dpo")["pairs"]
+    counts = chain.manifest("dpo")
+    assert counts["from_ids"] == len(rows) == counts["pairs"] and counts["special_text"] == 0
     policy, ref = reference.load(chain.folder / "sft"), reference.load(chain.folder / "base")
     check_dpo(logged, *(compare(policy, ref, sequences_of(rows, side)) for side in ("chosen", "rejected")))
 
@@ -157,7 +158,10 @@ def check_dpo(logged: dict, chosen: tuple, rejected: tuple) -> None:
 def test_flipping_the_text_flips_the_training(chain, capsys):
     """The ids of make-prefs were made for other texts then; the texts are tokenised, which is counted and said."""
     rows = chain.made("prefs.jsonl")
-    chain.write("flipped.jsonl", [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows])
+    flipped = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in rows]
+    chain.write("flipped.jsonl", flipped)
+    texts = ("prompt", "chosen", "rejected", "chosen_finish", "rejected_finish")
+    chain.write("by-hand.jsonl", [{name: row[name] for name in texts} for row in flipped])
     chain.make("dpo")
     capsys.readouterr()
     chain.make("flipped")
@@ -170,6 +174,10 @@ def test_flipping_the_text_flips_the_training(chain, capsys):
         ratio = [compare(policy, policies[0], sequences_of(rows, side))[0] for side in ("chosen", "rejected")]
         prefers.append((ratio[0] - ratio[1]).mean().item())
     assert prefers[0] > prefers[1]
+    by_hand = chain.update("by-hand")  # the same texts in a file without ids
+    assert {name: value for name, value in chain.update("flipped").items() if "tokens" not in name} == {
+        name: value for name, value in by_hand.items() if "tokens" not in name
+    }
 
 
 # --- rewards

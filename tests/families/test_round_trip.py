@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpoctl.data.answers import answer_of, encode_answers, row_tokens
-from dpoctl.data.chats import Prompt
+from dpoctl.data.chats import Prompt, TemplateOptions
 from dpoctl.data.codec import Codec
 from dpoctl.data.encode import Limits, encode_examples, encode_pairs
 from dpoctl.inference.completions import PromptSet, completion_rows
@@ -111,3 +111,19 @@ def test_a_text_is_encoded_as_plain_transformers_does(name, data):
     except AssertionError:  # a token spans the boundary, or the template opens a thought
         return
     assert before + ids == expected and start == len(before)
+
+
+@EXAMPLES
+@given(prompt=prompts("qwen3", PLAIN), answer=PLAIN)
+def test_template_arguments(prompt, answer):
+    """With thoughts turned off the prompt closes an empty thought, and the answer does not open another one."""
+    tokenizer, off = zoo.tokenizer_of("qwen3"), {"enable_thinking": False}
+    codec = Codec(tokenizer, zoo.end_ids("qwen3"), TemplateOptions(arguments=off))
+    [before] = codec.encode_prompts([Prompt(prompt)])
+    assert before == reference.prompt_ids(tokenizer, prompt, **({} if isinstance(prompt, str) else off))
+    [of_row] = Codec(tokenizer).encode_prompts([Prompt(prompt, arguments=off)])
+    assert of_row == before
+    [ids] = codec.encode_completions([Prompt(prompt)], [answer], [before], [True])
+    shown = tokenizer.decode(before + ids)
+    assert shown.count("<think>") == (0 if isinstance(prompt, str) else 1)
+    assert tokenizer.decode(ids[:-1]).strip() == tokenizer.decode(tokenizer(answer)["input_ids"]).strip()
