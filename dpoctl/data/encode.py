@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ..errors import InputError
 from ..log import say, warn
 from .answers import Answer, Encoded, answer_of, answers_of, encode_answers
-from .chats import Prompt, Refusal, Text, prompt_of
+from .chats import Prompt, Refusal, Text
 from .codec import Codec
 from .counts import in_words
 from .readers import Rows

@@ -1,4 +1,4 @@
-"""Encoding a sample gives the sample, and what is trained ends where sampling ends: random chats and texts, no model."""
+"""Encoding a sample gives the sample, and training ends where sampling does: random chats and texts, no model."""
 
 import json
 
