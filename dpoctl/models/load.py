@@ -4,6 +4,7 @@ Code in a model's directory runs only on request (`trust_remote_code`). Adapters
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from .. import log
-from ..data.chats import TemplateOptions
+from ..data.chats import Prompt, TemplateOptions
 from ..data.codec import Codec
 from ..data.tokens import REWARD_PAD, fingerprint
 from ..errors import InputError
@@ -87,7 +88,8 @@ def load_classifier(
 ) -> Loaded:
     """A sequence classifier or reward model with its tokenizer and codec: eval mode, dropout 0, one pad id.
 
-    The model pads with the tokenizer's id, whatever its configuration says: a decoder finds the last token by it.
+    The model pads with the tokenizer's id, whatever its configuration says: a decoder finds the last token by it. Where
+    the tokenizer has none, the configuration's is taken; where that has none either, both are left without.
 
     Raises InputError as `load_policy` does; also where the weights do not contain the classification head.
     """
@@ -101,10 +103,9 @@ def load_classifier(
         source = Source(path, folder, trust_remote_code)
         model = load_complete(AutoModelForSequenceClassification, source, dtype)
         tokenizer = load_tokenizer(path, folder=folder, trust_remote_code=trust_remote_code)
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise InputError(f"{path}: its tokenizer has no pad token", "set pad_token in tokenizer_config.json")
-        tokenizer.pad_token = tokenizer.eos_token
+    pad = model.config.get_text_config().pad_token_id if tokenizer.pad_token_id is None else None
+    if isinstance(pad, int) and 0 <= pad < len(tokenizer):
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
     model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
     _check_fit(path, model, tokenizer)
     return Loaded(model.to(device), tokenizer, open_codec(path, folder, tokenizer, templates))
@@ -119,10 +120,10 @@ def load_reward_start(
     trust_remote_code: bool = False,
     templates: TemplateOptions | None = None,
 ) -> Loaded:
-    """What to train a reward model from: a decoder with one label that does not pad with its EOS.
+    """What to train a reward model from: a decoder with one label that does not pad with an end token.
 
     A language model's trunk gets a new head, N(0, 1/sqrt(d + 1)) from `seed` (Stiennon et al. 2020); a reward model
-    keeps its head. Where padding is the EOS, `transformers` would read the reward one token early: a new token pads.
+    keeps its head. Where padding is an end token, `transformers` would read the reward before it: a new token pads.
     Raises InputError as `load_classifier` does, and for a model that has no `score` head on its last token.
     """
     folder = resolve(path, revision, with_code=trust_remote_code)
@@ -136,19 +137,20 @@ def load_reward_start(
         )
     tokenizer = load_tokenizer(path, folder=folder, trust_remote_code=trust_remote_code)
     _require_eos(path, tokenizer)
-    _use_separate_padding(model, tokenizer)
+    codec = open_codec(path, folder, tokenizer, templates)
+    _use_separate_padding(model, tokenizer, codec.stops_of(Prompt([])))
     if "ForSequenceClassification" not in str(model.config.architectures):
         width = model.score.weight.shape[1]
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             model.score.weight.copy_(torch.randn(1, width, generator=generator) / (width + 1) ** 0.5)
     _check_fit(path, model, tokenizer)
-    return Loaded(model.to(device), tokenizer, open_codec(path, folder, tokenizer, templates))
+    return Loaded(model.to(device), tokenizer, Codec(tokenizer, codec.model_ends, templates))
 
 
-def _use_separate_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Pad with a new token, whose embedding is 0, where the tokenizer has no padding or pads with the EOS."""
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+def _use_separate_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
+    """Pad with a new token, whose embedding is 0, where there is no padding or it is one of the end tokens."""
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
         tokenizer.add_special_tokens({"pad_token": REWARD_PAD})
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -337,7 +339,8 @@ def _check_fit(path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest < 0:
         raise InputError(f"{path}: its tokenizer has an empty vocabulary", "are the tokenizer's files complete?")
-    for what, token in (("highest", highest), ("EOS", tokenizer.eos_token_id or 0), ("pad", tokenizer.pad_token_id)):
+    eos, pad = tokenizer.eos_token_id or 0, tokenizer.pad_token_id or 0
+    for what, token in (("highest", highest), ("EOS", eos), ("pad", pad)):
         if token >= rows:
             raise InputError(
                 f"{path}: its tokenizer does not fit the model: {what} token id {token}, only {rows} embeddings",
