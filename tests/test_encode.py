@@ -285,7 +285,7 @@ def test_a_chat_without_bos_keeps_no_token_in_its_place():
 def test_answers_that_follow_each_other_are_all_trained():
     tokenizer = build("chat")
     messages = [*QUESTION, *({"role": "assistant", "content": text} for text in ("good", "very good"))]
-    [example], counts = examples_of({"messages": messages})
+    [example], counts = encode_examples(make_rows({"messages": messages}), Codec(tokenizer), Limits())
     head = tokenizer("\n<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
     assert example.ids == tokenizer.apply_chat_template(messages, return_dict=False)[:-1]
     [(begin, end)] = example.gaps
