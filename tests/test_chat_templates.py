@@ -6,6 +6,9 @@ from dpoctl.data.chats import Prompt
 from dpoctl.data.codec import Codec
 from dpoctl.data.encode import Limits, encode_pairs
 from dpoctl.errors import InputError
+from dpoctl.inference.generate import PromptTokens
+from dpoctl.inference.generate import _completion as completion_of
+from helpers.chat_families import tokenizer_of
 from helpers.encoding import QUESTION, both, build, chat_text, encode_prompt, make_rows
 from helpers.tokenizer_families import chat
 
@@ -165,6 +168,21 @@ def test_text_in_the_template_arguments_of_a_row_stays_text():
     [ids] = codec.encode_prompts([prompt])
     assert ids.count(tokenizer.eos_token_id) == 2 and chat_text(tokenizer, ids).startswith("so<|im_end|>!\n<s>")
     assert codec.count_special([[prompt]]) == 1
+
+
+def test_blanks_that_the_template_writes_before_an_answer_are_not_its_text():
+    """So that a sample's text, given as an answer, becomes the sample's tokens again."""
+    tokenizer = tokenizer_of("mistral")
+    codec = Codec(tokenizer)
+    for text, lead in (("[INST] hi [/INST]", ""), ([{"role": "user", "content": "hi"}], " ")):
+        prompt = Prompt(text)
+        assert codec.lead_of(prompt) == lead
+        [prompt_ids] = codec.encode_prompts([prompt])
+        [ids] = codec.encode_completions([prompt], ["the end"], [prompt_ids], [True])
+        tokens = PromptTokens("p", prompt_ids, codec.stops_of(prompt), codec.lead_of(prompt))
+        assert completion_of(tokenizer, tokens, ids, "stop", ()).text == "the end"
+    begun = Prompt([*QUESTION, {"role": "assistant", "content": "It is "}])  # the template trims it
+    assert (Codec(build("chat")).lead_of(begun), Codec(build("chat")).lead_of(Prompt(QUESTION))) == (" ", "")
 
 
 def test_a_template_that_rewrites_the_answer():

@@ -130,6 +130,16 @@ class ChatTemplate:
             after = self._around_end(prompt, messages)[1]
         return earlier, content[_opened(before + earlier, content) :] + after * finished
 
+    def lead(self, prompt: Prompt) -> str:
+        """The blanks that the template writes between a prompt and its answer, which are not part of the answer."""
+        try:
+            answered = self._render(prompt, joined(prompt, [{"role": "assistant", "content": _PROBE}]))
+            before = self.prompt_text(prompt)
+        except Refusal:
+            return ""
+        found = answered[len(before) :].partition(_PROBE)[0] if answered.startswith(before) else ""
+        return found if found.isspace() else ""
+
     def _around_end(self, prompt: Prompt, messages: list[dict]) -> tuple[str | None, str]:
         """(the rendered text up to the end of the last content, what the template writes after it).
 

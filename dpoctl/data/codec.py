@@ -87,6 +87,10 @@ class Codec:
         ends = {self.text_end, self._chat_end_of(prompt)} if self._ends_as_chat(prompt) else {self.text_end}
         return self.model_ends | {end for end in ends if end is not None}
 
+    def lead_of(self, prompt: Prompt) -> str:
+        """The blanks with which a sampled answer begins that are the chat template's; see `ChatTemplate.lead`."""
+        return self.template.lead(prompt) if prompt.is_chat else ""
+
     def _ends_as_chat(self, prompt: Prompt) -> bool:
         return prompt.is_chat or (self._reads_markup and self.template.has_rendered(str(prompt.text)))
 

@@ -40,8 +40,8 @@ class PromptSet:
     def tokens(self) -> list[PromptTokens]:
         """What `generate` samples from."""
         return [
-            PromptTokens(row["prompt_id"], ids, self.codec.stops_of(prompt_of(row)))
-            for row, ids in zip(self.rows, self.ids, strict=True)
+            PromptTokens(row["prompt_id"], ids, self.codec.stops_of(prompt), self.codec.lead_of(prompt))
+            for prompt, row, ids in zip(map(prompt_of, self.rows), self.rows, self.ids, strict=True)
         ]
 
 
