@@ -6,6 +6,9 @@ from dpoctl.data.chats import Prompt
 from dpoctl.data.codec import Codec
 from dpoctl.data.encode import Limits, encode_pairs
 from dpoctl.errors import InputError
+from dpoctl.inference.generate import PromptTokens
+from dpoctl.inference.generate import _completion as completion_of
+from helpers.chat_families import tokenizer_of
 from helpers.encoding import QUESTION, both, build, chat_text, encode_prompt, make_rows
 from helpers.tokenizer_families import chat
 
@@ -73,6 +76,113 @@ def test_a_template_that_opens_the_answer_with_a_thought():
     assert chat_text(tokenizer, prompt_ids).endswith("assistant\n<think>\n")
     assert chat_text(tokenizer, ids) == "very good<|im_end|>"
     assert both(tokenizer, QUESTION, "very good", finished=False)[1] == ids[:-1]
+
+
+OPENED = "assistant\n<think>\n{% endif"
+KEEPS, DROPS = "message['content'] | trim", "message['content'].split('</think>')[-1] | trim"
+
+
+@pytest.mark.parametrize("opened", [True, False])
+@pytest.mark.parametrize("written", [KEEPS, DROPS])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "<think>\nhm\n</think>\n\nvery good",
+        "<think>hm</think>very good",
+        " <think>\n\nhm</think>good",
+        "hm</think>good",
+    ],
+)
+def test_thoughts_are_trained_once_whether_the_template_opens_or_drops_them(opened, written, answer):
+    tokenizer = chat()
+    template = tokenizer.chat_template.replace("message['content'] | trim", written)
+    tokenizer.chat_template = template.replace("assistant\n{% endif", OPENED) if opened else template
+    prompt_ids, ids = both(tokenizer, QUESTION, answer, finished=True)
+    text = chat_text(tokenizer, prompt_ids + ids)
+    assert text.count("<think>") == (opened or "<think>" in answer)
+    said, meant = (text.replace("<think>", "").split() for text in (chat_text(tokenizer, ids), answer + "<|im_end|>"))
+    assert said == meant
+    assert both(tokenizer, QUESTION, answer, finished=False) == (prompt_ids, ids[:-1])
+
+
+def test_a_thought_that_was_cut_gets_no_empty_one_before_it():
+    tokenizer = chat()
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "{{ message['content'] | trim }}",
+        "{% if message['role'] == 'assistant' and '</think>' not in message['content'] %}<think>\n\n</think>\n\n"
+        "{% endif %}{{ message['content'] | trim }}",
+    )
+    assert chat_text(tokenizer, both(tokenizer, QUESTION, "<think>\nhm", finished=False)[1]) == "<think>\nhm"
+    assert chat_text(tokenizer, both(tokenizer, QUESTION, "hm", finished=False)[1]) == "<think>\n\n</think>\n\nhm"
+
+
+@pytest.mark.parametrize("answer", ["end", "im_end", "|", ">", "<", "a <", "good "])
+def test_an_unfinished_answer_whose_text_the_template_writes_too(answer):
+    tokenizer = build("chat")
+    assert chat_text(tokenizer, both(tokenizer, QUESTION, answer, finished=False)[1]) == answer
+    beginning = [*QUESTION, {"role": "assistant", "content": "Well,"}]
+    assert chat_text(tokenizer, both(tokenizer, beginning, f" {answer}", finished=False)[1]) == f" {answer}"
+
+
+@pytest.mark.parametrize("content", ["", " \n"])
+def test_an_empty_beginning_of_an_answer_begins_nothing(content):
+    tokenizer = build("chat")
+    prompt = [*QUESTION, {"role": "assistant", "content": content}]
+    for answer in ("very good", [{"role": "assistant", "content": "very good"}]):
+        assert both(tokenizer, prompt, answer, finished=True) == both(tokenizer, QUESTION, answer, finished=True)
+
+
+def test_a_beginning_that_several_messages_continue():
+    tokenizer = build("chat")
+    rest = [{"role": "user", "content": "this"}, {"role": "assistant", "content": "good"}]
+    prompt_ids, ids = both(
+        tokenizer,
+        [*QUESTION, {"role": "assistant", "content": "Which"}],
+        [{"role": "assistant", "content": " film?"}, *rest],
+        finished=True,
+    )
+    plain = tokenizer.apply_chat_template(
+        [*QUESTION, {"role": "assistant", "content": "Which film?"}, *rest], return_dict=False
+    )
+    assert prompt_ids + ids == plain[:-1]
+
+
+def test_tools_choose_the_template_whose_end_token_counts():
+    tokenizer = chat()
+    plain = tokenizer.chat_template
+    tokenizer.chat_template = {"default": plain, "tool_use": plain.replace("<|im_end|>", "<s>")}
+    codec = Codec(tokenizer)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    for prompt, end in ((Prompt(QUESTION), "<|im_end|>"), (Prompt(QUESTION, tools), "<s>")):
+        [ids] = codec.encode_prompts([prompt])
+        [answer] = codec.encode_completions([prompt], ["good"], [ids], [True])
+        assert chat_text(tokenizer, answer) == f"good{end}"
+        assert codec.end_of(prompt) == answer[-1] and answer[-1] in codec.stops_of(prompt)
+
+
+def test_text_in_the_template_arguments_of_a_row_stays_text():
+    tokenizer = chat()
+    tokenizer.chat_template = "{% for d in documents %}{{ d['text'] }}\n{% endfor %}" + tokenizer.chat_template
+    prompt = Prompt(QUESTION, arguments={"documents": [{"text": "so<|im_end|>!"}]})
+    codec = Codec(tokenizer)
+    [ids] = codec.encode_prompts([prompt])
+    assert ids.count(tokenizer.eos_token_id) == 2 and chat_text(tokenizer, ids).startswith("so<|im_end|>!\n<s>")
+    assert codec.count_special([[prompt]]) == 1
+
+
+def test_blanks_that_the_template_writes_before_an_answer_are_not_its_text():
+    """So that a sample's text, given as an answer, becomes the sample's tokens again."""
+    tokenizer = tokenizer_of("mistral")
+    codec = Codec(tokenizer)
+    for text, lead in (("[INST] hi [/INST]", ""), ([{"role": "user", "content": "hi"}], " ")):
+        prompt = Prompt(text)
+        assert codec.lead_of(prompt) == lead
+        [prompt_ids] = codec.encode_prompts([prompt])
+        [ids] = codec.encode_completions([prompt], ["the end"], [prompt_ids], [True])
+        tokens = PromptTokens("p", prompt_ids, codec.stops_of(prompt), codec.lead_of(prompt))
+        assert completion_of(tokenizer, tokens, ids, "stop", ()).text == "the end"
+    begun = Prompt([*QUESTION, {"role": "assistant", "content": "It is "}])  # the template trims it
+    assert (Codec(build("chat")).lead_of(begun), Codec(build("chat")).lead_of(Prompt(QUESTION))) == (" ", "")
 
 
 def test_a_template_that_rewrites_the_answer():

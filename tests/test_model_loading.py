@@ -82,8 +82,13 @@ def test_dropout_kept_as_a_number_in_attention_is_zeroed_too(tmp_path):
     assert torch.equal(model(ids).logits, model(ids).logits)
 
 
-def test_a_classifier_gets_the_pad_token_of_its_tokenizer(good):
+def test_a_classifier_gets_the_pad_token_of_its_tokenizer(good, tmp_path):
     model, tokenizer, _ = load_classifier(str(good / "classifier"))
+    assert model.config.pad_token_id is tokenizer.pad_token_id is None  # it has none: no token is taken for padding
+    folder = shutil.copytree(good / "classifier", tmp_path / "padded")
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(folder)
+    model, tokenizer, _ = load_classifier(str(folder))
     assert model.config.pad_token_id == tokenizer.pad_token_id == 0
     with torch.no_grad():
         padded = model(torch.tensor([[3, 4, 0, 0], [3, 4, 5, 6]])).logits[0]

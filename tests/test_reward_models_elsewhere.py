@@ -6,7 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
 
+from dpoctl.data.chats import Prompt
+from dpoctl.data.stored import text_key
+from dpoctl.data.tokens import fingerprint
 from dpoctl.inference.scorers import ScorerOptions, load_scorer
+from dpoctl.models.load import load_reward_start
+from dpoctl.models.rewards import last_token_rewards
 from helpers.chain import World
 from helpers.tiny_models import tiny_model
 from helpers.tokenizer_families import chat, word_piece
@@ -81,6 +86,49 @@ def test_a_decoder_from_elsewhere_gets_its_template_and_pads_as_its_tokenizer(tm
     for answer, score, of_messages in zip(ANSWERS, scores, messages, strict=True):
         expected = logit(model, tokenizer.apply_chat_template(conversation(answer), return_dict=False))
         assert score == pytest.approx(expected, abs=2e-6) and of_messages == score
+
+
+def test_a_reward_model_without_padding_is_read_at_the_last_token(tmp_path):
+    """As transformers reads a row alone, also where the conversation ends with the EOS."""
+    tokenizer = chat()
+    tokenizer.pad_token = None
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>\n", "<|im_end|>")
+    save_classifier(tmp_path / "rm", tokenizer)
+    scores = load_scorer(str(tmp_path / "rm"), ScorerOptions()).score(rows_of(ANSWERS)).values
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "rm").eval()
+    for answer, score in zip(ANSWERS, scores, strict=True):
+        ids = tokenizer.apply_chat_template(conversation(answer), return_dict=False)
+        assert ids[-1] == tokenizer.eos_token_id and score == pytest.approx(logit(model, ids), abs=2e-6)
+
+
+def test_a_beginning_and_its_continuation_are_one_message(tmp_path):
+    tokenizer = chat()
+    save_classifier(tmp_path / "rm", tokenizer, pad_token_id=tokenizer.pad_token_id)
+    begun = [{"prompt": conversation("the film"), "completion": " was great"}]
+    scorer = load_scorer(str(tmp_path / "rm"), ScorerOptions())
+    assert scorer.score(begun).values == scorer.score(rows_of(["the film was great"])).values
+
+
+def test_a_reward_model_does_not_pad_with_an_end_token(tmp_path):
+    """A sample that ends with a further end token of the model is scored at that token, as it was trained."""
+    tokenizer = chat(pad_token="<s>")
+    ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    tiny_model("llama", vocab=len(tokenizer), context=128, eos_token_id=ends).save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    model, tokenizer, codec = load_reward_start(str(tmp_path / "lm"))
+    assert model.config.pad_token_id == tokenizer.pad_token_id and tokenizer.pad_token_id not in ends
+    assert codec.fingerprint == fingerprint(chat(pad_token="<s>"))
+    for name, value in (("reward_shift", 0.0), ("reward_scale", 1.0)):
+        setattr(model.config, name, value)
+    model.save_pretrained(tmp_path / "rm")
+    tokenizer.save_pretrained(tmp_path / "rm")
+    ids = [*codec.encode_prompts([Prompt(QUESTION)])[0], 70]
+    row = {"prompt": QUESTION, "completion": "x", "finish": "stop", "tokenizer": codec.fingerprint}
+    row |= {"prompt_ids": ids[:-1], "completion_ids": [70, ends[1]]}
+    row["texts"] = [text_key(Prompt(QUESTION), ids[:-1], "x", [70, ends[1]])]
+    [score] = load_scorer(str(tmp_path / "rm")).score([row]).values
+    expected = last_token_rewards(model, [([*ids, ends[1]], len(ids) - 1)]).item()
+    assert score == pytest.approx(expected, abs=2e-6)
 
 
 def test_an_encoder_from_elsewhere_gets_prompt_and_completion_as_a_pair(tmp_path):

@@ -16,8 +16,11 @@ from transformers import (
 )
 
 from dpoctl.config.scorer import ScorerSpec, model_revisions, parse_scorer
+from dpoctl.data.chats import Prompt
+from dpoctl.data.stored import text_key
 from dpoctl.errors import InputError
 from dpoctl.inference import scorers
+from dpoctl.inference.policy_evaluation import length_of, without_end
 from dpoctl.inference.scorers import ScorerOptions, load_scorer
 from dpoctl.inference.text_statistics import distinct_n, mean_se, repetition_loop
 
@@ -353,3 +356,11 @@ def test_mean_and_standard_error_by_hand():
     assert mean_se([1.0, 3.0, 5.0], ["p", "p", "q"]) == pytest.approx((3.5, 1.5))
     mean, error = mean_se([4.0])
     assert mean == 4.0 and math.isnan(error)
+
+
+def test_the_length_of_an_edited_completion_is_not_that_of_its_old_ids():
+    row = {"prompt": "p", "completion": "a b c", "finish": "stop", "tokenizer": "t"}
+    row |= {"prompt_ids": [1], "completion_ids": [2, 3, 4, 5, 6, 0]}
+    row["texts"] = [text_key(Prompt("p"), [1], "a b c", row["completion_ids"])]
+    assert (length_of(row), without_end(row)) == (6, [2, 3, 4, 5, 6])
+    assert (length_of(row | {"completion": "a b"}), without_end(row | {"completion": "a b"})) == (3, [])

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ..errors import InputError
@@ -12,7 +12,7 @@ from .chats import Prompt, Refusal, Text, prompt_of
 from .codec import Codec
 from .readers import Rows, warn_of_skipped
 from .schema import shape_of
-from .stored import has_ids, stored_completion
+from .stored import exchanged, has_ids, stored_completion, stored_prompt
 
 V = TypeVar("V")
 
@@ -49,7 +49,7 @@ class Encoded:
 def answers_of(rows: Rows, i: int, field: str | None, turns: str = "last") -> list[Answer]:
     """Row i's prompt and answer: its `field`, by default its completion or its messages' answers.
 
-    `turns`: of messages, "all" takes every answer of the assistant that answers something, "last" the last one.
+    `turns`: of messages, "all" takes every answer of the assistant but one that opens the dialogue, "last" the last.
     Raises InputError naming file, line and field where the row lacks one of them.
     """
     row = rows.rows[i]
@@ -58,9 +58,8 @@ def answers_of(rows: Rows, i: int, field: str | None, turns: str = "last") -> li
         last = len(messages) - 1
         ends = [n for n in range(1, last + 1) if messages[n]["role"] == "assistant"] if turns == "all" else [last]
         return [
-            Answer(i, prompt_of(row, messages[:n]), messages[n : n + 1], finished or n < last)
+            Answer(i, replace(prompt_of(row, messages[:n]), closed=True), messages[n : n + 1], finished or n < last)
             for n in ends
-            if messages[n - 1]["role"] != "assistant"
         ]
     return [answer_of(rows, i, field or "completion")]
 
@@ -98,15 +97,27 @@ def encode_answers(
 def _take_stored(rows: Rows, codec: Codec, answers: list[Answer]) -> int:
     """Give the answers their stored ids; returns the number of rows whose ids belong to other texts."""
     edited: set[int] = set()
+    flipped: set[int] = set()
     for answer in answers:
         row = rows.rows[answer.row]
         if "tokenizer" not in row or not has_ids(row, codec.fingerprint):
             continue
         found = stored_completion(row, answer.name, codec.fingerprint)
+        if not found and (moved := exchanged(row, answer.name, codec.fingerprint)):
+            found = stored_completion(moved, answer.name, codec.fingerprint)
+            answer.finished = moved[f"{answer.name}_finish"] != "length"
+            flipped.add(answer.row)
         if found:
             answer.prompt_ids, answer.ids = found
         else:
             edited.add(answer.row)
+            if answer.name:  # its prompt is that of the row's other completion
+                answer.prompt_ids = stored_prompt(row, codec.fingerprint)
+    if flipped:
+        warn(
+            f"{rows.path}: {len(flipped)} rows have the texts of chosen and rejected exchanged: each text keeps its "
+            "token ids"
+        )
     return len(edited)
 
 

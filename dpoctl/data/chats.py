@@ -8,7 +8,7 @@ import datetime
 import json
 import re
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +24,8 @@ Text = str | list[dict]  # plain text, or chat messages {"role", "content"}
 
 _PROBE = "zqxj"  # a text that no template writes on its own
 _TAG = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")
-
-
-# The clock of templates, in their own language: transformers passes them data alone, no functions.
-_CLOCK = (
-    "{% macro strftime_now(format) %}{% set all = namespace(text=format) %}"
-    "{% for directive, text in directives.items() %}{% set all.text = all.text.replace(directive, text) %}{% endfor %}"
-    "{{ all.text }}{% endmacro %}\n"
-)
+_THOUGHT = re.compile(r"\s*(<\w*(think|thought|reason)\w*>|\[THINK\])")
+_END_OF_THOUGHT = re.compile(r"</\w*(think|thought|reason)\w*>|\[/THINK\]")
 
 
 class Refusal(InputError):
@@ -55,11 +49,15 @@ class TemplateOptions:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is answered: plain text or messages, perhaps with the tools and template arguments of its row."""
+    """What is answered: plain text or messages, perhaps with the tools and template arguments of its row.
+
+    A last message of the assistant is the beginning of the answer, unless it is `closed`.
+    """
 
     text: Text
     tools: list[dict] | None = None
     arguments: Mapping[str, Any] | None = None
+    closed: bool = False
 
     @property
     def is_chat(self) -> bool:
@@ -71,7 +69,8 @@ class Prompt:
         """What equal prompts have in common."""
         if isinstance(self.text, str):
             return self.text
-        return json.dumps([self.text, self.tools, self.arguments], sort_keys=True)
+        closed = ["closed"] if self.closed and self.text[-1]["role"] == "assistant" else []
+        return json.dumps([self.text, self.tools, self.arguments, *closed], sort_keys=True)
 
 
 def prompt_of(row: Mapping[str, Any], text: Text | None = None) -> Prompt:
@@ -91,62 +90,74 @@ def reads_clock(tokenizer: "PreTrainedTokenizerBase") -> bool:
     return "strftime_now" in (template if isinstance(template, str) else json.dumps(template))
 
 
-def _directives(day: datetime.date) -> dict[str, str]:
-    """Every directive of strftime, with what it gives on a day."""
-    names = [f"{flag}{letter}" for flag in ("-", "") for letter in "aAwdbBmyYHIpMSfjUWcxXGuV"]
-    return {f"%{name}": day.strftime(f"%{name}") for name in names} | {"%%": "%"}
-
-
 class ChatTemplate:
     """A tokenizer's chat template, with the options of the command."""
 
     def __init__(self, vocabulary: Vocabulary, options: TemplateOptions):
         self.vocabulary, self.tokenizer = vocabulary, vocabulary.tokenizer
         self.arguments = dict(options.arguments)
-        self.directives = _directives(options.today()) if reads_clock(self.tokenizer) else {}
+        if reads_clock(self.tokenizer):
+            self.arguments = {"strftime_now": options.today().strftime} | self.arguments
 
     def prompt_text(self, prompt: Prompt) -> str:
         """The prompt as rendered up to where the answer begins; an assistant's beginning is continued, not closed."""
         assert not isinstance(prompt.text, str)
-        continued = prompt.text[-1]["role"] == "assistant"
-        return self._render(prompt, prompt.text, generation_prompt=not continued, continued=continued)
+        before, beginning = split_beginning(prompt)
+        if beginning is None:
+            return self._render(prompt, before, generation_prompt=True)
+        return self._render(prompt, prompt.text, continued=True)
 
     def answer_text(self, prompt: Prompt, completion: Text, before: str, *, finished: bool) -> tuple[str, str]:
         """(text before the last answer, text from there) of what the template writes after the prompt `before`.
 
-        The first is empty unless several messages answer. An unfinished answer stops at its last character. Where the
-        template renders the prompt differently once it is answered (some drop thoughts of earlier turns), the answer
-        follows the prompt as it is rendered for generation. A thought that the prompt opens is not opened twice.
+        The first is empty unless several messages answer. An unfinished answer stops where its text does. Where the
+        template renders the prompt differently once it is answered, or drops the answer's thought, the answer follows
+        the prompt as it is rendered for generation. A thought that the prompt opens is not opened twice.
         """
-        assert not isinstance(prompt.text, str)
-        messages, answer = prompt.text, self._messages(completion)
-        content = content_of(answer[-1])
-        if messages[-1]["role"] == "assistant":
-            start = content_of(messages[-1])
-            messages, answer = messages[:-1], [*answer]
-            answer[0] = {**answer[0], "content": start + content_of(answer[0])}
-        rendered = self._render(prompt, [*messages, *answer])
-        shown = self.vocabulary.as_text(content).strip()  # most templates strip it
-        at = rendered.rfind(shown, 0, self._answer_limit(rendered)) if shown else -1
-        if rendered.startswith(before) and (finished or at >= len(before)):
-            text = rendered[len(before) :] if finished else rendered[len(before) : at + len(shown)]
-            return self._split(prompt, answer, before, text)
-        if len(answer) > 1:
+        answer = self._messages(completion)
+        messages = joined(prompt, answer)
+        content = self.vocabulary.as_text(content_of(answer[-1]))
+        until, after = (None, "") if finished else self._around_end(prompt, messages)
+        whole = self._render(prompt, messages) if finished else until
+        earlier = ""
+        if whole is not None and whole.startswith(before):
+            earlier, last = self._split(prompt, messages, len(answer), before, whole[len(before) :])
+            if not _lacks_thought(last, content):
+                return earlier, last
+        elif len(answer) > 1:
             raise Refusal("the chat template renders the prompt differently once several messages answer it")
-        text = self.vocabulary.as_text(content[_opened(before, content) :])
-        return "", text + (rendered[at + len(shown) :] if finished and at >= 0 else "")
+        if finished:
+            after = self._around_end(prompt, messages)[1]
+        return earlier, content[_opened(before + earlier, content) :] + after * finished
 
-    def _answer_limit(self, rendered: str) -> int:
-        """Where what the template writes after an answer begins, which may spell the answer's last words too."""
-        after = self.after_answer
-        return len(rendered) - len(after) if rendered.endswith(after) else len(rendered)
+    def lead(self, prompt: Prompt) -> str:
+        """The blanks that the template writes between a prompt and its answer, which are not part of the answer."""
+        try:
+            answered = self._render(prompt, joined(prompt, [{"role": "assistant", "content": _PROBE}]))
+            before = self.prompt_text(prompt)
+        except Refusal:
+            return ""
+        found = answered[len(before) :].partition(_PROBE)[0] if answered.startswith(before) else ""
+        return found if found.isspace() else ""
 
-    def _split(self, prompt: Prompt, answer: list[dict], before: str, text: str) -> tuple[str, str]:
+    def _around_end(self, prompt: Prompt, messages: list[dict]) -> tuple[str | None, str]:
+        """(the rendered text up to the end of the last content, what the template writes after it).
+
+        None and nothing where the template does not write the content as it is.
+        """
+        content = content_of(messages[-1])
+        try:
+            marked = self._render(prompt, [*messages[:-1], {**messages[-1], "content": content + _PROBE}])
+        except Refusal:
+            return None, ""
+        until, mark, after = marked.rpartition(_PROBE)
+        return (until, after) if mark else (None, "")
+
+    def _split(self, prompt: Prompt, messages: list[dict], answers: int, before: str, text: str) -> tuple[str, str]:
         """`text`, which follows `before`, split where the last of several answers begins."""
-        if len(answer) == 1:
+        if answers == 1:
             return "", text
-        assert not isinstance(prompt.text, str)
-        earlier = self._render(prompt, [*prompt.text, *answer[:-1]], generation_prompt=True)
+        earlier = self._render(prompt, messages[:-1], generation_prompt=True)
         if not (before + text).startswith(earlier):
             raise Refusal("the chat template renders the prompt differently once several messages answer it")
         return text[: len(earlier) - len(before)], text[len(earlier) - len(before) :]
@@ -156,21 +167,25 @@ class ChatTemplate:
         assert not isinstance(prompt.text, str)
         return self._render(prompt, prompt.text)
 
-    @cached_property
-    def after_answer(self) -> str:
-        """What the template writes after an answer; empty where there is no template or it refuses two messages."""
-        return self._after([{"role": "user", "content": "hello"}, {"role": "assistant", "content": _PROBE}], False)
+    def after_answer(self, prompt: Prompt) -> str:
+        """What the template writes after an answer, with a prompt's tools and arguments.
+
+        Empty where there is no template, or it refuses two messages.
+        """
+        messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": _PROBE}]
+        return self._after(replace(prompt, text=messages), generation_prompt=False)
 
     @cached_property
     def after_question(self) -> str:
         """What the template writes between a question and its answer; empty as above."""
-        return self._after([{"role": "user", "content": _PROBE}], True)
+        return self._after(Prompt([{"role": "user", "content": _PROBE}]), generation_prompt=True)
 
-    def _after(self, messages: list[dict], generation_prompt: bool) -> str:
+    def _after(self, prompt: Prompt, *, generation_prompt: bool) -> str:
         if self.tokenizer.chat_template is None:
             return ""
+        assert not isinstance(prompt.text, str)
         try:
-            text = self._render(Prompt(messages), messages, generation_prompt=generation_prompt)
+            text = self._render(prompt, prompt.text, generation_prompt=generation_prompt)
         except InputError:
             return ""
         return text.rpartition(_PROBE)[2]
@@ -181,7 +196,7 @@ class ChatTemplate:
         if not turn or not self.vocabulary.spells_special(turn):
             return False
         if answered:
-            end = self.after_answer.strip()
+            end = self.after_answer(Prompt([])).strip()
             return bool(end) and turn in text and text.rstrip().endswith(end)
         return text.rstrip().endswith(turn)
 
@@ -204,18 +219,18 @@ class ChatTemplate:
                 self._as_text(messages),
                 tools=self._as_text(prompt.tools),
                 tokenize=False,
-                chat_template=self._dated(prompt),
                 add_generation_prompt=generation_prompt,
                 continue_final_message=continued,
-                **({"directives": self.directives} | self.arguments | dict(prompt.arguments or {})),
+                **(self.arguments | self._arguments_of(prompt)),
             )
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
             raise Refusal(f"the chat template refuses the messages: {error}", _hint(messages)) from None
         return text.replace(json.dumps(CUT)[1:-1], CUT)  # as a JSON filter in the template may have written it
 
-    def _dated(self, prompt: Prompt) -> str | None:
-        """The template where it writes the date, with a clock that stands still; None for the tokenizer's as it is."""
-        return _CLOCK + self.tokenizer.get_chat_template(None, prompt.tools) if self.directives else None
+    def _arguments_of(self, prompt: Prompt) -> dict[str, Any]:
+        """The arguments of a row, in which text stays text; the template itself may be one of them."""
+        given = dict(prompt.arguments or {})
+        return given | self._as_text(texts_of(given))
 
     def _as_text(self, value: Any) -> Any:
         """The value with every string in it as text that spells no special token."""
@@ -228,6 +243,11 @@ class ChatTemplate:
         return value
 
 
+def texts_of(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A row's template arguments whose text the template may write."""
+    return {name: value for name, value in (arguments or {}).items() if name != "chat_template"}
+
+
 def strings_in(value: Any) -> list[str]:
     """Every string in messages or tools."""
     if isinstance(value, str):
@@ -237,12 +257,49 @@ def strings_in(value: Any) -> list[str]:
     return [text for item in value for text in strings_in(item)] if isinstance(value, list) else []
 
 
+def split_beginning(prompt: Prompt) -> tuple[list[dict], dict | None]:
+    """(the messages before the assistant's beginning of an answer, that beginning); None where there is none.
+
+    An empty message that an answer is to follow begins nothing.
+    """
+    messages = prompt.text
+    assert not isinstance(messages, str)
+    if prompt.closed or messages[-1]["role"] != "assistant" or messages[-1].get("tool_calls"):
+        return messages, None
+    return messages[:-1], messages[-1] if content_of(messages[-1]).strip() else None
+
+
+def joined(prompt: Prompt, answer: list[dict]) -> list[dict]:
+    """All messages of a chat: an assistant's beginning and the answer that continues it are one message."""
+    messages, beginning = split_beginning(prompt)
+    if beginning is None:
+        return [*messages, *answer]
+    first = {**beginning, **answer[0], "content": content_of(beginning) + content_of(answer[0])}
+    return [*messages, first, *answer[1:]]
+
+
+def _lacks_thought(text: str, content: str) -> bool:
+    """Whether the thought with which a content begins is not in a text as it is, blanks apart.
+
+    Some templates drop it, and write an empty one before a thought that does not end.
+    """
+    end = _END_OF_THOUGHT.search(content)
+    start = _THOUGHT.match(content)
+    if end is None:
+        return start is not None and not text.lstrip().startswith(content.strip())
+    thought = content[start.end() if start else 0 : end.end()]
+    return bool(thought[: -len(end[0])].strip()) and "".join(thought.split()) not in "".join(text.split())
+
+
 def _opened(before: str, content: str) -> int:
     """How many characters at the start of an answer the prompt's end has written already: a tag such as `<think>`."""
     for size in range(min(len(before), len(content)), 0, -1):
         if before.endswith(content[:size]) and _TAG.fullmatch(content[:size].strip()):
             return size
-    return 0
+    tag = _TAG.match(content.lstrip())  # with other blanks around it
+    if tag is None or not before.rstrip().endswith(tag[0]):
+        return 0
+    return len(content) - len(content.lstrip()) + tag.end()
 
 
 def _hint(messages: list[dict]) -> str:

@@ -6,13 +6,14 @@ configuration. A completion given as text is encoded up to and including the fir
 A completion's tokens are those that prompt and completion have together, after the prompt's.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+import json
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import InputError
-from .chats import ChatTemplate, Prompt, Refusal, TemplateOptions, Text, content_of, strings_in
+from .chats import ChatTemplate, Prompt, Refusal, TemplateOptions, Text, content_of, strings_in, texts_of
 from .tokens import Vocabulary, fingerprint
 
 if TYPE_CHECKING:
@@ -40,18 +41,27 @@ class Codec:
         self.options = options or TemplateOptions()
         self.template = ChatTemplate(self.vocabulary, self.options)
         self.text_end: int | None = tokenizer.eos_token_id
+        self._chat_ends: dict[Hashable, int | None] = {}
 
     @cached_property
     def fingerprint(self) -> str:
         """What stored ids are compared by; see `tokens.fingerprint`."""
         return fingerprint(self.tokenizer)
 
-    @cached_property
+    @property
     def chat_end(self) -> int | None:
         """The first special token that the template writes after an answer; the EOS where it writes none."""
-        written = self.vocabulary.tokens([self.template.after_answer])[0]
-        special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.content.strip()}
-        return next((id for id in written if id in special | {self.text_end}), self.text_end)
+        return self._chat_end_of(Prompt([]))
+
+    def _chat_end_of(self, prompt: Prompt) -> int | None:
+        """`chat_end` with a prompt's tools, for which some tokenizers have a template of their own, and arguments."""
+        key = (bool(prompt.tools), json.dumps(prompt.arguments, sort_keys=True))
+        if key not in self._chat_ends:
+            written = self.vocabulary.tokens([self.template.after_answer(prompt)])[0]
+            special = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.content.strip()}
+            ends = (id for id in written if id in special | {self.text_end})
+            self._chat_ends[key] = next(ends, self.text_end)
+        return self._chat_ends[key]
 
     @property
     def ends(self) -> frozenset[int]:
@@ -63,17 +73,28 @@ class Codec:
         """How many ids the tokenizer prepends to a text: 1 where it adds a BOS, else mostly 0."""
         return len(self.vocabulary.prefix)
 
+    def bos_of(self, ids: Sequence[int]) -> int:
+        """How many ids at the start of a prompt are its BOS, or whatever the tokenizer prepends; 0 in many chats."""
+        prefix = self.vocabulary.prefix
+        if prefix and list(ids[: len(prefix)]) == prefix:
+            return len(prefix)
+        return int(bool(ids) and ids[0] == self.vocabulary.bos_id)
+
     def end_of(self, prompt: Prompt) -> int:
         """The id that ends a completion of a prompt. Raises InputError where the tokenizer has none."""
-        end = self.chat_end if self._ends_as_chat(prompt) else self.text_end
+        end = self._chat_end_of(prompt) if self._ends_as_chat(prompt) else self.text_end
         if end is None:
             raise InputError("the tokenizer has no end-of-sequence token", "set eos_token in tokenizer_config.json")
         return end
 
     def stops_of(self, prompt: Prompt) -> frozenset[int]:
         """The ids at which sampling from a prompt stops."""
-        ends = {self.text_end, self.chat_end} if self._ends_as_chat(prompt) else {self.text_end}
+        ends = {self.text_end, self._chat_end_of(prompt)} if self._ends_as_chat(prompt) else {self.text_end}
         return self.model_ends | {end for end in ends if end is not None}
+
+    def lead_of(self, prompt: Prompt) -> str:
+        """The blanks with which a sampled answer begins that are the chat template's; see `ChatTemplate.lead`."""
+        return self.template.lead(prompt) if prompt.is_chat else ""
 
     def _ends_as_chat(self, prompt: Prompt) -> bool:
         return prompt.is_chat or (self._reads_markup and self.template.has_rendered(str(prompt.text)))
@@ -241,5 +262,9 @@ def _strings(row: Sequence[Prompt | Text]) -> list[str]:
     return [
         text
         for part in row
-        for text in (strings_in([part.text, part.tools]) if isinstance(part, Prompt) else strings_in(part))
+        for text in (
+            strings_in([part.text, part.tools, texts_of(part.arguments)])
+            if isinstance(part, Prompt)
+            else strings_in(part)
+        )
     ]

@@ -134,7 +134,7 @@ def encode_examples(
     for turns_of in _turns(answers, encoded):
         row = turns_of.answer.row
         counts["from_ids"] += turns_of.answer.ids is not None
-        example = _limited(turns_of, limits, codec.bos_length, overlong, counts, rows.place(row))
+        example = _limited(turns_of, limits, codec.bos_of(turns_of.prompt), overlong, counts, rows.place(row))
         examples[row] += [example] if example else []
 
     read = [[rows.rows[i]["text"]] for i in texts] + [[a.prompt, a.completion] for a in answers if a.ids is None]
@@ -255,7 +255,7 @@ def encode_pairs(rows: Rows, codec: Codec, limits: Limits) -> PairData:
             counts["empty_dropped"] += 1
             continue
         chosen, rejected = (
-            truncate(prompt, completion, limits, codec.bos_length)
+            truncate(prompt, completion, limits, codec.bos_of(prompt))
             for prompt, completion in zip(prompt_ids, ids, strict=True)
         )
         if chosen[:2] == rejected[:2]:

@@ -47,6 +47,18 @@ def stored_completion(row: Mapping[str, Any], name: str, tokenizer: str) -> tupl
     return (interned(prompt_ids), interned(ids)) if held else None
 
 
+def exchanged(row: Mapping[str, Any], name: str, tokenizer: str) -> dict[str, Any] | None:
+    """A row with the ids and the finish of its other completion under `name`, where `name` has the text of that one.
+
+    So it is where chosen and rejected were exchanged in the texts alone; else None.
+    """
+    other = {"chosen": "rejected", "rejected": "chosen"}.get(name)
+    if other is None:
+        return None
+    moved = {**row, f"{name}_ids": row.get(f"{other}_ids"), f"{name}_finish": row.get(f"{other}_finish")}
+    return moved if stored_completion(moved, name, tokenizer) else None
+
+
 def has_ids(row: Mapping[str, Any], tokenizer: str) -> bool:
     """Whether a row carries ids of this tokenizer, for whatever texts."""
     return row.get("tokenizer") == tokenizer and any(row.get(name) is not None for name in ID_FIELDS[:4])

@@ -1,7 +1,7 @@
 """From prompt rows to token ids, and from sampled tokens to completion rows."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from .. import log
@@ -40,8 +40,8 @@ class PromptSet:
     def tokens(self) -> list[PromptTokens]:
         """What `generate` samples from."""
         return [
-            PromptTokens(row["prompt_id"], ids, self.codec.stops_of(prompt_of(row)))
-            for row, ids in zip(self.rows, self.ids, strict=True)
+            PromptTokens(row["prompt_id"], ids, self.codec.stops_of(prompt), self.codec.lead_of(prompt))
+            for prompt, row, ids in zip(map(prompt_of, self.rows), self.rows, self.ids, strict=True)
         ]
 
 
@@ -72,7 +72,7 @@ def prompt_set(prompts: Rows, codec: Codec, context: int | None, longest: int | 
     kept = [i for i in range(len(ids)) if i not in bad]
     if not kept:
         raise InputError(f"{prompts.path}: no prompt can be answered: {next(iter(reasons))}", "check the rows")
-    cut, truncated = truncated_prompts([ids[i] for i in kept], context, longest, codec.bos_length)
+    cut, truncated = truncated_prompts([ids[i] for i in kept], context, longest, codec.bos_of)
     counts = {
         "truncated": truncated,
         "refused": refused,
@@ -90,12 +90,16 @@ def prompt_set(prompts: Rows, codec: Codec, context: int | None, longest: int | 
 
 
 def truncated_prompts(
-    prompts: list[list[int]], context: int | None, longest: int | None, bos: int
+    prompts: list[list[int]], context: int | None, longest: int | None, bos_of: Callable[[list[int]], int]
 ) -> tuple[list[list[int]], int]:
-    """(prompts of at most `longest` tokens that leave room in the context, how many were cut)."""
+    """(prompts of at most `longest` tokens that leave room in the context, how many were cut).
+
+    `bos_of` gives the number of ids at a prompt's start that are kept.
+    """
     result = []
     cut = 0
     for ids in prompts:
+        bos = bos_of(ids)
         shorter, _, is_cut = truncate(ids, [], Limits(prompt=longest), bos)
         if context is not None and len(shorter) >= context:
             shorter, _, is_cut = truncate(shorter, [], Limits(prompt=max(1, context // 2)), bos)

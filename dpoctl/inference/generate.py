@@ -37,11 +37,15 @@ class Sampling:
 
 
 class PromptTokens(NamedTuple):
-    """A prompt's token ids, and the ids that end an answer; `key`, its prompt_id, seeds the random numbers."""
+    """A prompt's token ids, and the ids that end an answer; `key`, its prompt_id, seeds the random numbers.
+
+    `lead`: blanks with which an answer's tokens begin that are not part of its text.
+    """
 
     key: str
     ids: list[int]
     stops: frozenset[int]
+    lead: str = ""
 
 
 @dataclass
@@ -144,7 +148,7 @@ def _limits(model: PreTrainedModel, prompts: list[PromptTokens], max_new_tokens:
     """The most new tokens of each prompt. Raises InputError for an empty prompt and one that fills the context."""
     context = context_length(model)
     limits = []
-    for key, prompt, _ in prompts:
+    for key, prompt, *_ in prompts:
         if not prompt:
             raise InputError(
                 f"prompt {key}: it has no tokens", "a model needs at least one token to continue (a BOS is enough)"
@@ -184,7 +188,7 @@ def _completion(
         text, end = text[:cut], []
         while ids and len(_text_after(tokenizer, prompt.ids, ids)) > cut:
             ids = ids[:-1]
-    return Completion(ids + end, text, finish)
+    return Completion(ids + end, text.removeprefix(prompt.lead), finish)
 
 
 def _text_after(tokenizer: PreTrainedTokenizerBase, prompt: list[int], ids: list[int]) -> str:

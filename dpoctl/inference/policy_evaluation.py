@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from .. import log
 from ..data.answers import row_tokens
+from ..data.stored import stored_completion
 from ..models.load import Loaded
 from ..models.logprobs import policy_kl, response_logps
 from .completions import PromptSet, complete, sequences_of
@@ -107,9 +108,10 @@ def statistics(completions: Sequence[dict], lengths: Sequence[int], scores: Sequ
 
 
 def without_end(row: dict) -> list[int]:
-    """The ids that a completion row stores, without the end token; empty where it stores none."""
-    ids = row.get("completion_ids") or []
-    return ids[:-1] if row.get("finish") == "stop" and "texts" in row else ids
+    """The ids that a completion row stores for its text, without the end token; empty where it stores none."""
+    found = stored_completion(row, "completion", row.get("tokenizer", ""))
+    ids = found[1] if found else []
+    return ids[:-1] if row.get("finish") == "stop" else ids
 
 
 def length_of(row: dict) -> int:

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from .. import log
 from ..data.answers import row_tokens
-from ..data.chats import Prompt, Text, content_of
+from ..data.chats import Prompt, Text, content_of, joined
 from ..data.codec import Codec
 from ..data.encode import Limits, truncate
 from ..models.load import context_length
@@ -34,13 +34,19 @@ def conversation_of(row: dict) -> list[dict] | None:
     prompt, completion = row.get("prompt"), row.get("completion", "")
     if not isinstance(prompt, list):
         return None
-    return prompt + (completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}])
+    answer = completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
+    return joined(Prompt(prompt), answer)
 
 
 def _as_completion(row: dict) -> dict:
     """A row of messages as prompt and completion; other rows as they are."""
     messages = row.get("messages")
-    return row | {"prompt": messages[:-1], "completion": messages[-1:]} if messages else row
+    if not messages:
+        return row
+    start = len(messages) - 1
+    while start > 1 and messages[start - 1]["role"] == "assistant":  # these do not begin the last one, but are answers
+        start -= 1
+    return row | {"prompt": messages[:start], "completion": messages[start:]}
 
 
 def _content(text: Text) -> str:
@@ -174,7 +180,7 @@ class TextEncoder:
             for chat, n in zip(chats, places, strict=True)
         ]
         encoded = self.codec.vocabulary.tokens(texts)
-        cut = [truncate(ids, [], Limits(prompt=self.limit), self.codec.bos_length) for ids in encoded]
+        cut = [truncate(ids, [], Limits(prompt=self.limit), self.codec.bos_of(ids)) for ids in encoded]
         self.warning.add(sum(truncated for _, _, truncated in cut))
         return [ids for ids, _, _ in cut]
 

@@ -308,7 +308,7 @@ def classifier_logits(model: Any, tokenizer: Any, sequences: list[list[int]], to
             width = max(1, len(sequences[order[start]]))
             batch = order[start : start + max(1, tokens_per_batch // width)]
             start += len(batch)
-            ids = torch.full((len(batch), width), tokenizer.pad_token_id)
+            ids = torch.full((len(batch), width), _padding(model, tokenizer, [sequences[n][-1:] for n in batch]))
             mask = torch.zeros_like(ids)
             for line, n in enumerate(batch):
                 ids[line, : len(sequences[n])] = torch.tensor(sequences[n], dtype=torch.long)
@@ -317,6 +317,18 @@ def classifier_logits(model: Any, tokenizer: Any, sequences: list[list[int]], to
             output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
             logits[batch] = output.logits.double().cpu()
     return logits
+
+
+def _padding(model: Any, tokenizer: Any, ends: list[list[int]]) -> int:
+    """The id to pad with; where neither tokenizer nor model has one, any with which no sequence ends.
+
+    A decoder looks for the last token that is not padding.
+    """
+    if tokenizer.pad_token_id is not None:
+        return tokenizer.pad_token_id
+    pad = next(n for n in range(len(ends) + 1) if [n] not in ends)
+    model.config.get_text_config().pad_token_id = model.config.pad_token_id = pad
+    return pad
 
 
 def _beta(path: str, revision: str | None) -> float:

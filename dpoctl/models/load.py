@@ -88,7 +88,8 @@ def load_classifier(
 ) -> Loaded:
     """A sequence classifier or reward model with its tokenizer and codec: eval mode, dropout 0, one pad id.
 
-    The model pads with the tokenizer's id, whatever its configuration says: a decoder finds the last token by it.
+    The model pads with the tokenizer's id, whatever its configuration says: a decoder finds the last token by it. Where
+    the tokenizer has none, the configuration's is taken; where that has none either, both are left without.
 
     Raises InputError as `load_policy` does; also where the weights do not contain the classification head.
     """
@@ -352,7 +353,8 @@ def _check_fit(path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizer
     highest = max(tokenizer.get_vocab().values(), default=-1)
     if highest < 0:
         raise InputError(f"{path}: its tokenizer has an empty vocabulary", "are the tokenizer's files complete?")
-    for what, token in (("highest", highest), ("EOS", tokenizer.eos_token_id or 0), ("pad", tokenizer.pad_token_id)):
+    eos, pad = tokenizer.eos_token_id or 0, tokenizer.pad_token_id or 0
+    for what, token in (("highest", highest), ("EOS", eos), ("pad", pad)):
         if token >= rows:
             raise InputError(
                 f"{path}: its tokenizer does not fit the model: {what} token id {token}, only {rows} embeddings",

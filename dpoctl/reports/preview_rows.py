@@ -78,7 +78,7 @@ class TokenSequence(NamedTuple):
             prompt, end = [Span("prompt", ids[:start])], []
         else:
             gone = whole.start - start
-            kept = min(codec.bos_length, start - 1) if gone else 0
+            kept = min(codec.bos_of(whole.ids), start - 1) if gone else 0
             prompt = [
                 Span("prompt", ids[:kept]),
                 Span("cut", whole.ids[kept : kept + gone]),

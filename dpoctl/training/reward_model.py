@@ -174,7 +174,7 @@ class RewardModel(PairTask):
         limits, found = setup.lengths(config, self.model), []
         for row in load_rows(path, "completions", skip_bad=config.skip_bad_rows, columns=config.columns).rows:
             encoded = row_tokens(self.codec, row, finished=row.get("finish") != "length")
-            prompt, ids, _ = truncate(*encoded, limits, self.codec.bos_length)
+            prompt, ids, _ = truncate(*encoded, limits, self.codec.bos_of(encoded[0]))
             found.append((prompt + ids, len(prompt)))
         return found
 
