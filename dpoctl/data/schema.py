@@ -84,7 +84,8 @@ def _text_row(number: int, row: dict) -> dict:
             raise BadRow("messages", "a list of messages", named(row["messages"]))
         _split_dialogue(check_messages(row["messages"], "messages"), "messages")
     elif row.get("chosen") is not None:
-        hint = "these look like preferences: --field chosen trains on the preferred completions"
+        field = "completion" if row.get("prompt") is not None else "text"
+        hint = f"these look like preferences: sft takes --field chosen, other commands --columns {field}=chosen"
         raise BadRow("text", _TEXT_SHAPES, "nothing", hint)
     elif shape is None and row.get("prompt") is None:
         raise missing(row, "text", _TEXT_SHAPES)

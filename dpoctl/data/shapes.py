@@ -238,10 +238,10 @@ class Shapes:
             if row.get(name):
                 self._tell(name, f"column '{name}' is not used: dpoctl reads the text of such rows alone")
         if self.kind == "text" and row.get("label") is not None and row.get("completion") is not None:
-            self._tell("label", "column 'label' is not used: answers are trained on whatever their label is")
+            self._tell("label", "column 'label' is not used: answers count alike, whatever their label")
         if self.kind == "text" and isinstance(row.get("messages"), list):
             if any(isinstance(m, dict) and m.get("weight", 1) == 0 for m in row["messages"]):
-                self._tell("weight", "'weight' of messages is not used: answers of weight 0 are trained on")
+                self._tell("weight", "'weight' of messages is not used: answers of weight 0 count too")
 
     def _tell(self, name: str, words: str) -> None:
         """Warn once of a column that is not used."""
