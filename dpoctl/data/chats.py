@@ -26,6 +26,14 @@ _PROBE = "zqxj"  # a text that no template writes on its own
 _TAG = re.compile(r"<[^<>]+>|\[[^\[\]]+\]")
 
 
+# The clock of templates, in their own language: transformers passes them data alone, no functions.
+_CLOCK = (
+    "{% macro strftime_now(format) %}{% set all = namespace(text=format) %}"
+    "{% for directive, text in directives.items() %}{% set all.text = all.text.replace(directive, text) %}{% endfor %}"
+    "{{ all.text }}{% endmacro %}\n"
+)
+
+
 class Refusal(InputError):
     """A chat that the template refuses, or that has none: the fault of one row."""
 
@@ -83,14 +91,19 @@ def reads_clock(tokenizer: "PreTrainedTokenizerBase") -> bool:
     return "strftime_now" in (template if isinstance(template, str) else json.dumps(template))
 
 
+def _directives(day: datetime.date) -> dict[str, str]:
+    """Every directive of strftime, with what it gives on a day."""
+    names = [f"{flag}{letter}" for flag in ("-", "") for letter in "aAwdbBmyYHIpMSfjUWcxXGuV"]
+    return {f"%{name}": day.strftime(f"%{name}") for name in names} | {"%%": "%"}
+
+
 class ChatTemplate:
     """A tokenizer's chat template, with the options of the command."""
 
     def __init__(self, vocabulary: Vocabulary, options: TemplateOptions):
         self.vocabulary, self.tokenizer = vocabulary, vocabulary.tokenizer
         self.arguments = dict(options.arguments)
-        if reads_clock(self.tokenizer):
-            self.arguments = {"strftime_now": options.today().strftime} | self.arguments
+        self.directives = _directives(options.today()) if reads_clock(self.tokenizer) else {}
 
     def prompt_text(self, prompt: Prompt) -> str:
         """The prompt as rendered up to where the answer begins; an assistant's beginning is continued, not closed."""
@@ -114,7 +127,7 @@ class ChatTemplate:
             answer[0] = {**answer[0], "content": start + content_of(answer[0])}
         rendered = self._render(prompt, [*messages, *answer])
         shown = self.vocabulary.as_text(content).strip()  # most templates strip it
-        at = rendered.rfind(shown) if shown else -1
+        at = rendered.rfind(shown, 0, self._answer_limit(rendered)) if shown else -1
         if rendered.startswith(before) and (finished or at >= len(before)):
             text = rendered[len(before) :] if finished else rendered[len(before) : at + len(shown)]
             return self._split(prompt, answer, before, text)
@@ -122,6 +135,11 @@ class ChatTemplate:
             raise Refusal("the chat template renders the prompt differently once several messages answer it")
         text = self.vocabulary.as_text(content[_opened(before, content) :])
         return "", text + (rendered[at + len(shown) :] if finished and at >= 0 else "")
+
+    def _answer_limit(self, rendered: str) -> int:
+        """Where what the template writes after an answer begins, which may spell the answer's last words too."""
+        after = self.after_answer
+        return len(rendered) - len(after) if rendered.endswith(after) else len(rendered)
 
     def _split(self, prompt: Prompt, answer: list[dict], before: str, text: str) -> tuple[str, str]:
         """`text`, which follows `before`, split where the last of several answers begins."""
@@ -186,13 +204,18 @@ class ChatTemplate:
                 self._as_text(messages),
                 tools=self._as_text(prompt.tools),
                 tokenize=False,
+                chat_template=self._dated(prompt),
                 add_generation_prompt=generation_prompt,
                 continue_final_message=continued,
-                **(self.arguments | dict(prompt.arguments or {})),
+                **({"directives": self.directives} | self.arguments | dict(prompt.arguments or {})),
             )
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
             raise Refusal(f"the chat template refuses the messages: {error}", _hint(messages)) from None
         return text.replace(json.dumps(CUT)[1:-1], CUT)  # as a JSON filter in the template may have written it
+
+    def _dated(self, prompt: Prompt) -> str | None:
+        """The template where it writes the date, with a clock that stands still; None for the tokenizer's as it is."""
+        return _CLOCK + self.tokenizer.get_chat_template(None, prompt.tools) if self.directives else None
 
     def _as_text(self, value: Any) -> Any:
         """The value with every string in it as text that spells no special token."""

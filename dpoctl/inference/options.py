@@ -7,6 +7,7 @@ from typing import Protocol
 
 from ..data.chats import TemplateOptions
 from ..outputs.claims import Output
+from ..outputs.manifests import STARTED_ON
 
 
 class SamplingOptions(Protocol):
@@ -73,7 +74,7 @@ def template_options(options: TemplateArguments, output: Output | None = None) -
         if options.template_date:
             return date.fromisoformat(options.template_date)
         now = date.today().isoformat()
-        return date.fromisoformat(output.fix("started-on", now) if output else now)
+        return date.fromisoformat(output.fix(STARTED_ON, now) if output else now)
 
     return TemplateOptions(
         json.loads(options.chat_template_kwargs or "{}"),

@@ -4,6 +4,7 @@ Code in a model's directory runs only on request (`trust_remote_code`). Adapters
 """
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,12 +103,24 @@ def load_classifier(
         model = load_complete(AutoModelForSequenceClassification, source, dtype)
         tokenizer = load_tokenizer(path, folder=folder, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token is None:
-            raise InputError(f"{path}: its tokenizer has no pad token", "set pad_token in tokenizer_config.json")
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = _padding_of_classifier(path, model, tokenizer)
     model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
     _check_fit(path, model, tokenizer)
     return Loaded(model.to(device), tokenizer, open_codec(path, folder, tokenizer, templates))
+
+
+def _padding_of_classifier(path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The pad token where the tokenizer has none: its configuration's, with which it was trained, else a BOS.
+
+    Without both, `transformers` reads one text at a time, at its last token, which is never a BOS but may be the EOS.
+    Raises InputError where there is no such token.
+    """
+    given = getattr(model.config.get_text_config(), "pad_token_id", None)
+    known = tokenizer.convert_ids_to_tokens(given) if given is not None and 0 <= given < len(tokenizer) else None
+    pad = known or tokenizer.bos_token or tokenizer.eos_token
+    if pad is None:
+        raise InputError(f"{path}: its tokenizer has no pad token", "set pad_token in tokenizer_config.json")
+    return pad
 
 
 def load_reward_start(
@@ -119,10 +132,11 @@ def load_reward_start(
     trust_remote_code: bool = False,
     templates: TemplateOptions | None = None,
 ) -> Loaded:
-    """What to train a reward model from: a decoder with one label that does not pad with its EOS.
+    """What to train a reward model from: a decoder with one label that does not pad with a token that ends completions.
 
     A language model's trunk gets a new head, N(0, 1/sqrt(d + 1)) from `seed` (Stiennon et al. 2020); a reward model
-    keeps its head. Where padding is the EOS, `transformers` would read the reward one token early: a new token pads.
+    keeps its head. Where padding may end a completion, `transformers` would read that reward one token early: a new
+    token pads.
     Raises InputError as `load_classifier` does, and for a model that has no `score` head on its last token.
     """
     folder = resolve(path, revision, with_code=trust_remote_code)
@@ -136,19 +150,20 @@ def load_reward_start(
         )
     tokenizer = load_tokenizer(path, folder=folder, trust_remote_code=trust_remote_code)
     _require_eos(path, tokenizer)
-    _use_separate_padding(model, tokenizer)
+    codec = open_codec(path, folder, tokenizer, templates)
+    _use_separate_padding(model, tokenizer, codec.ends)
     if "ForSequenceClassification" not in str(model.config.architectures):
         width = model.score.weight.shape[1]
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             model.score.weight.copy_(torch.randn(1, width, generator=generator) / (width + 1) ** 0.5)
     _check_fit(path, model, tokenizer)
-    return Loaded(model.to(device), tokenizer, open_codec(path, folder, tokenizer, templates))
+    return Loaded(model.to(device), tokenizer, Codec(tokenizer, codec.model_ends, templates))
 
 
-def _use_separate_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Pad with a new token, whose embedding is 0, where the tokenizer has no padding or pads with the EOS."""
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+def _use_separate_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
+    """Pad with a new token, whose embedding is 0, where the tokenizer has no padding or one of the `ends` pads."""
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
         tokenizer.add_special_tokens({"pad_token": REWARD_PAD})
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

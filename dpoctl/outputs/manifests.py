@@ -16,6 +16,8 @@ from ..runtime import pipes
 from ..runtime.hub_data import commit_of, is_hub_data, parse
 from .files import content_files, is_intact, is_model_file, sha256_file, sha256_path
 
+STARTED_ON = "started-on"  # in the identity: the day of an output's start, where chat templates write the date
+
 
 def check_inputs(inputs: list[tuple[str, str, str]]) -> None:
     """Raise InputError for an input file that does not exist, or a pipe that cannot be read.
