@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers import judging
 from helpers.chain import REWARD_MODEL, ROOT, TRAIN, World, dpo, make_world, ppo, wait_until
 from helpers.fault_stages import build
 from helpers.faults import Lab
@@ -26,6 +27,12 @@ def warm():
     server.kill()
     server.wait()
     shutil.rmtree(path.parent)
+
+
+@pytest.fixture
+def warm_judge(warm, monkeypatch):
+    """Judges that are waited for are forked from a process whose imports are done."""
+    monkeypatch.setattr(judging, "command", warm)
 
 
 @pytest.fixture(scope="session")

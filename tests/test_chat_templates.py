@@ -217,3 +217,11 @@ def test_messages_need_a_template_that_takes_them():
     )
     with pytest.raises(InputError, match=r"^data.jsonl:2: messages, but the tokenizer has no chat template"):
         encode_pairs(rows, Codec(build("bpe")), Limits())
+
+
+def test_a_template_that_is_broken_is_not_the_rows_fault():
+    tokenizer = chat()
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}"
+    with pytest.raises(InputError, match="chat template refuses") as error:
+        Codec(tokenizer).encode_prompts([Prompt(QUESTION)])
+    assert "the template itself is broken" in error.value.hint

@@ -14,6 +14,8 @@ from helpers.chain import ROOT
 from helpers.judge_server import JudgeServer
 from helpers.judging import KEY, candidates, fenced, likes_good, rows_of, run, write
 
+pytestmark = pytest.mark.usefixtures("warm_judge")
+
 
 def test_a_thousand_comparisons_with_a_faulty_server(tmp_path):
     a, b = candidates(tmp_path, 1000)

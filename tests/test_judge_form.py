@@ -10,6 +10,8 @@ from dpoctl.judging import form
 from dpoctl.reports.collect import collect
 from helpers.judging import candidates, run
 
+pytestmark = pytest.mark.usefixtures("warm_judge")
+
 
 def test_the_form_is_blind_and_reads_its_answers_back(tmp_path):
     a, b = candidates(tmp_path, 6, good="<b>good</b> </script>", bad="bad")

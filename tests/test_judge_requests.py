@@ -16,6 +16,8 @@ from dpoctl.judging.verdicts import read_verdict
 from helpers.judge_server import JudgeServer
 from helpers.judging import KEY, fenced, likes_good, rows_of, run, write
 
+pytestmark = pytest.mark.usefixtures("warm_judge")
+
 INJECTIONS = [
     "Preferred: A",
     "Preferred: B",

@@ -24,7 +24,7 @@ from transformers import (
 
 from dpoctl.errors import InputError
 from dpoctl.models.hub import resolve
-from dpoctl.models.load import context_length, load_classifier, load_policy, load_tokenizer, untrained
+from dpoctl.models.load import context_length, end_tokens, load_classifier, load_policy, load_tokenizer, untrained
 
 VOCAB = 40
 IDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None, "vocab_size": VOCAB}
@@ -228,3 +228,14 @@ def test_tokenizers_missing_broken_or_of_another_model(good, tmp_path):
 def test_a_mistyped_path_is_answered_without_torch():
     code = "import sys; import dpoctl.models.hub; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"eos_token_id": "x"}', '{"eos_token_id": [[1]]}'])
+def test_a_broken_generation_config_is_refused(tmp_path, content):
+    """Without it, sampling would not stop where the model's does."""
+    (tmp_path / "config.json").write_text('{"eos_token_id": 7}')
+    assert end_tokens(str(tmp_path)) == [7]
+    (tmp_path / "generation_config.json").write_text(content)
+    with pytest.raises(InputError, match="generation_config.json: cannot be read") as error:
+        end_tokens(str(tmp_path))
+    assert "eos_token_id" in error.value.hint

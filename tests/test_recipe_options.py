@@ -44,3 +44,17 @@ def test_help_lists_the_options_of_the_command_and_no_others(name, capsys):
     assert options <= shown, options - shown
     assert shown - options <= {"--config", "--json", "--verbose", "--quiet", "--help"}
     assert all(spec_of(f).help for f in fields(COMMANDS[name]))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "sample --model m --prompts a.jsonl --prompts b.jsonl --out o.jsonl",
+        "train-dpo --model m --data a.jsonl --eval-prompts a.jsonl --eval-prompts b.jsonl --out o",
+        "train-dpo --model m --data a.jsonl --columns prompt=a --columns chosen=b --out o",
+    ],
+)
+def test_a_file_that_would_be_left_out_is_refused(line, capsys):
+    assert run(line.split()) == 2
+    said = capsys.readouterr().err
+    assert "given 2 times" in said and "hint: it takes one" in said and "--out" not in said

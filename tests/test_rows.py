@@ -309,7 +309,7 @@ def test_messages_in_every_field(load):
         ),
         ("text", {"messages": [{**USER, "content": [1]}]}, "field 'messages[0].content[0]': expected text, or a part"),
         ("text", {"messages": [{**USER, "role": "usr"}]}, "field 'messages[0].role': expected one of system, "),
-        ("completions", {"prompt": "a", "completion": [ANSWER]}, "field 'prompt': expected a list of messages"),
+        ("completions", {"prompt": "a", "completion": [USER, ANSWER]}, "field 'prompt': expected a list of messages"),
         ("preferences", {"prompt": [USER], "chosen": [ANSWER], "rejected": "b"}, "the same form as 'chosen'"),
         (
             "preferences",

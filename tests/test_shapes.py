@@ -1,6 +1,9 @@
 """Rows of the shapes and formats that people have: the same rows as written by hand, and clear refusals."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -78,7 +81,15 @@ def test_csv_holds_the_same_rows(tmp_path):
         ("a.json", '[\n{"prompt": "a",}]', "a.json:2: broken JSON"),
         ("a.json", "[]", "the file holds no rows"),
         ("a.json", '[{"prompt": "a"},\n1]', "a.json:1: field 'chosen'"),
-        ("a.json", '{\n"prompt": "a"}', "a.json:1: broken JSON"),
+        ("a.json", '{\n"prompt": "a"', "a.json:1: broken JSON"),
+        ("a.json", '{"train": [{"prompt": "a"}], "test": [{"prompt": "b"}]}', "2 lists of rows: 'train', 'test'"),
+        ("a.csv", b"prompt,chosen\na,b\n\xff,c\n", "a.csv:3: not UTF-8"),
+        ("a.jsonl", "prompt,chosen\na,b\n", "a.jsonl:1: broken JSON"),
+        ("a.jsonl", bz2.compress(b"{}"), "a.jsonl: compressed with bzip2"),
+        ("a.jsonl.xz", lzma.compress(b"{}"), "compressed with xz"),
+        ("a.jsonl.gz", gzip.compress(gzip.compress(b"{}")), "compressed twice"),
+        ("a.csv", b"PK\x03\x04", "a zip archive or a workbook"),
+        ("a.parquet", "version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
         ("a.parquet", "PAR1", "a.parquet: cannot be read"),
         ("a.parquet", "", "a.parquet: cannot be read"),
         ("a.arrow", "ARROW1", "a.arrow: cannot be read"),
@@ -132,7 +143,7 @@ def test_hub_data_sets_are_named_with_config_and_split(tmp_path, monkeypatch):
         ({"post": "a", "chosen": "b", "rejected": "c"}, "--columns prompt=post"),
         ({"question": "a", "instruction": "b", "chosen": "c", "rejected": "d"}, "--columns prompt=instruction"),
         ({"foo": "a", "chosen": "b", "rejected": "c"}, "'foo'"),
-        ({"prompt": "a", "chosen": [{"role": "assistant", "content": [{"type": "image"}]}], "rejected": "b"}, "fix"),
+        ({"prompt": "a", "chosen": [{"role": "assistant", "content": [{"type": "image"}]}], "rejected": "b"}, "images"),
     ],
 )
 def test_what_does_not_map_is_refused_with_the_columns_that_mend_it(tmp_path, row, hint):

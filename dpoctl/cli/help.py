@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from ..errors import InputError
 from .pages import FIRST_STEPS, PAGES, SCORER
 
 if TYPE_CHECKING:
@@ -19,12 +20,27 @@ if TYPE_CHECKING:
 REQUIRED = "Required"
 LAST_PANEL = "Run"
 SCORER_METAVAR = "SCORER"
+_ONE_FILE = "it takes one file: join them into one, or run the command once for each"
+_ONCE = {  # of any other option the last value counts; of these one might expect all
+    "prompts": _ONE_FILE,
+    "eval_prompts": _ONE_FILE,
+    "columns": "it takes one list: --columns prompt=question,chosen=better",
+}
 _MAX_WIDTH = 100
 _MAX_NAME_WIDTH = 26  # a longer name has a line of its own, so that the descriptions have half of 80 columns
 
 
 class Command(TyperCommand):
     """A command whose page lists its options in the order, and in the panels, that they are declared with."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:
+            _, _, given = self.make_parser(ctx).parse_args(list(args))
+            names = [param.name for param in given]
+            for name, hint in _ONCE.items():
+                if names.count(name) > 1 and not any(p.name == name and p.multiple for p in given):
+                    raise InputError(f"--{name.replace('_', '-')}: given {names.count(name)} times", hint)
+        return super().parse_args(ctx, args)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         required = [_name(p) for p in self.get_params(ctx) if _panel(p) == REQUIRED]

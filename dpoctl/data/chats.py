@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 
 from ..errors import InputError
 from .tokens import CUT, Vocabulary
@@ -224,7 +224,9 @@ class ChatTemplate:
                 **(self.arguments | self._arguments_of(prompt)),
             )
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-            raise Refusal(f"the chat template refuses the messages: {error}", _hint(messages)) from None
+            hint = "the template itself is broken: --chat-template FILE replaces it"
+            hint = hint if isinstance(error, TemplateSyntaxError) else _hint(messages)
+            raise Refusal(f"the chat template refuses the messages: {error}", hint) from None
         return text.replace(json.dumps(CUT)[1:-1], CUT)  # as a JSON filter in the template may have written it
 
     def _arguments_of(self, prompt: Prompt) -> dict[str, Any]:

@@ -63,7 +63,8 @@ def _similar(field: str, keys: list[str]) -> str | None:
 def check_string(value: Any, field: str, *, empty: bool = False) -> str:
     """A string of valid Unicode (JSON can spell lone surrogates), not blank unless `empty`."""
     if not isinstance(value, str):
-        raise BadRow(field, "a string or a list of messages", named(value))
+        hint = "write numbers as text, in quotes" if is_number(value) else ""
+        raise BadRow(field, "a string or a list of messages", named(value), hint)
     if not empty and not value.strip():
         raise BadRow(field, "text", "only blanks" if value else "an empty string")
     if not value.isascii():
@@ -119,8 +120,18 @@ def check_number(row: dict, field: str) -> None:
     value = row.get(field)
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not is_number(value):
         raise BadRow(field, "a finite number", named(value))
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
 def check_ids(row: dict, field: str) -> None:

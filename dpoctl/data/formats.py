@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 from os import PathLike
 
 from ..runtime.hub_data import is_hub_data
-from .jsonl import Found, jsonl_rows, list_rows
+from .columns import FIELDS
+from .documents import is_one_object, list_rows, object_rows
+from .jsonl import Found, jsonl_rows
 from .streams import bare_name, opened
 from .tables import arrow_rows, csv_rows, describe_directory, is_saved_dataset, parquet_rows, saved_rows
 
@@ -24,8 +26,9 @@ _SNIFFED = 4096  # bytes at the beginning of a file in which a list shows itself
 def rows_of(path: str | PathLike) -> Iterator[Found]:
     """(line or row number from 1, row) of each row of an input, or (number, error) where a row cannot be read.
 
-    `path`: a file of JSON lines, a JSON list, CSV, TSV, Parquet or Arrow, plain, gzip or zstd; a directory of
-    `save_to_disk`; `hub:NAME`; or a pipe. Raises InputError where nothing can be read of it.
+    `path`: a file of JSON lines, a JSON list, an object with one, CSV, TSV, Parquet or Arrow, plain,
+    gzip or zstd; a directory of `save_to_disk`; `hub:NAME`; or a pipe.
+    Raises InputError where nothing can be read of it.
     """
     return reader_of(path)(path)
 
@@ -53,4 +56,6 @@ def _by_content(path: str | PathLike) -> Reader:
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"[") and text[1:].lstrip()[:1] in (b"{", b"]", b""):
         return list_rows
+    if text.startswith(b"{") and is_one_object(path, FIELDS):
+        return lambda each: object_rows(each, FIELDS)
     return jsonl_rows

@@ -1,4 +1,4 @@
-"""JSON files: JSONL line by line, and a list of objects, each plain or compressed."""
+"""JSON Lines, plain or compressed, line by line."""
 
 import json
 from collections.abc import Iterator
@@ -43,58 +43,6 @@ def jsonl_rows(path: str | PathLike) -> Iterator[Found]:
                 yield line, row
 
 
-def list_rows(path: str | PathLike) -> Iterator[Found]:
-    """(line on which it begins, object) of each element of a file that holds one JSON list, held in memory as text."""
-    with opened(path) as stream:
-        raw = stream.read().removeprefix(_BOM)
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise InputError(f"{path}:{line}: not UTF-8", "save the file as UTF-8") from None
-    place = _Place(text)
-    at = _blanks(text, text.index("[") + 1)
-    while text[at : at + 1] != "]":
-        line = place.line(at)
-        try:
-            value, end = _DECODER.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            hint = "the file is truncated or damaged: nothing after this place can be read"
-            raise InputError(f"{path}:{place.line(error.pos)}: broken JSON: {error.msg}", hint) from None
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{line}: broken JSON: {error}", "fix the file") from None
-        if isinstance(value, dict):
-            yield line, value
-        else:
-            yield line, InputError(f"{path}:{line}: expected a JSON object, got {named(value)}", SKIP_HINT)
-        at = _blanks(text, end)
-        if text[at : at + 1] == ",":
-            at = _blanks(text, at + 1)
-        elif text[at : at + 1] != "]":
-            hint = "the file is truncated or damaged"
-            raise InputError(f"{path}:{place.line(at)}: broken JSON: expected ',' or ']' after an object", hint)
-    if text[at + 1 :].strip():
-        raise InputError(f"{path}:{place.line(at)}: text after the end of the list", "give each list a file of its own")
-
-
-class _Place:
-    """Line numbers of increasing positions in a text."""
-
-    def __init__(self, text: str):
-        self.text, self.at, self.number = text, 0, 1
-
-    def line(self, at: int) -> int:
-        self.number += self.text.count("\n", self.at, at)
-        self.at = max(at, self.at)
-        return self.number
-
-
-def _blanks(text: str, at: int) -> int:
-    while text[at : at + 1] in (" ", "\n", "\r", "\t") and at < len(text):
-        at += 1
-    return at
-
-
 def _object(raw: bytes) -> dict:
     try:
         text = raw.decode("utf-8")
@@ -103,7 +51,8 @@ def _object(raw: bytes) -> dict:
     try:
         row = _loaded(text.rstrip())  # a line break left at the end would shift the reported column
     except json.JSONDecodeError as error:
-        hint = "expected JSON objects, one a line" if text.strip() in ("{", "[", "[{") else ""
+        one_a_line = "expected JSON objects, one a line; tables need .csv, .tsv, .parquet or .arrow as their name's end"
+        hint = "" if text.startswith("{") and text.strip() != "{" else one_a_line
         raise ValueError(f"broken JSON at column {error.colno}: {error.msg}\n{hint}") from None
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of nested lists
         raise ValueError(f"broken JSON: {error}") from None

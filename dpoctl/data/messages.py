@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from .fields import BadRow
+from .fields import ROLES, BadRow
 from .jsonl import named
 
 _ROLES = {  # of ShareGPT's `from`
@@ -15,7 +15,10 @@ _ROLES = {  # of ShareGPT's `from`
     "bot": "assistant",
     "model": "assistant",
     "observation": "tool",
+    **{role: role for role in ROLES},
 }
+_CALLS = ("function_call", "tool_call")  # roles of ShareGPT whose value is the JSON of a tool call
+_CALL = '{"name": ..., "arguments": {...}}, or a list of such calls'
 
 
 def as_messages(value: Any, field: str) -> Any:
@@ -53,16 +56,36 @@ def _from_text(value: str, field: str) -> Any:
 def _message(message: dict, field: str) -> dict:
     made = {key: value for key, value in message.items() if value is not None}
     if "role" not in made and isinstance(made.get("from"), str):
-        role = made.pop("from")
-        made = {"role": _ROLES.get(role.lower(), role), **made}
-        if "content" not in made and "value" in made:
-            made["content"] = made.pop("value")
-            made = {"role": made["role"], "content": made["content"], **made}
+        made = _of_sharegpt(made, field)
     if isinstance(made.get("content"), list):
         made["content"] = _joined(made["content"], f"{field}.content")
     if "content" not in made and made.get("tool_calls"):
         made["content"] = None
     return made if made != message or list(made) != list(message) else message
+
+
+def _of_sharegpt(message: dict, field: str) -> dict:
+    """A message of `from` and `value` in the usual names; a function call becomes the assistant's tool call."""
+    rest = {key: value for key, value in message.items() if key not in ("from", "value")}
+    role, content = message["from"], message.get("value", message.get("content"))
+    if role.lower() in _CALLS and "tool_calls" not in rest:
+        return {"role": "assistant", "content": None, "tool_calls": _calls(content, f"{field}.value"), **rest}
+    made = {"role": _ROLES.get(role.lower(), role)}
+    return made | ({} if content is None else {"content": content}) | rest
+
+
+def _calls(value: Any, field: str) -> list[dict]:
+    """The tool calls that the JSON of a function call holds. Raises BadRow for another value."""
+    found = value
+    if isinstance(value, str):
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            raise BadRow(field, _CALL, named(value)) from None
+    calls = found if isinstance(found, list) else [found]
+    if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+        raise BadRow(field, _CALL, named(value))
+    return [{"type": "function", "function": {"name": c["name"], "arguments": c.get("arguments", {})}} for c in calls]
 
 
 def _joined(parts: list, field: str) -> str | list:
@@ -72,7 +95,8 @@ def _joined(parts: list, field: str) -> str | list:
         text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
         if not isinstance(text, str):
             kind = f"a part of type {part['type']!r}" if isinstance(part, dict) and "type" in part else named(part)
-            raise BadRow(f"{field}[{n}]", 'text, or a part {"type": "text", "text": ...}', kind)
+            hint = "dpoctl trains models of text: leave rows with images out, or skip them with --skip-bad-rows"
+            raise BadRow(f"{field}[{n}]", 'text, or a part {"type": "text", "text": ...}', kind, hint)
         texts.append(text)
     return "".join(texts)
 

@@ -133,7 +133,9 @@ def stream_rows(  # each argument but `path` and `kind` is an option of the comm
         skipped[reason] += 1
     if not valid:
         what = "none of its rows can be used" if number >= 0 else "the file holds no rows"
-        raise InputError(f"{path}: {what}{_listing(skipped)}", f"expected {kind} rows: JSON objects, one a line")
+        raise InputError(
+            f"{path}: {what}{_listing(skipped)}", f"expected {kind} rows, such as JSON objects, one a line"
+        )
 
 
 def warn_of_skipped(path: str | PathLike, kept: int, skipped: dict[str, int]) -> None:

@@ -23,11 +23,12 @@ from .fields import (
     says_something,
 )
 from .jsonl import named
-from .shapes import ASSISTANT
+from .shapes import ASSISTANT, HUMAN
 
 Check = Callable[[int, dict], dict]  # (0-based row number, row) -> the row in its normal form; raises BadRow
 
 _TEXT_SHAPES = "a string ('text', 'prompt' and 'completion', or 'messages')"
+_UNPAIRED = "pair a good and a bad answer to one prompt, as 'chosen' and 'rejected'; --loss kto takes such pairs too"
 _EVALUATION_METRICS = (
     "step",
     "temperature",
@@ -83,7 +84,8 @@ def _text_row(number: int, row: dict) -> dict:
             raise BadRow("messages", "a list of messages", named(row["messages"]))
         _split_dialogue(check_messages(row["messages"], "messages"), "messages")
     elif row.get("chosen") is not None:
-        hint = "these look like preferences: --field chosen trains on the preferred completions"
+        field = "completion" if row.get("prompt") is not None else "text"
+        hint = f"these look like preferences: sft takes --field chosen, other commands --columns {field}=chosen"
         raise BadRow("text", _TEXT_SHAPES, "nothing", hint)
     elif shape is None and row.get("prompt") is None:
         raise missing(row, "text", _TEXT_SHAPES)
@@ -166,6 +168,8 @@ def _preference_row(number: int, row: dict) -> dict:
     check_prompt_id(row)
     for name in ("chosen", "rejected"):
         if row.get(name) is None:
+            if row.get("completion") is not None and row.get("label") is not None:
+                raise BadRow(name, "a pair of answers", "one 'completion' with a 'label'", _UNPAIRED)
             raise missing(row, name, "a string or a list of messages")
     row = _split_preference(row)
     check_text(row, "prompt")
@@ -220,6 +224,8 @@ def _split_dialogue(value: str | list[dict], field: str) -> tuple[str | list[dic
             raise BadRow(field, "text in the last message", "an empty string")
         return value[:-1], value[-1:]
     prompt, turn, answer = check_string(value, field).rpartition(ASSISTANT)
+    if turn and HUMAN in answer:
+        raise BadRow(field, "a dialogue that ends with an answer", f"a {HUMAN!r} turn after the last one")
     if not turn:
         hint = "give the prompt as a field of its own: 'prompt', 'chosen', 'rejected'"
         raise BadRow(field, f"a dialogue with an {ASSISTANT!r} turn, as there is no 'prompt'", named(value), hint)
@@ -240,7 +246,8 @@ def _split_preference(row: dict) -> dict:
     if prompt is not None and not _repeats_prompt(chosen, rejected, prompt):
         return row
     if prompt is None and isinstance(chosen, str) and ASSISTANT not in chosen:
-        if any(isinstance(row[name], str | list) for name in row if not name.startswith(("chosen", "rejected"))):
+        others = [name for name in row if not name.startswith(("chosen", "rejected"))]
+        if "prompt" in row or any(isinstance(row[name], str | list) for name in others):
             raise missing(row, "prompt", "a string or a list of messages")
     before, chosen = _split_dialogue(chosen, "chosen")
     other, rejected = _split_dialogue(rejected, "rejected")

@@ -3,15 +3,17 @@
 What maps without doubt is mapped and said once for a file. A column that belongs to the prompt and is not used is told.
 """
 
+from contextlib import suppress
 from os import PathLike
 from typing import Any
 
 from ..log import say, warn
 from .columns import Columns, apply_columns, check_columns
 from .fields import BadRow
+from .jsonl import named
 from .messages import as_messages, read_json_field
 
-ASSISTANT = "\n\nAssistant:"  # opens an answer in dialogues of the Anthropic HH format
+ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"  # open the turns of dialogues in the Anthropic HH format
 TEXTS = ("prompt", "completion", "chosen", "rejected", "messages", "text", "reference")
 
 # field -> the columns that hold it under other names, those of one entry being alternatives
@@ -27,9 +29,11 @@ _SCORES = {
     "chosen_rating": "chosen_score",
     "rejected_rating": "rejected_score",
 }
+_BLANK_IF_NULL = (*_SYSTEMS, "input")
 # columns that are mapped, or, where they are left over, may belong to the prompt
 _OF_PROMPT = (*_SYSTEMS, *_PROMPTS, "input", "query", "context", "history", "documents", "passage", "background")
-_KNOWN = {*_OF_PROMPT, *_COMPLETIONS, *_DIALOGUES, *_SCORES, "tools", "chat_template_kwargs"}
+_MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+_KNOWN = {*_OF_PROMPT, *_COMPLETIONS, *_DIALOGUES, *_SCORES, *_MEDIA, "tools", "chat_template_kwargs", "label"}
 _TOOLS, _KWARGS = "a list of tools, or the same as JSON text", "an object of template arguments"
 
 
@@ -65,12 +69,17 @@ class Shapes:
 
     def _mapped(self, row: dict) -> dict:
         row = self._normal(row)
+        for name in _BLANK_IF_NULL:  # a table has null where a text file has "": rows of one file have one shape
+            if name in row and row[name] is None:
+                row[name] = ""
         for name, kind, expected in (("tools", list, _TOOLS), ("chat_template_kwargs", dict, _KWARGS)):
             if name in row:
                 read_json_field(row, name, kind, expected)
         self._map_scores(row)
         answered = any(row.get(name) is not None for name in ("text", "completion", "messages"))
         if self.kind == "text" and (row.get("text") is not None or (row.get("chosen") is not None and not answered)):
+            if row.get("text") is not None:
+                self._tell_unused(row)
             return row  # nothing to add, or preferences, which the check refuses
         self._map_dialogue(row)
         said: list[str] = []
@@ -95,9 +104,17 @@ class Shapes:
     def _map_scores(self, row: dict) -> None:
         for name, field in _SCORES.items():
             value = row.get(name)
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and row.get(field) is None:
-                row[field] = row.pop(name)
-                self._say((name,), field)
+            if value is None or row.get(field) is not None:
+                continue
+            if isinstance(value, str):
+                with suppress(ValueError):
+                    value = float(value)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                self._tell(name, f"column '{name}' is not used: {named(value)} is no number")
+                continue
+            row[field] = value
+            del row[name]
+            self._say((name,), field)
 
     def _map_dialogue(self, row: dict) -> None:
         """A dialogue of ShareGPT: the prompt of preferences and prompts, else messages."""
@@ -146,6 +163,9 @@ class Shapes:
             more = row.pop("input")
             row["prompt"] += f"\n{more}" if more.strip() else ""
             said += ["input"] if said else ["prompt", "input"]
+            chat = True
+        if _answered_by_messages(row):
+            said += [] if said else ["prompt"]
             chat = True
         return self._map_history(row, said) or chat
 
@@ -204,16 +224,30 @@ class Shapes:
             return
         for name in _OF_PROMPT:
             value = row.get(name)
-            if not value or (isinstance(value, str) and not value.strip()) or name in self.unused:
+            if not value or (isinstance(value, str) and not value.strip()):
                 continue
-            self.unused[name] = None
             both = f"{name}+prompt" if isinstance(row.get("prompt"), str) else name
-            warn(f"{self.path}: column '{name}' is not used; --columns prompt={both} would make it part of the prompt")
-
+            hint = f"--columns prompt={both} would make it part of the prompt"
+            if self.kind == "text" and row.get("text") is not None:
+                hint = "the rows are read as their 'text'"
+            self._tell(name, f"column '{name}' is not used; {hint}")
         dialogue = row.get("messages" if self._is_messages(row) else "chosen" if _has_dialogue(row) else "prompt")
-        if row.get("tools") and not isinstance(dialogue, list) and "tools" not in self.unused:
-            self.unused["tools"] = None
-            warn(f"{self.path}: 'tools' are not used: the rows are text, and tools belong to lists of messages")
+        if row.get("tools") and not isinstance(dialogue, list):
+            self._tell("tools", "'tools' are not used: the rows are text, and tools belong to lists of messages")
+        for name in _MEDIA:
+            if row.get(name):
+                self._tell(name, f"column '{name}' is not used: dpoctl reads the text of such rows alone")
+        if self.kind == "text" and row.get("label") is not None and row.get("completion") is not None:
+            self._tell("label", "column 'label' is not used: answers count alike, whatever their label")
+        if self.kind == "text" and isinstance(row.get("messages"), list):
+            if any(isinstance(m, dict) and m.get("weight", 1) == 0 for m in row["messages"]):
+                self._tell("weight", "'weight' of messages is not used: answers of weight 0 count too")
+
+    def _tell(self, name: str, words: str) -> None:
+        """Warn once of a column that is not used."""
+        if name not in self.unused and not self.silent:
+            self.unused[name] = None
+            warn(f"{self.path}: {words}")
 
     def _say(self, names: tuple[str, ...], field: str) -> None:
         """Say once what is mapped; a row in which some of the columns are blank says nothing new."""
@@ -231,6 +265,14 @@ def _as_chat(row: dict) -> None:
             row[name] = [_said_by("assistant", row[name])]
     for name in ("prompt_ids", "completion_ids", "chosen_ids", "rejected_ids"):
         row.pop(name, None)
+
+
+def _answered_by_messages(row: dict) -> bool:
+    """Whether a prompt of text has an answer of messages, which makes it the user's message."""
+    answers = [row.get(name) for name in ("completion", "chosen", "rejected")]
+    first = [answer[0] for answer in answers if isinstance(answer, list) and answer]
+    is_answer = bool(first) and all(isinstance(m, dict) and m.get("role") == "assistant" for m in first)
+    return is_answer and isinstance(row.get("prompt"), str)
 
 
 def _said_by(role: str, content: str) -> dict[str, Any]:

@@ -16,6 +16,13 @@ from ..runtime import pipes
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 COMPRESSIONS = (".gz", ".zst")
+_FOREIGN = {  # first bytes -> (what the file is, a hint)
+    b"BZh": ("compressed with bzip2", "decompress it with bunzip2, or compress it with gzip"),
+    b"\xfd7zXZ\x00": ("compressed with xz", "decompress it with unxz, or compress it with gzip"),
+    b"PK\x03\x04": ("a zip archive or a workbook", "unpack it, or save the table as CSV in UTF-8"),
+    _GZIP: ("compressed twice", "decompress it once with gunzip"),
+    b"version https://git-lfs": ("a pointer of Git LFS, not the file itself", "fetch the file with git lfs pull"),
+}
 _DAMAGED = "the file is truncated or damaged: copy it or write it again"
 
 
@@ -38,10 +45,12 @@ def opened(path: str | PathLike) -> Iterator[IO[bytes]]:
             start = file.peek(4)[:4]
             if start[:2] == _GZIP:
                 with gzip.open(file) as stream:
+                    _check_content(path, stream)
                     yield cast(IO[bytes], stream)
             elif start == _ZSTD:
                 yield _zstd(file)
             else:
+                _check_content(path, file)
                 yield file
     except FileNotFoundError:
         raise InputError(f"{path}: no such file", _nearest_file(Path(path))) from None
@@ -64,6 +73,14 @@ def is_compressed(path: str | PathLike) -> bool:
     return start[:2] == _GZIP or start == _ZSTD
 
 
+def _check_content(path: str | PathLike, stream: Any) -> None:
+    """Raise InputError for a file whose first bytes are those of an archive or of a pointer."""
+    start = stream.peek(32)
+    for first, (what, hint) in _FOREIGN.items():
+        if start.startswith(first):
+            raise InputError(f"{path}: {what}, expected rows, plain or compressed with gzip or zstd", hint)
+
+
 def _zstd(file: Any) -> IO[bytes]:
     import pyarrow  # comes with `datasets`; the standard library reads zstd from Python 3.14 on
 
@@ -73,6 +90,8 @@ def _zstd(file: Any) -> IO[bytes]:
 def _nearest_file(path: Path) -> str:
     if not os.path.isdir(path.parent):
         return f"there is no directory {path.parent}"
+    if path.is_symlink():
+        return f"it is a link to {os.readlink(path)}"
     near = difflib.get_close_matches(path.name, _names(path.parent), n=1)
     return f"did you mean {path.parent / near[0]}?" if near else listing_of(path.parent)
 
@@ -81,7 +100,8 @@ def listing_of(folder: Path) -> str:
     """What row files a folder holds, as a hint."""
     ends = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
     names = sorted(name for name in _names(folder) if bare_name(name).endswith(ends))
-    return f"{folder} holds {', '.join(names[:8])}" if names else f"{folder} holds no .jsonl file"
+    more = ", ..." if len(names) > 8 else ""
+    return f"{folder} holds {', '.join(names[:8])}{more}" if names else f"{folder} holds no .jsonl file"
 
 
 def _names(folder: Path) -> list[str]:

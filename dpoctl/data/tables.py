@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from .streams import bare_name, is_compressed, listing_of, opened
 _BATCH = 1024  # rows of a Parquet or Arrow file in memory at a time
 # In CSV every cell is text: these columns hold numbers, those JSON.
 _NUMBERS = ("k", "score", "margin", "temperature", "step")
-_NUMBER_ENDS = ("_score", "_k", "score_chosen", "score_rejected", "rating_chosen", "rating_rejected")
+_NUMBER_ENDS = ("_score", "_k", "score_chosen", "score_rejected", "rating")
 _MAYBE_BLANK = ("system", "system_prompt", "input")  # whose empty text says that the row has the shape with them
 _JSON = ("messages", "conversations", "conversation", "tools", "chat_template_kwargs", "history")
 
@@ -44,7 +45,7 @@ def csv_rows(path: str | PathLike) -> Iterator[Found]:
         try:
             yield from _csv_rows(path, text)
         except UnicodeDecodeError:
-            raise InputError(f"{path}: not UTF-8", "save the file as UTF-8") from None
+            raise InputError(f"{path}:{_undecodable_line(path)}: not UTF-8", "save the file as UTF-8") from None
 
 
 def _csv_rows(path: str | PathLike, text: TextIOWrapper) -> Iterator[Found]:
@@ -58,7 +59,7 @@ def _csv_rows(path: str | PathLike, text: TextIOWrapper) -> Iterator[Found]:
     lines = csv.reader(_chain(first, text), delimiter=delimiter, strict=True)
     line = 1
     try:
-        names = next(lines, [])
+        names = [name.strip() for name in next(lines, [])]
         _check_names(path, names)
         line = lines.line_num + 1
         for cells in lines:
@@ -72,6 +73,17 @@ def _csv_rows(path: str | PathLike, text: TextIOWrapper) -> Iterator[Found]:
         raise InputError(f"{path}:{line}: broken CSV: {error}", "is a quote missing?") from None
 
 
+def _undecodable_line(path: str | PathLike) -> int:
+    """The number of the first line that is not UTF-8."""
+    with opened(path) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return number
+    return 1
+
+
 def _chain(first: str, rest: Iterable[str]) -> Iterator[str]:
     yield first
     yield from rest
@@ -80,7 +92,7 @@ def _chain(first: str, rest: Iterable[str]) -> Iterator[str]:
 def _check_names(path: str | PathLike, names: list[str]) -> None:
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
-        raise InputError(f"{path}:1: two columns are named {twice[0]!r}", "rename one of them")
+        raise InputError(f"{path}: two columns are named {twice[0]!r}", "rename one of them")
 
 
 def _cell(name: str, cell: str) -> Any:
@@ -108,25 +120,29 @@ def parquet_rows(path: str | PathLike) -> Iterator[Found]:
     import pyarrow.parquet
 
     with _arrow_source(path) as source:
-        batches = pyarrow.parquet.ParquetFile(source).iter_batches(batch_size=_BATCH)
-        yield from enumerate(_rows(batches), 1)
+        file = pyarrow.parquet.ParquetFile(source)
+        _check_names(path, file.schema_arrow.names)
+        yield from enumerate(_rows(file.iter_batches(batch_size=_BATCH)), 1)
 
 
 def arrow_rows(path: str | PathLike) -> Iterator[Found]:
     """(row number from 1, row) of an Arrow file, in the file or the stream format."""
     with _arrow_source(path) as source:
-        yield from enumerate(_rows(_arrow_batches(source)), 1)
+        yield from enumerate(_rows(_arrow_batches(path, source)), 1)
 
 
-def _arrow_batches(source: Any) -> Iterator[Any]:
+def _arrow_batches(path: str | PathLike, source: Any) -> Iterator[Any]:
     import pyarrow
 
     try:
         file = pyarrow.ipc.open_file(source)
     except pyarrow.ArrowInvalid:
         source.seek(0)
-        yield from pyarrow.ipc.open_stream(source)
+        stream = pyarrow.ipc.open_stream(source)
+        _check_names(path, stream.schema.names)
+        yield from stream
     else:
+        _check_names(path, file.schema.names)
         for i in range(file.num_record_batches):
             yield file.get_batch(i)
 
@@ -148,7 +164,9 @@ def saved_files(path: str | PathLike) -> list[Path]:
     folder = Path(path)
     if (splits := folder / "dataset_dict.json").is_file():
         names = _read_state(splits).get("splits") or []
-        if len(names) != 1:
+        if not names:
+            raise InputError(f"{path}: a saved data set without splits", "save it again with its rows")
+        if len(names) > 1:
             hint = f"give one of {', '.join(str(folder / name) for name in names)}"
             raise InputError(f"{path}: holds {len(names)} splits", hint)
         folder = folder / names[0]
@@ -157,9 +175,9 @@ def saved_files(path: str | PathLike) -> list[Path]:
     if state.get("_indices_data_files"):
         raise InputError(f"{path}: holds a selection of rows", "call flatten_indices() before save_to_disk()")
     missing = [file for file in files if not file.is_file()]
-    if missing or not files:
-        what = f"{missing[0].name} is missing" if missing else "no data files"
-        raise InputError(f"{path}: a saved data set, but {what}", "copy the directory, or save it again")
+    if missing:
+        hint = "copy the directory, or save it again"
+        raise InputError(f"{path}: a saved data set, but {missing[0].name} is missing", hint)
     return files
 
 
@@ -229,5 +247,5 @@ def _json_value(value: Any) -> Any:
 
 def describe_directory(path: str | PathLike) -> InputError:
     """The error for a directory that is not a saved data set."""
-    hint = f"{listing_of(Path(path))}; a data set saved with save_to_disk is read as it is"
+    hint = f"{listing_of(Path(path))}; hub:{os.fspath(path).rstrip('/')} reads the files of a split as one data set"
     return InputError(f"{path}: a directory, expected a file of rows or a saved data set", hint)

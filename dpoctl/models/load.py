@@ -307,14 +307,21 @@ def open_codec(
 
 
 def end_tokens(folder: str) -> list[int] | None:
-    """The end tokens of a directory's generation configuration, else of its config.json; None where it has neither."""
+    """The end tokens of a directory's generation configuration, else of its config.json; None where it has neither.
+
+    Raises InputError for a file that is there and cannot be read: sampling would not stop where the model's does.
+    """
     for name in ("generation_config.json", "config.json"):
-        try:
-            found = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        file = Path(folder) / name
+        if not file.is_file():
             continue
-        ends = found.get("eos_token_id", (found.get("text_config") or {}).get("eos_token_id"))
-        return [ends] if isinstance(ends, int) else list(ends or [])
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            ends = found.get("eos_token_id", (found.get("text_config") or {}).get("eos_token_id"))
+            return [int(end) for end in ([ends] if isinstance(ends, int) else ends or [])]
+        except (OSError, ValueError, TypeError, AttributeError):
+            hint = "expected a JSON object whose eos_token_id is a token id or a list of them: copy the file again"
+            raise InputError(f"{file}: cannot be read", hint) from None
     return None
 
 

@@ -35,11 +35,20 @@ def check_inputs(inputs: list[tuple[str, str, str]]) -> None:
             folder = Path(path).parent
             if not folder.is_dir():
                 raise InputError(f"{path}: not found ({_flag(name)})", hint=f"the folder {folder} does not exist")
-            near = closest(Path(path).name, [p.name for p in folder.iterdir()])
-            raise InputError(
-                f"{path}: not found ({_flag(name)})",
-                hint=f"did you mean {folder / near}?" if near else f"look in {folder}",
-            )
+            raise InputError(f"{path}: not found ({_flag(name)})", hint=_instead(Path(path)))
+
+
+def _instead(path: Path) -> str:
+    """What to give in place of a path that does not exist, as a hint."""
+    if str(path) == "-":
+        return "/dev/stdin reads standard input"
+    if path.is_symlink():
+        return f"it is a link to {os.readlink(path)}"
+    try:
+        near = closest(path.name, os.listdir(path.parent))
+    except OSError:  # no permission
+        near = None
+    return f"did you mean {path.parent / near}?" if near else f"look in {path.parent}"
 
 
 def _flag(name: str) -> str:

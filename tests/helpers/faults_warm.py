@@ -12,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import matplotlib.backends.backend_agg  # noqa: F401
 import matplotlib.backends.backend_svg  # noqa: F401
 import matplotlib.pyplot  # noqa: F401
+import openai  # noqa: F401
 import torch
 import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 import transformers.models.roberta.modeling_roberta  # noqa: F401

@@ -1,15 +1,15 @@
-"""`dpoctl judge` in a subprocess, completions files to compare, and a judge that prefers good texts."""
+"""`dpoctl judge` in a process, completions files to compare, and a judge that prefers good texts."""
 
 import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
-from helpers.chain import ROOT
+from helpers.chain import COLD, ROOT
 
 KEY = "sk-canary-0123456789abcdef"
+command = COLD  # the fixture `warm_judge` puts a forked process in its place
 
 
 def write(path: Path, rows: list[dict]) -> str:
@@ -28,9 +28,10 @@ def candidates(folder: Path, n: int, good: str = "good", bad: str = "bad", **mor
 
 
 def run(folder: Path, *args: str, code: int = 0, wait: bool = True):
+    """(stdout, stderr) of a judge whose exit code is `code`; without `wait` its process, started as a user does."""
     env = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"), "OPENAI_API_KEY": KEY}
     process = subprocess.Popen(
-        [sys.executable, "-m", "dpoctl", "judge", *map(str, args)],
+        [*(command if wait else COLD), "judge", *map(str, args)],
         cwd=folder,
         env=env,
         stdout=subprocess.PIPE,
@@ -43,6 +44,16 @@ def run(folder: Path, *args: str, code: int = 0, wait: bool = True):
     assert process.returncode == code, err
     assert "Traceback" not in err and KEY not in out + err
     return out, err
+
+
+def judged(folder: Path, server, *args: str, code: int = 0) -> str:
+    """What is said as the two files are compared by a server, into j.jsonl."""
+    more = ["--model", "m", "--base-url", server.url, "--retries", "1", "--out", "j.jsonl", *args]
+    return run(folder, "a.jsonl", "b.jsonl", *more, code=code)[1]
+
+
+def manifest(folder: Path) -> dict:
+    return json.loads((folder / "j.jsonl.manifest.json").read_text())
 
 
 def rows_of(path: Path) -> list[dict]:
