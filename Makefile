@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-architectures torture lint bench bench-rows clean
+.PHONY: install demo test test-slow test-architectures test-families torture lint bench bench-rows clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -23,7 +23,7 @@ demo: install
 
 # a worker a core, with one thread
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not architectures" -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not architectures and not families" -n auto --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
@@ -31,6 +31,10 @@ test-slow: install
 # train, sample, score and save every architecture of tests/architectures, against plain transformers; a share is in `make test`
 test-architectures: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/architectures -n auto
+
+# model families in miniature through every command, against plain transformers; a share is in `make test`
+test-families: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/families -n auto
 
 # every fault in every stage: kills, deaths, full disks, damage; one to two hours of two cores. A share of it is in `make test`
 torture: install

@@ -217,3 +217,12 @@ def test_messages_need_a_template_that_takes_them():
     )
     with pytest.raises(InputError, match=r"^data.jsonl:2: messages, but the tokenizer has no chat template"):
         encode_pairs(rows, Codec(build("bpe")), Limits())
+
+
+def test_a_named_template_is_an_argument():
+    tokenizer = chat()
+    plain = tokenizer.chat_template
+    for template in (plain, plain + "{% if today %}{{ strftime_now('%Y') }}{% endif %}"):
+        tokenizer.chat_template = {"default": template, "short": template.replace("<|im_start|>", "")}
+        [ids] = Codec(tokenizer).encode_prompts([Prompt(QUESTION, arguments={"chat_template": "short"})])
+        assert chat_text(tokenizer, ids).startswith("<s>system\nbe brief<|im_end|>\n")

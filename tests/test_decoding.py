@@ -6,14 +6,14 @@ from transformers.cache_utils import LinearAttentionLayer
 
 from architectures import reference, zoo
 from dpoctl.inference.decoding import Mode, mode_of
-from dpoctl.inference.generate import Sampling, generate
+from dpoctl.inference.generate import PromptTokens, Sampling, generate
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20], [21, 22, 23], [5, 6, 7]]
 
 
 def check_greedy(model, prompts=PROMPTS, new: int = 16) -> None:
-    keys = [str(i) for i in range(len(prompts))]
-    found = generate(model, zoo.make_tokenizer(), prompts, keys, [0, 1], Sampling(temperature=0, max_new_tokens=new))
+    asked = [PromptTokens(str(i), prompt, frozenset({0})) for i, prompt in enumerate(prompts)]
+    found = generate(model, zoo.make_tokenizer(), asked, [0, 1], Sampling(temperature=0, max_new_tokens=new))
     for prompt, row in zip(prompts, found, strict=True):
         expected = reference.greedy(model, prompt, new)
         assert [[t for t in each.ids if t != 0] for each in row] == [expected] * 2

@@ -7,7 +7,7 @@ import torch
 
 from architectures import reference, zoo
 from dpoctl.errors import InputError
-from dpoctl.inference.generate import Sampling, generate
+from dpoctl.inference.generate import PromptTokens, Sampling, generate
 from dpoctl.models import logprobs, probes, rope
 from dpoctl.models.rewards import last_token_rewards
 from dpoctl.training import setup
@@ -83,13 +83,13 @@ def test_rewards_do_not_depend_on_what_shares_their_batch():
 def test_samples_that_cross_the_boundary_are_those_of_generate(capsys):
     model, tokenizer = make("longrope"), zoo.make_tokenizer()
     prompts = [ids_of(n, n) for n in (10, BOUNDARY - 2, BOUNDARY, 30, 10)]
-    keys = [str(i) for i in range(len(prompts))]
-    found = generate(model, tokenizer, prompts, keys, [0, 1], Sampling(temperature=0, max_new_tokens=30))
+    asked = [PromptTokens(str(i), prompt, frozenset({0})) for i, prompt in enumerate(prompts)]
+    found = generate(model, tokenizer, asked, [0, 1], Sampling(temperature=0, max_new_tokens=30))
     for prompt, row in zip(prompts, found, strict=True):
         expected = reference.greedy(model, prompt, 30)
         assert [[t for t in each.ids if t != 0] for each in row] == [expected] * 2
     assert "rotary frequencies change" in " ".join(capsys.readouterr().err.split())
-    few = generate(model, tokenizer, prompts[:1], keys[:1], [0], Sampling(temperature=0, max_new_tokens=12))
+    few = generate(model, tokenizer, asked[:1], [0], Sampling(temperature=0, max_new_tokens=12))
     assert few[0][0].ids == found[0][0].ids[:12] and not capsys.readouterr().err
 
 

@@ -28,6 +28,14 @@ _THOUGHT = re.compile(r"\s*(<\w*(think|thought|reason)\w*>|\[THINK\])")
 _END_OF_THOUGHT = re.compile(r"</\w*(think|thought|reason)\w*>|\[/THINK\]")
 
 
+# The clock of templates, in their own language: transformers passes them data alone, no functions.
+_CLOCK = (
+    "{% macro strftime_now(format) %}{% set all = namespace(text=format) %}"
+    "{% for directive, text in directives.items() %}{% set all.text = all.text.replace(directive, text) %}{% endfor %}"
+    "{{ all.text }}{% endmacro %}\n"
+)
+
+
 class Refusal(InputError):
     """A chat that the template refuses, or that has none: the fault of one row."""
 
@@ -90,14 +98,19 @@ def reads_clock(tokenizer: "PreTrainedTokenizerBase") -> bool:
     return "strftime_now" in (template if isinstance(template, str) else json.dumps(template))
 
 
+def _directives(day: datetime.date) -> dict[str, str]:
+    """Every directive of strftime, with what it gives on a day."""
+    names = [f"{flag}{letter}" for flag in ("-", "") for letter in "aAwdbBmyYHIpMSfjUWcxXGuV"]
+    return {f"%{name}": day.strftime(f"%{name}") for name in names} | {"%%": "%"}
+
+
 class ChatTemplate:
     """A tokenizer's chat template, with the options of the command."""
 
     def __init__(self, vocabulary: Vocabulary, options: TemplateOptions):
         self.vocabulary, self.tokenizer = vocabulary, vocabulary.tokenizer
         self.arguments = dict(options.arguments)
-        if reads_clock(self.tokenizer):
-            self.arguments = {"strftime_now": options.today().strftime} | self.arguments
+        self.directives = _directives(options.today()) if reads_clock(self.tokenizer) else {}
 
     def prompt_text(self, prompt: Prompt) -> str:
         """The prompt as rendered up to where the answer begins; an assistant's beginning is continued, not closed."""
@@ -214,14 +227,16 @@ class ChatTemplate:
                 hint="give prompt and answers as strings (--columns prompt=system+question makes text of columns), "
                 "a model with a chat template, or --chat-template FILE",
             )
+        arguments = {"directives": self.directives} | self.arguments | self._arguments_of(prompt)
         try:
             text = self.tokenizer.apply_chat_template(
                 self._as_text(messages),
                 tools=self._as_text(prompt.tools),
                 tokenize=False,
+                chat_template=self._dated(arguments.pop("chat_template", None), prompt),
                 add_generation_prompt=generation_prompt,
                 continue_final_message=continued,
-                **(self.arguments | self._arguments_of(prompt)),
+                **arguments,
             )
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
             raise Refusal(f"the chat template refuses the messages: {error}", _hint(messages)) from None
@@ -231,6 +246,13 @@ class ChatTemplate:
         """The arguments of a row, in which text stays text; the template itself may be one of them."""
         given = dict(prompt.arguments or {})
         return given | self._as_text(texts_of(given))
+
+    def _dated(self, template: str | None, prompt: Prompt) -> str | None:
+        """A template, or the name of one, by default the tokenizer's; with a clock that stands still where it has one.
+
+        None stands for the tokenizer's as it is.
+        """
+        return _CLOCK + self.tokenizer.get_chat_template(template, prompt.tools) if self.directives else template
 
     def _as_text(self, value: Any) -> Any:
         """The value with every string in it as text that spells no special token."""

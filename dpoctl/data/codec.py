@@ -64,6 +64,11 @@ class Codec:
         return self._chat_ends[key]
 
     @property
+    def ends(self) -> frozenset[int]:
+        """Every id that may end a completion."""
+        return self.stops_of(Prompt([]))
+
+    @property
     def bos_length(self) -> int:
         """How many ids the tokenizer prepends to a text: 1 where it adds a BOS, else mostly 0."""
         return len(self.vocabulary.prefix)
@@ -173,7 +178,7 @@ class Codec:
         return _Parts(head, "", "", self._plain(body, answered=True), finished or closed)
 
     def _closed_text(self, part: "_Parts", ids: list[int]) -> list[int]:
-        if not part.ended or (self._reads_markup and ids[-1:] and ids[-1] in self.stops_of(Prompt([]))):
+        if not part.ended or (self._reads_markup and ids[-1:] and ids[-1] in self.ends):
             return ids
         return [*ids, self.end_of(Prompt(""))]
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ..errors import InputError
 from ..log import say, warn
 from .answers import Answer, Encoded, answer_of, answers_of, encode_answers
-from .chats import Prompt, Refusal, Text, prompt_of
+from .chats import Prompt, Refusal, Text
 from .codec import Codec
 from .counts import in_words
 from .readers import Rows
@@ -137,8 +137,8 @@ def encode_examples(
         example = _limited(turns_of, limits, codec.bos_of(turns_of.prompt), overlong, counts, rows.place(row))
         examples[row] += [example] if example else []
 
-    whole = [[rows.rows[i]["text"]] for i in texts] + [[answer.prompt, answer.completion] for answer in answers]
-    _count_special(rows, codec, whole, counts)
+    read = [[rows.rows[i]["text"]] for i in texts] + [[a.prompt, a.completion] for a in answers if a.ids is None]
+    _count_special(rows, codec, read, counts)
     flat = [replace(example, line=line) for line, row in zip(rows.lines, examples, strict=True) for example in row]
     counts |= {"examples": len(flat), "trained_tokens": sum(example.trained for example in flat)}
     counts["duplicates"] = len(flat) - len({(e.start, *e.ids) for e in flat})
@@ -265,11 +265,17 @@ def encode_pairs(rows: Rows, codec: Codec, limits: Limits) -> PairData:
         unique.data.pairs.append((unique.index(*chosen[:2]), unique.index(*rejected[:2])))
         unique.data.lines.append(rows.lines[i])
         unique.data.margins.append(None if row.get("margin") is None else float(row["margin"]))
-    _count_special(rows, codec, ([prompt_of(row), row["chosen"], row["rejected"]] for row in rows.rows), counts)
+    read = [[a.prompt, a.completion, b.completion] for a, b in _pairs_of(answers) if a.ids is None or b.ids is None]
+    _count_special(rows, codec, read, counts)
     counts["pairs"] = len(unique.data.pairs)
     counts["duplicates"] = counts["pairs"] - len(set(unique.data.pairs))
     _finish_counts(rows, counts, "pairs")
     return unique.data
+
+
+def _pairs_of(answers: list[Answer]) -> list[tuple[Answer, Answer]]:
+    """(chosen, rejected) of each row."""
+    return list(zip(answers[::2], answers[1::2], strict=True))
 
 
 class _UniqueCompletions:
@@ -297,6 +303,7 @@ class _UniqueCompletions:
 
 
 def _count_special(rows: Rows, codec: Codec, parts: Iterable[Sequence[Prompt | Text]], counts: dict[str, int]) -> None:
+    """Count and warn of the rows whose texts spell a special token, among `parts`: those that are tokenised."""
     counts["special_text"] = codec.count_special(parts)
     if counts["special_text"]:
         warn(

@@ -76,7 +76,7 @@ def prompt_set(prompts: Rows, codec: Codec, context: int | None, longest: int | 
     counts = {
         "truncated": truncated,
         "refused": refused,
-        "special_text": codec.count_special([prompt_of(row)] for row in prompts.rows),
+        "special_text": codec.count_special([prompt_of(prompts.rows[i])] for i in missing),
         "from_ids": len(ids) - len(missing),
         "ids_not_used": sum(has_ids(prompts.rows[i], codec.fingerprint) for i in missing),
         "duplicates": len(kept) - len(set(map(tuple, cut))),

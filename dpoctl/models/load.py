@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from .. import log
-from ..data.chats import Prompt, TemplateOptions
+from ..data.chats import TemplateOptions
 from ..data.codec import Codec
 from ..data.tokens import REWARD_PAD, fingerprint
 from ..errors import InputError
@@ -88,8 +88,7 @@ def load_classifier(
 ) -> Loaded:
     """A sequence classifier or reward model with its tokenizer and codec: eval mode, dropout 0, one pad id.
 
-    The model pads with the tokenizer's id, whatever its configuration says: a decoder finds the last token by it. Where
-    the tokenizer has none, the configuration's is taken; where that has none either, both are left without.
+    The model pads with the tokenizer's id, whatever its configuration says: a decoder finds the last token by it.
 
     Raises InputError as `load_policy` does; also where the weights do not contain the classification head.
     """
@@ -103,12 +102,22 @@ def load_classifier(
         source = Source(path, folder, trust_remote_code)
         model = load_complete(AutoModelForSequenceClassification, source, dtype)
         tokenizer = load_tokenizer(path, folder=folder, trust_remote_code=trust_remote_code)
-    pad = model.config.get_text_config().pad_token_id if tokenizer.pad_token_id is None else None
-    if isinstance(pad, int) and 0 <= pad < len(tokenizer):
-        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = _padding_of_classifier(model, tokenizer)
     model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
     _check_fit(path, model, tokenizer)
     return Loaded(model.to(device), tokenizer, open_codec(path, folder, tokenizer, templates))
+
+
+def _padding_of_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The pad token where the tokenizer has none: its configuration's, with which it was trained, else a BOS.
+
+    Without padding, `transformers` reads one text at a time, at its last token, which is never a BOS but may be the
+    EOS: where that is the BOS too, there is no such token, and None.
+    """
+    given = getattr(model.config.get_text_config(), "pad_token_id", None)
+    known = tokenizer.convert_ids_to_tokens(given) if given is not None and 0 <= given < len(tokenizer) else None
+    return known or (None if tokenizer.bos_token == tokenizer.eos_token else tokenizer.bos_token)
 
 
 def load_reward_start(
@@ -120,10 +129,11 @@ def load_reward_start(
     trust_remote_code: bool = False,
     templates: TemplateOptions | None = None,
 ) -> Loaded:
-    """What to train a reward model from: a decoder with one label that does not pad with an end token.
+    """What to train a reward model from: a decoder with one label that does not pad with a token that ends completions.
 
     A language model's trunk gets a new head, N(0, 1/sqrt(d + 1)) from `seed` (Stiennon et al. 2020); a reward model
-    keeps its head. Where padding is an end token, `transformers` would read the reward before it: a new token pads.
+    keeps its head. Where padding may end a completion, `transformers` would read that reward one token early: a new
+    token pads.
     Raises InputError as `load_classifier` does, and for a model that has no `score` head on its last token.
     """
     folder = resolve(path, revision, with_code=trust_remote_code)
@@ -138,7 +148,7 @@ def load_reward_start(
     tokenizer = load_tokenizer(path, folder=folder, trust_remote_code=trust_remote_code)
     _require_eos(path, tokenizer)
     codec = open_codec(path, folder, tokenizer, templates)
-    _use_separate_padding(model, tokenizer, codec.stops_of(Prompt([])))
+    _use_separate_padding(model, tokenizer, codec.ends)
     if "ForSequenceClassification" not in str(model.config.architectures):
         width = model.score.weight.shape[1]
         generator = torch.Generator().manual_seed(seed)
@@ -149,7 +159,7 @@ def load_reward_start(
 
 
 def _use_separate_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
-    """Pad with a new token, whose embedding is 0, where there is no padding or it is one of the end tokens."""
+    """Pad with a new token, whose embedding is 0, where the tokenizer has no padding or one of the `ends` pads."""
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
         tokenizer.add_special_tokens({"pad_token": REWARD_PAD})
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
