@@ -225,3 +225,12 @@ def test_a_template_that_is_broken_is_not_the_rows_fault():
     with pytest.raises(InputError, match="chat template refuses") as error:
         Codec(tokenizer).encode_prompts([Prompt(QUESTION)])
     assert "the template itself is broken" in error.value.hint
+
+
+def test_a_named_template_is_an_argument():
+    tokenizer = chat()
+    plain = tokenizer.chat_template
+    for template in (plain, plain + "{% if today %}{{ strftime_now('%Y') }}{% endif %}"):
+        tokenizer.chat_template = {"default": template, "short": template.replace("<|im_start|>", "")}
+        [ids] = Codec(tokenizer).encode_prompts([Prompt(QUESTION, arguments={"chat_template": "short"})])
+        assert chat_text(tokenizer, ids).startswith("<s>system\nbe brief<|im_end|>\n")

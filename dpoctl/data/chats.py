@@ -214,14 +214,16 @@ class ChatTemplate:
                 hint="give prompt and answers as strings (--columns prompt=system+question makes text of columns), "
                 "a model with a chat template, or --chat-template FILE",
             )
+        arguments = {"directives": self.directives} | self.arguments | self._arguments_of(prompt)
         try:
             text = self.tokenizer.apply_chat_template(
                 self._as_text(messages),
                 tools=self._as_text(prompt.tools),
                 tokenize=False,
+                chat_template=self._dated(arguments.pop("chat_template", None), prompt),
                 add_generation_prompt=generation_prompt,
                 continue_final_message=continued,
-                **(self.arguments | self._arguments_of(prompt)),
+                **arguments,
             )
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
             hint = "the template itself is broken: --chat-template FILE replaces it"
@@ -233,6 +235,13 @@ class ChatTemplate:
         """The arguments of a row, in which text stays text; the template itself may be one of them."""
         given = dict(prompt.arguments or {})
         return given | self._as_text(texts_of(given))
+
+    def _dated(self, template: str | None, prompt: Prompt) -> str | None:
+        """A template, or the name of one, by default the tokenizer's; with a clock that stands still where it has one.
+
+        None stands for the tokenizer's as it is.
+        """
+        return _CLOCK + self.tokenizer.get_chat_template(template, prompt.tools) if self.directives else template
 
     def _as_text(self, value: Any) -> Any:
         """The value with every string in it as text that spells no special token."""

@@ -88,8 +88,7 @@ def load_classifier(
 ) -> Loaded:
     """A sequence classifier or reward model with its tokenizer and codec: eval mode, dropout 0, one pad id.
 
-    The model pads with the tokenizer's id, whatever its configuration says: a decoder finds the last token by it. Where
-    the tokenizer has none, the configuration's is taken; where that has none either, both are left without.
+    The model pads with the tokenizer's id, whatever its configuration says: a decoder finds the last token by it.
 
     Raises InputError as `load_policy` does; also where the weights do not contain the classification head.
     """
@@ -104,24 +103,21 @@ def load_classifier(
         model = load_complete(AutoModelForSequenceClassification, source, dtype)
         tokenizer = load_tokenizer(path, folder=folder, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = _padding_of_classifier(path, model, tokenizer)
+        tokenizer.pad_token = _padding_of_classifier(model, tokenizer)
     model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
     _check_fit(path, model, tokenizer)
     return Loaded(model.to(device), tokenizer, open_codec(path, folder, tokenizer, templates))
 
 
-def _padding_of_classifier(path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+def _padding_of_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The pad token where the tokenizer has none: its configuration's, with which it was trained, else a BOS.
 
-    Without both, `transformers` reads one text at a time, at its last token, which is never a BOS but may be the EOS.
-    Raises InputError where there is no such token.
+    Without padding, `transformers` reads one text at a time, at its last token, which is never a BOS but may be the
+    EOS: where that is the BOS too, there is no such token, and None.
     """
     given = getattr(model.config.get_text_config(), "pad_token_id", None)
     known = tokenizer.convert_ids_to_tokens(given) if given is not None and 0 <= given < len(tokenizer) else None
-    pad = known or tokenizer.bos_token or tokenizer.eos_token
-    if pad is None:
-        raise InputError(f"{path}: its tokenizer has no pad token", "set pad_token in tokenizer_config.json")
-    return pad
+    return known or (None if tokenizer.bos_token == tokenizer.eos_token else tokenizer.bos_token)
 
 
 def load_reward_start(
