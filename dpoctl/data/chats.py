@@ -28,6 +28,14 @@ _THOUGHT = re.compile(r"\s*(<\w*(think|thought|reason)\w*>|\[THINK\])")
 _END_OF_THOUGHT = re.compile(r"</\w*(think|thought|reason)\w*>|\[/THINK\]")
 
 
+# The clock of templates, in their own language: transformers passes them data alone, no functions.
+_CLOCK = (
+    "{% macro strftime_now(format) %}{% set all = namespace(text=format) %}"
+    "{% for directive, text in directives.items() %}{% set all.text = all.text.replace(directive, text) %}{% endfor %}"
+    "{{ all.text }}{% endmacro %}\n"
+)
+
+
 class Refusal(InputError):
     """A chat that the template refuses, or that has none: the fault of one row."""
 
@@ -90,14 +98,19 @@ def reads_clock(tokenizer: "PreTrainedTokenizerBase") -> bool:
     return "strftime_now" in (template if isinstance(template, str) else json.dumps(template))
 
 
+def _directives(day: datetime.date) -> dict[str, str]:
+    """Every directive of strftime, with what it gives on a day."""
+    names = [f"{flag}{letter}" for flag in ("-", "") for letter in "aAwdbBmyYHIpMSfjUWcxXGuV"]
+    return {f"%{name}": day.strftime(f"%{name}") for name in names} | {"%%": "%"}
+
+
 class ChatTemplate:
     """A tokenizer's chat template, with the options of the command."""
 
     def __init__(self, vocabulary: Vocabulary, options: TemplateOptions):
         self.vocabulary, self.tokenizer = vocabulary, vocabulary.tokenizer
         self.arguments = dict(options.arguments)
-        if reads_clock(self.tokenizer):
-            self.arguments = {"strftime_now": options.today().strftime} | self.arguments
+        self.directives = _directives(options.today()) if reads_clock(self.tokenizer) else {}
 
     def prompt_text(self, prompt: Prompt) -> str:
         """The prompt as rendered up to where the answer begins; an assistant's beginning is continued, not closed."""
