@@ -173,7 +173,8 @@ def test_bad_input_is_one_clear_message(world, args, said):
 
 def test_several_temperatures_and_few_shot_examples(prefs):
     """Rows of each temperature equal a run at that temperature; few-shot examples change completions, not prompts."""
-    common = ["sample", "--model", "sft", "--prompts", "test.jsonl", "--max-new-tokens", "8"]
+    sample = ["sample", "--model", "sft", "--max-new-tokens", "8"]
+    common = [*sample, "--prompts", "test.jsonl"]
     prefs.run(*common, "--temperature", "0,0.5,1", "--out", "several.jsonl")
     prefs.run(*common, "--temperature", "0.5", "--out", "half.jsonl")
     rows = prefs.rows("several.jsonl")
@@ -195,12 +196,12 @@ def test_several_temperatures_and_few_shot_examples(prefs):
     end["texts"] = [text_key(Prompt(long["prompt"]), end["prompt_ids"])]
     for name, row in (("long", long), ("end", long | end)):
         (prefs.folder / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
-    _, err = prefs.run(*common, "--prompts", "long.jsonl", "--out", "of-too-long.jsonl")
+    _, err = prefs.run(*sample, "--prompts", "long.jsonl", "--out", "of-too-long.jsonl")
     assert "long.jsonl: 1 of 1 prompts are too long for the model's context of 160 tokens: truncated" in err
     seen = prefs.rows("of-too-long.jsonl")[0]["prompt_ids"]  # to half of the context, from the left
     assert seen == encode_prompt(tokenizer, long["prompt"])[-80:]
-    prefs.run(*common, "--prompts", "long.jsonl", "--max-prompt-length", "6", "--out", "of-long.jsonl")
-    prefs.run(*common, "--prompts", "end.jsonl", "--out", "of-end.jsonl")
+    prefs.run(*sample, "--prompts", "long.jsonl", "--max-prompt-length", "6", "--out", "of-long.jsonl")
+    prefs.run(*sample, "--prompts", "end.jsonl", "--out", "of-end.jsonl")
     assert prefs.rows("of-long.jsonl")[0]["completion"] == prefs.rows("of-end.jsonl")[0]["completion"]
     _, err = prefs.run(*common, "--temperature", "0,x", "--out", "no.jsonl", code=2)
     assert "expected a number, got 'x'" in err
