@@ -93,7 +93,8 @@ def test_what_is_trained_ends_where_sampling_ends(name, data):
     if not (codec.tokenizer.eos_token and answer.endswith(codec.tokenizer.eos_token)):
         assert not stops & set(open_ended)
         said = codec.tokenizer.decode(open_ended)
-        assert said.strip().endswith(answer.strip()[-1])
+        opened = name == "thinking" and answer.strip() == "<think>"  # which the prompt has written already
+        assert opened or said.strip().endswith(answer.strip()[-1])
 
 
 @pytest.mark.parametrize("name", zoo.FAMILIES)
