@@ -42,6 +42,7 @@ class Codec:
         self.template = ChatTemplate(self.vocabulary, self.options)
         self.text_end: int | None = tokenizer.eos_token_id
         self._chat_ends: dict[Hashable, int | None] = {}
+        self._leads: dict[Hashable, str] = {}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -94,7 +95,12 @@ class Codec:
 
     def lead_of(self, prompt: Prompt) -> str:
         """The blanks with which a sampled answer begins that are the chat template's; see `ChatTemplate.lead`."""
-        return self.template.lead(prompt) if prompt.is_chat else ""
+        if not prompt.is_chat:
+            return ""
+        key = prompt.key  # PPO samples from the same prompts again
+        if key not in self._leads:
+            self._leads[key] = self.template.lead(prompt)
+        return self._leads[key]
 
     def _ends_as_chat(self, prompt: Prompt) -> bool:
         return prompt.is_chat or (self._reads_markup and self.template.has_rendered(str(prompt.text)))

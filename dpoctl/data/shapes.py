@@ -55,11 +55,7 @@ class Shapes:
         self.is_first = False
         if self.kind == "evaluations":
             return row
-        if not _KNOWN.isdisjoint(row) or not all(isinstance(row.get(name) or "", str) for name in TEXTS):
-            row = self._mapped(dict(row))
-        elif any(row[name].startswith(("[", "{", " ", "\n")) for name in TEXTS if row.get(name)):
-            row = self._normal(dict(row))
-        return row
+        return row if _is_plain(row) else self._mapped(dict(row))
 
     def _normal(self, row: dict) -> dict:
         for name in TEXTS:
@@ -277,6 +273,17 @@ def _answered_by_messages(row: dict) -> bool:
 
 def _said_by(role: str, content: str) -> dict[str, Any]:
     return {"role": role, "content": content}
+
+
+def _is_plain(row: dict) -> bool:
+    """Whether a row has no column that is mapped, and only text that is no JSON: most rows, of files of any length."""
+    if not _KNOWN.isdisjoint(row):
+        return False
+    for name in TEXTS:
+        value = row.get(name)
+        if value and (not isinstance(value, str) or value.lstrip()[:1] in ("[", "{")):
+            return False
+    return True
 
 
 def _is_pair(row: dict) -> bool:

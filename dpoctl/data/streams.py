@@ -82,7 +82,7 @@ def _check_content(path: str | PathLike, stream: Any) -> None:
 
 
 def _zstd(file: Any) -> IO[bytes]:
-    import pyarrow  # comes with `datasets`; the standard library reads zstd from Python 3.14 on
+    import pyarrow  # the standard library reads zstd from Python 3.14 on
 
     return cast(IO[bytes], BufferedReader(pyarrow.CompressedInputStream(file, "zstd")))
 

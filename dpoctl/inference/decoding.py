@@ -7,6 +7,7 @@ prompts of equal length share a batch.
 """
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any
@@ -99,7 +100,7 @@ def _say_crossing(model: PreTrainedModel, length: int) -> None:
         )
 
 
-class _Batch:
+class _Batch(ABC):
     """Rows that are forwarded together. `rows`: their numbers; each distinct prompt is run once."""
 
     def __init__(self, model: PreTrainedModel, texts: list[list[int]], rows: list[int]):
@@ -115,9 +116,9 @@ class _Batch:
         self.cache_name = next((name for name in _CACHE_NAMES if name in accepted), "")
         self.extra = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
 
+    @abstractmethod
     def prefill(self) -> Tensor:
         """[rows, d] states after the prompts."""
-        raise NotImplementedError
 
     def step(self, tokens: list[int], active: set[int]) -> Tensor:
         """[rows, d] states after one more token in each row, once enough of the inactive rows have been removed."""
@@ -127,13 +128,13 @@ class _Batch:
             self.select(torch.tensor(keep, device=self.device))
         return self.advance(torch.tensor(tokens, device=self.device)[:, None])
 
+    @abstractmethod
     def select(self, places: Tensor) -> None:
         """Keep the rows at `places`, in that order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def advance(self, tokens: Tensor) -> Tensor:
         """[rows, d] states after `tokens` [rows, 1]."""
-        raise NotImplementedError
 
     def output(self, ids: Tensor, **arguments: Any) -> Any:
         """The model's output for `ids` [rows, new]."""
