@@ -41,8 +41,8 @@ torture: install
 	PYTHONPATH="$(CURDIR):$(CURDIR)/tests" $(BIN)/python -m helpers.torture $(TORTURE)
 
 lint: install
-	$(BIN)/ruff check dpoctl tests
-	$(BIN)/ruff format --check dpoctl tests
+	$(BIN)/ruff check dpoctl tests recipes
+	$(BIN)/ruff format --check dpoctl tests recipes
 	$(BIN)/python -m mypy
 
 # dpoctl beside its peers, as ratios: make bench, make bench ONLY=train-dpo MODEL=tiny DATA=i ROUNDS=5

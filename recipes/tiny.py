@@ -12,7 +12,7 @@ PROMPTS = 24
 
 
 def hh(reviews: list[str], draw: random.Random) -> list[dict]:
-    """Complete dialogues, `chosen` and `rejected`; every third one has earlier turns, some more than the context holds."""
+    """Complete dialogues, `chosen` and `rejected`; every third has earlier turns, some more than the context holds."""
     rows = []
     for i in range(PROMPTS):
         turns = {0: 1, 3: 60}.get(i % 6, 0)

@@ -214,6 +214,35 @@ def test_a_rank_that_dies_or_hangs_stops_the_other_in_time(here, how):
     )
 
 
+def test_a_process_that_is_still_in_a_group_exits_at_once():
+    """The interpreter's teardown of a connected group can abort: neither its exit handlers nor destructors run."""
+    script = """if True:
+        import atexit, sys
+        import torch.distributed as dist
+        from dpoctl import __main__ as entry
+        from dpoctl.cli import app
+        def run(argv):
+            if argv[0] == "group":
+                dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+            print("ran")
+            if argv[1] == "raise":
+                raise ValueError("a mistake")
+            return 75
+        app.run = run
+        atexit.register(print, "teardown")
+        entry.main()
+    """
+    for group, how, code, printed in (
+        ("group", "return", 75, "ran\n"),
+        ("group", "raise", 1, "ran\n"),
+        ("alone", "return", 75, "ran\nteardown\n"),
+        ("alone", "raise", 1, "ran\nteardown\n"),
+    ):
+        done = subprocess.run([sys.executable, "-c", script, group, how], capture_output=True, text=True, cwd=ROOT)
+        assert (done.returncode, done.stdout) == (code, printed), done.stderr
+        assert ("ValueError: a mistake" in done.stderr) == (how == "raise")
+
+
 def test_if_rank_0_cannot_write_the_other_rank_ends_too(here):
     """A limit on file sizes below the first checkpoint: rank 0 reports it, and the other does not wait for it."""
     args = [*RUNS["dpo"], *SHORT, "--save-every", "3", "--rank-timeout", "5", "--out", "roomless"]

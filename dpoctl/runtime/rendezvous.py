@@ -6,6 +6,7 @@ store. Only the standard library is imported until then.
 
 import json
 import os
+import sys
 from datetime import timedelta
 from typing import Any
 
@@ -92,3 +93,20 @@ def lost(error: BaseException, minutes: float) -> RankLost:
         f"rank {rank()}: another rank died, or did not answer for {minutes:g} minutes (--rank-timeout): {reason[:200]}",
         hint="see that rank's log; rerun the command to resume from the last checkpoint",
     )
+
+
+def exit_without_teardown(code: int) -> None:
+    """End the process at once where it still belongs to a process group; return where it does not.
+
+    A command that fails or is stopped leaves its group connected. When the interpreter then takes the group down while
+    the other ranks end, gloo's threads can abort the process (exit 134 in place of 75), and NCCL can wait for ever.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_initialized():
+        return
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            pass  # nobody reads it any more
+    os._exit(code)
