@@ -157,12 +157,19 @@ def test_long_texts_are_truncated_at_the_limit_of_the_classifier_with_one_warnin
 
 
 @pytest.mark.parametrize("spec", ["classifier@logit", "reward", "implicit"])
-def test_scores_are_float32_whatever_the_precision_around_them(root, spec):
+def test_scores_have_the_asked_precision_whatever_the_precision_around_them(root, spec):
     spec = f"implicit:{root / 'policy'},{root / 'reference'}" if spec == "implicit" else str(root / spec)
-    scorer = load_scorer(spec)
-    expected = scorer.score(ROWS)
+    exact, rounded = (load_scorer(spec, ScorerOptions(dtype=dtype)) for dtype in (torch.float32, torch.bfloat16))
+    expected, expected_rounded = exact.score(ROWS), rounded.score(ROWS)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert scorer.score(ROWS) == expected
+        assert exact.score(ROWS) == expected
+        assert rounded.score(ROWS) == expected_rounded
+    # eight bits of precision through two layers; the head's output is not rounded to them
+    assert expected_rounded.values == pytest.approx(expected.values, rel=0.1, abs=0.1)
+    assert expected_rounded.values != expected.values
+    if spec.split(":")[0] != "implicit":
+        logits = torch.tensor(expected_rounded.values)
+        assert (logits.bfloat16().float() != logits).any()
 
 
 def test_a_classifier_without_a_positive_label_is_refused(root, tmp_path):

@@ -14,7 +14,7 @@ from .shared import (
     SERVER,
     TEMPLATE_OPTIONS,
     Common,
-    OnDevice,
+    RunsModels,
     Seeded,
     Tabular,
     Templates,
@@ -30,6 +30,7 @@ _ASKED = one_of("backend", "openai", "human")  # a scorer is not asked a questio
 
 @amended(
     device={"panel": SCORING, "when": _SCORER},
+    dtype={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
     score_text={"panel": SCORING, "when": _SCORER},
     scorer_revision={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
     scorer_trust_remote_code={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
@@ -40,7 +41,7 @@ _ASKED = one_of("backend", "openai", "human")  # a scorer is not asked a questio
     json={"when": any_of(not_given("form"), given("dry_run"))},
 )
 @dataclass(frozen=True, kw_only=True)
-class Judge(Tabular, Sharded, Rows, WithScorer, Templates, OnDevice, Seeded, Common):
+class Judge(Tabular, Sharded, Rows, WithScorer, Templates, RunsModels, Seeded, Common):
     candidates: tuple[str, ...] = option(
         help="Completions files A and B; with A alone, B is the `reference` of its rows.",
         panel=DATA,

@@ -20,7 +20,7 @@ from .shared import (
     ChatTemplates,
     Common,
     ModelOptions,
-    OnDevice,
+    RunsModels,
     Seeded,
     Tabular,
     Templates,
@@ -184,7 +184,7 @@ class Sample(Sharded, Prompted, Rows, WithScorer, Generation, ChatTemplates, Mod
 
 @amended(**dict.fromkeys(TEMPLATE_OPTIONS, {"when": names_models("scorer")}))
 @dataclass(frozen=True, kw_only=True)
-class Score(Sharded, Rows, WithScorer, Templates, OnDevice, Common):
+class Score(Sharded, Rows, WithScorer, Templates, RunsModels, Common):
     data: str = option(help="Rows with text: completions, texts or messages.", panel=DATA, input="file")
     scorer: str = option(help="What scores the rows.", panel=DATA, input="scorer")
 
@@ -200,7 +200,11 @@ class Score(Sharded, Rows, WithScorer, Templates, OnDevice, Common):
         )
     },
     revision={"when": given("model")},
-    dtype={"when": any_of(given("model"), given("ref"), given("lm"))},
+    dtype={
+        "when": any_of(
+            *(given(name) for name in ("model", "ref", "lm")), names_models("scorer"), names_models("selection_scorer")
+        )
+    },
     trust_remote_code={"when": any_of(given("model"), given("ref"), given("lm"))},
 )
 @dataclass(frozen=True, kw_only=True)

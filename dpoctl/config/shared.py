@@ -83,15 +83,22 @@ class OnDevice:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelOptions(OnDevice):
-    """A command that loads language models."""
+class RunsModels(OnDevice):
+    """A command that runs models, language models or scorers."""
 
     dtype: str = option(
         "auto",
-        "Precision of computation (weights stay float32); auto: bfloat16 on a GPU, else float32; scorers: float32.",
+        "Precision of all models' forward passes (trained weights stay float32); auto: bfloat16 on a GPU, else "
+        "float32.",
         DEVICES,
         choices=("auto", "float32", "bfloat16"),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(RunsModels):
+    """A command that loads language models."""
+
     revision: str | None = option(None, "Branch, tag or commit of --model on the Hub.", DATA, metavar="REVISION")
     trust_remote_code: bool = option(False, "Run code that comes with a language model from the Hub.", DATA)
 

@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from .. import log
 from ..models import rope
 from ..models.load import context_length
+from ..models.precision import full_precision
 from ..models.probes import agree, has_plain_head, probe_ids, probe_length, trunk_of
 
 _COMPACT_AT = 0.25  # fraction of ended rows in the batch at which they are removed from it
@@ -158,7 +159,7 @@ class _PaddedBatch(_Batch):
         self.length = 0
         self.mask = torch.ones(len(self.unique), self.width + steps, dtype=torch.long, device=self.device)
         self.positions = torch.zeros(len(rows), 1, dtype=torch.long, device=self.device)
-        self.cache = DynamicCache(config=model.config)
+        self.cache = _Cache(config=model.config)
         self.cache.layers = [  # other kinds of layer, such as sliding windows, are kept
             _PreallocatedLayer(self.width + steps) if type(layer) is DynamicLayer else layer
             for layer in self.cache.layers
@@ -262,6 +263,20 @@ def _select(cache: Any, places: Tensor) -> None:
         cache.batch_select_indices(places)
 
 
+class _Cache(DynamicCache):
+    """A cache that holds keys in the values' dtype under autocast, in which attention reads them.
+
+    Rotary positions leave keys in float32, beside values in the compute dtype.
+    """
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if torch.is_autocast_enabled(key_states.device.type):
+            key_states = key_states.to(value_states.dtype)
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
 class _PreallocatedLayer(DynamicLayer):
     """A cache layer that allocates `capacity` positions at once; `DynamicLayer` copies itself at every step."""
 
@@ -319,7 +334,7 @@ def _find_mode(model: PreTrainedModel, length: int) -> Mode:
     prompts = [probe_ids(model, size, seed) for seed, size in enumerate(sizes)]
     prompt_of = [1, 0, 2, 0]
     new = [probe_ids(model, _NEW_TOKENS, 10 + row) for row in range(len(prompt_of))]
-    with torch.autocast(model.device.type, enabled=False):
+    with full_precision(model, model.device):
         texts = [prompts[i] + tokens for i, tokens in zip(prompt_of, new, strict=True)]
         expected = [_alone(model, text) for text in texts]
         for mode in (Mode.PADDED, Mode.PADDED_PROMPT, Mode.ALIGNED):

@@ -102,11 +102,13 @@ def generate(
     tokens: list[list[int]] = [[] for _ in rows]
     finish = ["length"] * len(rows)
 
+    head = _fused_head(model, sampling)
     batch = open_decoding(model, [prompt.ids for prompt in prompts], [i for i, _ in rows], steps)
     states = batch.prefill()
     active = set(range(len(rows)))
     for step in range(steps):
-        sampled = _next_tokens(model, states, torch.from_numpy(numbers[batch.rows, step]), sampling).tolist()
+        u = torch.from_numpy(numbers[batch.rows, step])
+        sampled = _next_tokens(model, states, u, sampling, head).tolist()
         for row, token in zip(batch.rows, sampled, strict=True):
             if row not in active:
                 continue
@@ -132,14 +134,26 @@ def generate(
     return [[next(completions) for _ in ks] for _ in prompts]
 
 
-def _next_tokens(model: PreTrainedModel, states: torch.Tensor, u: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """[rows] tokens drawn from the last hidden states [rows, d] (or logits, see logprobs.has_plain_head)."""
-    plain = has_plain_head(model)
+def _fused_head(model: PreTrainedModel, sampling: Sampling) -> torch.Tensor | None:
+    """The head's weight in the compute dtype where its product and the draw can be fused, else None."""
     output = model.get_output_embeddings()
     full = sampling.temperature > 0 and sampling.top_k == 0 and sampling.top_p == 1.0
-    if plain and full and states.device.type == "cpu" and output.bias is None and states.dtype == output.weight.dtype:
-        return sample_token_from_states(states, output.weight, u, sampling.temperature)
-    logits = output(states) if plain else states
+    if not (full and has_plain_head(model) and output.bias is None and output.weight.device.type == "cpu"):
+        return None
+    return output.weight.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else output.weight
+
+
+def _next_tokens(
+    model: PreTrainedModel,
+    states: torch.Tensor,
+    u: torch.Tensor,
+    sampling: Sampling,
+    fused_head: torch.Tensor | None,
+) -> torch.Tensor:
+    """[rows] tokens drawn from the last hidden states [rows, d] (or logits, see probes.has_plain_head)."""
+    if fused_head is not None:
+        return sample_token_from_states(states.to(fused_head.dtype), fused_head, u, sampling.temperature)
+    logits = model.get_output_embeddings()(states) if has_plain_head(model) else states
     u = u.to(logits.device)
     return sample_token(logits, u, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
 

@@ -44,6 +44,7 @@ class Sampler:
         self.policy = load_policy(
             options.model,
             device=self.compute.device,
+            frozen_in=self.compute.dtype,
             revision=options.revision,
             trust_remote_code=options.trust_remote_code,
             templates=self.templates,

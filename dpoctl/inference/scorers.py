@@ -1,8 +1,8 @@
 """Scorers: rows in, one number per row out. `load_scorer` opens what the SCORER notation names.
 
-A scorer gets text and has its own tokenizer. It computes in float32, also where the models around it run in lower
-precision, and a row's score depends on what shares its batch by rounding only. Compare by `keys`: a probability
-saturates in float32, which makes ties of texts that differ.
+A scorer gets text and has its own tokenizer. It computes in the precision of the command's other models, its head in
+float32, and a row's score depends on what shares its batch by rounding only. Compare by `keys`: a probability saturates
+in float32, which makes ties of texts that differ.
 """
 
 import importlib.util
@@ -25,6 +25,7 @@ from ..models import rope
 from ..models.hub import check_path, resolve
 from ..models.load import Loaded, context_length, load_classifier, load_policy, require_same_tokenizer
 from ..models.logprobs import response_logps
+from ..runtime.devices import Compute
 from .options import ScoringOptions
 from .scorer_text import PairEncoder, PairTokens, TextEncoder, TruncationWarning, completion_of, describe
 
@@ -37,7 +38,7 @@ class ScorerOptions:
 
     `text`: `joined` scores prompt and completion joined, `completion` the completion alone (classifiers and reward
     models only). `score_type`: a classifier's, where the notation leaves it open. `tokens_per_batch`: the most
-    tokens in one forward pass, padding counted.
+    tokens in one forward pass, padding counted. `dtype`: the precision of forward passes.
     """
 
     device: str | torch.device = "cpu"
@@ -47,6 +48,7 @@ class ScorerOptions:
     score_type: str = "prob"
     tokens_per_batch: int = 16384
     templates: TemplateOptions = TemplateOptions()
+    dtype: torch.dtype = torch.float32
 
     @property
     def joined(self) -> bool:
@@ -54,14 +56,15 @@ class ScorerOptions:
         return self.text == "joined"
 
 
-def scorer_options(options: ScoringOptions, device: torch.device, templates: TemplateOptions) -> ScorerOptions:
+def scorer_options(options: ScoringOptions, compute: Compute, templates: TemplateOptions) -> ScorerOptions:
     """How a command's options say to open --scorer, which keeps its own chat template."""
     return ScorerOptions(
-        device,
+        compute.device,
         options.scorer_revision,
         options.scorer_trust_remote_code,
         options.score_text,
         templates=replace(templates, template=None),
+        dtype=compute.dtype,
     )
 
 
@@ -88,7 +91,8 @@ class Scorer(ABC):
         """
         if not rows:
             return Scores([], [])
-        with torch.autocast(torch.device(self.options.device).type, enabled=False):
+        device, dtype = torch.device(self.options.device), self.options.dtype
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):  # whatever surrounds it
             scores = self._score(rows)
         for row, value, key in zip(rows, scores.values, scores.keys, strict=True):
             if not (math.isfinite(value) and math.isfinite(key)):
@@ -119,6 +123,7 @@ def load_scorer(spec: str, options: ScorerOptions | None = None) -> Scorer:
     loaded = load_classifier(
         path,
         device=options.device,
+        frozen_in=options.dtype,
         revision=options.revision,
         trust_remote_code=options.trust_remote_code,
         templates=options.templates,
@@ -218,6 +223,7 @@ class ImplicitScorer(Scorer):
             load_policy(
                 path,
                 device=options.device,
+                frozen_in=options.dtype,
                 revision=revision,
                 trust_remote_code=options.trust_remote_code,
                 templates=options.templates,

@@ -64,8 +64,8 @@ def sample_token_from_states(
 ) -> torch.Tensor:
     """[rows] token ids drawn from softmax(states @ weight.T / temperature), on a CPU: head and `sample_token` fused.
 
-    `states` [rows, d], `weight` [vocabulary, d], `u` [rows] float64 in [0, 1). Each tile of logits is exponentiated
-    while it is in the cache, and `weight @ states.T` is the layout that runs near the peak for few rows.
+    `states` [rows, d], `weight` [vocabulary, d] of one dtype, `u` [rows] float64 in [0, 1). Each tile of logits is
+    exponentiated while it is in the cache, and `weight @ states.T` is the layout that runs near the peak for few rows.
     Raises NumericalError as `sample_token` does.
     """
     rows, width = len(states), len(weight)
@@ -73,10 +73,15 @@ def sample_token_from_states(
     weights = torch.empty(tiles * _HEAD_TILE, rows)
     weights[width:] = 0.0
     highest, sums = torch.empty(2, tiles, rows)
-    columns = (states / temperature).t().contiguous()
+    exact = states.dtype == torch.float32
+    columns = (states / temperature if exact else states).t().contiguous()
     for n in range(tiles):
         start, end = n * _HEAD_TILE, min((n + 1) * _HEAD_TILE, width)
-        part = torch.mm(weight[start:end], columns, out=weights[start:end])
+        part = weights[start:end]
+        if exact:
+            torch.mm(weight[start:end], columns, out=part)
+        else:  # rounded logits, then a temperature that is not
+            part.copy_(torch.mm(weight[start:end], columns)).div_(temperature)
         torch.amax(part, 0, out=highest[n])
         torch.sum(part.sub_(highest[n]).exp_(), 0, out=sums[n])
     top = highest.amax(0)

@@ -41,16 +41,18 @@ class ScorerJudge:
     def __init__(self, config: Judge, output: Output):
         from ..inference.options import template_options
         from ..inference.scorers import ScorerOptions, load_scorer
-        from ..runtime.devices import pick_device
+        from ..runtime.devices import open_compute
 
         self.last_failure = ""
         self.name, self.criterion = str(config.scorer), config.criterion
+        compute = open_compute(config.device, config.dtype)
         options = ScorerOptions(
-            pick_device(config.device),
+            compute.device,
             config.scorer_revision,
             config.scorer_trust_remote_code,
             config.score_text,
             templates=template_options(config, output),
+            dtype=compute.dtype,
         )
         self.scorer = load_scorer(self.name, options)
 

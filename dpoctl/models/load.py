@@ -25,7 +25,7 @@ from ..data.codec import Codec
 from ..data.tokens import REWARD_PAD, fingerprint
 from ..errors import InputError
 from ..outputs import adapter_base
-from . import adapter, probes
+from . import adapter, precision, probes
 from .hub import is_adapter, resolve, resolve_base
 from .pretrained import Source, as_input_error, load_complete, load_shape, prepared, quiet
 
@@ -51,6 +51,7 @@ def load_policy(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    frozen_in: torch.dtype | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     templates: TemplateOptions | None = None,
@@ -58,7 +59,8 @@ def load_policy(
     """A causal language model with its tokenizer and codec: eval mode, every dropout 0, a pad token set.
 
     The pad token is the EOS where the tokenizer has none; embeddings are never resized. On the device `meta` the model
-    has shapes without numbers, for a rank that receives its shard of the weights later.
+    has shapes without numbers, for a rank that receives its shard of the weights later. `frozen_in` is the compute
+    dtype of a model that is not trained: its weights are frozen, and held so (see `precision.hold`).
     Raises InputError: no such model, unreadable or missing weights, a model of another kind, no tokenizer,
     a tokenizer with ids that the model has no embedding for.
     """
@@ -74,7 +76,15 @@ def load_policy(
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     _check_fit(path, model, tokenizer)
-    return Loaded(model.to(device), tokenizer, open_codec(path, folder, tokenizer, templates))
+    return Loaded(_placed(model, device, frozen_in), tokenizer, open_codec(path, folder, tokenizer, templates))
+
+
+def _placed(model: PreTrainedModel, device: str | torch.device, frozen_in: torch.dtype | None) -> PreTrainedModel:
+    """The model on its device, frozen where it is not trained; it is cast before it takes the device's memory."""
+    if frozen_in is not None:
+        model.requires_grad_(False)
+        precision.hold(model, frozen_in)
+    return model.to(device)
 
 
 def load_classifier(
@@ -82,13 +92,15 @@ def load_classifier(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    frozen_in: torch.dtype | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     templates: TemplateOptions | None = None,
 ) -> Loaded:
     """A sequence classifier or reward model with its tokenizer and codec: eval mode, dropout 0, one pad id.
 
-    The model pads with the tokenizer's id, whatever its configuration says: a decoder finds the last token by it.
+    The model pads with the tokenizer's id, whatever its configuration says: a decoder finds the last token by it. Its
+    head computes in float32; `frozen_in` is as for `load_policy`.
 
     Raises InputError as `load_policy` does; also where the weights do not contain the classification head.
     """
@@ -106,7 +118,8 @@ def load_classifier(
         tokenizer.pad_token = _padding_of_classifier(model, tokenizer)
     model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
     _check_fit(path, model, tokenizer)
-    return Loaded(model.to(device), tokenizer, open_codec(path, folder, tokenizer, templates))
+    precision.keep_head_in_float32(model, model.config.num_labels)
+    return Loaded(_placed(model, device, frozen_in), tokenizer, open_codec(path, folder, tokenizer, templates))
 
 
 def _padding_of_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -155,6 +168,7 @@ def load_reward_start(
         with torch.no_grad():
             model.score.weight.copy_(torch.randn(1, width, generator=generator) / (width + 1) ** 0.5)
     _check_fit(path, model, tokenizer)
+    precision.keep_head_in_float32(model, 1)
     return Loaded(model.to(device), tokenizer, Codec(tokenizer, codec.model_ends, templates))
 
 

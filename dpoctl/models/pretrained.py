@@ -19,6 +19,7 @@ from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.utils import logging as hf_logging
 
 from ..errors import InputError
+from . import experts
 
 # Not causal, but their weights load as a causal model without complaint, because the head is tied.
 _NOT_CAUSAL = ("ForSequenceClassification", "ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering")
@@ -71,12 +72,14 @@ def load_shape(auto_class: Any, source: Source, dtype: torch.dtype, *, new_head:
 
 
 def prepared(model: PreTrainedModel) -> PreTrainedModel:
-    """The model in eval mode without dropout, with the fused GELU, and with no loss of its own.
+    """The model in eval mode without dropout, with the fused GELU, with experts in the autocast dtype, and with no
+    loss of its own.
 
     What its configuration said is kept for `settings_as_loaded`.
     """
     _remove_dropout(model)
     _fuse_gelu(model)
+    experts.register()
     return model.eval()
 
 

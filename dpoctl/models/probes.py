@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from .. import log
 from ..errors import InputError
 from . import packed
+from .precision import full_precision
 
 # Largest difference, relative to the largest number, that rounding explains.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -113,7 +114,7 @@ def _try_packing(model: PreTrainedModel, length: int) -> bool:
     first, second, third = (probe_ids(model, n, seed) for n, seed in ((length, 0), (length, 1), (start, 2)))
     # two completions that share a prompt, and a text alone
     sequences = [(first, start), (first[:start] + second[start:-1], start), (third, 2)]
-    with torch.autocast(device.type, enabled=False):
+    with full_precision(model, device):
         model.set_attn_implementation(model._dpoctl_attention)
         ids, at, ends = packed.pad(sequences, 0)
         expected = trunk(input_ids=ids.to(device), use_cache=False).last_hidden_state.flatten(0, 1)
@@ -151,7 +152,7 @@ def require_causal(model: PreTrainedModel) -> None:
 def _is_causal(model: PreTrainedModel, seed: int) -> bool:
     trunk, device = trunk_of(model), next(model.parameters()).device
     ids = torch.tensor([probe_ids(model, 2 * _SHORTEST, seed)], device=device)
-    with torch.autocast(device.type, enabled=False):
+    with full_precision(model, device):
         outputs = [trunk(input_ids=text, use_cache=False) for text in (ids[:, :_SHORTEST], ids)]
     alone, before = (getattr(o, "last_hidden_state", None) for o in outputs)
     if alone is None or before is None:
@@ -180,10 +181,11 @@ def _try_plain_head(model: PreTrainedModel) -> bool:
         return False
     device = next(model.parameters()).device
     ids = torch.tensor([probe_ids(model, _SHORTEST)], device=device)
-    states = trunk(input_ids=ids, use_cache=False).last_hidden_state
-    size = output(states).float().abs().max().clamp(min=1e-6)
-    # Once with the hidden states as they are, once so large that a soft cap changes the logits.
-    return all(_is_plain(model, trunk, output, ids, states * factor) for factor in (1.0, float(_LARGE / size)))
+    with full_precision(model, device):
+        states = trunk(input_ids=ids, use_cache=False).last_hidden_state
+        size = output(states).float().abs().max().clamp(min=1e-6)
+        # Once with the hidden states as they are, once so large that a soft cap changes the logits.
+        return all(_is_plain(model, trunk, output, ids, states * factor) for factor in (1.0, float(_LARGE / size)))
 
 
 def _is_plain(model: PreTrainedModel, trunk: nn.Module, output: Any, ids: Tensor, states: Tensor) -> bool:

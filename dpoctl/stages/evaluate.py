@@ -73,7 +73,7 @@ class Evaluator:
         silence_transformers()
         self.compute = open_compute(config.device, config.dtype)
         self.prompts = _prompts(config)
-        scoring = scorer_options(config, self.compute.device, self.templates)
+        scoring = scorer_options(config, self.compute, self.templates)
         self.scorer = load_scorer(config.scorer, scoring)
         self.reference = self._open_model(config.ref, config.ref_revision) if config.ref else None
         self.lm = NamedModel(config.lm, self._open_model(config.lm, config.lm_revision)) if config.lm else None
@@ -86,6 +86,7 @@ class Evaluator:
         return load_policy(
             path,
             device=self.compute.device,
+            frozen_in=self.compute.dtype,
             revision=revision,
             trust_remote_code=self.config.trust_remote_code,
             templates=self.templates,

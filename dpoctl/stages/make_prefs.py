@@ -29,7 +29,7 @@ def run(config: MakePrefs, output: Output) -> None:
     """Write the preference rows, and on request the samples, batch by batch."""
     sampler = Sampler(config, config.completions, output=output)
     shard = shard_range(config.shard, sampler.batches)
-    scorer = load_scorer(config.scorer, scorer_options(config, sampler.compute.device, sampler.templates))
+    scorer = load_scorer(config.scorer, scorer_options(config, sampler.compute, sampler.templates))
     writer = RowWriter(output, config.completions_out)
     counts = writer.state or _NO_COUNTS
     started = time.monotonic()

@@ -19,7 +19,7 @@ def run(config: Sample, output: Output) -> None:
     shard = shard_range(config.shard, [batch for _, batch in batches])
     scorer = None
     if config.scorer:
-        scorer = load_scorer(config.scorer, scorer_options(config, sampler.compute.device, sampler.templates))
+        scorer = load_scorer(config.scorer, scorer_options(config, sampler.compute, sampler.templates))
     writer = RowWriter(output)
     state = writer.state or {"ended": 0}
     total = shard.count * sampler.n

@@ -24,8 +24,8 @@ def run(config: Score, output: Output) -> None:
     """Write the rows with their scores, batch by batch."""
     shard, skipped = _shard(config)
     silence_transformers()
-    compute = open_compute(config.device)
-    scorer = load_scorer(config.scorer, scorer_options(config, compute.device, template_options(config, output)))
+    compute = open_compute(config.device, config.dtype)
+    scorer = load_scorer(config.scorer, scorer_options(config, compute, template_options(config, output)))
     writer = RowWriter(output)
     state = writer.state or {"sum": 0.0}
     with log.progress("score", shard.count, "rows", writer.rows[0]) as meter:

@@ -41,7 +41,7 @@ class FrontierEvaluation:
         seen = sum(tuple(ids) in trained_on for ids in self.prompts.ids)
         if seen:
             log.warn(f"{seen} of {len(self.prompts)} prompts of {config.eval_prompts} are in the training data too")
-        self.scorer = load_scorer(config.scorer, scorer_options(config, self.compute.device, self.templates))
+        self.scorer = load_scorer(config.scorer, scorer_options(config, self.compute, self.templates))
 
     def measure(self, step: int) -> tuple[dict[str, Any], list[dict]]:
         """(a row for eval.jsonl, the completions with scores that it rests on) of the policy after update `step`."""

@@ -72,6 +72,10 @@ class LoadingOptions(HubOptions, ShardingOptions, Protocol):
     """How a model is loaded, and whether it will be sharded."""
 
 
+class TrainedModelOptions(LoadingOptions, ModelOptions, Protocol):
+    """How the model that a command trains is loaded."""
+
+
 class LengthOptions(Protocol):
     """The longest sequences, in tokens."""
 

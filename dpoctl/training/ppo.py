@@ -27,6 +27,7 @@ from ..inference.generate import batch_slices, generate, sampling_of
 from ..inference.scorers import Scorer, ScorerOptions, load_scorer
 from ..models.load import context_length, load_classifier, require_same_tokenizer
 from ..models.logprobs import micro_batches, response_token_logps
+from ..models.precision import hold
 from ..models.rewards import make_critic
 from ..objectives import ppo
 from ..outputs.claims import Output
@@ -66,6 +67,7 @@ class PPO(Task):
             config.score_text,
             config.score_type,
             templates=replace(self.templates, template=None),
+            dtype=self.compute.dtype,
         )
         self.reward = load_scorer(config.reward, options)
         rows = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, columns=config.columns)
@@ -114,6 +116,7 @@ class PPO(Task):
             return None
         if config.lora:
             setup.add_lora(model, config, config.reward, None)
+            hold(model, self.compute.dtype)
         return model
 
     # --- a step

@@ -59,7 +59,7 @@ class RewardModel(PairTask):
         }
         return setup.load(
             config,
-            self.compute.device,
+            "cpu",
             lambda place: load_reward_start(config.model, device=place, **options),
         )
 

@@ -3,15 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from .. import log
 from ..data.chats import TemplateOptions
 from ..data.codec import Codec
 from ..data.encode import Limits
 from ..errors import InputError
 from ..inference.options import template_options
-from ..models import lora, probes, rope
+from ..models import lora, precision, probes, rope
 from ..models.blocks import blocks
 from ..models.hub import is_adapter, resolve
 from ..models.load import Loaded, context_length, load_codec, load_policy
@@ -30,6 +28,7 @@ from .options import (
     LoraOptions,
     ShardedTextOptions,
     ShardingOptions,
+    TrainedModelOptions,
 )
 
 
@@ -48,25 +47,36 @@ def open_training(config: ComputeOptions, output: Output) -> Compute:
     return Compute(device, devices.pick_dtype(config.dtype, device))
 
 
-def open_model(
-    config: LoadingOptions, device: torch.device, path: str, revision: str | None, templates: TemplateOptions
-) -> Loaded:
-    """A causal language model with float32 weights, placed where `load` says."""
+def open_trained(config: TrainedModelOptions, templates: TemplateOptions) -> Loaded:
+    """The causal language model of --model with float32 weights, in main memory as `load` says."""
     options: dict[str, Any] = {
+        "revision": config.revision,
+        "trust_remote_code": config.trust_remote_code,
+        "templates": templates,
+    }
+    return load(config, "cpu", lambda place: load_policy(config.model, device=place, **options))
+
+
+def open_frozen(
+    config: LoadingOptions, compute: Compute, path: str, revision: str | None, templates: TemplateOptions
+) -> Loaded:
+    """A causal language model that is not trained, such as the reference, held in the compute dtype."""
+    options: dict[str, Any] = {
+        "frozen_in": compute.dtype,
         "revision": revision,
         "trust_remote_code": config.trust_remote_code,
         "templates": templates,
     }
-    return load(config, device, lambda place: load_policy(path, device=place, **options))
+    return load(config, str(compute.device), lambda place: load_policy(path, device=place, **options))
 
 
-def load(config: ShardingOptions, device: torch.device, load_at: Callable[[str], Any]) -> Any:
-    """`load_at(place)` at the device; a model to be sharded, in main memory on rank 0 and as shapes on the others.
+def load(config: ShardingOptions, place: str, load_at: Callable[[str], Any]) -> Any:
+    """`load_at(place)`; a model to be sharded, in main memory on rank 0 and as shapes on the others.
 
     In that case rank 0's InputError is raised on every rank: only rank 0 has seen the weights.
     """
     if not _is_sharded_run(config):
-        return load_at(str(device))
+        return load_at(place)
     found, error = None, None
     try:
         found = load_at("meta" if collectives.rank() else "cpu")
@@ -82,6 +92,18 @@ def load(config: ShardingOptions, device: torch.device, load_at: Callable[[str],
 
 def _is_sharded_run(config: ShardingOptions) -> bool:
     return config.parallel == "fsdp" and collectives.world_size() > 1
+
+
+def place(config: ShardedTextOptions, model: Any, compute: Compute) -> None:
+    """Move the model to train to its device, or shard it; its frozen weights are held in the compute dtype first.
+
+    Raises InputError as `shard_model` does.
+    """
+    precision.hold(model, compute.dtype)
+    if _is_sharded_run(config):
+        shard_model(config, model, compute)
+    else:
+        model.to(compute.device)
 
 
 def shard_model(config: ShardedTextOptions, model: Any, compute: Compute) -> None:

@@ -48,7 +48,7 @@ class Task(ABC):
         self.model, self.tokenizer, self.codec = self.load_model()
         self.policy = self.model  # what generates at points of the frontier
         self.adapters = setup.adapt(config, self.model, self.adapter_task)
-        setup.shard_model(config, self.model, self.compute)
+        setup.place(config, self.model, self.compute)
         self.stream: Stream
         self.has_held_out = self.trains_chats = False
         self.frontier: FrontierEvaluation | None = None
@@ -67,11 +67,11 @@ class Task(ABC):
 
     def load_model(self) -> Loaded:
         """The model to train, of --model."""
-        return self.open_model(self.config.model, self.config.revision)
+        return setup.open_trained(self.config, self.templates)
 
     def open_model(self, path: str, revision: str | None) -> Loaded:
-        """A causal language model on this run's device, such as the reference."""
-        return setup.open_model(self.config, self.compute.device, path, revision, self.templates)
+        """A causal language model on this run's device that is not trained, such as the reference."""
+        return setup.open_frozen(self.config, self.compute, path, revision, self.templates)
 
     # --- an update
 
