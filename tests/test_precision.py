@@ -15,7 +15,9 @@ from transformers import (
     Qwen2Config,
 )
 
+from dpoctl.cli.app import run as command_line
 from dpoctl.inference.decoding import open_decoding
+from dpoctl.models import precision
 from dpoctl.models.load import load_classifier, load_policy
 from dpoctl.models.logprobs import response_logps
 from dpoctl.models.precision import Float32Linear, full_precision, hold
@@ -142,3 +144,26 @@ def test_loading_freezes_and_casts(here):
     classifier = load_classifier("classifier", frozen_in=torch.bfloat16).model
     heads = [m for m in classifier.modules() if isinstance(m, Float32Linear)]
     assert len(heads) == 1 and heads[0].weight.dtype == torch.float32
+
+
+TRAINING = "--lora 4 --max-length 96 --max-prompt-length 16 --warmup-steps 0 --max-steps 2 --lr 1e-3 --log-every 1"
+EVALUATED = "--eval-prompts test.jsonl --scorer classifier --eval-limit 4 --max-new-tokens 6"
+RUNS = {
+    "dpo": f"train-dpo --model sft --data prefs.jsonl --batch-size 8 {TRAINING} {EVALUATED}",
+    "rm": f"train-rm --model sft --data prefs.jsonl --batch-size 8 {TRAINING}",
+    "ppo": f"train-ppo --model sft --prompts train.jsonl --reward classifier --batch-size 8 --minibatch-size 4 "
+    f"--ppo-epochs 1 --max-new-tokens 6 {TRAINING}",
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_adapters_train_as_on_a_float32_base(here, name, monkeypatch):
+    """Adapters, references, scorers and the policy that is sampled: all metrics are the same to the last digit."""
+    for how in ("held", "cast"):
+        command = [*RUNS[name].split(), "--dtype", "bfloat16", "--cache-dir", how, "--out", f"{name}-{how}"]
+        assert command_line([c for c in command if name == "dpo" or c not in ("--cache-dir", how)]) == 0
+        monkeypatch.setattr(precision, "hold", lambda model, dtype: None)
+    files = ["metrics.jsonl", *(["eval.jsonl"] if name == "dpo" else [])]
+    for file in files:
+        held, cast = (here.rows(f"{name}-{how}/{file}") for how in ("held", "cast"))
+        assert held and [row | {"model": ""} for row in held] == [row | {"model": ""} for row in cast]

@@ -25,9 +25,9 @@ from ..errors import InputError, NumericalError
 from ..inference.completions import PromptSet, completion_rows, prompt_set, sequences_of
 from ..inference.generate import batch_slices, generate, sampling_of
 from ..inference.scorers import Scorer, ScorerOptions, load_scorer
+from ..models import precision
 from ..models.load import context_length, load_classifier, require_same_tokenizer
 from ..models.logprobs import micro_batches, response_token_logps
-from ..models.precision import hold
 from ..models.rewards import make_critic
 from ..objectives import ppo
 from ..outputs.claims import Output
@@ -116,7 +116,7 @@ class PPO(Task):
             return None
         if config.lora:
             setup.add_lora(model, config, config.reward, None)
-            hold(model, self.compute.dtype)
+            precision.hold(model, self.compute.dtype)
         return model
 
     # --- a step
