@@ -127,6 +127,21 @@ def test_sharded_models_load_the_weights_of_the_file(here):
         assert len(losses) == 3 and column(here, f"{name}-two", "loss") == pytest.approx(losses, rel=1e-5), name
 
 
+def test_sharded_models_hold_frozen_weights_in_the_compute_dtype(here):
+    """Layers of frozen bfloat16 and trained float32 weights are sharded together; so is a frozen reference."""
+    short = [*SHORT, "--max-steps", "3", "--dtype", "bfloat16"]
+    runs = {
+        "low-adapters": [*RUNS["dpo"], *short, "--lora", "4"],
+        "low-reference": ["train-dpo", "--model", "sft", "--ref", "lm", "--data", "prefs.jsonl", *short],
+    }
+    kinds = ("ddp", "fsdp")
+    torchrun(here, *([*args, "--parallel", kind, "--out", f"{n}-{kind}"] for n, args in runs.items() for kind in kinds))
+    for name in runs:
+        ddp, fsdp = (column(here, f"{name}-{kind}", "loss") for kind in kinds)
+        assert len(ddp) == 3 and fsdp == pytest.approx(ddp, rel=3e-2), name  # fsdp rounds the residual stream too
+    assert column(here, "low-adapters-fsdp", "loss")[0] == pytest.approx(0.6931, abs=1e-3)
+
+
 def make_models() -> None:
     from transformers import AutoTokenizer, GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
 
