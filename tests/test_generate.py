@@ -95,15 +95,17 @@ def test_sample_token_gives_each_token_its_share_of_the_unit_interval(vocab, opt
     assert np.abs(allotted(logits, n, **options) - n * exact(logits, **options)).max() <= 1 + 1e-2
 
 
-@pytest.mark.parametrize("vocab", [5, 1024, 2500])  # less than a tile of the head, one tile, tiles and a rest
+# less than a tile of the head, one tile, tiles and a rest, more than the tiles of one product in bfloat16
+@pytest.mark.parametrize("vocab", [5, 1024, 2500, 9000])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_the_fused_head_gives_the_same_shares(vocab, temperature):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_fused_head_gives_the_same_shares(vocab, temperature, dtype):
     draw = np.random.default_rng(1)
-    state, weight = (torch.from_numpy(draw.normal(0, 1, shape)).float() for shape in ((1, 6), (vocab, 6)))
+    state, weight = (torch.from_numpy(draw.normal(0, 1, shape)).to(dtype) for shape in ((1, 6), (vocab, 6)))
     n = 4000
     u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     counts = np.bincount(sample_token_from_states(state.expand(n, -1), weight, u, temperature).numpy(), minlength=vocab)
-    assert np.abs(counts - n * exact((weight @ state[0]), temperature)).max() <= 1 + 1e-2
+    assert np.abs(counts - n * exact((weight @ state[0]).float(), temperature)).max() <= 1 + 1e-2
     with pytest.raises(NumericalError, match="not finite"):
         sample_token_from_states(state * torch.nan, weight, u[:1], temperature)
 

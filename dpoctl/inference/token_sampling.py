@@ -14,6 +14,7 @@ from ..errors import NumericalError
 
 _TILE = 256  # tokens per tile of the two-level search, about sqrt(50,000)
 _HEAD_TILE = 1024  # tokens per tile of the head's product: its logits stay in a core's cache
+_HEAD_TILES = 8  # tiles in one product below float32: a processor's matrix units need larger ones
 _NOT_FINITE = "the model's logits are not finite: damaged weights, or an overflow in its dtype"
 _FIRST_NUCLEUS = 128  # most likely tokens examined first with top-p; more where these hold too little probability
 
@@ -75,13 +76,19 @@ def sample_token_from_states(
     highest, sums = torch.empty(2, tiles, rows)
     exact = states.dtype == torch.float32
     columns = (states / temperature if exact else states).t().contiguous()
+    rounded = columns.new_empty(0)
     for n in range(tiles):
         start, end = n * _HEAD_TILE, min((n + 1) * _HEAD_TILE, width)
         part = weights[start:end]
         if exact:
             torch.mm(weight[start:end], columns, out=part)
-        else:  # rounded logits, then a temperature that is not
-            part.copy_(torch.mm(weight[start:end], columns)).div_(temperature)
+        else:  # a wider product, which such dtypes need; its logits are rounded, the temperature is not
+            if n % _HEAD_TILES == 0:
+                rounded = torch.mm(weight[start : start + _HEAD_TILES * _HEAD_TILE], columns)
+            first = n % _HEAD_TILES * _HEAD_TILE
+            part.copy_(rounded[first : first + _HEAD_TILE])
+            if temperature != 1:
+                part.div_(temperature)
         torch.amax(part, 0, out=highest[n])
         torch.sum(part.sub_(highest[n]).exp_(), 0, out=sums[n])
     top = highest.amax(0)
