@@ -106,13 +106,17 @@ def run_side(script: str, python: str, part: str, arguments: dict, tuned: bool) 
     return json.loads(lines[0].removeprefix("RESULT "))
 
 
-def matrix_peak() -> float:
-    """Operations per second of the best of some float32 products, as far as this machine goes now."""
+def matrix_peaks(known: dict[str, float]) -> dict[str, float]:
+    """By dtype: operations per second of the best of some products, as far as this machine goes now or went before."""
+    return {dtype: max(known.get(dtype, 0.0), _matrix_peak(dtype)) for dtype in ("float32", "bfloat16")}
+
+
+def _matrix_peak(dtype: str) -> float:
     import torch
 
     best = 0.0
     for m, k, n in ((2048, 2048, 2048), (1024, 1024, 1024), (1024, 384, 1536), (1024, 1536, 384)):
-        a, b = torch.randn(m, k), torch.randn(k, n)
+        a, b = (torch.randn(shape).to(getattr(torch, dtype)) for shape in ((m, k), (k, n)))
         for _ in range(8):
             start = time.perf_counter()
             a @ b
@@ -140,14 +144,13 @@ def rate_text(cell: dict, rate: float) -> str:
     return f"{rate:.3g} pairs/s, {rate * cell['tokens_per_pair']:,.0f} tokens/s"
 
 
-def rows_of(cell: dict, peak: float) -> list[list[str]]:
+def rows_of(cell: dict, peaks: dict[str, float]) -> list[list[str]]:
     """The cell's lines of the table."""
     runs = cell["runs"]
     own = runs["dpoctl"]
     rate, memory, flops = (statistics.median(run[key] for run in own) for key in ("rate", "peak_gb", "flops"))
-    lines = [
-        [name_of(cell), "dpoctl", rate_text(cell, rate), "", "", f"{memory:.2f} GB", "", f"{flops / peak:.0%} of peak"]
-    ]
+    share = f"{flops / peaks[cell['dtype']]:.0%} of {cell['dtype']} peak"
+    lines = [[name_of(cell), "dpoctl", rate_text(cell, rate), "", "", f"{memory:.2f} GB", "", share]]
     peers = {peer: found for peer, found in runs.items() if peer != "dpoctl"}
     aims = dict(zip(peers, AIMS.get(name_of(cell), ()), strict=False))  # TRL in one forward has none
     for peer, found in peers.items():
@@ -176,15 +179,16 @@ def rows_of(cell: dict, peak: float) -> list[list[str]]:
     return lines
 
 
-def show(results: list[dict], peak: float) -> None:
+def show(results: list[dict], peaks: dict[str, float]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"medians; float32 matrix peak {peak / 1e9:.0f} GFLOP/s")
+    shown = ", ".join(f"{dtype} {peak / 1e9:.0f}" for dtype, peak in peaks.items())
+    table = Table(title=f"medians; matrix peak in GFLOP/s: {shown}")
     for heading in ("", "", "rate", "dpoctl / peer (spread)", "aim", "peak memory", "of peer's", ""):
         table.add_column(heading)
     for cell in results:
-        for line in rows_of(cell, peak):
+        for line in rows_of(cell, peaks):
             table.add_row(*line)
         table.add_section()
     Console(width=190).print(table)
@@ -235,7 +239,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="alternations of all sides")
     args = parser.parse_args()
     inputs.make(inputs.FOLDER)
-    peak = matrix_peak()
+    peaks = matrix_peaks({})
     out = inputs.FOLDER.parent
     results = {}
     if (out / "bench.json").exists() and (args.only or args.model or args.data):  # a part is added to what is known
@@ -243,11 +247,11 @@ def main() -> None:
     for cell in cells(args.only or list(PARTS), args.model or list(inputs.SHAPES), args.data or list(inputs.PAIRS)):
         print(f"{time.strftime('%H:%M:%S')} {name_of(cell)}", file=sys.stderr)
         results[name_of(cell)] = compare(cell, args.rounds)
-        peak = max(peak, matrix_peak())
-        (out / "bench.json").write_text(json.dumps({"peak_flops": peak, "cells": list(results.values())}, indent=2))
+        peaks = matrix_peaks(peaks)
+        (out / "bench.json").write_text(json.dumps({"peak_flops": peaks, "cells": list(results.values())}, indent=2))
     order = [name_of(cell) for cell in cells(list(PARTS), list(inputs.SHAPES), list(inputs.PAIRS))]
     results = sorted(results.values(), key=lambda cell: [name_of(cell) != name for name in order])
-    show(results, peak)
+    show(results, peaks)
     draw(results, out / "bench.png")
     print(f"{out / 'bench.json'}, {out / 'bench.png'}", file=sys.stderr)
 

@@ -149,15 +149,13 @@ def operations_of_pairs(model: Path, data: Path, pairs: int, command: str) -> fl
 
 def sample(model: Path, rows: int, tokens: int, dtype: str) -> dict:
     """Tokens per second of `rows` completions, one of each prompt, as dpoctl sample draws them."""
-    import torch
-
     from dpoctl.data.chats import Prompt
     from dpoctl.inference.generate import PromptTokens, Sampling, generate
     from dpoctl.models.load import load_policy
     from dpoctl.runtime import devices
 
-    policy, tokenizer, codec = load_policy(str(model / "policy"))
-    devices.pick_device("cpu")
+    compute = devices.open_compute("cpu", dtype)
+    policy, tokenizer, codec = load_policy(str(model / "policy"), frozen_in=compute.dtype)
     prompts = sample_prompts(rows)
     stops = codec.stops_of(Prompt(""))
     named = [PromptTokens(str(i), ids, stops) for i, ids in enumerate(prompts)]
@@ -165,7 +163,7 @@ def sample(model: Path, rows: int, tokens: int, dtype: str) -> dict:
     times = []
     for seed in range(4):
         start = time.perf_counter()
-        with devices.autocast(torch.device("cpu"), devices.pick_dtype(dtype, torch.device("cpu"))):
+        with compute.autocast():
             drawn = generate(policy, tokenizer, named, [0], dataclasses.replace(sampling, seed=seed))
         times.append(sum(len(c.ids) - (c.finish == "stop") for [c] in drawn) / (time.perf_counter() - start))
     rate = statistics.median(times[1:])
