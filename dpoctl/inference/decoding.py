@@ -22,6 +22,7 @@ from ..models import rope
 from ..models.load import context_length
 from ..models.precision import full_precision
 from ..models.probes import agree, has_plain_head, probe_ids, probe_length, trunk_of
+from ..runtime.devices import to_device
 
 _COMPACT_AT = 0.25  # fraction of ended rows in the batch at which they are removed from it
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # in transformers' order of time, newest first
@@ -126,8 +127,8 @@ class _Batch(ABC):
         if len(active.intersection(self.rows)) <= (1 - _COMPACT_AT) * len(self.rows):
             keep = [n for n, row in enumerate(self.rows) if row in active]
             tokens, self.rows = [tokens[n] for n in keep], [self.rows[n] for n in keep]
-            self.select(torch.tensor(keep, device=self.device))
-        return self.advance(torch.tensor(tokens, device=self.device)[:, None])
+            self.select(to_device(torch.tensor(keep), self.device))
+        return self.advance(to_device(torch.tensor(tokens), self.device)[:, None])
 
     @abstractmethod
     def select(self, places: Tensor) -> None:

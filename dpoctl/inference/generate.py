@@ -13,8 +13,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
+from ..models import tiled_head
 from ..models.load import context_length
 from ..models.probes import has_plain_head
+from ..runtime.devices import to_device
 from .decoding import open_decoding
 from .options import SamplingOptions
 from .token_sampling import sample_token, sample_token_from_states, uniforms
@@ -153,8 +155,8 @@ def _next_tokens(
     """[rows] tokens drawn from the last hidden states [rows, d] (or logits, see probes.has_plain_head)."""
     if fused_head is not None:
         return sample_token_from_states(states.to(fused_head.dtype), fused_head, u, sampling.temperature)
-    logits = model.get_output_embeddings()(states) if has_plain_head(model) else states
-    u = u.to(logits.device)
+    logits = tiled_head.logits(model.get_output_embeddings(), states) if has_plain_head(model) else states
+    u = to_device(u, logits.device)
     return sample_token(logits, u, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
 
 

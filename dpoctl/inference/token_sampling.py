@@ -11,11 +11,13 @@ import numpy as np
 import torch
 
 from ..errors import NumericalError
+from ..runtime.devices import to_device
 
 _TILE = 256  # tokens per tile of the two-level search, about sqrt(50,000)
 _HEAD_TILE = 1024  # tokens per tile of the head's product: its logits stay in a core's cache
 _HEAD_TILES = 8  # tiles in one product below float32: a processor's matrix units need larger ones
 _NOT_FINITE = "the model's logits are not finite: damaged weights, or an overflow in its dtype"
+_NO_TOKEN, _UNDECIDED = -1, -2  # in place of a token id
 _FIRST_NUCLEUS = 128  # most likely tokens examined first with top-p; more where these hold too little probability
 
 
@@ -32,24 +34,23 @@ def uniforms(seed: int, prompt_key: str, k: int, n: int) -> np.ndarray:
 def sample_token(
     logits: torch.Tensor, u: torch.Tensor | None, *, temperature: float, top_k: int, top_p: float
 ) -> torch.Tensor:
-    """[rows] token ids drawn from softmax(logits / temperature), restricted to top-k, then to the top-p nucleus.
+    """[rows] token ids on the CPU, drawn from softmax(logits / temperature), restricted to top-k, then to the top-p nucleus.
 
     `logits` [rows, vocabulary] of any float dtype, `u` [rows] float64 in [0, 1). Temperature 0 takes the most likely
     token and needs no `u`. top_k 0 and top_p 1 exclude nothing; the nucleus is the smallest set of most likely tokens
     whose probability (renormalised after top-k) reaches top_p, at least one. A token of probability 0 is never drawn.
     `logits` in float32 are overwritten, because new memory at each step would cost as much as the arithmetic.
-    Raises NumericalError where a row holds a NaN or +infinity.
+    Raises NumericalError where a row holds a NaN or +infinity. The host waits for the device once, for the result.
     """
     highest = logits.amax(-1, keepdim=True)
-    if not highest.isfinite().all():  # a NaN is the highest of its row
-        raise NumericalError(_NOT_FINITE)
+    finite = highest[:, 0].isfinite()  # a NaN is the highest of its row
     if temperature == 0:
-        return logits.argmax(-1)
+        return _read(logits.argmax(-1), finite)
     if u is None:
         raise ValueError("sampling at a temperature above 0 needs random numbers")
     weights = logits.float().sub_(highest).div_(temperature).exp_()  # unnormalised, the most likely is 1
     if top_k > 0 or top_p < 1:
-        return _sample_nucleus(weights, u, min(top_k or weights.shape[-1], weights.shape[-1]), top_p)
+        return _sample_nucleus(weights, u, min(top_k or weights.shape[-1], weights.shape[-1]), top_p, finite)
     rows, width = weights.shape
     tiles, tiled = width // _TILE, width - width % _TILE
     sums = weights[:, :tiled].view(rows, tiles, _TILE).sum(-1)
@@ -57,7 +58,15 @@ def sample_token(
     tile, share = _search(sums, u)
     ids = tile[:, None] * _TILE + torch.arange(_TILE, device=tile.device)
     inside = weights.gather(-1, ids.clamp(max=width - 1)).masked_fill_(ids >= width, 0.0)
-    return tile * _TILE + _search(inside, share)[0]
+    return _read(tile * _TILE + _search(inside, share)[0], finite)
+
+
+def _read(tokens: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
+    """The tokens [rows] on the CPU. Raises NumericalError where a row is not finite."""
+    found = torch.where(finite, tokens, _NO_TOKEN).cpu()
+    if (found == _NO_TOKEN).any():
+        raise NumericalError(_NOT_FINITE)
+    return found
 
 
 def sample_token_from_states(
@@ -105,35 +114,55 @@ def _search(weights: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch
 
     `weights` [rows, n], not negative, `u` [rows] float64 in [0, 1). Sums are float64.
     """
-    running = weights.double().cumsum(-1)
+    running = _running_sums(weights.double())
     total = running[:, -1:]
     # Below the total even after rounding, so that the weight at the index is above 0.
     target = torch.minimum(u[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    index = torch.searchsorted(running, target, right=True)
+    index = torch.searchsorted(running, target, right=True).clamp(max=weights.shape[-1] - 1)  # where there are NaNs
     top = running.gather(-1, index)
     below = torch.where(index > 0, running.gather(-1, (index - 1).clamp(min=0)), 0.0)
     return index[:, 0], ((target - below) / (top - below))[:, 0].clamp(0.0, 1.0)
 
 
-def _sample_nucleus(weights: torch.Tensor, u: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+def _running_sums(weights: torch.Tensor) -> torch.Tensor:
+    """The running sums [rows, n] of float64 weights that are not negative; the same at each call, on any device.
+
+    A GPU sums floats in an order that may change, so that it sums integers there: multiples of a row's largest weight
+    over 2^52 / n, which float64 holds exactly. Smaller weights, which are never drawn there, are less than 1e-10 of it.
+    """
+    if weights.device.type == "cpu":
+        return weights.cumsum(-1)
+    unit = weights.amax(-1, keepdim=True) / 2.0 ** (52 - weights.shape[-1].bit_length())
+    return torch.where(unit > 0, weights / unit, 0.0).long().cumsum(-1).double() * unit
+
+
+def _sample_nucleus(
+    weights: torch.Tensor, u: torch.Tensor, top_k: int, top_p: float, finite: torch.Tensor
+) -> torch.Tensor:
     """As `sample_token`, from unnormalised probabilities [rows, vocabulary] by their largest entries.
 
     Sorting the full vocabulary is slow and the nucleus is usually small: examine a few of the most likely tokens, and
     more only for the rows where these hold less than top_p of the total.
     """
-    chosen = torch.empty(len(weights), dtype=torch.long, device=weights.device)
-    open_rows = torch.arange(len(weights), device=weights.device)
+    chosen = torch.empty(len(weights), dtype=torch.long)
+    open_rows = list(range(len(weights)))
     examined = top_k if top_p >= 1 or top_k < weights.shape[-1] else min(_FIRST_NUCLEUS, top_k)
-    while len(open_rows):
-        part = weights[open_rows]
-        largest, ids = part.topk(examined)
+    while open_rows:
+        if len(open_rows) < len(u):
+            at = to_device(torch.tensor(open_rows), weights.device)
+            weights, u, finite = weights[at], u[at], finite[at]
+        largest, ids = weights.topk(examined)
         largest = largest.double()
-        total = largest.sum(-1) if examined == top_k else part.sum(-1, dtype=torch.float64)
-        before = largest.cumsum(-1) - largest
+        total = largest.sum(-1) if examined == top_k else weights.sum(-1, dtype=torch.float64)
+        before = _running_sums(largest) - largest
         kept = before < (top_p * total)[:, None]
         kept[:, 0] = True
-        decided = torch.full_like(open_rows, examined == top_k, dtype=torch.bool) | ~kept[:, -1]
-        index, _ = _search((largest * kept)[decided], u[open_rows[decided]])
-        chosen[open_rows[decided]] = ids[decided].gather(-1, index[:, None])[:, 0]
-        open_rows, examined = open_rows[~decided], min(examined * 8, top_k)
+        index, _ = _search(largest * kept, u)
+        tokens = ids.gather(-1, index[:, None])[:, 0]
+        if examined < top_k:
+            tokens = tokens.masked_fill(kept[:, -1], _UNDECIDED)
+        found = _read(tokens, finite)
+        chosen[open_rows] = found
+        open_rows = [row for row, token in zip(open_rows, found.tolist(), strict=True) if token == _UNDECIDED]
+        examined = min(examined * 8, top_k)
     return chosen

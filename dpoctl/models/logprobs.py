@@ -7,7 +7,7 @@ completions of a prompt share it (`packed`). For architectures that do not suppo
 the causal mask hides the padding from every real token.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..objectives.kl import kl
+from ..runtime.devices import to_device
 from ..runtime.fsdp_root import with_gathered_weights
 from . import packed, rope, tiled_head
 from .probes import can_pack, has_plain_head, require_causal, trunk_of, vocabulary
@@ -76,9 +77,24 @@ def response_logps(
     model: PreTrainedModel, sequences: Sequences, *, tokens_per_batch: int, temperature: float = 1.0
 ) -> Tensor:
     """Summed response log-probs [N] float32 on the CPU, in micro-batches that keep a prompt's completions together."""
-    result = torch.empty(len(sequences))
+    return by_micro_batch(
+        lambda part: summed_logps(model, part, temperature).float(), sequences, tokens_per_batch=tokens_per_batch
+    )
+
+
+def by_micro_batch(measure: Callable[[Sequences], Tensor], sequences: Sequences, *, tokens_per_batch: int) -> Tensor:
+    """`measure(sequences)` [N] float32 on the CPU, called with micro-batches that keep a prompt's completions together.
+
+    It is read from the device once, at the end, so that the next micro-batch is laid out while one is computed.
+    """
+    order: list[int] = []
+    found: list[Tensor] = []
     for indices in micro_batches(sequences, tokens_per_batch):
-        result[indices] = summed_logps(model, [sequences[i] for i in indices], temperature).float().cpu()
+        found.append(measure([sequences[i] for i in indices]))
+        order += indices
+    result = torch.empty(len(sequences))
+    if found:
+        result[order] = torch.cat(found).cpu()
     return result
 
 
@@ -96,7 +112,8 @@ def policy_kl(
     The log-ratio is sum_t [log pi - log pi_ref] of the sampled tokens, whose mean estimates the sequence KL. The exact
     form sums the KL of the two next-token distributions over time: the same mean, with lower variance.
     """
-    log_ratio, exact, ref_logps = (torch.zeros(len(sequences)) for _ in range(3))
+    found: list[Tensor] = []
+    order: list[int] = []
     for indices in micro_batches(sequences, tokens_per_batch):
         layout = lay_out([policy, reference], [sequences[i] for i in indices])
         hidden_p, hidden_r = response_rows(policy, layout), response_rows(reference, layout)
@@ -109,8 +126,14 @@ def policy_kl(
             r = F.log_softmax(logits_r / temperature, dim=-1)
             sums[0].index_add_(0, owner, (p - r).gather(1, y[:, None])[:, 0])
             sums[1].index_add_(0, owner, kl(p, r))
-            sums[2].index_add_(0, owner, -F.cross_entropy(logits_r, y, reduction="none"))
-        log_ratio[indices], exact[indices], ref_logps[indices] = sums.cpu()
+            plain = r if temperature == 1.0 else F.log_softmax(logits_r, dim=-1)
+            sums[2].index_add_(0, owner, plain.gather(1, y[:, None])[:, 0])
+        found.append(sums)
+        order += indices
+    result = torch.zeros(3, len(sequences))
+    if found:
+        result[:, order] = torch.cat(found, dim=1).cpu()  # read once, as in `by_micro_batch`
+    log_ratio, exact, ref_logps = result
     return log_ratio, exact, ref_logps
 
 
@@ -195,7 +218,8 @@ def lay_out(
         parts.append(part)
     owner = torch.tensor([i for i, (s, start) in enumerate(sequences) for _ in range(start, len(s))])
     targets = torch.tensor([t for s, start in sequences for t in s[start:]])
-    return Layout(parts, torch.cat(at).to(device), owner.to(device), targets.to(device), ends.to(device), routed)
+    places = (to_device(each, device) for each in (torch.cat(at), owner, targets, ends))
+    return Layout(parts, *places, routed)
 
 
 def _token_counts(model: PreTrainedModel, part: Part, sequences: Sequences, counts: list[float]) -> Tensor:
@@ -216,11 +240,11 @@ def _part(
     if all(can_pack(model, longest) for model in models):
         width = models[0].config.get_text_config().hidden_size
         ids, tree, at, ends = packed.pack(sequences, width, device, whole=whole)
-        return Part(ids.to(device), tree), at, ends
+        return Part(to_device(ids, device), tree), at, ends
     for model in models:
         require_causal(model)
     ids, at, ends = packed.pad(sequences, _padding(models[0]))
-    return Part(ids.to(device), None), at, ends
+    return Part(to_device(ids, device), None), at, ends
 
 
 def _padding(model: PreTrainedModel) -> int:
@@ -266,4 +290,5 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 def _logits(model: PreTrainedModel, rows: Tensor) -> Tensor:
-    return (model.get_output_embeddings()(rows) if has_plain_head(model) else rows).float()
+    """[N, V] float32 logits of `response_rows`."""
+    return (tiled_head.logits(model.get_output_embeddings(), rows) if has_plain_head(model) else rows).float()

@@ -13,7 +13,7 @@ transformers' SDPA attention.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,8 +23,15 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from ..runtime.devices import to_device
+
 NAME = "dpoctl_tree"
 _FLEX_BLOCK = 128  # FlexAttention's block size: rows are filled up to a multiple of it
+_FEWEST_ROWS = 2 * _FLEX_BLOCK  # a row of one block would be a variant of its own of the compiled attention
+# Variants of the compiled attention in a process: models (policy, reference, value, reward, scorer, several in
+# `evaluate`) x windows x with and without gradient x dtypes. torch's own limit of 8 is reached by one model with two
+# windows and one scorer; beyond the limit a call raises, since it is compiled with `fullgraph`.
+_VARIANTS = 128
 # What may be passed to attention without changing its numbers here; any other argument may, such as a soft cap.
 _NEUTRAL = (
     *("dropout", "is_causal", "position_ids", "cache_position", "use_cache", "return_dict", "logits_to_keep"),
@@ -32,9 +39,25 @@ _NEUTRAL = (
 )
 
 
+@dataclass(frozen=True)
+class Call:
+    """What attention is called with, apart from the tokens: query and key heads, width of keys and of values."""
+
+    heads: int
+    key_heads: int
+    width: int
+    value_width: int
+    window: int | None
+    scale: float | None
+    dtype: torch.dtype
+
+
 @dataclass
 class Tree:
-    """Which token attends to which in a packed row: group, branch and position [N] of its tokens, group after group."""
+    """Which token attends to which in a packed row: group, branch and position [N] of its tokens, group after group.
+
+    `calls` is None, or collects the calls of a probe, which attends by masks on any device.
+    """
 
     group: Tensor
     branch: Tensor
@@ -43,6 +66,8 @@ class Tree:
     linear: list[bool]  # groups without branches, for which causal attention is exact
     longest: int
     cache: dict[Any, Any] = field(default_factory=dict)  # masks, built at first use, shared by all layers
+    filler: int = 0  # tokens at the end that fill the last block
+    calls: set[Call] | None = None
 
     def visible(self, q: Tensor, k: Tensor, window: int | None) -> Tensor:
         """Whether the tokens at `q` attend to those at `k`: index tensors that broadcast against each other."""
@@ -52,8 +77,7 @@ class Tree:
 
     def masks(self, window: int | None) -> list[Tensor | None]:
         """A mask [n, n] for each group, None where causal attention is enough."""
-        if window is not None and window >= self.longest:
-            window = None
+        window = self._effective(window)
         if window not in self.cache:
             masks: list[Tensor | None] = []
             start = 0
@@ -66,6 +90,7 @@ class Tree:
 
     def block_mask(self, window: int | None) -> Any:
         """The masks of all groups as one FlexAttention BlockMask [N, N]."""
+        window = self._effective(window)
         key = ("flex", window)
         if key not in self.cache:
             from torch.nn.attention.flex_attention import create_block_mask
@@ -75,6 +100,15 @@ class Tree:
                 lambda b, h, q, k: self.visible(q, k, window), None, None, n, n, self.group.device
             )
         return self.cache[key]
+
+    def _effective(self, window: int | None) -> int | None:
+        """None for a window that hides nothing, so that layers with and without one share masks and kernels."""
+        return None if window is not None and window >= self.longest else window
+
+
+def uses_flex(device: torch.device) -> bool:
+    """Whether packed rows are attended to with FlexAttention, whose rows are filled up to whole blocks."""
+    return device.type == "cuda"
 
 
 def pack(
@@ -107,14 +141,16 @@ def pack(
             ends[i] = len(ids) - 1 if tail else base + start - 1
         sizes.append(len(ids) - base)
         group.extend([g] * sizes[-1])
-    if device.type == "cuda" and (room := -len(ids) % _FLEX_BLOCK):
-        for each, filler in ((ids, 0), (branch, 0), (group, len(groups))):
+    room = max(_FEWEST_ROWS - len(ids), -len(ids) % _FLEX_BLOCK) if uses_flex(device) else 0
+    if room:
+        # a group of its own, at a position that every model has
+        for each, filler in ((ids, 0), (branch, 0), (position, 0), (group, len(groups))):
             each.extend([filler] * room)
-        position.extend(range(room))
         sizes.append(room)
-    places = [torch.tensor(x, device=device) for x in (group, branch, position)]
+    # int32, since FlexAttention's kernels load them for each pair of blocks
+    places = [to_device(torch.tensor(x, dtype=torch.int32), device) for x in (group, branch, position)]
     linear = [len(members) == 1 for members in groups] + [True] * (len(sizes) - len(groups))
-    tree = Tree(places[0], places[1], places[2], sizes, linear, max(position) + 1)
+    tree = Tree(*places, sizes, linear, max(position) + 1, filler=room)
     return torch.tensor([ids]), tree, torch.tensor([row for rows in at for row in rows]), torch.tensor(ends)
 
 
@@ -142,7 +178,7 @@ def arguments(tree: Tree) -> dict[str, Any]:
     """The arguments of a model's forward beside the packed ids."""
     # A four-dimensional mask is passed through; without one, transformers would build [T, T] from the positions.
     mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=tree.position.device)
-    return {"position_ids": tree.position[None], "attention_mask": mask, "tree": tree}
+    return {"position_ids": tree.position[None].long(), "attention_mask": mask, "tree": tree}
 
 
 def group_by_prompt(sequences: Sequence[tuple[Sequence[int], int]], width: int) -> list[list[int]]:
@@ -182,30 +218,66 @@ def attend(  # the signature is transformers' attention interface
     """
     if tree is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    scaling, sliding_window = options.get("scaling"), options.get("sliding_window")
+    scaling, window = options.get("scaling"), options.get("sliding_window")
     known = ("scaling", "sliding_window", *_NEUTRAL)
-    if unknown := [name for name, value in options.items() if name not in known and value is not None]:
+    if unknown := [name for name, option in options.items() if name not in known and option is not None]:
         raise ValueError(f"attention with {unknown[0]}")
+    # Under autocast rotary positions leave queries and keys in float32.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    if tree.calls is None and uses_flex(query.device):
+        return attend_by_blocks(query, key, value, tree, window, scaling), None
+    if tree.calls is not None:
+        heads, widths = (query.shape[1], key.shape[1]), (key.shape[-1], value.shape[-1])
+        tree.calls.add(Call(*heads, *widths, window, scaling, value.dtype))
+    return attend_by_masks(query, key, value, tree, window, scaling), None
+
+
+def attend_by_masks(  # the parts of `attend`
+    query: Tensor, key: Tensor, value: Tensor, tree: Tree, window: int | None, scale: float | None
+) -> Tensor:
+    """[1, N, heads, d]: torch's attention, group by group under its mask."""
     repeats = query.shape[1] // key.shape[1]
-    if query.is_cuda:
-        flex = _compiled_flex_attention()
-        out = flex(query, key, value, block_mask=tree.block_mask(sliding_window), scale=scaling, enable_gqa=repeats > 1)
-        return out.transpose(1, 2).contiguous(), None
     if repeats > 1:
         key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
-    parts = zip(*(x.split(tree.sizes, dim=2) for x in (query, key, value)), tree.masks(sliding_window), strict=True)
+    parts = zip(*(x.split(tree.sizes, dim=2) for x in (query, key, value)), tree.masks(window), strict=True)
     outs = [
-        F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling).transpose(1, 2)
+        F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale).transpose(1, 2)
         for q, k, v, mask in parts
     ]
-    return torch.cat(outs, dim=1), None
+    return torch.cat(outs, dim=1)
 
 
-@lru_cache(maxsize=1)
-def _compiled_flex_attention() -> Callable[..., Tensor]:
+def attend_by_blocks(  # the parts of `attend`
+    query: Tensor, key: Tensor, value: Tensor, tree: Tree, window: int | None, scale: float | None
+) -> Tensor:
+    """[1, N, heads, d]: FlexAttention over the whole row, compiled; N is a multiple of its block size."""
+    grouped = query.shape[1] > key.shape[1]
+    out = compiled_flex()(query, key, value, tree.block_mask(window), scale, grouped)
+    return out.transpose(1, 2).contiguous()
+
+
+@cache
+def compiled_flex(backend: str | Callable[..., Any] = "inductor") -> Callable[..., Tensor]:
+    """FlexAttention, compiled for rows of any length.
+
+    With `fullgraph` what cannot be compiled raises. Otherwise torch would run it without a kernel, with a warning, and
+    hold the scores of all pairs of tokens.
+    """
+    import torch._dynamo.config as limits
+
+    limits.recompile_limit = max(limits.recompile_limit, _VARIANTS)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 2 * _VARIANTS)
+    return torch.compile(_flex, dynamic=True, fullgraph=True, backend=backend)
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, mask: Any, scale: float | None, grouped: bool) -> Tensor:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=True)
+    # Rows are filled to whole blocks: said here, it spares the kernel its checks of the row's end. The kernel option
+    # ROWS_GUARANTEED_SAFE would be wrong: a token sees itself, but nothing in the blocks of other groups.
+    torch._check(query.shape[2] % _FLEX_BLOCK == 0)
+    torch._check(key.shape[2] % _FLEX_BLOCK == 0)
+    return flex_attention(query, key, value, block_mask=mask, scale=scale, enable_gqa=grouped)
 
 
 AttentionInterface.register(NAME, attend)

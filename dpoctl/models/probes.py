@@ -14,11 +14,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from .. import log
 from ..errors import InputError
-from . import packed
+from . import attention_kernel, packed
+from .attention_kernel import TOLERANCE
 from .precision import full_precision
 
-# Largest difference, relative to the largest number, that rounding explains.
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 # Integers of such names bound what a token attends to, or how many tokens are computed together.
 _SPANS, _NO_SPANS = ("window", "chunk", "block", "local_attention", "span"), ("layers", "pattern", "multiple")
 _SHORTEST = 9
@@ -78,24 +77,55 @@ def agree(found: Tensor, expected: Tensor) -> bool:
 def can_pack(model: PreTrainedModel, longest: int) -> bool:
     """Whether a packed row gives a padded batch's hidden states, for texts of up to `longest` tokens; logged if not.
 
-    Tested once for each length of the probe. Sets the model's attention to `packed.attend`, which calls transformers'
-    SDPA attention where there is no tree, or back to its own.
+    Tested once for each length of the probe; where a GPU's kernel attends, it is tested too, in the precision in use
+    and, where gradients are, with its backward pass. Sets the model's attention to `packed.attend`, which calls
+    transformers' SDPA attention where there is no tree, or back to its own.
     """
     assumed = getattr(model, "_dpoctl_can_pack", None)
     if assumed is not None:
         return assumed
+    device = next(model.parameters()).device
+    packs = has_packed_numbers(model, longest)
+    if packs and packed.uses_flex(device):
+        autocast = torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else None
+        packs = has_attention_kernel(model, longest, device, dtype, learns=torch.is_grad_enabled())
+    wanted = packed.NAME if packs else model._dpoctl_attention
+    if model.config._attn_implementation != wanted:
+        model.set_attn_implementation(wanted)
+    return packs
+
+
+def has_packed_numbers(model: PreTrainedModel, longest: int) -> bool:
+    """Whether the model's code computes a packed row as it computes a padded batch; logged if not."""
     if not hasattr(model, "_dpoctl_packs"):
         model._dpoctl_packs, model._dpoctl_attention = {}, model.config._attn_implementation
+        model._dpoctl_calls = {}
     known: dict[int, bool] = model._dpoctl_packs
     length = probe_length(model, longest)
     if length not in known:
-        known[length] = _try_packing(model, length)
+        known[length], model._dpoctl_calls[length] = _try_packing(model, length)
         if not known[length]:
             log.say(f"{type(model).__name__}: batches are padded, because packing changes its hidden states")
-    wanted = packed.NAME if known[length] else model._dpoctl_attention
-    if model.config._attn_implementation != wanted:
-        model.set_attn_implementation(wanted)
     return known[length]
+
+
+def has_attention_kernel(
+    model: PreTrainedModel, longest: int, device: torch.device, dtype: torch.dtype | None, *, learns: bool
+) -> bool:
+    """Whether the device's kernel attends as `has_packed_numbers` found the model to; logged if not.
+
+    `dtype`: of the run's autocast (None: that of the weights); `learns`: its backward pass is needed.
+    """
+    for call in sorted(model._dpoctl_calls[probe_length(model, longest)], key=repr):
+        fault = attention_kernel.fault_of(attention_kernel.tried(call, longest, dtype), device, learns)
+        if fault:
+            said: set[str] = model.__dict__.setdefault("_dpoctl_said_padded", set())
+            if fault not in said:
+                said.add(fault)
+                log.warn(f"{type(model).__name__}: batches are padded, which is slower: {fault}")
+            return False
+    return True
 
 
 def assume(model: PreTrainedModel, *, packs: bool, plain_head: bool) -> None:
@@ -106,14 +136,16 @@ def assume(model: PreTrainedModel, *, packs: bool, plain_head: bool) -> None:
 
 
 @torch.no_grad()
-def _try_packing(model: PreTrainedModel, length: int) -> bool:
+def _try_packing(model: PreTrainedModel, length: int) -> tuple[bool, set[packed.Call]]:
+    """(whether packing keeps the hidden states, what attention was called with)."""
     trunk, device = trunk_of(model), next(model.parameters()).device
     if trunk is model and model.get_output_embeddings() is not None:
-        return False  # it gives no hidden states
+        return False, set()  # it gives no hidden states
     start = length // 2
     first, second, third = (probe_ids(model, n, seed) for n, seed in ((length, 0), (length, 1), (start, 2)))
     # two completions that share a prompt, and a text alone
     sequences = [(first, start), (first[:start] + second[start:-1], start), (third, 2)]
+    calls: set[packed.Call] = set()
     with full_precision(model, device):
         model.set_attn_implementation(model._dpoctl_attention)
         ids, at, ends = packed.pad(sequences, 0)
@@ -122,11 +154,12 @@ def _try_packing(model: PreTrainedModel, length: int) -> bool:
         try:
             model.set_attn_implementation(packed.NAME)
             row, tree, at, ends = packed.pack(sequences, 1 << 20, device, whole=True)
+            tree.calls = calls
             states = trunk(input_ids=row.to(device), use_cache=False, **packed.arguments(tree))
-            return agree(states.last_hidden_state.flatten(0, 1)[torch.cat([at, ends])], expected)
+            return agree(states.last_hidden_state.flatten(0, 1)[torch.cat([at, ends])], expected), calls
         except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as e:
             log.detail(f"{type(model).__name__} cannot take a packed row: {type(e).__name__}: {e}")
-            return False
+            return False, calls
 
 
 # --- causality -------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..runtime.fsdp_root import with_gathered_weights
-from .logprobs import Sequences, lay_out, micro_batches, response_rows, token_logps, trunk_states
+from .logprobs import Sequences, by_micro_batch, lay_out, response_rows, token_logps, trunk_states
 from .probes import trunk_of
 from .routing import RoutedTokens
 
@@ -31,10 +31,7 @@ def _last_token_rewards(model: PreTrainedModel, sequences: Sequences, routed: Ro
 @torch.no_grad()
 def rewards_of(model: PreTrainedModel, sequences: Sequences, *, tokens_per_batch: int) -> Tensor:
     """Rewards [N] float32 on the CPU, in micro-batches that keep a prompt's completions together."""
-    result = torch.empty(len(sequences))
-    for indices in micro_batches(sequences, tokens_per_batch):
-        result[indices] = last_token_rewards(model, [sequences[i] for i in indices]).cpu()
-    return result
+    return by_micro_batch(lambda part: last_token_rewards(model, part), sequences, tokens_per_batch=tokens_per_batch)
 
 
 class ActorCritic(nn.Module):

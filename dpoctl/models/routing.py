@@ -48,9 +48,10 @@ class RoutedTokens:
             self.tokens += float(weights.sum())
 
     def totals(self) -> Tensor:
-        """[E + 1] float64 on the CPU: how often each expert was chosen, and the tokens; they add up over batches."""
+        """[E + 1] float64: how often each expert was chosen, and the tokens; they add up over batches."""
         assert self.chosen is not None, "no forward pass has been recorded"
-        return torch.cat([self.chosen.double().cpu(), torch.tensor([self.tokens], dtype=torch.float64)])
+        chosen = self.chosen.double()
+        return torch.cat([chosen, chosen.new_full((1,), self.tokens)])
 
     def loss(self, totals: Tensor) -> Tensor:
         """This part's share of the loss of an update with these totals; differentiable."""

@@ -93,6 +93,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on a device; a GPU copies it from pinned memory, without waiting for the work that is queued."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def keep_freed_memory() -> None:
     """Let glibc keep freed blocks; by default it returns them to the system and page-faults them in at every step."""
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":

@@ -72,6 +72,11 @@ def local_part(tensor: Tensor) -> Tensor:
     return tensor.to_local() if _is_sharded_tensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that ranks may share, on every rank."""
+    return tensor.full_tensor() if _is_sharded_tensor(tensor) else tensor  # type: ignore[attr-defined]
+
+
 def _is_sharded_tensor(tensor: Tensor) -> bool:
     """Whether it is a DTensor; importing that class takes as long as starting a small run."""
     return hasattr(tensor, "to_local")

@@ -66,19 +66,19 @@ class Balance:
                 found = self._route(*task.texts(micro)).totals()
                 totals = found if totals.numel() == 0 else totals + found
         size = max(collectives.gather(totals.numel()))  # 0 on a rank without micro-batches
-        mine = totals if totals.numel() else torch.zeros(size, dtype=torch.float64)
+        mine = totals.cpu() if totals.numel() else torch.zeros(size, dtype=torch.float64)
         self.totals = collectives.sum_over_ranks(mine)
 
     def watch(self, counts: list[float]) -> RoutedTokens | None:
         """What a forward pass records its routing in; `counts` says how often each of its texts counts."""
         return RoutedTokens(counts, self.top_k) if self.coefficient else None
 
-    def loss(self, routed: RoutedTokens | None, share: float) -> tuple[Tensor | float, dict[str, tuple[float, float]]]:
+    def loss(self, routed: RoutedTokens | None, share: float) -> tuple[Tensor | float, dict[str, tuple[Tensor, float]]]:
         """(a micro-batch's part of the loss, what is logged); `share` of the update's rows are in the micro-batch."""
         if routed is None:
             return 0.0, {}
         value = routed.loss(routed.totals() if self.totals is None else self.totals)
-        return self.coefficient * value, {"router_aux_loss": (value.item(), share)}
+        return self.coefficient * value, {"router_aux_loss": (value.detach(), share)}
 
     def _route(self, sequences: Sequences, counts: list[float]) -> RoutedTokens:
         routed = RoutedTokens(counts, self.top_k)

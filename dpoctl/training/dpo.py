@@ -19,15 +19,15 @@ from ..objectives.preference import LOSSES, PairLogps
 from ..outputs.claims import Output
 from ..outputs.files import sha256_path
 from ..runtime import collectives, fsdp
+from ..runtime.devices import to_device
 from . import held_out as held_out_files
 from . import pairs, setup
 from .displacement import LogRatioMonitor
 from .frontier import FrontierEvaluation
-from .metrics import Meter
+from .metrics import Meter, Sums
 from .pair_task import PairTask
 from .pairs import PairBatch
 from .reference_cache import ReferenceCache
-from .task import Sums
 
 _LARGEST_START = {torch.float32: 1e-2}  # rounding of a sum over a response; other precisions: 2 nats
 
@@ -140,10 +140,10 @@ class DPO(PairTask):
         """The policy's and the reference's log-probs of a micro-batch's pairs."""
         device = self.compute.device
         policy = pairs.batch_logps(self.model, dataset.sequences, batch, routed)
-        reference = dataset.ref_logps[batch.completions].to(device)
+        reference = to_device(dataset.ref_logps[batch.completions], device)
         lengths = [float(len(dataset.pairs.completions[i])) for i in batch.completions]
-        tokens = torch.tensor(lengths, device=device)
-        w, l = batch.pairs.to(device).unbind(1)  # noqa: E741
+        tokens = to_device(torch.tensor(lengths), device)
+        w, l = to_device(batch.pairs, device).unbind(1)  # noqa: E741
         return PairLogps(policy[w], policy[l], reference[w], reference[l], tokens[w], tokens[l], batch_mean)
 
     @torch.no_grad()
@@ -183,7 +183,7 @@ class DPO(PairTask):
             mean = collectives.sum_over_ranks(total / (2 * pairs_of_all_ranks))
         for p in compared:
             losses = self.objective.loss(replace(p, batch_mean=mean), self.config.beta, **self.loss_options)
-            meter.add("loss", losses.double().sum().item(), float(len(p.chosen)))
+            meter.add("loss", losses.double().sum(), float(len(p.chosen)))
             meter.add_all(_sums(p, self.config.beta))
         return meter.take()
 
@@ -237,5 +237,4 @@ def _sums(p: PairLogps, beta: float) -> Sums:
         "length/chosen": p.chosen_tokens,
         "length/rejected": p.rejected_tokens,
     }
-    sums = torch.stack([v.detach().double().sum() for v in values.values()]).tolist()
-    return {name: (total, n) for name, total in zip(values, sums, strict=True)}
+    return {name: (value.detach().double().sum(), n) for name, value in values.items()}

@@ -43,7 +43,7 @@ def mask_of(lengths: list[int]) -> Tensor:
 
 
 def scatter(target: Tensor, rows: list[int], mask: Tensor, flat: Tensor) -> None:
-    """Write the per-token values [N] of some rows into `target` [B, T]."""
+    """Write the per-token values [N] float32 of some rows, on the CPU, into `target` [B, T]."""
     part = torch.zeros(len(rows), mask.shape[1])
-    part[mask[rows]] = flat.float().cpu()
+    part[mask[rows]] = flat
     target[rows] = part

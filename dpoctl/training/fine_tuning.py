@@ -14,11 +14,12 @@ from ..data.readers import Rows
 from ..models.logprobs import Sequences, response_token_logps
 from ..outputs.claims import Output
 from ..runtime import collectives, fsdp
+from ..runtime.devices import to_device
 from . import held_out as held_out_files
 from . import setup
 from .frontier import FrontierEvaluation
-from .metrics import Meter
-from .task import BatchTask, Sums, listed
+from .metrics import Meter, Sums
+from .task import BatchTask, listed
 
 
 class Micro(NamedTuple):
@@ -73,7 +74,8 @@ class FineTuning(BatchTask):
         logps, _ = response_token_logps(self.model, [(e.ids, e.start) for e in examples], routed=routed)
         if not any(e.gaps for e in examples):
             return logps
-        return logps[torch.tensor([kept for e in examples for kept in e.mask], device=logps.device)]
+        kept = [i for i, trained in enumerate(t for e in examples for t in e.mask) if trained]
+        return logps.index_select(0, to_device(torch.tensor(kept), logps.device))
 
     def texts(self, micro: Micro) -> tuple[Sequences, list[float]]:
         return [(e.ids, e.start) for e in micro.examples], [1.0] * len(micro.examples)
@@ -106,7 +108,8 @@ class FineTuning(BatchTask):
         with self.compute.autocast():
             for group in fsdp.in_lockstep(self.model, groups, self.dummy_loss):
                 logps = self._trained_logps(group)
-                meter.add("loss", -logps.double().sum().item(), float(len(logps)))
+                meter.add("loss", -logps.double().sum(), float(len(logps)))
+        meter.settle()
         return meter
 
 

@@ -17,7 +17,7 @@ from ..runtime import collectives, devices, fsdp, replicated, signals
 from ..runtime.fsdp_root import is_sharded
 from . import checkpoints
 from .metrics import Board, Log, Meter, rounded
-from .optimization import clip_gradients, learning_rate, make_optimizer
+from .optimization import clip_gradients, gradient_norm, learning_rate, make_optimizer
 from .rounding import SavedChanges
 from .summary import say_summary
 from .task import Task
@@ -135,23 +135,25 @@ class Trainer:
         """One optimizer step on micro-batches whose losses add up to the global mean, which is returned.
 
         Raises NumericalError, before the weights are changed, where loss or gradient norm is not finite; `where` names
-        the batch.
+        the batch. The host waits for the device once, when all passes are queued.
         """
-        totals = torch.zeros(2, dtype=torch.float64)  # loss, tokens
+        total, tokens = torch.zeros((), dtype=torch.float64, device=self.compute.device), 0
         for micro in fsdp.in_lockstep(self.model, micros, self._dummy_backward):
             with self.compute.autocast():
                 loss, sums = self.task.loss(micro)
             loss.backward()
-            totals[0] += loss.detach().double().cpu()
-            totals[1] += self.task.tokens(micro)
+            total += loss.detach().double()
+            tokens += self.task.tokens(micro)
             self.meter.add_all(sums)
         # Before the gradients, so that a lost rank is noticed where an error can still be reported.
-        mean, tokens = collectives.sum_over_ranks(totals).tolist()
+        self.tokens += int(collectives.sum_over_ranks(torch.tensor(tokens)))
         replicated.sum_gradients(self.model)
-        norm = clip_gradients(self.model, self.config.max_grad_norm)
-        self.tokens += int(tokens)
+        gradients = gradient_norm(self.model)
+        mine, norm = self.meter.settle(total, fsdp.full(gradients))
+        mean = float(collectives.sum_over_ranks(torch.tensor(mine, dtype=torch.float64)))
         if not (math.isfinite(mean) and math.isfinite(norm)):
             raise NumericalError(f"{where}: the loss is {mean}, the gradient norm {norm}", hint=self.last_good())
+        clip_gradients(self.model, self.config.max_grad_norm, gradients, norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._add("grad_norm", norm)

@@ -2,18 +2,39 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ..errors import InputError
 from ..outputs.files import json_line, writing
 from ..runtime import collectives
 
+Sums = dict[str, tuple[float | Tensor, Any]]
+"""name -> (total, weight) of a mean, or (value, min or max) of an extreme; tensors [] on any device are read later."""
+
+
+def read(values: Sequence[Tensor]) -> list[float]:
+    """The numbers of tensors [] as float64, in one copy from each device: the host waits once."""
+    found: dict[int, float] = {}
+    for device in {v.device for v in values}:
+        here = [i for i, v in enumerate(values) if v.device == device]
+        numbers = torch.stack([values[i].detach().double() for i in here]).tolist()
+        found |= dict(zip(here, numbers, strict=True))
+    return [found[i] for i in range(len(values))]
+
 
 class Meter:
-    """Sums and weights by name, and extremes; `take()` returns means and extremes over all ranks."""
+    """Sums and weights by name, and extremes; `take()` returns means and extremes over all ranks.
+
+    What `add_all` is given stays on its device until `settle`, or a method that needs the numbers.
+    """
 
     def __init__(self) -> None:
+        self.pending: list[Sums] = []
         self.sums: dict[str, float] = {}
         self.weights: dict[str, float] = {}
         self.lowest: dict[str, float] = {}
@@ -32,29 +53,42 @@ class Meter:
 
     @property
     def state(self) -> dict[str, dict[str, float]]:
+        self.settle()
         return {"sums": self.sums, "weights": self.weights, "lowest": self.lowest, "highest": self.highest}
 
     def restore(self, state: dict[str, dict[str, float]]) -> None:
-        for name in self.state:
+        self.pending = []
+        for name in ("sums", "weights", "lowest", "highest"):
             setattr(self, name, dict(state.get(name, {})))
 
-    def add(self, name: str, total: float, weight: float) -> None:
-        self.sums[name] = self.sums.get(name, 0.0) + total
-        self.weights[name] = self.weights.get(name, 0.0) + weight
+    def add(self, name: str, total: float | Tensor, weight: float) -> None:
+        self.add_all({name: (total, weight)})
 
-    def add_all(self, metrics: dict[str, tuple[float, Any]]) -> None:
+    def add_all(self, metrics: Sums) -> None:
         """Add metrics by name: (total, weight) of a mean, or (value, min) or (value, max) of an extreme."""
-        for name, (value, kind) in metrics.items():
+        self.pending.append(metrics)
+
+    def settle(self, *others: Tensor) -> list[float]:
+        """Add up what is pending, in the order in which it came; returns the numbers of `others`, read with it."""
+        pending, self.pending = [item for metrics in self.pending for item in metrics.items()], []
+        tensors = [value for _, (value, _) in pending if isinstance(value, Tensor)]
+        numbers = iter(read([*others, *tensors]))
+        first = [next(numbers) for _ in others]
+        for name, (value, kind) in pending:
+            number = next(numbers) if isinstance(value, Tensor) else value
             if kind is min:
-                self.lowest[name] = min(self.lowest.get(name, value), value)
+                self.lowest[name] = min(self.lowest.get(name, number), number)
             elif kind is max:
-                self.highest[name] = max(self.highest.get(name, value), value)
+                self.highest[name] = max(self.highest.get(name, number), number)
             else:
-                self.add(name, value, kind)
+                self.sums[name] = self.sums.get(name, 0.0) + number
+                self.weights[name] = self.weights.get(name, 0.0) + kind
+        return first
 
     def take(self) -> dict[str, float]:
         """Means and extremes over all ranks since the last call."""
         self.merge()
+        self.settle()
         means = {n: self.sums[n] / self.weights[n] for n in sorted(self.sums) if self.weights[n] > 0}
         taken = collectives.from_rank_0(means | dict(sorted(self.lowest.items())) | dict(sorted(self.highest.items())))
         self.restore({})

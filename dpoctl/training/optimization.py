@@ -4,7 +4,7 @@ import math
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..runtime import replicated
 
@@ -46,13 +46,15 @@ def make_optimizer(options: OptimizerOptions, model: nn.Module) -> torch.optim.O
     )
 
 
-def clip_gradients(model: nn.Module, limit: float) -> float:
-    """The norm of all gradients; gradients are scaled down to `limit` where it is larger (0: never)."""
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if limit and bool(norm > limit):  # otherwise skip a pass over all gradients
+def gradient_norm(model: nn.Module) -> Tensor:
+    """The norm [] of all gradients, on their device; of sharded ones a DTensor."""
+    return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+
+def clip_gradients(model: nn.Module, limit: float, norm: Tensor, value: float) -> None:
+    """Scale gradients down to the norm `limit` where theirs, whose value is known, is larger (limit 0: never)."""
+    if limit and value > limit:  # otherwise skip a pass over all gradients
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), limit, norm)
-    return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
 
 
 def learning_rate(options: ScheduleOptions, step: int, steps: int) -> float:

@@ -32,12 +32,14 @@ from ..models.rewards import make_critic
 from ..objectives import ppo
 from ..outputs.claims import Output
 from ..runtime import collectives
+from ..runtime.devices import to_device
 from . import setup
 from .balance import say_left_out
 from .experience import Episodes, Experience, in_order, mask_of, scatter
 from .frontier import FrontierEvaluation
 from .loop import Trainer
-from .task import Sums, Task, listed
+from .metrics import Sums
+from .task import Task, listed
 
 
 class Micro(NamedTuple):
@@ -206,16 +208,21 @@ class PPO(Task):
 
     def _token_values(self, episodes: Episodes, mask: Tensor) -> list[Tensor]:
         """[log-probs, values, reference log-probs, entropies], each [B, T], of all ranks' forward passes."""
-        tensors = [torch.zeros(mask.shape) for _ in range(4)]
         groups = list(micro_batches(episodes.sequences, self.config.tokens_per_batch))
-        for indices in groups[collectives.rank() :: collectives.world_size()]:
+        mine, found = groups[collectives.rank() :: collectives.world_size()], []
+        for indices in mine:
             batch = [episodes.sequences[i] for i in indices]
             with self.compute.autocast():
                 logps, values, entropies, _ = self.model(batch, self.config.temperature, entropy=True)
                 with self.as_reference():
                     ref_logps, _ = response_token_logps(self.reference, batch, self.config.temperature)
-            for target, flat in zip(tensors, (logps, values, ref_logps, entropies), strict=True):
-                scatter(target, indices, mask, flat)
+            found.append(torch.stack([x.float() for x in (logps, values, ref_logps, entropies)]))
+        tensors = [torch.zeros(mask.shape) for _ in range(4)]
+        if found:  # read from the device once
+            parts = torch.cat(found, dim=1).cpu().split([int(mask[indices].sum()) for indices in mine], dim=1)
+            for indices, part in zip(mine, parts, strict=True):
+                for target, flat in zip(tensors, part, strict=True):
+                    scatter(target, indices, mask, flat)
         for tensor in tensors:
             collectives.sum_over_ranks(tensor)  # each row is computed on one rank and 0 on the others
         return tensors
@@ -245,7 +252,7 @@ class PPO(Task):
         config, experience, group = self.config, self.experience, micro.members
         mask = experience.mask[group]
         old_logps, old_values, advantages, returns = (
-            t[group][mask].to(self.compute.device)
+            to_device(t[group][mask], self.compute.device)
             for t in (experience.logps, experience.values, experience.advantages, experience.returns)
         )
         logps, values, _, _ = self.model([self.episodes.sequences[i] for i in group], config.temperature)
@@ -259,8 +266,7 @@ class PPO(Task):
             "policy/approxkl_avg": 0.5 * (logps - old_logps) ** 2,
         }
         n = float(len(logps))
-        totals = torch.stack([x.detach().double().sum() for x in logged.values()]).tolist()
-        sums: Sums = {name: (total, n) for name, total in zip(logged, totals, strict=True)}
+        sums: Sums = {name: (x.detach().double().sum(), n) for name, x in logged.items()}
         return (policy.sum() + config.vf_coef * value.sum()) / micro.minibatch_tokens, sums
 
     def dummy_loss(self) -> Tensor:
@@ -296,9 +302,7 @@ class PPO(Task):
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
         start = time.monotonic()
-        yield
-        if self.compute.device.type == "cuda":
-            torch.cuda.synchronize(self.compute.device)
+        yield  # each part ends by reading results from the device
         self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - start
 
 

@@ -17,11 +17,12 @@ from ..models.logprobs import Sequences
 from ..models.rewards import last_token_rewards, rewards_of
 from ..objectives.reward import bradley_terry, calibration
 from ..outputs.claims import Output
+from ..runtime.devices import to_device
 from . import held_out as held_out_files
 from . import pairs, setup
+from .metrics import Sums
 from .pair_task import PairTask
 from .pairs import PairBatch
-from .task import Sums
 
 _MARGIN_EDGES = (0.0, 0.1, 0.25, 0.5, float("inf"))  # bins of the rows' score margins, for accuracy by margin
 _EVALUATIONS_PER_EPOCH = 4
@@ -95,7 +96,7 @@ class RewardModel(PairTask):
         sequences, counts = self.texts(micro)
         routed = self.balance.watch(counts)
         rewards = last_token_rewards(self.model, sequences, routed)
-        w, l = micro.pairs.to(self.compute.device).unbind(1)  # noqa: E741
+        w, l = to_device(micro.pairs, self.compute.device).unbind(1)  # noqa: E741
         margin = self._margins(micro.rows) if self.config.use_margins else 0.0
         loss = bradley_terry(rewards[w], rewards[l], margin).sum() / micro.n_global
         balance, logged = self.balance.loss(routed, len(w) / micro.n_global)
@@ -115,7 +116,7 @@ class RewardModel(PairTask):
         if None in margins:
             line = self.data.lines[rows[margins.index(None)]]
             raise InputError(f"line {line}: --use-margins needs a margin in every row", "or leave it out")
-        return torch.tensor(margins).to(self.compute.device)
+        return to_device(torch.tensor(margins), self.compute.device)
 
     # --- around the updates
 
@@ -207,9 +208,9 @@ def _sums(rewards: Tensor, w: Tensor, l: Tensor) -> Sums:  # noqa: E741
     """Sums and weights of what is logged: accuracy and margin over pairs, the reward over completions, its extremes."""
     margin = rewards[w] - rewards[l]
     return {
-        "accuracy": ((margin > 0).double().sum().item(), float(len(w))),
-        "margin": (margin.double().sum().item(), float(len(w))),
-        "mean_reward": (rewards.double().sum().item(), float(len(rewards))),
-        "min_reward": (rewards.min().item(), min),
-        "max_reward": (rewards.max().item(), max),
+        "accuracy": ((margin > 0).double().sum(), float(len(w))),
+        "margin": (margin.double().sum(), float(len(w))),
+        "mean_reward": (rewards.double().sum(), float(len(rewards))),
+        "min_reward": (rewards.min(), min),
+        "max_reward": (rewards.max(), max),
     }

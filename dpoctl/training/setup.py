@@ -9,7 +9,7 @@ from ..data.codec import Codec
 from ..data.encode import Limits
 from ..errors import InputError
 from ..inference.options import template_options
-from ..models import lora, precision, probes, rope
+from ..models import lora, packed, precision, probes, rope
 from ..models.blocks import blocks
 from ..models.hub import is_adapter, resolve
 from ..models.load import Loaded, context_length, load_codec, load_policy
@@ -122,16 +122,23 @@ def shard_model(config: ShardedTextOptions, model: Any, compute: Compute) -> Non
             "ranks would need different numbers of forward passes",
             hint=f"--max-length {switch.length}, or --parallel ddp",
         )
-    packs, plain, refusal = collectives.from_rank_0(_tried(model, longest) if collectives.rank() == 0 else None)
+    packs, plain, refusal = collectives.from_rank_0(
+        _tried(model, longest, compute) if collectives.rank() == 0 else None
+    )
     if refusal:
         raise InputError(*refusal)
     probes.assume(model, packs=packs, plain_head=plain)
     fsdp.shard(model, blocks(model), compute.device, compute.dtype)
 
 
-def _tried(model: Any, longest: int) -> tuple[bool, bool, tuple[str, str | None] | None]:
-    """(whether a model can be packed, whether its head is plain, why it is refused)."""
+def _tried(model: Any, longest: int, compute: Compute) -> tuple[bool, bool, tuple[str, str | None] | None]:
+    """(whether a model can be packed, whether its head is plain, why it is refused).
+
+    The model is in main memory; the kernel that will attend is tried on the device.
+    """
     packs = can_pack(model, longest)
+    if packs and packed.uses_flex(compute.device):
+        packs = probes.has_attention_kernel(model, longest, compute.device, compute.dtype, learns=True)
     try:
         if not packs:
             probes.require_causal(model)

@@ -15,12 +15,11 @@ from ..outputs.claims import Output
 from . import setup
 from .balance import Balance, coefficient_of
 from .frontier import FrontierEvaluation
+from .metrics import Sums
 from .options import BatchOptions, TrainingOptions
 
 if TYPE_CHECKING:
     from .loop import Trainer
-
-Sums = dict[str, tuple[float, Any]]  # name -> (total, weight) of a mean, or (value, min or max) of an extreme
 
 
 class Task(ABC):
@@ -81,7 +80,7 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, micro: Any) -> tuple[Tensor, Sums]:
-        """(loss, sums to log) of a micro-batch.
+        """(loss, sums to log) of a micro-batch, both on the device: neither is waited for.
 
         The loss is the micro-batch's share of the global mean: the losses of all micro-batches and ranks add up to it.
         """
