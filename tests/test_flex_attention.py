@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers as hf
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensorMode
 
 from dpoctl.models import attention_kernel, logprobs, packed, probes
 
@@ -138,28 +139,26 @@ def test_queries_and_keys_of_another_precision_are_attended_in_that_of_the_value
 def test_thirty_shapes_and_two_windows_are_few_variants(blocks):
     """Each of: with gradients or without, with a window or without; none for the length, or for a row of one block.
 
-    torch's limit of 8 would be reached by the reference, the policy and a scorer.
+    torch's limit of 8 would be reached by the reference, the policy and a scorer. Tensors are shapes without numbers.
     """
-    draw = torch.Generator().manual_seed(0)
-    lengths = set()
-    cases = [(window, learns) for window in (16, None) for learns in (False, True)]
+    lengths = []
 
     def attend(sequences) -> None:
         _, tree, _, _ = packed.pack(sequences, 64, CPU, whole=True)
-        lengths.add(len(tree.group))
-        states = [torch.randn(1, len(tree.group), n, 8, generator=draw).transpose(1, 2) for n in (4, 2, 2)]
-        for window, learns in cases:
+        lengths.append(len(tree.group))
+        states = [torch.randn(1, len(tree.group), n, 8).transpose(1, 2) for n in (4, 2, 2)]
+        for window, learns in ((16, False), (None, False), (16, True), (None, True)):
             with torch.set_grad_enabled(learns):
                 given = [x.requires_grad_(learns) for x in states]
                 packed.attend(None, *given, None, tree=tree, scaling=0.25, sliding_window=window)
 
-    for window, learns in cases:
-        assert attention_kernel.fault_of(packed.Call(4, 2, 8, 8, window, 0.25, torch.float32), CPU, learns) is None
-    assert blocks.frame_count == 4
-    for seed in range(30):
-        attend(some_sequences(1 + seed % 4, seed))
-    attend([([1, 2, 3], 1)])
-    assert len(lengths) > 3 and min(lengths) == 256
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        attend([([1] * 300, 1)])  # three blocks, a number that is not one of the heads', as the probe sees to
+        assert blocks.frame_count == 4
+        for seed in range(30):
+            attend(some_sequences(1 + seed % 6, seed))
+        attend([([1, 2, 3], 1)])
+    assert lengths[0] == 384 and lengths[-1] == 256 and len(set(lengths)) > 5
     assert blocks.frame_count == 4
     assert torch._dynamo.config.recompile_limit >= 64
 
@@ -167,10 +166,9 @@ def test_thirty_shapes_and_two_windows_are_few_variants(blocks):
 def test_a_run_of_a_model_with_two_windows_stays_below_the_limit(blocks):
     """Probe, reference, training and held-out batches: 8 variants at most, since the probe's inputs are not views."""
     model = build("gemma3")
-    for _ in range(2):
-        with torch.no_grad():
-            logprobs.summed_logps(model, some_sequences(2))
+    with torch.no_grad():
         logprobs.summed_logps(model, some_sequences(1))
+    logprobs.summed_logps(model, some_sequences(1))
     assert blocks.frame_count <= 8
 
 
