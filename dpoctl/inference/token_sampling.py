@@ -34,13 +34,14 @@ def uniforms(seed: int, prompt_key: str, k: int, n: int) -> np.ndarray:
 def sample_token(
     logits: torch.Tensor, u: torch.Tensor | None, *, temperature: float, top_k: int, top_p: float
 ) -> torch.Tensor:
-    """[rows] token ids on the CPU, drawn from softmax(logits / temperature), restricted to top-k, then to the top-p nucleus.
+    """[rows] token ids drawn from softmax(logits / temperature), restricted to top-k, then to the top-p nucleus.
 
     `logits` [rows, vocabulary] of any float dtype, `u` [rows] float64 in [0, 1). Temperature 0 takes the most likely
     token and needs no `u`. top_k 0 and top_p 1 exclude nothing; the nucleus is the smallest set of most likely tokens
     whose probability (renormalised after top-k) reaches top_p, at least one. A token of probability 0 is never drawn.
     `logits` in float32 are overwritten, because new memory at each step would cost as much as the arithmetic.
-    Raises NumericalError where a row holds a NaN or +infinity. The host waits for the device once, for the result.
+    Raises NumericalError where a row holds a NaN or +infinity. The result is on the CPU: the host waits for the device
+    once, with top-p again where the most likely tokens that are examined first hold too little.
     """
     highest = logits.amax(-1, keepdim=True)
     finite = highest[:, 0].isfinite()  # a NaN is the highest of its row
@@ -148,20 +149,19 @@ def _sample_nucleus(
     open_rows = list(range(len(weights)))
     examined = top_k if top_p >= 1 or top_k < weights.shape[-1] else min(_FIRST_NUCLEUS, top_k)
     while open_rows:
-        if len(open_rows) < len(u):
-            at = to_device(torch.tensor(open_rows), weights.device)
-            weights, u, finite = weights[at], u[at], finite[at]
-        largest, ids = weights.topk(examined)
+        at = to_device(torch.tensor(open_rows), weights.device)
+        part = weights[at]
+        largest, ids = part.topk(examined)
         largest = largest.double()
-        total = largest.sum(-1) if examined == top_k else weights.sum(-1, dtype=torch.float64)
+        total = largest.sum(-1) if examined == top_k else part.sum(-1, dtype=torch.float64)
         before = _running_sums(largest) - largest
         kept = before < (top_p * total)[:, None]
         kept[:, 0] = True
-        index, _ = _search(largest * kept, u)
+        index, _ = _search(largest * kept, u[at])
         tokens = ids.gather(-1, index[:, None])[:, 0]
         if examined < top_k:
             tokens = tokens.masked_fill(kept[:, -1], _UNDECIDED)
-        found = _read(tokens, finite)
+        found = _read(tokens, finite[at])
         chosen[open_rows] = found
         open_rows = [row for row, token in zip(open_rows, found.tolist(), strict=True) if token == _UNDECIDED]
         examined = min(examined * 8, top_k)
