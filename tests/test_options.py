@@ -55,6 +55,7 @@ PRESENT = {  # what makes a condition hold
     "row": 2,
     "field": "chosen",
     "json": True,
+    "device": "cpu",
 }
 COMBINED = {  # settings of several options, for conditions of several
     "sft": [{"eval_prompts": "p", "ref": "r"}, {"field": "chosen"}],

@@ -11,6 +11,7 @@ from .. import __version__, log
 from ..config.commands import COMMANDS
 from ..errors import DpoctlError
 from ..outputs.files import storage_error
+from ..runtime import determinism
 from . import docs, env, init, mistakes
 from .command import add_command
 from .help import Command, Group
@@ -83,6 +84,10 @@ def run(argv: list[str]) -> int:
         log.error(f"out of memory\nhint: {_MEMORY_HINT}")
         return 2
     except RuntimeError as e:  # torch's OutOfMemoryError is one; torch is not imported here to ask
+        if operation := determinism.missing(e):
+            hint = "leave --deterministic out, or use --device cpu"
+            log.error(f"--deterministic: {operation} has no deterministic algorithm on this device\nhint: {hint}")
+            return 2
         if "out of memory" not in str(e) and "can't allocate memory" not in str(e):
             raise
         log.error(f"out of memory ({str(e).splitlines()[0]})\nhint: {_MEMORY_HINT}")

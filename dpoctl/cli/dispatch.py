@@ -10,7 +10,7 @@ from ..config.shared import Common, Tabular
 from ..config.training import Training
 from ..outputs import manifests
 from ..outputs.stdout import print_json
-from ..runtime import pipes, rendezvous
+from ..runtime import determinism, pipes, rendezvous
 from . import torchrun_rows, torchrun_training
 from .claiming import inputs_of, run_claimed, stage
 
@@ -44,6 +44,7 @@ def run_stage(name: str, config: Any) -> int:
 
 
 def _run(name: str, config: Any) -> int:
+    determinism.ask(getattr(config, "deterministic", False))
     if rendezvous.world_size() > 1 and isinstance(config, Training):
         return torchrun_training.run(name, config)
     if rendezvous.world_size() > 1 and isinstance(config, Sharded):

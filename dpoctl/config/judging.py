@@ -9,6 +9,7 @@ from .schema import NAME_OR_FILE, amended, option
 from .shared import (
     DATA,
     JUDGE,
+    OFF_CPU,
     PEOPLE,
     SCORING,
     SERVER,
@@ -30,6 +31,7 @@ _ASKED = one_of("backend", "openai", "human")  # a scorer is not asked a questio
 
 @amended(
     device={"panel": SCORING, "when": _SCORER},
+    deterministic={"panel": SCORING, "when": all_of(_SCORER, OFF_CPU)},
     dtype={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
     score_text={"panel": SCORING, "when": _SCORER},
     scorer_revision={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},

@@ -30,6 +30,8 @@ SAVE_DTYPES = ("float32", "bfloat16", "float16")
 TEMPLATE_OPTIONS = ("chat_template_kwargs", "template_date", "rendered")  # of Templates
 
 EVAL_PROMPTS: When = given("eval_prompts")
+# a CPU computes deterministically in any case
+OFF_CPU = When(lambda c: c.device != "cpu", lambda c: "with --device cpu", "on a GPU")
 
 
 def names_models(name: str) -> When:
@@ -79,6 +81,13 @@ class OnDevice:
         DEVICES,
         identity=False,
         metavar="DEVICE",
+    )
+    deterministic: bool = option(
+        False,
+        "On a GPU: use deterministic algorithms only, so that equal commands give equal bytes; slower.",
+        DEVICES,
+        identity=False,
+        when=OFF_CPU,
     )
 
 

@@ -126,13 +126,16 @@ def _search(weights: torch.Tensor, u: torch.Tensor) -> tuple[torch.Tensor, torch
 
 
 def _running_sums(weights: torch.Tensor) -> torch.Tensor:
-    """The running sums [rows, n] of float64 weights that are not negative; the same at each call, on any device.
+    """The running sums [rows, n] of float64 weights that are not negative; equal calls give equal sums."""
+    return weights.cumsum(-1) if weights.device.type == "cpu" else _sums_of_integers(weights)
 
-    A GPU sums floats in an order that may change, so that it sums integers there: multiples of a row's largest weight
-    over 2^52 / n, which float64 holds exactly. Smaller weights, which are never drawn there, are less than 1e-10 of it.
+
+def _sums_of_integers(weights: torch.Tensor) -> torch.Tensor:
+    """Running sums for a GPU, which adds floats in an order that may change.
+
+    Weights are rounded down to multiples of their row's largest over about 2^51 / n, whose sums float64 holds exactly.
+    What is less than one multiple is never drawn: below 1e-10 of the largest weight for n of 10,000.
     """
-    if weights.device.type == "cpu":
-        return weights.cumsum(-1)
     unit = weights.amax(-1, keepdim=True) / 2.0 ** (52 - weights.shape[-1].bit_length())
     return torch.where(unit > 0, weights / unit, 0.0).long().cumsum(-1).double() * unit
 

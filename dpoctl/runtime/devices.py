@@ -14,7 +14,7 @@ import torch
 
 from .. import log
 from ..errors import InputError
-from . import collectives
+from . import collectives, determinism
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -55,6 +55,7 @@ def pick_device(name: str) -> torch.device:
         if device.type == "cuda" and os.environ.get("LOCAL_RANK"):
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
+        determinism.apply(device.type)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as e:
         raise InputError(
