@@ -6,6 +6,7 @@ texts for a probe are longer than those spans of the configuration that the text
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -94,6 +95,20 @@ def can_pack(model: PreTrainedModel, longest: int) -> bool:
     if model.config._attn_implementation != wanted:
         model.set_attn_implementation(wanted)
     return packs
+
+
+@contextmanager
+def without_packing(model: PreTrainedModel) -> Iterator[None]:
+    """Batches of the model are padded."""
+    before = model.__dict__.get("_dpoctl_can_pack")
+    model._dpoctl_can_pack = False
+    try:
+        yield
+    finally:
+        if before is None:
+            del model._dpoctl_can_pack
+        else:
+            model._dpoctl_can_pack = before
 
 
 def has_packed_numbers(model: PreTrainedModel, longest: int) -> bool:

@@ -21,7 +21,7 @@ from ..outputs.files import sha256_path
 from ..runtime import collectives, fsdp
 from ..runtime.devices import to_device
 from . import held_out as held_out_files
-from . import pairs, setup
+from . import pairs, setup, start_check
 from .displacement import LogRatioMonitor
 from .frontier import FrontierEvaluation
 from .metrics import Meter, Sums
@@ -29,7 +29,7 @@ from .pair_task import PairTask
 from .pairs import PairBatch
 from .reference_cache import ReferenceCache
 
-_LARGEST_START = {torch.float32: 1e-2}  # rounding of a sum over a response; other precisions: 2 nats
+_LARGEST_START = 1e-2  # float32's rounding of a sum over a response
 
 
 class Dataset(NamedTuple):
@@ -192,17 +192,31 @@ class DPO(PairTask):
 
     @torch.no_grad()
     def _check_start(self) -> None:
-        """Check, before the first update, that a policy that starts from its reference has log-ratios of 0."""
-        if not self.objective.needs_reference or self.output.resuming:
+        """Check, before the first update, log-probs against those of each text alone, and log-ratios to be 0.
+
+        The latter where the policy starts from its reference: they differ by how batches are packed, so by rounding.
+        """
+        if self.output.resuming:
             return
+        micros, bound = self.micro_batches(0), None
+        if self.compute.dtype != torch.float32:
+            texts = [text for micro in micros[:1] for text in self.texts(micro)[0]]
+            rounding = start_check.measure(self.model, texts, self.compute, self.dummy_loss)
+            rounding.require_right_packing()
+            bound = rounding.bound
+        if self.objective.needs_reference:
+            self._check_log_ratios(micros, bound)
+
+    def _check_log_ratios(self, micros: list[Micro], bound: float | None) -> None:
+        """`bound`: the largest log-ratio by the root of a completion's tokens; None: `_LARGEST_START` for each."""
         with self.compute.autocast():
-            micros = fsdp.in_lockstep(self.model, self.micro_batches(0), self.dummy_loss)
-            compared = [self._pair_logps(micro.batch, self.train_set) for micro in micros]
-        on_this_rank = max((float(torch.stack([p.c, p.r]).abs().max()) for p in compared), default=0.0)
-        largest = max(collectives.gather(on_this_rank))
+            in_lockstep = fsdp.in_lockstep(self.model, micros, self.dummy_loss)
+            compared = [self._pair_logps(micro.batch, self.train_set) for micro in in_lockstep]
+        every = collectives.gather([_largest_ratios(p) for p in compared])
+        largest, by_root = (max((x[i] for found in every for x in found), default=0.0) for i in (0, 1))
         config = self.config
         same = sha256_path(resolve(*config.reference)) == sha256_path(resolve(config.model, config.revision))
-        if same and largest > _LARGEST_START.get(self.compute.dtype, 2.0):
+        if same and (largest > _LARGEST_START if bound is None else by_root > bound):
             raise NumericalError(
                 f"policy and reference are the same model, yet a log-ratio of the first batch is {largest:.3g}",
                 hint="was the cache written by other software or hardware? try another --cache-dir",
@@ -214,6 +228,12 @@ class DPO(PairTask):
 def method_name(config: TrainDPO) -> str:
     """The name of the method in evaluation rows."""
     return "dpo" if config.loss == "sigmoid" else config.loss
+
+
+def _largest_ratios(p: PairLogps) -> tuple[float, float]:
+    """The largest log-ratio of a micro-batch's completions, and the largest by the root of a completion's tokens."""
+    ratios, tokens = torch.cat([p.c, p.r]).abs(), torch.cat([p.chosen_tokens, p.rejected_tokens])
+    return float(ratios.max()), float((ratios / tokens.sqrt()).max())
 
 
 def _only(p: PairLogps, rows: list[int], members: set[int]) -> PairLogps:
