@@ -218,8 +218,8 @@ def lay_out(
         parts.append(part)
     owner = torch.tensor([i for i, (s, start) in enumerate(sequences) for _ in range(start, len(s))])
     targets = torch.tensor([t for s, start in sequences for t in s[start:]])
-    places = (to_device(each, device) for each in (torch.cat(at), owner, targets, ends))
-    return Layout(parts, *places, routed)
+    at_rows, owner, targets, ends = (to_device(each, device) for each in (torch.cat(at), owner, targets, ends))
+    return Layout(parts, at_rows, owner, targets, ends, routed)
 
 
 def _token_counts(model: PreTrainedModel, part: Part, sequences: Sequences, counts: list[float]) -> Tensor:

@@ -148,9 +148,11 @@ def pack(
             each.extend([filler] * room)
         sizes.append(room)
     # int32, since FlexAttention's kernels load them for each pair of blocks
-    places = [to_device(torch.tensor(x, dtype=torch.int32), device) for x in (group, branch, position)]
+    of_group, of_branch, at_position = (
+        to_device(torch.tensor(x, dtype=torch.int32), device) for x in (group, branch, position)
+    )
     linear = [len(members) == 1 for members in groups] + [True] * (len(sizes) - len(groups))
-    tree = Tree(*places, sizes, linear, max(position) + 1, filler=room)
+    tree = Tree(of_group, of_branch, at_position, sizes, linear, max(position) + 1, filler=room)
     return torch.tensor([ids]), tree, torch.tensor([row for rows in at for row in rows]), torch.tensor(ends)
 
 

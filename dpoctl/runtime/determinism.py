@@ -21,12 +21,13 @@ def ask(wanted: bool) -> None:
 def apply(kind: str) -> None:
     """Set torch's algorithms as asked for devices of a kind; a CPU, where all are deterministic, is left as it is."""
     import torch
+    from torch.utils import deterministic
 
     wanted = _asked and kind != "cpu"
     if wanted == torch.are_deterministic_algorithms_enabled():
         return
     torch.use_deterministic_algorithms(wanted)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # all memory is written before it is read
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # all memory is written before it is read
 
 
 def missing(error: BaseException) -> str | None:

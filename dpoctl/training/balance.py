@@ -12,6 +12,7 @@ from ..models.pretrained import loaded_setting
 from ..models.routing import RoutedTokens, routing_options
 from ..runtime import collectives, fsdp
 from ..runtime.fsdp_root import with_gathered_weights
+from .metrics import Sums
 
 
 def coefficient_of(model: Any, given: float | None) -> float:
@@ -73,7 +74,7 @@ class Balance:
         """What a forward pass records its routing in; `counts` says how often each of its texts counts."""
         return RoutedTokens(counts, self.top_k) if self.coefficient else None
 
-    def loss(self, routed: RoutedTokens | None, share: float) -> tuple[Tensor | float, dict[str, tuple[Tensor, float]]]:
+    def loss(self, routed: RoutedTokens | None, share: float) -> tuple[Tensor | float, Sums]:
         """(a micro-batch's part of the loss, what is logged); `share` of the update's rows are in the micro-batch."""
         if routed is None:
             return 0.0, {}
