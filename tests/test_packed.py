@@ -155,3 +155,32 @@ def test_bfloat16_stays_near_float32():
     assert all(g.dtype == torch.float32 for g in grads.values())
     off = sum((grads[n] - g).norm() ** 2 for n, g in exact_grads.items()) ** 0.5
     assert off < 0.02 * sum(g.norm() ** 2 for g in exact_grads.values()) ** 0.5
+
+
+def test_logits_that_keep_the_float32_sums_of_products_are_one_rounding_less(monkeypatch):
+    """What a GPU does, with its product replaced by the float32 product of the rounded numbers: the same sums."""
+    draw = torch.Generator().manual_seed(0)
+    rows, weight = (torch.randn(n, 64, generator=draw).bfloat16() for n in (200, 3000))
+    rows = rows * 0.7  # logits of up to 25
+    bias, targets = torch.randn(3000, generator=draw), torch.randint(0, 3000, (200,), generator=draw)
+    exact = (rows.double() @ weight.double().t() + bias.double()).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    rounded = tiled_head.token_logps(rows, weight, bias, targets)
+    product = torch.mm
+
+    def wide(a, b, out_dtype=None, **options):
+        return product(a.float(), b.float()) if out_dtype else product(a, b, **options)
+
+    monkeypatch.setattr(tiled_head, "keeps_float32_sums", lambda device, dtype: dtype == torch.bfloat16)
+    monkeypatch.setattr(torch, "mm", wide)
+    kept = tiled_head.token_logps(rows, weight, bias, targets)
+    errors = [(found.double() - exact).square().mean().sqrt() for found in (rounded, kept)]
+    assert kept.dtype == torch.float32 and errors[1] < 1e-4 < errors[0]
+    output = torch.nn.Linear(64, 3000, dtype=torch.bfloat16)
+    assert tiled_head.logits(output, rows).dtype == torch.float32
+    assert tiled_head.logits(output.float(), rows.float()).dtype == torch.float32
+
+
+def test_a_cpu_has_no_such_product_and_computes_as_before():
+    assert not tiled_head.keeps_float32_sums(torch.device("cpu"), torch.bfloat16)
+    with pytest.raises(NotImplementedError):
+        torch.mm(torch.ones(2, 2).bfloat16(), torch.ones(2, 2).bfloat16(), out_dtype=torch.float32)
