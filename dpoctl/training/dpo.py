@@ -11,13 +11,11 @@ from ..config.training import TrainDPO
 from ..data.encode import PairData, encode_pairs
 from ..data.readers import Rows
 from ..errors import NumericalError
-from ..models.hub import resolve
 from ..models.load import require_same_tokenizer
 from ..models.logprobs import Sequences, summed_logps
 from ..models.routing import RoutedTokens
 from ..objectives.preference import LOSSES, PairLogps
 from ..outputs.claims import Output
-from ..outputs.files import sha256_path
 from ..runtime import collectives, fsdp
 from . import held_out as held_out_files
 from . import pairs, setup
@@ -88,7 +86,7 @@ class DPO(PairTask):
         if not self.objective.needs_reference:
             return Dataset(data, sequences, torch.zeros(len(sequences)))
         key = {
-            "weights": sha256_path(resolve(*config.reference)),
+            "weights": setup.content_of(*config.reference),
             "tokenizer": self.codec.fingerprint,
             "dtype": str(self.compute.dtype),
             "device": self.compute.device.type,
@@ -201,7 +199,7 @@ class DPO(PairTask):
         on_this_rank = max((float(torch.stack([p.c, p.r]).abs().max()) for p in compared), default=0.0)
         largest = max(collectives.gather(on_this_rank))
         config = self.config
-        same = sha256_path(resolve(*config.reference)) == sha256_path(resolve(config.model, config.revision))
+        same = setup.content_of(*config.reference) == setup.content_of(config.model, config.revision)
         if same and largest > _LARGEST_START.get(self.compute.dtype, 2.0):
             raise NumericalError(
                 f"policy and reference are the same model, yet a log-ratio of the first batch is {largest:.3g}",
