@@ -102,7 +102,7 @@ def test_a_requeued_job_waits_in_vain_no_longer_than_its_limit_or_a_signal(tmp_p
 
 
 def test_processes_that_want_the_hash_of_a_large_file_compute_it_once(tmp_path, monkeypatch):
-    """As the ranks of a node do, with the model: here threads, each with a file description, and so a lock, of its own."""
+    """As the ranks of a node do: here threads, each with a file description, and so a lock, of its own."""
     monkeypatch.setattr(files, "_HASH_IN_TURN_FROM", 1 << 20)
     path, computed = tmp_path / "weights", []
     path.write_bytes(b"a" * (1 << 20))

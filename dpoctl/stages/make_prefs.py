@@ -51,7 +51,9 @@ def run(config: MakePrefs, output: Output) -> None:
     metrics = of_make_prefs(counts)
     writer.finish(metrics | sampler.prompt_set.skipped, sampler.cost(), shard.record(counts))
     rate = (counts["samples"] - before) / max(seconds, 1e-9)
-    say_preferences(config.out, metrics, f"{rate:.1f} samples/s", None if config.shard else counts.get("score_types", {}))
+    say_preferences(
+        config.out, metrics, f"{rate:.1f} samples/s", None if config.shard else counts.get("score_types", {})
+    )
 
 
 def _pairs(config: MakePrefs, rows: list[dict], keys: list[float], counts: dict) -> list[dict]:
