@@ -3,7 +3,7 @@
 1   internal error: any other exception that escapes a command, shown with its traceback
 2   invalid input or missing resources: options, files, rows, models; a full disk, no permission, out of memory
 3   numerical failure: a non-finite loss, a KL out of bounds
-75  stopped with the state saved; rerunning the command resumes
+75  stopped with the state saved, or another process is writing the output; rerunning the command resumes
 """
 
 import difflib
@@ -44,6 +44,12 @@ class NumericalError(DpoctlError):
 
 class Interrupted(DpoctlError):
     """Stopped on request with the state saved; rerunning the command resumes."""
+
+    exit_code = 75
+
+
+class OutputInUse(DpoctlError):
+    """Another process is writing the output; rerunning the command resumes or finds it complete."""
 
     exit_code = 75
 

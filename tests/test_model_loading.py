@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from dpoctl.errors import InputError
+from dpoctl.models import hub, load
 from dpoctl.models.hub import resolve
 from dpoctl.models.load import context_length, end_tokens, load_classifier, load_policy, load_tokenizer, untrained
 
@@ -239,3 +240,23 @@ def test_a_broken_generation_config_is_refused(tmp_path, content):
     with pytest.raises(InputError, match="generation_config.json: cannot be read") as error:
         end_tokens(str(tmp_path))
     assert "eos_token_id" in error.value.hint
+
+
+def test_the_shape_of_a_hub_model_needs_no_weights(tmp_path, monkeypatch):
+    """A rank that gets its shard later fetches configuration and tokenizer alone; an adapter it fetches whole."""
+    asked = []
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / file).write_text("{}")
+
+    def fetch(path, revision, patterns):
+        asked.append(patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "_fetch", fetch)
+
+    assert load._folder("some/model", None, False, "meta") == str(tmp_path)
+    assert len(asked) == 1 and "*.safetensors" not in asked[0]
+    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    load._folder("some/model", None, False, "meta")
+    assert "*.safetensors" in asked[-1]

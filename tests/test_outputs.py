@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from dpoctl.cli.app import run
-from dpoctl.errors import InputError, StorageError
+from dpoctl.errors import InputError, OutputInUse, StorageError
 from dpoctl.outputs import claims, files, manifests
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -111,8 +111,9 @@ def test_an_output_is_locked_until_its_process_ends(tmp_path):
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(InputError, match="another dpoctl process is writing it"), claim(tmp_path / "run"):
+    with pytest.raises(OutputInUse, match="another dpoctl process is writing it") as refused, claim(tmp_path / "run"):
         pass
+    assert refused.value.exit_code == 75
     holder.kill()
     holder.wait()
     with claim(tmp_path / "run") as output:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -221,9 +222,10 @@ def test_two_ranks_write_a_shard_each_and_rank_0_merges_them(inputs, run, here):
     # a file of other options that is named like the shard of rank 1 is not taken for it
     run(*args, "--seed", "5", "--shard", "2/2", "--out", "ranks.shard-0002-of-0002.jsonl")
     processes = [rank(here, i, 2, *ranked, "--overwrite") for i in (0, 1)]
-    for process in processes:
-        _, said = process.communicate(timeout=120)
-        assert process.returncode == 0, said
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    bars = re.findall(r"^  \d\.\d-\d\.\d #* *(\d+)$", "".join(said), re.M)  # one histogram, of all samples
+    assert len(bars) == 10 and sum(map(int, bars)) == here.manifest("ranks.jsonl")["metrics"]["samples"]
     for name in (".jsonl", ".samples.jsonl"):
         assert here.digest(f"ranks{name}") == here.digest(f"alone{name}")
     assert here.manifest("ranks.shard-0002-of-0002.jsonl")["shard"]["number"] == 2

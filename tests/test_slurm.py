@@ -1,9 +1,11 @@
 """recipes/slurm without Slurm: shellcheck, and the payload of each file with stand-ins for Slurm's programs."""
 
+import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,8 +26,16 @@ SCONTROL = """#!/bin/bash
 echo "scontrol $*" >> "$ASKED"
 if [ "$1" = show ]; then echo localhost; fi
 """
+# srun forwards SIGUSR1 to its task and answers SIGTERM with SIGKILL ("forcing job termination")
 SRUN = """#!/bin/bash
-exec "$@"
+"$@" &
+task=$!
+trap 'kill -USR1 $task' USR1
+trap 'kill -KILL $task' TERM
+code=0
+wait $task || code=$?
+while kill -0 $task 2>/dev/null; do code=0; wait $task || code=$?; done
+exit $code
 """
 # sbatch runs the job at once, each task of an array in turn
 SBATCH = """#!/bin/bash
@@ -94,7 +104,8 @@ def slurm(tmp_path, monkeypatch):
     }
     for name, value in job.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    for name in ("SLURM_RESTART_COUNT", "OMP_NUM_THREADS", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
     (tmp_path / "asked").write_text("")
     return programs
 
@@ -129,32 +140,44 @@ def test_shellcheck(path):
 def test_a_batch_file_asks_for_a_signal_in_time_and_may_be_requeued(path):
     head = re.findall(r"^#SBATCH (.*)$", path.read_text(), re.MULTILINE)
     assert {"--signal=B:USR1@120", "--requeue", "--open-mode=append"} <= set(head)
-    assert int(re.search(r"--shutdown-timeout (\d+)", (SLURM / "run.sh").read_text())[1]) < 120
+    assert int(re.search(r"_SHUTDOWN_TIMEOUT:-(\d+)", (SLURM / "ranks.sh").read_text())[1]) < 120
 
 
-def test_a_job_stopped_under_torchrun_is_requeued_and_finishes(world, slurm, monkeypatch):
+@pytest.mark.parametrize("file", ["one-node.sbatch", "several-nodes.sbatch"])
+def test_a_job_stopped_under_torchrun_is_requeued_and_finishes(world, slurm, monkeypatch, file):
     """The first job gets the signal before its time limit; the second resumes and completes the run."""
     monkeypatch.setenv("XDG_CACHE_HOME", world.env["XDG_CACHE_HOME"])
+    monkeypatch.setenv("SLURM_NNODES", "1")
+    monkeypatch.setenv("PORT", str(free_port()))
     out = world.folder / "batch"
-    job = start("one-node.sbatch", "batch", *SFT, cwd=world.folder)
+    shutil.rmtree(out, ignore_errors=True)
+    job = start(file, "batch", *SFT, cwd=world.folder)
     wait_until(lambda: lines_in(out / "metrics.jsonl"), job)
     job.send_signal(signal.SIGUSR1)
     job.send_signal(signal.SIGUSR1)  # Slurm may send it twice; the second must not reach the command
     _, said = job.communicate(timeout=60)
     assert job.returncode == 0 and "batch: resumable" in said, said
-    assert asked(slurm) == ["scontrol requeue 41"]
+    assert asked(slurm)[-1] == "scontrol requeue 41"
     assert not (out / "manifest.json").exists() and list((out / "checkpoints").glob("step-*"))
 
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     job = start("one-gpu.sbatch", "batch", *SFT, cwd=world.folder)
     _, said = job.communicate(timeout=120)
     assert job.returncode == 0 and "resuming after update" in said and "batch: complete" in said, said
-    assert asked(slurm) == ["scontrol requeue 41"]
+    assert asked(slurm).count("scontrol requeue 41") == 1
     assert world.rows("batch/metrics.jsonl")[-1]["step"] == 40
+    assert not list(world.folder.glob(".exit-codes*"))
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def fake(slurm: Path, name: str, text: str) -> None:
     (slurm / name).write_text(f"#!/bin/bash\n{text}\n")
+    (slurm / name).chmod(0o755)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +186,8 @@ def fake(slurm: Path, name: str, text: str) -> None:
         ("mkdir -p runs; touch runs/.plan.json; exit 1", 0, 0, True),  # a dead rank, by torchrun's code
         ("mkdir -p runs; touch runs/.plan.json; exit 1", 2, 75, False),  # it died each time
         ("mkdir -p runs; touch runs/.plan.json; exit 3", 0, 3, False),  # the numbers stay wrong
+        ("mkdir -p runs; touch runs/.plan.json; exit 75", 1, 0, True),  # the lock of a dead node still stands
+        ("exit 75", 0, 75, False),  # held by another job, which has written nothing yet
         ("exit 2", 0, 2, False),
         ("mkdir -p runs; touch runs/manifest.json", 0, 0, False),
         ("mkdir -p runs; touch runs/manifest.json; exit 1", 0, 0, False),  # complete, whatever happened at the exit
@@ -187,20 +212,83 @@ def test_a_complete_output_with_changed_options_fails_the_job(slurm, tmp_path):
 
 @pytest.mark.parametrize("file", ["one-node.sbatch", "several-nodes.sbatch"])
 def test_torchrun_accepts_the_command_line(slurm, tmp_path, monkeypatch, file):
-    """By torchrun's own parser: the signal is forwarded, ranks have the time to save, and the command arrives whole."""
+    """By torchrun's own parser, without an option that came after torch 2.0; the command arrives whole."""
     from torch.distributed.run import get_args_parser
 
-    fake(slurm, "torchrun", 'printf "%s\\n" "$@" > given; mkdir -p runs; touch runs/manifest.json')
+    fake(slurm, "torchrun", 'printf "%s\\n" "$@" > given; mkdir -p runs; touch runs/manifest.json; env > environment')
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "64")
     job = start(file, "runs", "train-dpo", "--model", "a b", "--beta", "0.1", cwd=tmp_path)
     _, said = job.communicate(timeout=20)
     assert job.returncode == 0, said
-    given = get_args_parser().parse_args((tmp_path / "given").read_text().splitlines())
-    assert given.nproc_per_node == "4" and "SIGUSR1" in given.signals_to_handle and given.shutdown_timeout == 100
-    assert given.module and given.training_script == "dpoctl"
+    words = (tmp_path / "given").read_text().splitlines()
+    given = get_args_parser().parse_args(words)
+    old = {"--nproc-per-node", "--standalone", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"}
+    assert {word for word in words[: words.index("dpoctl")] if word.startswith("--")} <= old
+    assert given.nproc_per_node == "4" and given.module and given.training_script == "dpoctl"
     assert given.training_script_args == ["train-dpo", "--model", "a b", "--beta", "0.1", "--out", "runs"]
     if file == "several-nodes.sbatch":
         assert (given.nnodes, given.rdzv_endpoint, given.rdzv_id) == ("2", "localhost:29500", "41")
+    assert {
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=100",
+        "OMP_NUM_THREADS=16",
+        "SRUN_CPUS_PER_TASK=64",
+        "PYTORCH_ALLOC_CONF=expandable_segments:True",
+    } <= set((tmp_path / "environment").read_text().splitlines())
+
+
+def test_settings_of_the_user_are_kept(slurm, tmp_path, monkeypatch):
+    fake(slurm, "torchrun", "mkdir -p runs; touch runs/manifest.json; env > environment")
+    mine = {"OMP_NUM_THREADS": "3", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64", "SRUN_CPUS_PER_TASK": "5"}
+    mine |= {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "300"}
+    for name, value in (mine | {"SLURM_CPUS_PER_TASK": "64"}).items():
+        monkeypatch.setenv(name, value)
+    job = start("one-node.sbatch", "runs", "train-dpo", cwd=tmp_path)
+    _, said = job.communicate(timeout=20)
+    assert job.returncode == 0, said
+    found = dict(line.split("=", 1) for line in (tmp_path / "environment").read_text().splitlines() if "=" in line)
+    assert {name: found.get(name) for name in mine} == mine and "PYTORCH_ALLOC_CONF" not in found
+
+
+@pytest.mark.parametrize("file", ["one-gpu.sbatch", "one-node.sbatch", "several-nodes.sbatch"])
+def test_a_set_up_file_and_a_container(slurm, tmp_path, monkeypatch, file):
+    """The set-up may read unset variables, as `module` does; the container's words come before the command's."""
+    (tmp_path / "setup.sh").write_text('export LOADED="gcc$OF_NO_MODULE"\n')
+    fake(slurm, "apptainer", 'echo "$LOADED $*" > inside; shift 3; exec "$@"')
+    for name in ("dpoctl", "torchrun"):
+        fake(slurm, name, "mkdir -p runs; touch runs/manifest.json")
+    monkeypatch.setenv("DPOCTL_SETUP", str(tmp_path / "setup.sh"))
+    monkeypatch.setenv("DPOCTL_CONTAINER", "apptainer exec --nv dpoctl.sif")
+    job = start(file, "runs", "sft", cwd=tmp_path)
+    _, said = job.communicate(timeout=20)
+    assert job.returncode == 0, said
+    program = "dpoctl sft" if file == "one-gpu.sbatch" else "torchrun --nproc-per-node 1"
+    assert (tmp_path / "inside").read_text().startswith(f"gcc exec --nv dpoctl.sif {program}")
+
+
+def test_a_set_up_that_fails_fails_the_job(slurm, tmp_path, monkeypatch):
+    (tmp_path / "setup.sh").write_text("false\n")
+    fake(slurm, "dpoctl", "touch ran")
+    monkeypatch.setenv("DPOCTL_SETUP", str(tmp_path / "setup.sh"))
+    job = start("one-gpu.sbatch", "runs", "sft", cwd=tmp_path)
+    job.communicate(timeout=20)
+    assert job.returncode == 1 and not (tmp_path / "ran").exists() and asked(slurm) == []
+
+
+def test_out_of_memory_under_torchrun_is_not_requeued(slurm, tmp_path, monkeypatch):
+    """One of two ranks runs out of memory: exit code 2 in that rank, 1 of torchrun, 2 of the job."""
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "full.py").write_text(
+        "def f(rows):\n    if rows[0]['completion'] != 'a0':\n        raise MemoryError\n    return [0.0] * len(rows)\n"
+    )
+    rows = [{"prompt_id": f"{i}", "prompt": "p", "completion": f"a{i}", "k": 0} for i in range(2000)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    args = ["score", "--data", "rows.jsonl", "--scorer", "python:full.py:f"]
+    job = start("one-node.sbatch", "scored.jsonl", *args, cwd=tmp_path)
+    _, said = job.communicate(timeout=120)
+    assert job.returncode == 2 and "MemoryError" in said and "scored.jsonl: resumable (exit 2" in said, said
+    assert asked(slurm) == []
 
 
 def test_the_jobs_of_the_chain_depend_on_one_another(slurm, tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ from ..config.schema import field_of, is_read, spec_of
 from ..errors import InputError, Interrupted
 from ..outputs.claims import Output
 from ..outputs.manifests import read_manifest
+from ..runtime import signals
 from .claiming import claim, run_claimed
 
 _EVERY_S = 0.5
@@ -72,7 +73,10 @@ def _named(path: str, number: int, of: int) -> str:
 
 
 def _wait(paths: list[str], minutes: float) -> None:
-    """Return when every shard is complete. Raises Interrupted when the missing ones have not grown for `minutes`."""
+    """Return when every shard is complete.
+
+    Raises Interrupted when the missing ones have not grown for `minutes`, and on a signal.
+    """
     from ..stages.merge import unfinished
 
     seen, since = None, time.monotonic()
@@ -85,6 +89,7 @@ def _wait(paths: list[str], minutes: float) -> None:
                 f"{', '.join(missing)}: no progress for {minutes:g} minutes (--rank-timeout)",
                 hint="see why that rank stopped; rerun the command to resume every shard",
             )
+        signals.at_boundary("its own shard")
         time.sleep(_EVERY_S)
 
 

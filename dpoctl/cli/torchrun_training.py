@@ -1,18 +1,21 @@
 """A training command under torchrun: rank 0 claims the output, the other ranks follow, and all exit alike."""
 
+from contextlib import ExitStack
 from typing import Any
 
 from .. import log
 from ..errors import DpoctlError, Interrupted, RankLost
 from ..outputs import claims
 from ..runtime import rendezvous
+from ..runtime.long_work import beating
 from .claiming import claim, stage
 
 
 def run(name: str, config: Any) -> int:
     """Run this rank's part of a command whose config is Training; returns the exit code.
 
-    A mistake or a complete output is detected on every rank alone, without communication and without torch.
+    A mistake in the options or a complete output is detected on every rank alone, without communication and without
+    torch. Rank 0 alone hashes the inputs of an output that is not complete.
     Raises RankLost where another rank died or does not answer.
     """
     if rendezvous.rank():
@@ -42,7 +45,9 @@ def _lead(name: str, config: Any) -> None:
     """Rank 0: claim the output and run the stage; the other ranks are told of a refusal."""
     before = rendezvous.broadcasts()
     try:
-        with claim(name, config) as output:
+        with ExitStack() as held:
+            with beating(config.rank_timeout):  # the others wait while the inputs are hashed
+                output = held.enter_context(claim(name, config))
             if output.finished:
                 log.say(f"{config.out}: complete already, nothing to do")
             else:

@@ -64,7 +64,7 @@ def load_policy(
     Raises InputError: no such model, unreadable or missing weights, a model of another kind, no tokenizer,
     a tokenizer with ids that the model has no embedding for.
     """
-    folder = resolve(path, revision, with_code=trust_remote_code)
+    folder = _folder(path, revision, trust_remote_code, device)
     if is_adapter(folder):
         model, tokenizer = _adapted_policy(path, folder, device, trust_remote_code)
         model = model.to(dtype)
@@ -85,6 +85,15 @@ def _placed(model: PreTrainedModel, device: str | torch.device, frozen_in: torch
         model.requires_grad_(False)
         precision.hold(model, frozen_in)
     return model.to(device)
+
+
+def _folder(path: str, revision: str | None, with_code: bool, device: str | torch.device) -> str:
+    """The local directory of a model; for a shape on the meta device the weights of a hub model are not downloaded."""
+    weights = str(device) != "meta"
+    folder = resolve(path, revision, with_code=with_code, weights=weights)
+    if not weights and (Path(folder) / "adapter_config.json").is_file():  # small, and its files say what it is
+        folder = resolve(path, revision, with_code=with_code)
+    return folder
 
 
 def load_classifier(
@@ -149,7 +158,7 @@ def load_reward_start(
     token pads.
     Raises InputError as `load_classifier` does, and for a model that has no `score` head on its last token.
     """
-    folder = resolve(path, revision, with_code=trust_remote_code)
+    folder = _folder(path, revision, trust_remote_code, device)
     load = load_shape if str(device) == "meta" else load_complete
     source = Source(path, folder, trust_remote_code)
     model = load(AutoModelForSequenceClassification, source, torch.float32, new_head=1)
@@ -227,7 +236,7 @@ def _adapted_policy(path: str, folder: str, device: str | torch.device, trust_re
     if str(device) != "meta":
         with quiet():
             return load_merged(folder, base.path, base.revision, trust_remote_code)
-    place = resolve_base(path, base.path, base.revision, with_code=trust_remote_code)
+    place = resolve_base(path, base.path, base.revision, with_code=trust_remote_code, weights=False)
     model = load_shape(AutoModelForCausalLM, Source(path, place, trust_remote_code), torch.float32)
     holder = folder if _has_tokenizer(folder) else place
     tokenizer = load_tokenizer(path, folder=holder, trust_remote_code=trust_remote_code)

@@ -62,8 +62,10 @@ def load_complete(
 
 
 def load_shape(auto_class: Any, source: Source, dtype: torch.dtype, *, new_head: int | None = None) -> PreTrainedModel:
-    """The model that config.json describes, on the meta device: shapes without numbers. Raises InputError."""
-    _check_files(source)
+    """The model that config.json describes, on the meta device: shapes without numbers, and without the weight files.
+
+    Raises InputError.
+    """
     head = {} if new_head is None else {"num_labels": new_head}
     with quiet(), as_input_error(f"{source.path}: config.json cannot be read"), torch.device("meta"):
         config = AutoConfig.from_pretrained(source.folder, trust_remote_code=source.trust_remote_code, **head)

@@ -5,7 +5,6 @@ the stage, the identity and the inputs that it was started with; a command that 
 only.
 """
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator
@@ -14,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, StorageError
+from ..errors import DpoctlError, InputError, OutputInUse, StorageError
 from . import cleanup
 from .files import dump, seal, sha256_file, sync_directory, sync_file, write_atomic
+from .locks import lock
 from .manifests import (
     check_inputs,
     describe_input,
@@ -34,6 +34,7 @@ _RUN_FILES = ("config.yaml", "metrics.jsonl", "timing.jsonl", "eval.jsonl", "sam
 _UNFINISHED_ROWS = (".partial", ".progress")  # suffixes of the files beside an incomplete row output
 _TEXT_SUFFIXES = (".txt", ".json", ".csv", ".jsonl")
 _RESTART = "use --overwrite to restart"
+_RESTART_OR_KEEP = f"{_RESTART}, or another --out to keep both"
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,8 @@ def _utc(seconds: float) -> str:
 def claim(request: Request, *, overwrite: bool) -> Iterator[Output]:
     """Claim the output for this process, as a context.
 
-    Raises InputError where another process holds it, where --out holds something else, or where the options or inputs
-    differ from those that it was started with.
+    Raises OutputInUse where another process holds it, InputError where --out holds something else, or where the options
+    or inputs differ from those that it was started with.
     """
     if request.recorded is None:
         check_inputs(request.inputs)
@@ -160,10 +161,10 @@ def claim(request: Request, *, overwrite: bool) -> Iterator[Output]:
             output.holds_claim = True
             try:
                 yield output
-            except InputError:
+            except (InputError, OutputInUse):
                 _forget_if_unwritten(output)
                 raise
-    except (InputError, StorageError):
+    except (InputError, OutputInUse, StorageError):
         if created:
             with suppress(OSError):  # not empty: something has been written, and stays
                 output.folder.rmdir()
@@ -173,15 +174,17 @@ def claim(request: Request, *, overwrite: bool) -> Iterator[Output]:
 def follow(request: Request, *, overwrite: bool) -> Output:
     """The output that another process claims for this one: nothing is locked or written.
 
-    `finished` is what the claim finds, and changed options or inputs are refused in the same way.
+    `finished` is what the claim finds. Changed options are refused in the same way, and changed inputs of a complete
+    output. Those of an incomplete one are left to the claim: hashing a large model takes minutes.
     """
     check_inputs(request.inputs)
     _check_place(request)
     output = Output(request)
     manifest = None if overwrite else read_manifest(output.out)
-    known = manifest if manifest or overwrite else _read_plan(output, overwrite)
-    if known:
-        _refuse_changes(output, known, output.describe_inputs())
+    if manifest:
+        _refuse_changes(output, manifest, output.describe_inputs())
+    elif not overwrite and (plan := _read_plan(output, overwrite)):
+        _refuse_changed_options(output, plan)
     output.finished = manifest is not None
     return output
 
@@ -303,15 +306,24 @@ def _refuse_unknown_content(output: Output) -> None:
         )
 
 
-def _refuse_changes(output: Output, before: dict[str, Any], inputs: list[dict[str, Any]]) -> None:
-    """Raise InputError where stage, identity or inputs differ from those in a plan or manifest."""
-    hint = f"{_RESTART}, or another --out to keep both"
+def _refuse_changed_options(output: Output, before: dict[str, Any]) -> None:
+    """Raise InputError where stage or identity differ from those in a plan or manifest."""
+    if "removing" in before:  # the plan of an output that is being overwritten
+        return
     if before["stage"] != output.stage:
-        raise InputError(f"{output.out}: holds an output of {before['stage']}, not of {output.stage}", hint=hint)
+        message = f"{output.out}: holds an output of {before['stage']}, not of {output.stage}"
+        raise InputError(message, hint=_RESTART_OR_KEEP)
     for key, value in output.identity.items():
         old = before["identity"].get(key, value)
         if old != value:
-            raise InputError(f"{output.out}: was started with --{key} {old}, now it is {value}", hint=hint)
+            message = f"{output.out}: was started with --{key} {old}, now it is {value}"
+            raise InputError(message, hint=_RESTART_OR_KEEP)
+
+
+def _refuse_changes(output: Output, before: dict[str, Any], inputs: list[dict[str, Any]]) -> None:
+    """Raise InputError where stage, identity or inputs differ from those in a plan or manifest."""
+    hint = _RESTART_OR_KEEP
+    _refuse_changed_options(output, before)
     for then, now, (_, _, path) in zip(before["inputs"], inputs, output.request.inputs, strict=False):
         if then["name"] != now["name"] or (then["sha256"] and now["sha256"] and then["sha256"] != now["sha256"]):
             raise InputError(
@@ -360,12 +372,10 @@ def _locked(output: Output) -> Iterator[None]:
             output.folder.mkdir(parents=True, exist_ok=True)
             continue
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            lock(fd, str(output.out), "--out")
+        except DpoctlError:
             os.close(fd)
-            raise InputError(
-                f"{output.out}: another dpoctl process is writing it", hint="wait for it, or choose another --out"
-            ) from None
+            raise
         with suppress(FileNotFoundError):
             if os.stat(path).st_ino == os.fstat(fd).st_ino:
                 break

@@ -1,6 +1,7 @@
 """Atomic file writes, SHA-256 sums, and the errors of a full disk or a missing permission. Standard library only."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -9,8 +10,9 @@ import re
 import resource
 import shutil
 import stat
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +23,8 @@ _MODEL_FILES = re.compile(
     r"|.*\.(safetensors|bin|model|jinja|py)|merges\.txt|vocab\.txt"
 )
 _HASH_CACHE_FROM = 1 << 20  # bytes; hashing a smaller file is as fast as looking it up
+_HASH_IN_TURN_FROM = 1 << 28  # bytes; a fraction of a second
+_HASH_BYTES_PER_S = 2e8  # of a slow shared disk
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _RUST_NUMBER = re.compile(r"\(os error (\d+)\)")
@@ -200,20 +204,60 @@ def sha256_file(path: Path | str) -> str:
     """SHA-256 of a file in hex. That of a large file is cached by path, size, mtime and inode."""
     path = Path(path).resolve()
     info = path.stat()
+    if info.st_size < _HASH_CACHE_FROM:
+        return _hash(path)
     known = {"size": info.st_size, "mtime_ns": info.st_mtime_ns, "inode": info.st_ino}
     entry = cache_home() / "sha256" / hashlib.sha256(str(path).encode()).hexdigest()
-    if info.st_size >= _HASH_CACHE_FROM:
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            cached = json.loads(entry.read_text())
-            if {k: cached[k] for k in known} == known and "id" in cached and is_intact(cached):
-                return cached["sha256"]
-    with open(path, "rb") as f:
-        digest = running_sha256(f)
-    if info.st_size >= _HASH_CACHE_FROM:
+    if digest := _cached_hash(entry, known):
+        return digest
+    with _in_turn(entry, info.st_size):
+        if digest := _cached_hash(entry, known):  # another process has hashed it meanwhile
+            return digest
+        digest = _hash(path)
         with suppress(OSError, StorageError):  # without a cache the file is hashed again
             entry.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(entry, json.dumps(seal(known | {"sha256": digest.hexdigest()})))
-    return digest.hexdigest()
+            write_atomic(entry, json.dumps(seal(known | {"sha256": digest})))
+    return digest
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as f:
+        return running_sha256(f).hexdigest()
+
+
+def _cached_hash(entry: Path, known: dict[str, int]) -> str | None:
+    """The hash in a cache file, where it is that of the file described by `known`."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        cached = json.loads(entry.read_text())
+        if {k: cached[k] for k in known} == known and "id" in cached and is_intact(cached):
+            return cached["sha256"]
+    return None
+
+
+@contextmanager
+def _in_turn(entry: Path, size: int) -> Iterator[None]:
+    """Let one of the processes that share the cache hash a very large file: the ranks of a node all want its hash.
+
+    The others wait for about the time that it takes, whatever becomes of it.
+    """
+    if size < _HASH_IN_TURN_FROM:
+        yield
+        return
+    file = entry.with_suffix(".lock")
+    with ExitStack() as opened:
+        with suppress(OSError):  # no cache, or no locks: each process hashes
+            file.parent.mkdir(parents=True, exist_ok=True)
+            f = opened.enter_context(open(file, "w"))
+            end = time.monotonic() + size / _HASH_BYTES_PER_S + 5
+            while time.monotonic() < end:
+                try:
+                    fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.2)
+        yield
+        with suppress(OSError):
+            file.unlink()
 
 
 def running_sha256(f: BinaryIO) -> "hashlib._Hash":

@@ -4,7 +4,6 @@ After each batch the sizes and SHA-256 sums of the partial files and the running
 stopped or killed command resumes after the last batch whose bytes are intact, whatever was written or lost after it.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .. import log
-from ..errors import InputError
+from ..errors import DpoctlError, OutputInUse
 from ..runtime import signals
 from .claims import Output
 from .files import is_intact, json_line, running_sha256, seal, sync_directory, writing
+from .locks import lock
 
 _AT_START: dict[str, Any] = {"batches": 0, "state": {}}
 
@@ -25,7 +25,7 @@ _AT_START: dict[str, Any] = {"batches": 0, "state": {}}
 class RowWriter:
     """Writes the row files of an output in batches; `batches_done` and `state` say where to resume.
 
-    `further` are paths of row files beside --out; None is skipped. Raises InputError where another process is writing
+    `further` are paths of row files beside --out; None is skipped. Raises OutputInUse where another process is writing
     one of them, StorageError where they cannot be written.
     """
 
@@ -81,14 +81,15 @@ class RowWriter:
             os.replace(path, partial)
         f: BinaryIO = open(partial, "r+b" if partial.exists() else "w+b")
         try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = os.stat(partial).st_ino == os.fstat(f.fileno()).st_ino
-        except OSError:
-            locked = False
-        if not locked:
-            raise InputError(
-                f"{path}: another dpoctl process is writing it", hint="wait for it, or choose another file"
-            )
+            lock(f.fileno(), str(path), "file")
+            same = os.stat(partial).st_ino == os.fstat(f.fileno()).st_ino
+        except DpoctlError:
+            f.close()
+            raise
+        except FileNotFoundError:
+            same = False
+        if not same:  # another process completed or removed it between our open and our lock
+            raise OutputInUse(f"{path}: another dpoctl process was writing it", hint="rerun the command")
         f.truncate(size)
         f.seek(size)
         return f

@@ -20,9 +20,11 @@ def join_ranks(device: torch.device, minutes: float) -> None:
         world_size=world_size(),
         timeout=timedelta(minutes=minutes),
     )
+    rendezvous.joined(minutes)
 
 
 def leave_ranks() -> None:
+    rendezvous.joined(None)
     if dist.is_initialized():
         dist.destroy_process_group()
 

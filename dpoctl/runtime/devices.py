@@ -54,6 +54,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         if device.type == "cuda" and os.environ.get("LOCAL_RANK"):
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            _check_gpus_of_node(device)
             torch.cuda.set_device(device)
         determinism.apply(device.type)
         torch.empty(1, device=device)
@@ -64,6 +65,18 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cpu":
         keep_freed_memory()
     return device
+
+
+def _check_gpus_of_node(device: torch.device) -> None:
+    """Raise InputError where torchrun started more processes on this node than it has GPUs."""
+    gpus = torch.cuda.device_count()
+    if device.index < gpus or not gpus:
+        return
+    started = int(os.environ.get("LOCAL_WORLD_SIZE") or device.index + 1)
+    raise InputError(
+        f"{started} processes on this node, {gpus} GPU{'s' if gpus > 1 else ''}",
+        hint=f"torchrun --nproc-per-node {gpus}; CUDA_VISIBLE_DEVICES and the job's request decide which GPUs are seen",
+    )
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -7,13 +7,20 @@ store. Only the standard library is imported until then.
 import json
 import os
 import sys
+import threading
+import time
 from datetime import timedelta
 from typing import Any
 
 from ..errors import DpoctlError, RankLost
 
+BEATS = "dpoctl/beats"  # raised by ranks that others wait for, see long_work.py
 _MESSAGE, _RECEIVED = "dpoctl/message", "dpoctl/received"
+_SLICE_S = 1.0
 _store: Any = None
+_opening = threading.Lock()
+_joined_minutes: float | None = None
+_is_blocked = False  # a thread waits for a store that does not answer
 _broadcasts = 0  # by this process: each message has the number of one
 
 
@@ -28,11 +35,72 @@ def world_size() -> int:
 def store(minutes: float) -> Any:
     """The store that all ranks of this start share."""
     global _store
-    if _store is None:
-        import torch.distributed as dist
+    with _opening:
+        if _store is None:
+            import torch.distributed as dist
 
-        _store = next(iter(dist.rendezvous("env://", timeout=timedelta(minutes=minutes))))[0]
+            _store = next(iter(dist.rendezvous("env://", timeout=timedelta(minutes=minutes))))[0]
     return _store
+
+
+def joined(minutes: float | None) -> None:
+    """Record that this rank has joined the process group with --rank-timeout `minutes`, or (None) has left it."""
+    global _joined_minutes
+    _joined_minutes = minutes
+
+
+def joined_minutes() -> float | None:
+    """--rank-timeout of the process group; None outside one."""
+    return _joined_minutes
+
+
+def wait(key: str, minutes: float, failed: str | None = None) -> None:
+    """Wait until another rank sets `key` in the store.
+
+    Raises RankLost where a rank sets `failed`, and where for `minutes` no rank at work has shown that it lives.
+    """
+    global _is_blocked
+    waiting = _Waiting(store(minutes), key, failed, min(_SLICE_S, 60 * minutes / 4))
+    thread = threading.Thread(target=waiting.run, daemon=True)  # a request to a frozen host of the store never returns
+    thread.start()
+    while not waiting.done.wait(max(0.0, waiting.seen + 60 * minutes - time.monotonic())):
+        if time.monotonic() >= waiting.seen + 60 * minutes:
+            _is_blocked = True
+            raise lost(RuntimeError(f"no sign of life while waiting for {key}"), minutes)
+    if waiting.error:
+        raise lost(waiting.error, minutes)
+
+
+class _Waiting:
+    """Requests to the store until `key` or `failed` is set. `seen` is when a rank at work last showed that it lives."""
+
+    def __init__(self, shared: Any, key: str, failed: str | None, seconds: float):
+        self.shared, self.key, self.failed, self.seconds = shared, key, failed, seconds
+        self.seen, self.done = time.monotonic(), threading.Event()
+        self.error: RuntimeError | None = None
+
+    def run(self) -> None:
+        try:
+            self._wait()
+        except RuntimeError as e:
+            self.error = e
+        self.done.set()
+
+    def _wait(self) -> None:
+        beats = None
+        while True:
+            try:
+                self.shared.wait([self.key], timedelta(seconds=self.seconds))
+                return
+            except RuntimeError as e:
+                if type(e).__name__ != "DistStoreError":  # not the time-out of this request
+                    raise
+            if self.failed and self.shared.check([self.failed]):
+                raise RuntimeError(f"rank {self.shared.get(self.failed).decode()} failed")
+            now = self.shared.add(BEATS, 0)
+            if beats not in (None, now):
+                self.seen = time.monotonic()
+            beats = now
 
 
 def broadcast_refusal(error: DpoctlError, minutes: float) -> None:
@@ -55,10 +123,7 @@ def broadcast_start(resuming: bool, minutes: float) -> bool:
         _broadcast({"resuming": resuming}, minutes)
         return resuming
     _broadcasts += 1
-    try:
-        store(minutes).wait([f"{_MESSAGE}/{_broadcasts}"], timedelta(minutes=minutes))
-    except RuntimeError as e:
-        raise lost(e, minutes) from None
+    wait(f"{_MESSAGE}/{_broadcasts}", minutes)
     message = json.loads(store(minutes).get(f"{_MESSAGE}/{_broadcasts}"))
     store(minutes).set(f"{_RECEIVED}/{_broadcasts}/{rank()}", "")
     if "refused" in message:
@@ -96,13 +161,13 @@ def lost(error: BaseException, minutes: float) -> RankLost:
 
 
 def exit_without_teardown(code: int) -> None:
-    """End the process at once where it still belongs to a process group; return where it does not.
+    """End the process at once where it still belongs to a process group, or waits for a store; else return.
 
     A command that fails or is stopped leaves its group connected. When the interpreter then takes the group down while
     the other ranks end, gloo's threads can abort the process (exit 134 in place of 75), and NCCL can wait for ever.
     """
     distributed = sys.modules.get("torch.distributed")
-    if distributed is None or not distributed.is_initialized():
+    if distributed is None or not (distributed.is_initialized() or _is_blocked):
         return
     for stream in (sys.stdout, sys.stderr):
         try:

@@ -17,10 +17,11 @@ from ..outputs.claims import Output
 from ..outputs.row_writer import RowWriter
 from ..outputs.shard_totals import BINS, of_make_prefs
 from ..outputs.shards import shard_range
+from ..reports.preferences import say_preferences
 
 _NO_COUNTS: dict[str, Any] = {
     **dict.fromkeys(("prompts", "samples", "pairs", "ties", "below_margin", "duplicates", "not_picked"), 0),
-    **{"score_sum": 0.0, "tokens": 0, "ended": 0, "histogram": {}},
+    **{"score_sum": 0.0, "tokens": 0, "ended": 0, "histogram": {}, "score_types": {}},
 }
 _SAMPLE_FIELDS = ("completion", "k", "finish", "score", *ID_FIELDS)
 
@@ -39,7 +40,7 @@ def run(config: MakePrefs, output: Output) -> None:
             rows = sampler.rows(batch, meter, config.temperature)
             scores = scorer.score(rows)
             rows = [row | {"score": value} for row, value in zip(rows, scores.values, strict=True)]
-            counts = _count_samples(counts, rows)
+            counts = _count_samples(counts, rows, scorer.score_type)
             pairs = []
             for i in range(0, len(rows), config.completions):
                 samples = slice(i, i + config.completions)
@@ -49,7 +50,10 @@ def run(config: MakePrefs, output: Output) -> None:
     seconds = time.monotonic() - started
     metrics = of_make_prefs(counts)
     writer.finish(metrics | sampler.prompt_set.skipped, sampler.cost(), shard.record(counts))
-    _say(config, metrics, (counts["samples"] - before) / max(seconds, 1e-9), scorer.score_type)
+    rate = (counts["samples"] - before) / max(seconds, 1e-9)
+    say_preferences(
+        config.out, metrics, f"{rate:.1f} samples/s", None if config.shard else counts.get("score_types", {})
+    )
 
 
 def _pairs(config: MakePrefs, rows: list[dict], keys: list[float], counts: dict) -> list[dict]:
@@ -93,9 +97,11 @@ def _pair(chosen: dict, rejected: dict) -> dict:
     }
 
 
-def _count_samples(counts: dict, rows: list[dict]) -> dict:
+def _count_samples(counts: dict, rows: list[dict], score_type: str) -> dict:
     """`counts` with a batch of samples added."""
+    of_type = counts.get("score_types", {})  # absent in the progress files of older versions
     counts = counts | {"histogram": dict(counts["histogram"])}
+    counts["score_types"] = of_type | {score_type: of_type.get(score_type, 0) + len(rows)}
     counts["prompts"] += len({row["prompt_id"] for row in rows})
     counts["samples"] += len(rows)
     counts["ended"] += sum(row["finish"] == "stop" for row in rows)
@@ -105,25 +111,6 @@ def _count_samples(counts: dict, rows: list[dict]) -> dict:
         low = str(min(BINS - 1, max(0, int(row["score"] * BINS))))
         counts["histogram"][low] = counts["histogram"].get(low, 0) + 1
     return counts
-
-
-def _say(config: MakePrefs, metrics: dict, rate: float, score_type: str) -> None:
-    log.say(
-        f"{config.out}: {metrics['pairs']} pairs from {metrics['samples']} samples of {metrics['prompts']} prompts "
-        f"({rate:.1f} samples/s)"
-    )
-    log.say(
-        f"dropped: {metrics['ties']} ties, {metrics['duplicates']} pairs of equal texts, "
-        f"{metrics['below_margin']} below --min-margin"
-    )
-    log.say(
-        f"mean score {metrics['mean_score']:.3f} ({score_type}), mean length {metrics['mean_length']:.1f} tokens, "
-        f"{metrics['ended']:.0%} ended with an end token"
-    )
-    if score_type == "prob":
-        top = max(1, *metrics["score_histogram"])
-        for i, n in enumerate(metrics["score_histogram"]):
-            log.say(f"  {i / BINS:.1f}-{(i + 1) / BINS:.1f} {'#' * round(40 * n / top):<40} {n}")
 
 
 def plan(config: MakePrefs) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _join(parts: list[Part], output: Output) -> None:
     # An unfinished run without --shard may have left its progress here.
     output.out.with_name(output.out.name + ".progress").unlink(missing_ok=True)
     log.say(f"{output.out}: {count} rows from {len(parts)} shards")
-    _show(output, metrics)
+    _show(output, metrics, parts)
 
 
 def _row_count(parts: list[Part]) -> int:
@@ -162,7 +162,7 @@ def _cost(parts: list[Part]) -> dict[str, Any]:
     return total
 
 
-def _show(output: Output, metrics: dict[str, Any]) -> None:
+def _show(output: Output, metrics: dict[str, Any], parts: list[Part]) -> None:
     """The table with which the stage itself ends."""
     if output.stage == "judge":
         from ..reports import judgements
@@ -172,6 +172,11 @@ def _show(output: Output, metrics: dict[str, Any]) -> None:
         from ..reports import tables
 
         tables.show_evaluations([row for _, row in read_jsonl(output.out)])
+    elif output.stage == "make-prefs" and parts[0].output == 0:  # not the samples of --completions-out
+        from ..reports.preferences import say_preferences
+
+        counts = reduce(shard_totals.add, (part.shard["counts"] for part in parts))
+        say_preferences(str(output.out), metrics, f"{len(parts)} shards", counts.get("score_types", {}))
 
 
 def plan(config: Merge) -> dict[str, Any]:

@@ -6,6 +6,7 @@ weights so far, so that damage to the run directory is repaired from it.
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ..outputs.cleanup import BEST, prune, remove
 from ..outputs.files import dump, sha256_file, sync_directory, sync_file, use_mode_of_new_files, write_atomic, writing
 from ..runtime import collectives, fsdp, sharded_tensors
 from ..runtime.fsdp_root import is_sharded
+from ..runtime.long_work import long_work
 
 KEPT = 2
 
@@ -41,16 +43,18 @@ def save(out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimize
             if first:
                 tmp.mkdir(parents=True)
             collectives.from_rank_0(None)  # the folder exists
-            written = []
-            if first or sharded:
-                written.append(sharded_tensors.write(tmp, "model", weights, sharded))
-                written.append(sharded_tensors.write(tmp, "optimizer", optimizer_tensors, sharded))
-            if first:
-                written += _write_state(out, tmp, state | {"step": step})
-            for file in written:
-                use_mode_of_new_files(file)
-                sync_file(file)
-            sums = collectives.gather({file.name: sha256_file(file) for file in written})
+            with long_work():
+                written = []
+                if first or sharded:
+                    written.append(sharded_tensors.write(tmp, "model", weights, sharded))
+                    written.append(sharded_tensors.write(tmp, "optimizer", optimizer_tensors, sharded))
+                if first:
+                    written += _write_state(out, tmp, state | {"step": step})
+                for file in written:
+                    use_mode_of_new_files(file)
+                    sync_file(file)
+                hashed = {file.name: sha256_file(file) for file in written}
+            sums = collectives.gather(hashed)
             if first:
                 write_atomic(tmp / "checksums.json", dump({name: s for each in sums for name, s in each.items()}))
                 if final.exists():
@@ -91,26 +95,35 @@ def check_finite(model: nn.Module, optimizer: torch.optim.Optimizer | None, wher
 
 def save_best(out: Path, model: nn.Module) -> str:
     """Save the trained weights as the best so far; returns their SHA-256. Called on every rank."""
-    path, weights, digest = out / BEST, fsdp.full_tensors(_weights(model)), None
-    if collectives.rank() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tmp = path.with_name(f".{path.name}.tmp")
-        with writing(path, _bytes(weights)):
-            try:
-                save_file({name: t.contiguous() for name, t in weights.items()}, tmp)
-                use_mode_of_new_files(tmp)
-                sync_file(tmp)
-                os.replace(tmp, path)
-            except Exception:
-                tmp.unlink(missing_ok=True)
-                raise
-        digest = sha256_file(path)
+    weights = fsdp.full_tensors(_weights(model))
+    with long_work():
+        digest = _write_best(out / BEST, weights) if collectives.rank() == 0 else None
     return collectives.from_rank_0(digest)
 
 
+def _write_best(path: Path, weights: dict[str, Tensor]) -> str:
+    """Write the best weights; returns their SHA-256."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.tmp")
+    with writing(path, _bytes(weights)):
+        try:
+            save_file({name: t.contiguous() for name, t in weights.items()}, tmp)
+            use_mode_of_new_files(tmp)
+            sync_file(tmp)
+            os.replace(tmp, path)
+        except Exception:
+            tmp.unlink(missing_ok=True)
+            raise
+    return sha256_file(path)
+
+
 def load_best(out: Path, model: nn.Module, sha256: str) -> None:
-    """Load the best weights. Raises InputError where the file was changed."""
-    if not (out / BEST).exists() or sha256_file(out / BEST) != sha256:
+    """Load the best weights. Raises InputError, on every rank, where the file was changed. Called on every rank."""
+    intact = True
+    with long_work():
+        if collectives.rank() == 0:
+            intact = (out / BEST).exists() and sha256_file(out / BEST) == sha256
+    if not collectives.from_rank_0(intact):
         raise InputError(f"{out / BEST}: damaged", hint="rerun the command to resume from the last checkpoint")
     sharded_tensors.read((out / BEST).parent, BEST.stem, _weights(model))
 
@@ -119,18 +132,17 @@ def load_latest(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
     """Load the newest undamaged checkpoint into model, optimizer and run directory, and return its state.
 
     Damaged ones are skipped with a warning. None where there is no checkpoint; InputError where all are damaged. Called
-    on every rank: rank 0 chooses.
+    on every rank: each verifies a share of the files.
     """
-    known = sorted((out / "checkpoints").glob("step-*"), reverse=True)
-    found = _newest_undamaged(known) if collectives.rank() == 0 else None
-    known, found = collectives.from_rank_0((known, found))
+    known = collectives.from_rank_0(sorted((out / "checkpoints").glob("step-*"), reverse=True))
+    found = _newest_undamaged(known)
     if found:
-        sharded_tensors.read(found, "model", _weights(model))
-        _restore_optimizer(model, optimizer, found)
-        state = json.loads((found / "state.json").read_text())
-        if collectives.rank() == 0:
-            _restore_files(out, found, state)
-        collectives.from_rank_0(None)  # the logs are restored
+        with long_work():
+            sharded_tensors.read(found, "model", _weights(model))
+            _restore_optimizer(model, optimizer, found)
+            state = json.loads((found / "state.json").read_text())
+            if collectives.rank() == 0:
+                _restore_files(out, found, state)
         return state
     if known:
         raise InputError(f"{out}: every checkpoint is damaged", hint="use --overwrite to restart")
@@ -148,7 +160,9 @@ def _restore_files(out: Path, found: Path, state: dict[str, Any]) -> None:
 
 def _newest_undamaged(known: list[Path]) -> Path | None:
     for folder in known:
-        problem = _damage(folder)
+        with long_work():
+            damage = _damage(folder)
+        problem = next(filter(None, collectives.gather(damage)), "")
         if not problem:
             return folder
         log.warn(f"{folder}: {problem}; falling back to the checkpoint before it")
@@ -156,12 +170,20 @@ def _newest_undamaged(known: list[Path]) -> Path | None:
 
 
 def _damage(folder: Path) -> str:
+    """What is wrong with the files of a checkpoint that this rank verifies; empty where nothing is."""
     try:
         sums = json.loads((folder / "checksums.json").read_text())
-        bad = [name for name, digest in sums.items() if sha256_file(folder / name) != digest]
+        mine = [name for i, name in enumerate(sums) if _verifier(name, i) == collectives.rank()]
+        bad = [name for name in mine if sha256_file(folder / name) != sums[name]]
     except (OSError, ValueError, AttributeError) as e:
         return f"cannot be read ({type(e).__name__})"
     return f"{bad[0]} does not match its checksum" if bad else ""
+
+
+def _verifier(name: str, position: int) -> int:
+    """The rank that verifies a file of a checkpoint: of a sharded one the rank whose shard it is, else in turn."""
+    shard = re.search(r"-(\d{5})-of-\d{5}\.safetensors$", name)
+    return (int(shard[1]) - 1 if shard else position) % collectives.world_size()
 
 
 def _copy(source: Path, target: Path, size: int) -> None:

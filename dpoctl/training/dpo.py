@@ -11,13 +11,11 @@ from ..config.training import TrainDPO
 from ..data.encode import PairData, encode_pairs
 from ..data.readers import Rows
 from ..errors import NumericalError
-from ..models.hub import resolve
 from ..models.load import require_same_tokenizer
 from ..models.logprobs import Sequences, summed_logps
 from ..models.routing import RoutedTokens
 from ..objectives.preference import LOSSES, PairLogps
 from ..outputs.claims import Output
-from ..outputs.files import sha256_path
 from ..runtime import collectives, fsdp
 from ..runtime.devices import to_device
 from . import held_out as held_out_files
@@ -88,7 +86,7 @@ class DPO(PairTask):
         if not self.objective.needs_reference:
             return Dataset(data, sequences, torch.zeros(len(sequences)))
         key = {
-            "weights": sha256_path(resolve(*config.reference)),
+            "weights": setup.content_of(*config.reference),
             "tokenizer": self.codec.fingerprint,
             "dtype": str(self.compute.dtype),
             "device": self.compute.device.type,
@@ -215,7 +213,7 @@ class DPO(PairTask):
         every = collectives.gather([_largest_ratios(p) for p in compared])
         largest, by_root = (max((x[i] for found in every for x in found), default=0.0) for i in (0, 1))
         config = self.config
-        same = sha256_path(resolve(*config.reference)) == sha256_path(resolve(config.model, config.revision))
+        same = setup.content_of(*config.reference) == setup.content_of(config.model, config.revision)
         if same and (largest > _LARGEST_START if bound is None else by_root > bound):
             raise NumericalError(
                 f"policy and reference are the same model, yet a log-ratio of the first batch is {largest:.3g}",

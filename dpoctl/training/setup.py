@@ -17,8 +17,10 @@ from ..models.pretrained import silence_transformers
 from ..models.probes import can_pack, has_plain_head
 from ..outputs import adapter_base
 from ..outputs.claims import Output
+from ..outputs.files import sha256_path
 from ..runtime import collectives, devices, fsdp, rendezvous
 from ..runtime.devices import Compute
+from ..runtime.long_work import long_work
 from .options import (
     AdapterOptions,
     CodecOptions,
@@ -73,21 +75,45 @@ def open_frozen(
 def load(config: ShardingOptions, place: str, load_at: Callable[[str], Any]) -> Any:
     """`load_at(place)`; a model to be sharded, in main memory on rank 0 and as shapes on the others.
 
-    In that case rank 0's InputError is raised on every rank: only rank 0 has seen the weights.
+    An InputError of one rank is raised on every rank: of a model to be sharded only rank 0 has seen the weights.
     """
-    if not _is_sharded_run(config):
-        return load_at(place)
+    if _is_sharded_run(config):
+        place = "meta" if collectives.rank() else "cpu"
     found, error = None, None
-    try:
-        found = load_at("meta" if collectives.rank() else "cpu")
-    except InputError as e:
-        error = e
-    refusal = collectives.from_rank_0(error and (error.message, error.hint))
-    if refusal:
-        raise InputError(*refusal)
+    with long_work():
+        try:
+            found = load_at(place)
+        except InputError as e:
+            error = e
+    _raise_everywhere(error)
+    return found
+
+
+def on_rank_0(compute: Callable[[], Any]) -> Any:
+    """What rank 0 computes, on every rank, however long it takes. Its InputError is raised on every rank."""
+    found, error = None, None
+    with long_work():
+        if collectives.rank() == 0:
+            try:
+                found = compute()
+            except InputError as e:
+                error = e
+    _raise_everywhere(error)
+    return collectives.from_rank_0(found)
+
+
+def _raise_everywhere(error: InputError | None) -> None:
+    """Raise an InputError that one rank has met, on every rank; the first rank's where several have one."""
+    errors = collectives.gather(error and (error.message, error.hint))
     if error:
         raise error
-    return found
+    if other := next(filter(None, errors), None):
+        raise InputError(*other)
+
+
+def content_of(path: str, revision: str | None) -> str:
+    """SHA-256 of a model's files, which rank 0 hashes for every rank. Raises InputError as `resolve` does."""
+    return on_rank_0(lambda: sha256_path(resolve(path, revision)))
 
 
 def _is_sharded_run(config: ShardingOptions) -> bool:
@@ -122,29 +148,22 @@ def shard_model(config: ShardedTextOptions, model: Any, compute: Compute) -> Non
             "ranks would need different numbers of forward passes",
             hint=f"--max-length {switch.length}, or --parallel ddp",
         )
-    packs, plain, refusal = collectives.from_rank_0(
-        _tried(model, longest, compute) if collectives.rank() == 0 else None
-    )
-    if refusal:
-        raise InputError(*refusal)
+    packs, plain = on_rank_0(lambda: _tried(model, longest, compute))
     probes.assume(model, packs=packs, plain_head=plain)
     fsdp.shard(model, blocks(model), compute.device, compute.dtype)
 
 
-def _tried(model: Any, longest: int, compute: Compute) -> tuple[bool, bool, tuple[str, str | None] | None]:
-    """(whether a model can be packed, whether its head is plain, why it is refused).
+def _tried(model: Any, longest: int, compute: Compute) -> tuple[bool, bool]:
+    """(whether a model can be packed, whether its head is plain). Raises InputError as `probes.require_causal` does.
 
     The model is in main memory; the kernel that will attend is tried on the device.
     """
     packs = can_pack(model, longest)
     if packs and packed.uses_flex(compute.device):
         packs = probes.has_attention_kernel(model, longest, compute.device, compute.dtype, learns=True)
-    try:
-        if not packs:
-            probes.require_causal(model)
-    except InputError as e:
-        return packs, False, (e.message, e.hint)
-    return packs, has_plain_head(model), None
+    if not packs:
+        probes.require_causal(model)
+    return packs, has_plain_head(model)
 
 
 def adapt(config: AdapterOptions, model: Any, task: str = "CAUSAL_LM") -> Any:
@@ -157,7 +176,7 @@ def adapt(config: AdapterOptions, model: Any, task: str = "CAUSAL_LM") -> Any:
     folder = resolve(config.model, config.revision, weights=False)
     if is_adapter(folder):
         raise InputError(f"--lora: {config.model} is an adapter itself", hint="merge it first (dpoctl merge)")
-    base = adapter_base.describe(config.model, folder, config.revision)
+    base = on_rank_0(lambda: adapter_base.describe(config.model, folder, config.revision))
     wrapper = add_lora(model, config, base.path, task)
     wrapper._dpoctl_base = base  # saved beside the adapters
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -15,13 +15,31 @@ state_of() { # OUT
   fi
 }
 
+# The exit code of a command that ended with CODE: 2 or 3 where a rank left it in the folder, since torchrun turns both
+# into 1. They say more than the 75 of the ranks that only lost another.
+code_of() { # CODE FOLDER
+  local file found
+  for found in 2 3; do
+    for file in "$2"/*; do
+      if [ -e "$file" ] && [ "$(<"$file")" = "$found" ]; then
+        echo "$found"
+        return
+      fi
+    done
+  done
+  echo "$1"
+}
+
 # Run COMMAND, which writes OUT. The signal that Slurm sends before the time limit is passed on once: a second one would stop
-# the command without saving its state. OUT shows whether it is resumable, since torchrun turns every nonzero exit code into
-# 1. A job that stopped without a signal is requeued at most twice, so that a permanent failure does not repeat for ever.
+# the command without saving its state. OUT shows whether it is resumable. A job that stopped without a signal is requeued
+# at most twice, so that a permanent failure does not repeat for ever.
 work() { # OUT COMMAND...
   local out=$1 code=0 before state
   shift
   before=$(state_of "$out")
+  # on a file system that every node sees; without it torchrun's own code counts
+  DPOCTL_EXIT_CODES=$(mktemp -d "$PWD/.exit-codes-$SLURM_JOB_ID-XXXXXX") || DPOCTL_EXIT_CODES=
+  export DPOCTL_EXIT_CODES
   signalled=
   "$@" &
   child=$!
@@ -32,12 +50,16 @@ work() { # OUT COMMAND...
     wait "$child" || code=$?
   done
   trap - USR1 TERM
+  if [ -n "$DPOCTL_EXIT_CODES" ]; then
+    [ "$code" -eq 0 ] || code=$(code_of "$code" "$DPOCTL_EXIT_CODES")
+    rm -rf "$DPOCTL_EXIT_CODES"
+  fi
   state=$(state_of "$out")
   echo "$out: $state (exit $code, requeued ${SLURM_RESTART_COUNT:-0} times before)" >&2
   if [ "$state" = complete ] && [ "$before" != complete ]; then
     return 0
   fi
-  # Exit codes 2 and 3 (input, numerical failure), where no torchrun hides them, would repeat.
+  # Exit codes 2 and 3 (input, out of memory, numerical failure) would repeat.
   if [ "$state" = resumable ] && [ "$code" -ne 2 ] && [ "$code" -ne 3 ]; then
     if [ -n "$signalled" ] || [ "${SLURM_RESTART_COUNT:-0}" -lt 2 ]; then
       scontrol requeue "$SLURM_JOB_ID"
@@ -48,8 +70,29 @@ work() { # OUT COMMAND...
   return "$code"
 }
 
-# torchrun on one node, which forwards SIGUSR1 and gives the ranks time to save their state. By default it does not forward
-# that signal, and kills after 30 s.
+# Your own set-up, for example `module load` and the activation of a virtual environment.
+if [ -n "${DPOCTL_SETUP:-}" ]; then
+  set +u # modules and virtual environments read variables that are not set
+  # shellcheck source=/dev/null
+  source "$DPOCTL_SETUP"
+  set -u
+fi
+
+# Since Slurm 22.05 srun does not take --cpus-per-task from sbatch: all ranks of a node would share one core.
+if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then
+  export SRUN_CPUS_PER_TASK=${SRUN_CPUS_PER_TASK:-$SLURM_CPUS_PER_TASK}
+fi
+# Less fragmentation where batches differ in length. The variable was called PYTORCH_CUDA_ALLOC_CONF before.
+if [ -z "${PYTORCH_CUDA_ALLOC_CONF:-}" ]; then
+  export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
+fi
+
+# The commands, inside a container where DPOCTL_CONTAINER has the words before them: "apptainer exec --nv dpoctl.sif".
+# shellcheck disable=SC2206 # split into words on purpose
+container=(${DPOCTL_CONTAINER:-})
 # shellcheck disable=SC2034 # for the files that source this one
-ranks=("${TORCHRUN:-torchrun}" --nproc-per-node "${SLURM_GPUS_ON_NODE:-1}"
-  --signals-to-handle "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1" --shutdown-timeout 100)
+dpoctl=(${container[@]+"${container[@]}"} "${DPOCTL:-dpoctl}") # an empty array is unset to bash before 4.4
+# torchrun on one node, started by ranks.sh, which turns the signal into one that every torchrun forwards
+# shellcheck disable=SC2034
+ranks=(bash "${BASH_SOURCE[0]%/*}/ranks.sh" ${container[@]+"${container[@]}"} "${TORCHRUN:-torchrun}"
+  --nproc-per-node "${SLURM_GPUS_ON_NODE:-1}")

@@ -1,0 +1,31 @@
+"""What make-prefs says of its samples and pairs, once for a complete output, whoever wrote its shards."""
+
+from collections.abc import Collection
+from typing import Any
+
+from .. import log
+from ..outputs.shard_totals import BINS
+
+_WIDTH = 40  # columns of the longest bar
+
+
+def say_preferences(out: str, metrics: dict[str, Any], how: str, score_types: Collection[str] | None) -> None:
+    """Say what was made and dropped, and the histogram of probabilities; of a shard (`score_types` None) one line."""
+    log.say(
+        f"{out}: {metrics['pairs']} pairs from {metrics['samples']} samples of {metrics['prompts']} prompts ({how})"
+    )
+    if score_types is None:
+        return
+    log.say(
+        f"dropped: {metrics['ties']} ties, {metrics['duplicates']} pairs of equal texts, "
+        f"{metrics['below_margin']} below --min-margin"
+    )
+    kind = ", ".join(score_types)
+    log.say(
+        f"mean score {metrics['mean_score']:.3f} ({kind}), mean length {metrics['mean_length']:.1f} tokens, "
+        f"{metrics['ended']:.0%} ended with an end token"
+    )
+    if kind == "prob":
+        top = max(1, *metrics["score_histogram"])
+        for i, n in enumerate(metrics["score_histogram"]):
+            log.say(f"  {i / BINS:.1f}-{(i + 1) / BINS:.1f} {'#' * round(_WIDTH * n / top):<{_WIDTH}} {n}")
