@@ -87,7 +87,7 @@ def test_csv_holds_the_same_rows(tmp_path):
         ("a.jsonl", "prompt,chosen\na,b\n", "a.jsonl:1: broken JSON"),
         ("a.jsonl", bz2.compress(b"{}"), "a.jsonl: compressed with bzip2"),
         ("a.jsonl.xz", lzma.compress(b"{}"), "compressed with xz"),
-        ("a.jsonl.gz", gzip.compress(gzip.compress(b"{}")), "compressed twice"),
+        ("a.jsonl.gz", gzip.compress(gzip.compress(b"{}", mtime=0), mtime=0), "compressed twice"),
         ("a.csv", b"PK\x03\x04", "a zip archive or a workbook"),
         ("a.parquet", "version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
         ("a.parquet", "PAR1", "a.parquet: cannot be read"),
