@@ -94,19 +94,19 @@ def test_dpo_continues_the_adapter_of_sft(here, kind):
 
 def test_the_first_update_is_that_of_peft_on_the_merged_reference(here):
     """Losses and gradient norm of an independent DPO on the same pairs: float64, transformers and peft, one by one."""
-    tune("start", "--lora", "4")
-    assert command_line(prefer("once", "--lora", "4", "--batch-size", "64", model="start", steps=1)) == 0
+    tune("once-start", "--lora", "4")
+    assert command_line(prefer("once", "--lora", "4", "--batch-size", "64", model="once-start", steps=1)) == 0
     row = here.rows("once/metrics.jsonl")[0]
     assert row["rewards/margins"] == pytest.approx(0, abs=1e-5)
     wrapper = peft.PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained("lm", dtype=torch.float64), "start", is_trainable=True
+        AutoModelForCausalLM.from_pretrained("lm", dtype=torch.float64), "once-start", is_trainable=True
     ).eval()
     from dpoctl.data.encode import Limits, encode_pairs
     from dpoctl.data.readers import load_rows
     from dpoctl.models.tokenizers import load_codec
     from dpoctl.training import pairs
 
-    data = encode_pairs(load_rows("prefs.jsonl", "preferences"), load_codec("start"), Limits(96, 16))
+    data = encode_pairs(load_rows("prefs.jsonl", "preferences"), load_codec("once-start"), Limits(96, 16))
     stream = pairs.pair_stream(data, Options())
     sequences, total = pairs.sequences(data), torch.zeros((), dtype=torch.float64)
     batch = stream.batch(0)
