@@ -112,14 +112,20 @@ def describe(model: Any, kind: str) -> None:
     """Log how many of the weights are quantised: layers that are not linear, such as fused experts, are not."""
     bits = BITS[kind]
     inside = sum(_elements(m) for m in model.modules() if type(m).__name__ in _LAYERS)
-    outside = sum(p.numel() for p in model.parameters() if p.is_floating_point())
-    share = inside / max(1, inside + outside)
-    log.say(f"{inside:,} of {inside + outside:,} weights are held in {bits} bits")
+    total = count(model)
+    share = inside / max(1, total)
+    log.say(f"{inside:,} of {total:,} weights are held in {bits} bits")
     if share < 0.5:
         log.warn(
             f"--quantize {kind} holds only {100 * share:.0f} % of the weights in {bits} bits: the others are "
             "embeddings, or not in linear layers (fused experts)"
         )
+
+
+def count(model: Any) -> int:
+    """Number of a model's weights; quantised ones are packed, several in a byte."""
+    packed = {id(m.weight): _elements(m) for m in model.modules() if type(m).__name__ in (*_LAYERS, "PlannedLinear")}
+    return sum(packed.get(id(p), p.numel()) for p in model.parameters())
 
 
 def _elements(layer: Any) -> int:

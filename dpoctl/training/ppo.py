@@ -25,7 +25,7 @@ from ..errors import InputError, NumericalError
 from ..inference.completions import PromptSet, completion_rows, prompt_set, sequences_of
 from ..inference.generate import batch_slices, generate, sampling_of
 from ..inference.scorers import Scorer, ScorerOptions, load_scorer
-from ..models import lora, precision, sharing
+from ..models import lora, precision, quantized, sharing
 from ..models.hub import is_adapter, resolve
 from ..models.load import context_length, load_classifier
 from ..models.logprobs import micro_batches, response_token_logps
@@ -335,7 +335,7 @@ class PPO(Task):
     def _flops(self, episodes: Episodes) -> int:
         """Estimate of what is not training: 2 per parameter and token, for generating and for log-probs and values."""
         tokens = sum(len(ids) for ids, _ in episodes.sequences)
-        sizes = [sum(p.numel() for p in m.parameters()) for m in (self.policy, self.model, self.reference)]
+        sizes = [quantized.count(m) for m in (self.policy, self.model, self.reference)]
         return 2 * tokens * sum(sizes)
 
     @contextmanager
