@@ -87,6 +87,23 @@ def test_one_base_computes_what_separate_copies_compute(reward, tasks, kind, sta
     assert all(p.requires_grad is False for p in one.reward.model.parameters())
 
 
+def test_one_base_in_bfloat16(reward, tasks):
+    """The frozen weights that all hold are those that are cast to the compute dtype."""
+    args = ["train-ppo", "--model", "sft", "--prompts", "train.jsonl", "--reward", "rm-adapter", *SHORT, *STEPS]
+    assert command_line([*args, "--dtype", "bfloat16", "--activation-checkpointing", "--out", "ppo-low"]) == 0
+    [task] = tasks
+    base = bytes_of(task.policy)
+    embedding = task.reward.model.get_input_embeddings().weight.nbytes
+    every = bytes_of(task.policy, task.model, task.reference, task.reward.model)
+    assert every < base + embedding + 3 * sum(p.nbytes for p in task.policy.parameters() if p.requires_grad)
+    layer = task.policy.transformer.h[0].mlp.c_fc.base_layer
+    assert layer.weight.dtype == torch.bfloat16
+    assert task.reward.model.transformer.h[0].mlp.c_fc.base_layer.weight is layer.weight
+    assert task.model.trunk.h[0].mlp.c_fc.base_layer.weight is layer.weight
+    rows = reward.rows("ppo-low/metrics.jsonl")
+    assert rows[0]["objective/kl"] == pytest.approx(0, abs=1e-2)
+
+
 def test_what_is_shared_is_what_is_equal(reward):
     """Weights of another model, or of another precision's rounding, stay where they are."""
     policy = load_policy("sft").model.requires_grad_(False)

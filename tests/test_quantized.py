@@ -233,6 +233,28 @@ def test_a_quantised_checkpoint_is_sampled_and_gets_adapters(prequantized, here,
     assert torch.allclose(merged, ours, atol=2.0) and not torch.allclose(merged, ours, atol=1e-5)
 
 
+def test_methods_without_gradients_are_refused(prequantized, here, capsys, monkeypatch):
+    """As transformers says it of its quantisers, such as that of fp8."""
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+
+    monkeypatch.setattr(Bnb4BitHfQuantizer, "is_trainable", False)
+    args = ["train-dpo", "--model", prequantized, "--data", "prefs.jsonl", *SHORT, "--out", "refused"]
+    capsys.readouterr()
+    assert command_line(args) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--lora: sft-bnb is quantised by bitsandbytes, through which transformers computes no gradients" in said
+
+
+@pytest.mark.parametrize("bits", ["4bit", "8bit"])
+def test_bfloat16_on_a_quantised_base(here, bits):
+    """Policy and reference are the same numbers in lower precision, too, and the frozen weights stay quantised."""
+    args = ["train-dpo", "--model", "sft", "--data", "prefs.jsonl", *SHORT, "--quantize", bits, "--dtype", "bfloat16"]
+    args += ["--activation-checkpointing", "--lr", "1e-3", "--max-steps", "2", "--log-every", "1"]
+    assert command_line([*args, "--out", f"dpo-bf16-{bits}"]) == 0
+    rows = here.rows(f"dpo-bf16-{bits}/metrics.jsonl")
+    assert rows[0]["loss"] == pytest.approx(0.693147, abs=1e-3) and rows[1]["loss"] != rows[0]["loss"]
+
+
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
