@@ -11,7 +11,7 @@ import pytest
 from dpoctl.data.chats import Prompt
 from dpoctl.data.stored import text_key
 from dpoctl.data.tokens import fingerprint
-from dpoctl.models.load import load_tokenizer
+from dpoctl.models.tokenizers import load_tokenizer
 from dpoctl.outputs.files import seal
 from helpers.chain import assert_same_run, dpo, lines_in, wait_until
 from helpers.encoding import encode_prompt

@@ -25,7 +25,8 @@ from transformers import (
 from dpoctl.errors import InputError
 from dpoctl.models import hub, load
 from dpoctl.models.hub import resolve
-from dpoctl.models.load import context_length, end_tokens, load_classifier, load_policy, load_tokenizer, untrained
+from dpoctl.models.load import context_length, load_classifier, load_policy, untrained
+from dpoctl.models.tokenizers import end_tokens, load_tokenizer
 
 VOCAB = 40
 IDS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None, "vocab_size": VOCAB}

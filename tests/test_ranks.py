@@ -108,7 +108,7 @@ def test_two_ranks_have_the_losses_of_one_process(here):
 
 
 def test_sharded_models_load_the_weights_of_the_file(here):
-    """Untied weights; buffers that are not saved or have no dimension; adapters, trained or merged into the base."""
+    """Untied weights; buffers that are not saved or have no dimension; adapters, trained, continued or merged."""
     make_models()
     short = [*SHORT, "--max-steps", "3"]
     sft = ["sft", "--data", "sft.jsonl", *short, "--model"]
@@ -117,6 +117,7 @@ def test_sharded_models_load_the_weights_of_the_file(here):
         "gemma": [*sft, "gemma"],
         "adapters": [*RUNS["dpo"], *short, "--lora", "4"],
         "adapted": ["train-dpo", "--model", "adapters-one", "--ref", "sft", "--data", "prefs.jsonl", *short],
+        "continued": ["train-dpo", "--model", "adapters-one", "--data", "prefs.jsonl", *short, "--lora", "4"],
         "reward": [*RUNS["rm"], *short, "--lora", "4"],
     }
     for name, args in runs.items():

@@ -25,6 +25,7 @@ _PACKAGES = (
     "typer",
     "rich",
     "peft",
+    "bitsandbytes",
     "openai",
     "tensorboard",
     "wandb",

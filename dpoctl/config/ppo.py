@@ -85,7 +85,8 @@ class TrainPPO(WithReference, Frontier):
     )
     value_model: str = option(
         "separate",
-        "A separate model, started from the reward model where there is one, or a head on the policy's trunk.",
+        "A separate model (with --lora: its own adapters), started from the reward model where there is one, or a head "
+        "on the policy's trunk.",
         PPO,
         choices=("separate", "shared"),
     )

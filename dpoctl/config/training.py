@@ -91,11 +91,15 @@ class Training(Rows, ChatTemplates, ModelOptions, Seeded, Common):
         identity=False,
     )
     lora: int | None = option(
-        None, "Train LoRA adapters of rank N on the frozen model and save only them (needs peft).", DEVICES, at_least=1
+        None,
+        "Train LoRA adapters of rank N on the frozen model and save only them; those of an adapter as --model are "
+        "continued (needs peft).",
+        DEVICES,
+        at_least=1,
     )
     lora_alpha: float | None = option(
         None,
-        "LoRA alpha; adapters are scaled by alpha / rank (default: twice the rank).",
+        "LoRA alpha; adapters are scaled by alpha / rank (default: twice the rank, or that of the adapter --model).",
         DEVICES,
         above=0,
         when=given("lora"),
@@ -106,6 +110,26 @@ class Training(Rows, ChatTemplates, ModelOptions, Seeded, Common):
         DEVICES,
         when=given("lora"),
     )
+    use_dora: bool = option(
+        False,
+        "DoRA: adapt the magnitude and the direction of weights apart (2402.09353).",
+        DEVICES,
+        when=given("lora"),
+    )
+    use_rslora: bool = option(
+        False, "Scale the adapters by alpha / sqrt(rank) in place of alpha / rank.", DEVICES, when=given("lora")
+    )
+    quantize: str | None = option(
+        None,
+        "Hold the frozen weights under the adapters in 4 bits (NF4, as QLoRA) or 8 (needs bitsandbytes).",
+        DEVICES,
+        choices=("4bit", "8bit"),
+        when=given("lora"),
+    )
+
+    def check_quantize(self) -> Iterator[str]:
+        if self.quantize and self.parallel == "fsdp":
+            yield f"--quantize {self.quantize} holds the whole model on every device: --parallel ddp"
 
     def check_lengths(self) -> Iterator[str]:
         if self.max_prompt_length >= self.max_length:

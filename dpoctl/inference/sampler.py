@@ -8,6 +8,7 @@ from typing import Any
 from .. import log
 from ..data.readers import Rows, load_rows
 from ..errors import InputError
+from ..models import quantized
 from ..models.load import context_length, count_weights, load_policy
 from ..models.pretrained import silence_transformers
 from ..outputs.claims import Output
@@ -89,7 +90,7 @@ class Sampler:
 
     def cost(self) -> dict[str, Any]:
         """The `cost` of the manifest: generated tokens, FLOPs, peak memory and device."""
-        weights = sum(p.numel() for p in self.policy.model.parameters())
+        weights = quantized.count(self.policy.model)
         return {
             "tokens": self.tokens,
             "flops": 2 * weights * self.tokens,

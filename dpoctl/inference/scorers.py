@@ -23,8 +23,9 @@ from ..data.chats import TemplateOptions
 from ..errors import InputError
 from ..models import rope
 from ..models.hub import check_path, resolve
-from ..models.load import Loaded, context_length, load_classifier, load_policy, require_same_tokenizer
+from ..models.load import Loaded, context_length, load_classifier, load_policy
 from ..models.logprobs import response_logps
+from ..models.tokenizers import require_same_tokenizer
 from ..runtime.devices import Compute
 from .options import ScoringOptions
 from .scorer_text import PairEncoder, PairTokens, TextEncoder, TruncationWarning, completion_of, describe
@@ -38,7 +39,8 @@ class ScorerOptions:
 
     `text`: `joined` scores prompt and completion joined, `completion` the completion alone (classifiers and reward
     models only). `score_type`: a classifier's, where the notation leaves it open. `tokens_per_batch`: the most
-    tokens in one forward pass, padding counted. `dtype`: the precision of forward passes.
+    tokens in one forward pass, padding counted. `dtype`: the precision of forward passes. `apart` and `quantize`: how a
+    reward model's adapter meets its base, as in `load_classifier`.
     """
 
     device: str | torch.device = "cpu"
@@ -49,6 +51,8 @@ class ScorerOptions:
     tokens_per_batch: int = 16384
     templates: TemplateOptions = TemplateOptions()
     dtype: torch.dtype = torch.float32
+    apart: bool = False
+    quantize: str | None = None
 
     @property
     def joined(self) -> bool:
@@ -127,6 +131,8 @@ def load_scorer(spec: str, options: ScorerOptions | None = None) -> Scorer:
         revision=options.revision,
         trust_remote_code=options.trust_remote_code,
         templates=options.templates,
+        quantize=options.quantize,
+        apart=options.apart,
     )
     if loaded.model.config.num_labels != 1:
         return ClassifierScorer(spec, options, path, loaded, parsed.score_type or options.score_type)

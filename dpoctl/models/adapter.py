@@ -1,6 +1,13 @@
-"""Read a peft adapter and merge it into its base: the result is an ordinary model that loads without peft."""
+"""Read a peft adapter, and merge it into its base or put its layers in place there.
 
+A merged model is an ordinary one, which loads without peft. An attached adapter stays apart from its base: training
+continues it, and a quantised base, whose weights cannot be changed, keeps its own.
+"""
+
+import copy
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,23 +68,65 @@ def merge_into(model: PreTrainedModel, adapter: Adapter, base: str, tokens: int)
     its number of rows, or to the `tokens` of its tokenizer. Raises InputError where a weight of the adapter has no
     layer in the model, or a layer no weight.
     """
-    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-
     add_rows(model, adapter, tokens)
-    weights = _without_copies(model, adapter.weights)
-    try:
-        adapted = get_peft_model(model, adapter.config)
-        expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-        missing = expected - set(weights)
-        unmatched = missing or set_peft_model_state_dict(adapted, weights).unexpected_keys
-        if unmatched:
-            raise ValueError(f"{sorted(unmatched)[0]} is in one of them alone")
+    with _fitting(adapter, base):
+        adapted = _adapted(model, adapter, adapter.config)
         merged = adapted.merge_and_unload(safe_merge=True).requires_grad_(True)  # peft froze the base
+    _untie(merged)
+    return merged
+
+
+def attach(model: PreTrainedModel, adapter: Adapter, base: str, task: str | None = None) -> Any:
+    """peft's wrapper of `model`, in whose layers the adapter's are put in place, unmerged; only they are trained.
+
+    `model` is changed in place and is what is forwarded. With `task` SEQ_CLS the adapter may be a language model's: the
+    classifier then keeps its head, which is trained too. `base` names the model in messages.
+    Raises InputError as `merge_into` does; the embeddings have the adapter's rows already (`add_rows`).
+    """
+    config = copy.deepcopy(adapter.config)
+    config.inference_mode = False
+    config.task_type = task or adapter.task_type
+    with _fitting(adapter, base):
+        wrapper = _adapted(model, adapter, config, new_head=task == "SEQ_CLS" and adapter.task_type != "SEQ_CLS")
+    for module in wrapper.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # as everywhere; the configuration that is saved keeps it
+    return wrapper.eval()
+
+
+def attach_frozen(model: PreTrainedModel, adapter: Adapter, base: str) -> None:
+    """`attach` to a model that is not trained; modules that the adapter holds whole, such as a head, are plain."""
+    attach(model, adapter, base)
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ == "ModulesToSaveWrapper":
+            model.set_submodule(name, module.modules_to_save[module.active_adapters[0]])
+    model.requires_grad_(False)
+
+
+@contextmanager
+def _fitting(adapter: Adapter, base: str) -> Iterator[None]:
+    """Turn what peft and torch raise where an adapter and a model are not made for each other into an InputError."""
+    try:
+        yield
     except (RuntimeError, ValueError, KeyError, IndexError) as e:
         hint = f"was the adapter trained on {base}?"
         raise InputError(f"{adapter.path}: does not fit {base}: {_main_line(e)}", hint=hint) from e
-    _untie(merged)
-    return merged
+
+
+def _adapted(model: PreTrainedModel, adapter: Adapter, config: Any, *, new_head: bool = False) -> Any:
+    """peft's wrapper of `model` with the adapter's weights; raises ValueError where a weight has no counterpart."""
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    weights = _without_copies(model, adapter.weights)
+    adapted = get_peft_model(model, config)
+    expected = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    if new_head:  # the classifier's own, which peft expects to be told
+        weights |= {name: weight for name, weight in expected.items() if ".score." in name}
+    missing = set(expected) - set(weights)
+    unmatched = missing or set_peft_model_state_dict(adapted, weights).unexpected_keys
+    if unmatched:
+        raise ValueError(f"{sorted(unmatched)[0]} is in one of them alone")
+    return adapted
 
 
 def add_rows(model: PreTrainedModel, adapter: Adapter, tokens: int) -> None:

@@ -3,7 +3,6 @@
 Code in a model's directory runs only on request (`trust_remote_code`). Adapters are merged into their base.
 """
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,12 +20,14 @@ from transformers import (
 from .. import log
 from ..data.chats import TemplateOptions
 from ..data.codec import Codec
-from ..data.tokens import REWARD_PAD, fingerprint
+from ..data.tokens import REWARD_PAD
 from ..errors import InputError
 from ..outputs import adapter_base
-from . import adapter, precision, probes
+from . import adapter, precision, probes, quantized
 from .hub import is_adapter, resolve, resolve_base
-from .pretrained import Source, as_input_error, load_complete, load_shape, prepared, quiet
+from .place import Place, load_at
+from .pretrained import Source, as_input_error, prepared, quiet
+from .tokenizers import check_fit, has_tokenizer, load_tokenizer, open_codec, require_eos
 
 
 class Loaded(NamedTuple):
@@ -40,11 +40,6 @@ class Loaded(NamedTuple):
 
 WithTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
-_TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "spm.model"),
-    *("sentencepiece.bpe.model", "tiktoken.model", "tekken.json", "tokenizer_config.json"),
-)
-
 
 def load_policy(
     path: str,
@@ -55,9 +50,14 @@ def load_policy(
     revision: str | None = None,
     trust_remote_code: bool = False,
     templates: TemplateOptions | None = None,
+    quantize: str | None = None,
+    quantized_at: str | torch.device | None = None,
+    apart: bool = False,
 ) -> Loaded:
     """A causal language model with its tokenizer and codec: eval mode, every dropout 0, a pad token set.
 
+    An adapter is merged into its base, or attached to a base that is quantised, by its checkpoint or here (`quantize`:
+    4bit or 8bit; see `Place`). With `apart` the result is the base, ready for the adapter.
     The pad token is the EOS where the tokenizer has none; embeddings are never resized. On the device `meta` the model
     has shapes without numbers, for a rank that receives its shard of the weights later. `frozen_in` is the compute
     dtype of a model that is not trained: its weights are frozen, and held so (see `precision.hold`).
@@ -65,26 +65,18 @@ def load_policy(
     a tokenizer with ids that the model has no embedding for.
     """
     folder = _folder(path, revision, trust_remote_code, device)
+    source, place = Source(path, folder, trust_remote_code), Place(device, quantize, quantized_at)
     if is_adapter(folder):
-        model, tokenizer = _adapted_policy(path, folder, device, trust_remote_code)
-        model = model.to(dtype)
+        model, tokenizer = _adapted_policy(source, place, apart)
+        model = model if quantized.is_quantized(model) else model.to(dtype)
     else:
-        load = load_shape if str(device) == "meta" else load_complete
-        model = load(AutoModelForCausalLM, Source(path, folder, trust_remote_code), dtype)
+        model = load_at(place, AutoModelForCausalLM, source, dtype)
         tokenizer = load_tokenizer(path, folder=folder, trust_remote_code=trust_remote_code)
-    _require_eos(path, tokenizer)
+    require_eos(path, tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    _check_fit(path, model, tokenizer)
-    return Loaded(_placed(model, device, frozen_in), tokenizer, open_codec(path, folder, tokenizer, templates))
-
-
-def _placed(model: PreTrainedModel, device: str | torch.device, frozen_in: torch.dtype | None) -> PreTrainedModel:
-    """The model on its device, frozen where it is not trained; it is cast before it takes the device's memory."""
-    if frozen_in is not None:
-        model.requires_grad_(False)
-        precision.hold(model, frozen_in)
-    return model.to(device)
+    check_fit(path, model, tokenizer)
+    return Loaded(place.moved(model, frozen_in), tokenizer, open_codec(path, folder, tokenizer, templates))
 
 
 def _folder(path: str, revision: str | None, with_code: bool, device: str | torch.device) -> str:
@@ -105,30 +97,35 @@ def load_classifier(
     revision: str | None = None,
     trust_remote_code: bool = False,
     templates: TemplateOptions | None = None,
+    quantize: str | None = None,
+    quantized_at: str | torch.device | None = None,
+    apart: bool = False,
 ) -> Loaded:
     """A sequence classifier or reward model with its tokenizer and codec: eval mode, dropout 0, one pad id.
 
+    A reward model's adapter is merged into its base, or with `apart` and on a quantised base attached to it.
     The model pads with the tokenizer's id, whatever its configuration says: a decoder finds the last token by it. Its
     head computes in float32; `frozen_in` is as for `load_policy`.
 
     Raises InputError as `load_policy` does; also where the weights do not contain the classification head.
     """
-    folder = resolve(path, revision, with_code=trust_remote_code)
+    folder, place = resolve(path, revision, with_code=trust_remote_code), Place(device, quantize, quantized_at)
     if is_adapter(folder):
+        base = adapter_base.find(folder)
+        where = resolve_base(path, base.path, base.revision, with_code=trust_remote_code)
+        kept = place if apart or quantize or quantized.method_of(where) else None
         with quiet():
-            base = adapter_base.find(folder)
-            model, tokenizer = load_merged_reward(folder, base.path, base.revision, trust_remote_code)
-        model = model.to(dtype)
+            model, tokenizer = _adapted_reward(folder, base.path, base.revision, trust_remote_code, kept)
+        model = model if quantized.is_quantized(model) else model.to(dtype)
     else:
-        source = Source(path, folder, trust_remote_code)
-        model = load_complete(AutoModelForSequenceClassification, source, dtype)
+        model = load_at(place, AutoModelForSequenceClassification, Source(path, folder, trust_remote_code), dtype)
         tokenizer = load_tokenizer(path, folder=folder, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = _padding_of_classifier(model, tokenizer)
     model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
-    _check_fit(path, model, tokenizer)
+    check_fit(path, model, tokenizer)
     precision.keep_head_in_float32(model, model.config.num_labels)
-    return Loaded(_placed(model, device, frozen_in), tokenizer, open_codec(path, folder, tokenizer, templates))
+    return Loaded(place.moved(model, frozen_in), tokenizer, open_codec(path, folder, tokenizer, templates))
 
 
 def _padding_of_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -150,41 +147,57 @@ def load_reward_start(
     revision: str | None = None,
     trust_remote_code: bool = False,
     templates: TemplateOptions | None = None,
+    quantize: str | None = None,
+    quantized_at: str | torch.device | None = None,
+    apart: bool = False,
 ) -> Loaded:
     """What to train a reward model from: a decoder with one label that does not pad with a token that ends completions.
 
     A language model's trunk gets a new head, N(0, 1/sqrt(d + 1)) from `seed` (Stiennon et al. 2020); a reward model
     keeps its head. Where padding may end a completion, `transformers` would read that reward one token early: a new
-    token pads.
+    token pads. `quantize`, `quantized_at` and `apart` as in `load_policy`; without `apart` an adapter is refused.
     Raises InputError as `load_classifier` does, and for a model that has no `score` head on its last token.
     """
     folder = _folder(path, revision, trust_remote_code, device)
-    load = load_shape if str(device) == "meta" else load_complete
-    source = Source(path, folder, trust_remote_code)
-    model = load(AutoModelForSequenceClassification, source, torch.float32, new_head=1)
+    where = folder
+    if apart and is_adapter(folder):
+        base = adapter_base.find(folder)
+        where = resolve_base(path, base.path, base.revision, with_code=trust_remote_code, weights=str(device) != "meta")
+    holder = folder if has_tokenizer(folder) else where
+    source = Source(path, where, trust_remote_code)
+    return _reward_start(source, holder, Place(device, quantize, quantized_at), seed, templates)
+
+
+def _reward_start(
+    source: Source, holder: str, place: Place, seed: int = 0, templates: TemplateOptions | None = None
+) -> Loaded:
+    """`load_reward_start` of a complete model with the tokenizer in the folder `holder`."""
+    path = source.path
+    model = load_at(place, AutoModelForSequenceClassification, source, torch.float32, new_head=1)
     if not hasattr(model, "score") or model.config.num_labels != 1:
         raise InputError(
             f"{path}: a {type(model).__name__} with {model.config.num_labels} labels cannot become a reward model",
             hint="start from a causal language model, or from a reward model of train-rm",
         )
-    tokenizer = load_tokenizer(path, folder=folder, trust_remote_code=trust_remote_code)
-    _require_eos(path, tokenizer)
-    codec = open_codec(path, folder, tokenizer, templates)
+    tokenizer = load_tokenizer(path, folder=holder, trust_remote_code=source.trust_remote_code)
+    require_eos(path, tokenizer)
+    codec = open_codec(path, source.folder, tokenizer, templates)
     _use_separate_padding(model, tokenizer, codec.ends)
     if "ForSequenceClassification" not in str(model.config.architectures):
         width = model.score.weight.shape[1]
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             model.score.weight.copy_(torch.randn(1, width, generator=generator) / (width + 1) ** 0.5)
-    _check_fit(path, model, tokenizer)
+    check_fit(path, model, tokenizer)
     precision.keep_head_in_float32(model, 1)
-    return Loaded(model.to(device), tokenizer, Codec(tokenizer, codec.model_ends, templates))
+    return Loaded(place.moved(model), tokenizer, Codec(tokenizer, codec.model_ends, templates))
 
 
 def _use_separate_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
     """Pad with a new token, whose embedding is 0, where the tokenizer has no padding or one of the `ends` pads."""
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id in ends:
         tokenizer.add_special_tokens({"pad_token": REWARD_PAD})
+    if tokenizer.pad_token == REWARD_PAD:
         if len(tokenizer) > model.get_input_embeddings().num_embeddings:
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         with torch.no_grad():
@@ -201,11 +214,12 @@ def load_merged(path: str, base: str, revision: str | None = None, trust_remote_
     The adapter's tokenizer is preferred to the base's. Raises InputError: peft is not installed; no adapter, one of
     another kind of model, or one that does not fit the base; and as `load_policy` does for the base.
     """
-    found = adapter.read(path)
-    if found.task_type not in (None, "CAUSAL_LM"):
-        raise InputError(f"{path}: an adapter of task {found.task_type}, where a language model's is expected")
-    _check_base(path, base, revision, trust_remote_code)
+    found = _read_policy_adapter(path)
+    _checked_base(path, base, revision, trust_remote_code)
     model, tokenizer, _ = load_policy(base, revision=revision, trust_remote_code=trust_remote_code)
+    _require_mergeable(path, base, model)
+    if bits := adapter_base.trained_in(path):
+        log.say(f"{path}: was trained on {base} in {bits}, and is merged into it in full precision")
     folder = Path(path).expanduser()
     if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         tokenizer = load_tokenizer(path, folder=str(folder))
@@ -216,32 +230,79 @@ def load_merged_reward(
     path: str, base: str, revision: str | None = None, trust_remote_code: bool = False
 ) -> WithTokenizer:
     """(model, tokenizer) of a reward model that train-rm saved as adapters and score head; raises as `load_merged`."""
+    return _adapted_reward(path, base, revision, trust_remote_code, None)
+
+
+def _adapted_reward(
+    path: str, base: str, revision: str | None, trust_remote_code: bool, kept: Place | None
+) -> WithTokenizer:
+    """A reward model's adapter merged into its base, on the CPU; or `kept` there: attached to the base, frozen."""
     found = adapter.read(path)
     if found.task_type != "SEQ_CLS" or not {"reward_shift", "reward_scale"} <= set(found.shape):
         raise InputError(f"{path}: an adapter of task {found.task_type}, where one of train-rm's is expected")
-    _check_base(path, base, revision, trust_remote_code)
-    model, tokenizer, _ = load_reward_start(base, revision=revision, trust_remote_code=trust_remote_code)
+    where = _checked_base(path, base, revision, trust_remote_code)
+    folder = str(Path(path).expanduser())
+    holder = folder if has_tokenizer(folder) else where
+    model, tokenizer, _ = _reward_start(Source(base, where, trust_remote_code), holder, kept or Place())
     model.config.reward_shift, model.config.reward_scale = found.shape["reward_shift"], found.shape["reward_scale"]
-    return adapter.merge_into(model, found, base, len(tokenizer)).eval(), tokenizer
-
-
-def _check_base(path: str, base: str, revision: str | None, trust_remote_code: bool) -> None:
-    """Raises InputError where the base cannot be found, or is not the model that the adapter was trained on."""
-    adapter_base.check(path, base, resolve_base(path, base, revision, with_code=trust_remote_code))
-
-
-def _adapted_policy(path: str, folder: str, device: str | torch.device, trust_remote_code: bool) -> WithTokenizer:
-    """An adapter's directory as a policy: merged into its base; on the meta device the base has the same shape."""
-    base = adapter_base.find(folder)
-    if str(device) != "meta":
-        with quiet():
-            return load_merged(folder, base.path, base.revision, trust_remote_code)
-    place = resolve_base(path, base.path, base.revision, with_code=trust_remote_code, weights=False)
-    model = load_shape(AutoModelForCausalLM, Source(path, place, trust_remote_code), torch.float32)
-    holder = folder if _has_tokenizer(folder) else place
-    tokenizer = load_tokenizer(path, folder=holder, trust_remote_code=trust_remote_code)
-    adapter.add_rows(model, adapter.read(folder), len(tokenizer))
+    if kept is None:
+        _require_mergeable(path, base, model)
+        return adapter.merge_into(model, found, base, len(tokenizer)).eval(), tokenizer
+    adapter.attach_frozen(model, found, base)
     return model, tokenizer
+
+
+def _checked_base(path: str, base: str, revision: str | None, trust_remote_code: bool) -> str:
+    """The folder of the base. Raises InputError: not found, or not the model that the adapter was trained on."""
+    folder = resolve_base(path, base, revision, with_code=trust_remote_code)
+    adapter_base.check(path, base, folder)
+    return folder
+
+
+def _require_mergeable(path: str, base: str, model: PreTrainedModel) -> None:
+    """Raises InputError for a quantised base: its weights would be rounded anew."""
+    if quantized.is_quantized(model):
+        raise InputError(
+            f"{path}: its base {base} is quantised, and nothing can be merged into it",
+            hint="dpoctl merge ADAPTER --base MODEL merges it into the model in full precision that it was made from",
+        )
+
+
+def _adapted_policy(source: Source, place: Place, apart: bool) -> WithTokenizer:
+    """An adapter's directory as a policy: merged into its base, or attached to it where that is quantised.
+
+    `apart`, and on the meta device: the base alone, with the adapter's tokenizer and the rows of its embeddings.
+    """
+    folder, with_code = source.folder, source.trust_remote_code
+    base = adapter_base.find(folder)
+    shape_only = str(place.device) == "meta"
+    where = resolve_base(source.path, base.path, base.revision, with_code=with_code, weights=not shape_only)
+    kept = bool(place.quantize or quantized.method_of(where))
+    if not (shape_only or apart or kept):
+        with quiet():
+            return load_merged(folder, base.path, base.revision, with_code)
+    found = _read_policy_adapter(folder)
+    if is_adapter(where):
+        raise InputError(f"{source.path}: the base of this adapter is an adapter itself", hint="merge that one first")
+    if not shape_only:
+        adapter_base.check(folder, base.path, where)
+    at_base = Source(source.path, where, with_code)
+    model = load_at(place, AutoModelForCausalLM, at_base, torch.float32)
+    holder = folder if has_tokenizer(folder) else where
+    tokenizer = load_tokenizer(source.path, folder=holder, trust_remote_code=with_code)
+    adapter.add_rows(model, found, len(tokenizer))
+    if not (shape_only or apart):
+        with quiet():
+            adapter.attach_frozen(model, found, base.path)
+    return model, tokenizer
+
+
+def _read_policy_adapter(path: str) -> adapter.Adapter:
+    """The adapter of a language model. Raises InputError for one of another kind of model, and as `adapter.read`."""
+    found = adapter.read(path)
+    if found.task_type not in (None, "CAUSAL_LM"):
+        raise InputError(f"{path}: an adapter of task {found.task_type}, where a language model's is expected")
+    return found
 
 
 # --- models without weights ------------------------------------------------------------------------------------------
@@ -286,106 +347,7 @@ def _config_folder(path: str, revision: str | None) -> str:
     return resolve_base(path, base.path, base.revision, weights=False)
 
 
-# --- tokenizers ------------------------------------------------------------------------------------------------------
-
-
-def load_tokenizer(
-    path: str, *, folder: str | None = None, revision: str | None = None, trust_remote_code: bool = False
-) -> PreTrainedTokenizerBase:
-    """The tokenizer of a directory or hub id; `folder` names its files where they are known. Raises InputError."""
-    folder = folder or resolve(path, revision, with_code=trust_remote_code, weights=False)
-    # From a directory without tokenizer files transformers builds an empty tokenizer of the model's type.
-    if not _has_tokenizer(folder):
-        raise InputError(f"{path}: it has no tokenizer", f"expected one of {', '.join(_TOKENIZER_FILES[:4])} in it")
-    with quiet(), as_input_error(f"{path}: its tokenizer cannot be read"):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-
-
-def load_codec(
-    path: str, *, revision: str | None = None, trust_remote_code: bool = False, templates: TemplateOptions | None = None
-) -> Codec:
-    """How text becomes the token ids of a model whose weights are not loaded. Raises InputError."""
-    folder = resolve(path, revision, with_code=trust_remote_code, weights=False)
-    tokenizer = load_tokenizer(path, folder=folder, trust_remote_code=trust_remote_code)
-    return open_codec(path, folder, tokenizer, templates)
-
-
-def open_codec(
-    path: str, folder: str, tokenizer: PreTrainedTokenizerBase, templates: TemplateOptions | None = None
-) -> Codec:
-    """The codec of a tokenizer with the end tokens of the model in `folder`; its chat template is replaced on request.
-
-    Raises InputError for the name of a template that the tokenizer does not have.
-    """
-    if templates and templates.template is not None:
-        tokenizer.chat_template = templates.template
-    ends = end_tokens(folder)
-    codec = Codec(tokenizer, (_end_tokens_of_base(path, folder) if ends is None else ends) or (), templates)
-    log.detail(f"{path}: {codec.describe_ends()}")
-    return codec
-
-
-def end_tokens(folder: str) -> list[int] | None:
-    """The end tokens of a directory's generation configuration, else of its config.json; None where it has neither.
-
-    Raises InputError for a file that is there and cannot be read: sampling would not stop where the model's does.
-    """
-    for name in ("generation_config.json", "config.json"):
-        file = Path(folder) / name
-        if not file.is_file():
-            continue
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-            ends = found.get("eos_token_id", (found.get("text_config") or {}).get("eos_token_id"))
-            return [int(end) for end in ([ends] if isinstance(ends, int) else ends or [])]
-        except (OSError, ValueError, TypeError, AttributeError):
-            hint = "expected a JSON object whose eos_token_id is a token id or a list of them: copy the file again"
-            raise InputError(f"{file}: cannot be read", hint) from None
-    return None
-
-
-def _end_tokens_of_base(path: str, folder: str) -> list[int] | None:
-    if not is_adapter(folder):
-        return None
-    base = adapter_base.find(folder)
-    return end_tokens(resolve_base(path, base.path, base.revision, weights=False))
-
-
-def require_same_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, reference: PreTrainedTokenizerBase, path: str, reference_path: str
-) -> None:
-    """Raises InputError where two models tokenize differently, so that their log-probs cannot be compared."""
-    if fingerprint(tokenizer) != fingerprint(reference):
-        raise InputError(
-            f"{reference_path}: its tokenizer is not that of {path}, so their log-probs do not compare",
-            hint="a reference has the policy's tokenizer",
-        )
-
-
-def _has_tokenizer(folder: str) -> bool:
-    return any((Path(folder) / name).is_file() for name in _TOKENIZER_FILES)
-
-
-def _require_eos(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    if tokenizer.eos_token_id is None:
-        raise InputError(
-            f"{path}: its tokenizer has no end-of-sequence token", "set eos_token in tokenizer_config.json"
-        )
-
-
-def _check_fit(path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises InputError for a tokenizer with ids beyond the model's embeddings."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    highest = max(tokenizer.get_vocab().values(), default=-1)
-    if highest < 0:
-        raise InputError(f"{path}: its tokenizer has an empty vocabulary", "are the tokenizer's files complete?")
-    eos, pad = tokenizer.eos_token_id or 0, tokenizer.pad_token_id or 0
-    for what, token in (("highest", highest), ("EOS", eos), ("pad", pad)):
-        if token >= rows:
-            raise InputError(
-                f"{path}: its tokenizer does not fit the model: {what} token id {token}, only {rows} embeddings",
-                hint="use the tokenizer the model was trained with",
-            )
+# --- contexts ---------------------------------------------------------------------------------------------------------
 
 
 def context_length(model: PreTrainedModel) -> int | None:

@@ -46,7 +46,9 @@ def hold(model: nn.Module, dtype: torch.dtype) -> None:
     if dtype == torch.float32:
         return
     _untie_frozen_head(model)
-    for module in model.modules():
+    for path, module in model.named_modules():
+        if ".lora_" in path:  # peft casts the input to the dtype of an adapter's matrices, also where they are read in
+            continue  # another (`full_precision`)
         for name in _names_in_products(module):
             weight = module._parameters[name]
             if weight is not None and weight.dtype == torch.float32 and not weight.requires_grad:

@@ -3,12 +3,11 @@
 Weights are safetensors, or pickles of which only tensors are read. Every dropout is 0.
 """
 
-import json
 import logging
 import pickle
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.utils import logging as hf_logging
 
 from ..errors import InputError
-from . import experts
+from . import experts, quantized
 
 # Not causal, but their weights load as a causal model without complaint, because the head is tied.
 _NOT_CAUSAL = ("ForSequenceClassification", "ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering")
@@ -37,9 +36,14 @@ class Source:
 
 
 def load_complete(
-    auto_class: Any, source: Source, dtype: torch.dtype, *, new_head: int | None = None
+    auto_class: Any,
+    source: Source,
+    dtype: torch.dtype,
+    *,
+    new_head: int | None = None,
+    options: dict[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """The model in eval mode, every weight read from the files.
+    """The model in eval mode, every weight read from the files; `options` are further ones of `from_pretrained`.
 
     With `new_head` (a number of labels) the classification head alone may be missing; transformers then initialises it.
     Raises InputError: no weights, files that cannot be read, weights of other shapes, missing weights, a model that is
@@ -56,7 +60,9 @@ def load_complete(
             ignore_mismatched_sizes=True,  # reported below, by name
             output_loading_info=True,
             **head,
+            **(options or {}),
         )
+    quantized.prepare(model)
     _check_loaded(auto_class, source.path, model, info, new_head)
     return prepared(model)
 
@@ -97,11 +103,11 @@ def _check_files(source: Source) -> None:
 
 def _hint_for(source: Source) -> str:
     """What to do about a model that cannot be loaded."""
-    with suppress(OSError, ValueError, AttributeError):
-        config = json.loads((Path(source.folder) / "config.json").read_text(encoding="utf-8"))
-        if quantized := config.get("quantization_config"):
-            method = quantized.get("quant_method", "an unknown method")
-            return f"its weights are quantised ({method}): give the checkpoint in full precision that it was made from"
+    if method := quantized.method_of(source.folder):
+        return (
+            f"its weights are quantised ({method}), which needs that method's package and may need a GPU; otherwise "
+            "give the checkpoint in full precision that it was made from"
+        )
     return _HINT
 
 

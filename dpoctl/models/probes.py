@@ -225,7 +225,7 @@ def has_plain_head(model: PreTrainedModel) -> bool:
 @torch.no_grad()
 def _try_plain_head(model: PreTrainedModel) -> bool:
     output, trunk = model.get_output_embeddings(), trunk_of(model)
-    if output is None or trunk is model:
+    if output is None or trunk is model or not _is_linear(output):
         return False
     device = next(model.parameters()).device
     ids = torch.tensor([probe_ids(model, _SHORTEST)], device=device)
@@ -234,6 +234,17 @@ def _try_plain_head(model: PreTrainedModel) -> bool:
         size = output(states).float().abs().max().clamp(min=1e-6)
         # Once with the hidden states as they are, once so large that a soft cap changes the logits.
         return all(_is_plain(model, trunk, output, ids, states * factor) for factor in (1.0, float(_LARGE / size)))
+
+
+def _is_linear(output: Any) -> bool:
+    """Whether an output embedding is the product with its weight: a quantised one, or one with an adapter, is not."""
+    weight = getattr(output, "weight", None)
+    if weight is None or weight.dtype not in TOLERANCE or hasattr(output, "base_layer"):
+        return False
+    if type(output).forward is nn.Linear.forward:
+        return True
+    rows = torch.eye(1, weight.shape[1], device=weight.device, dtype=weight.dtype)
+    return agree(output(rows), torch.nn.functional.linear(rows, weight, getattr(output, "bias", None)))
 
 
 def _is_plain(model: PreTrainedModel, trunk: nn.Module, output: Any, ids: Tensor, states: Tensor) -> bool:

@@ -1,6 +1,5 @@
 """Rewards and values: a scalar head on a trunk's hidden states, at the last token or before every response token."""
 
-import copy
 from functools import partial
 
 import torch
@@ -11,6 +10,7 @@ from ..runtime.fsdp_root import with_gathered_weights
 from .logprobs import Sequences, by_micro_batch, lay_out, response_rows, token_logps, trunk_states
 from .probes import trunk_of
 from .routing import RoutedTokens
+from .sharing import copy_sharing_frozen
 
 
 def last_token_rewards(model: PreTrainedModel, sequences: Sequences, routed: RoutedTokens | None = None) -> Tensor:
@@ -60,11 +60,6 @@ class ActorCritic(nn.Module):
         return logps, self.head(before.to(self.head.weight.dtype))[:, 0].float(), entropies, layout.owner
 
 
-def _copy(trunk: nn.Module) -> nn.Module:
-    """A copy of a trunk that shares the frozen weights."""
-    return copy.deepcopy(trunk, {id(p): p for p in trunk.parameters() if not p.requires_grad})
-
-
 def make_critic(policy: PreTrainedModel, kind: str, reward_model: PreTrainedModel | None = None) -> ActorCritic:
     """The policy with a value function, on a `shared` or `separate` trunk.
 
@@ -79,10 +74,10 @@ def make_critic(policy: PreTrainedModel, kind: str, reward_model: PreTrainedMode
         with torch.no_grad():
             head.weight.copy_(reward_model.score.weight / scale)
             head.bias.fill_(-shift / scale)
-        return ActorCritic(policy, _copy(trunk_of(reward_model)).to(device), head.to(device))
+        return ActorCritic(policy, copy_sharing_frozen(trunk_of(reward_model)).to(device), head.to(device))
     width = policy.get_output_embeddings().weight.shape[1]
     head = nn.Linear(width, 1)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    trunk = _copy(trunk_of(policy)) if kind == "separate" else None
+    trunk = copy_sharing_frozen(trunk_of(policy)) if kind == "separate" else None
     return ActorCritic(policy, trunk, head.to(device))

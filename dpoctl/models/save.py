@@ -12,8 +12,8 @@ from transformers import GenerationConfig
 from ..errors import InputError
 from ..outputs import adapter_base
 from ..outputs.files import move_into, writing
-from .load import end_tokens
 from .pretrained import settings_as_loaded
+from .tokenizers import end_tokens
 
 
 def save_model(
@@ -34,7 +34,7 @@ def save_model(
     if state is not None:
         state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
     elif dtype != torch.float32:
-        model = model.to(dtype)
+        model = _adapters_to(model, dtype) if hasattr(model, "peft_config") else model.to(dtype)
     model.config.dtype = dtype
     # An adapter's embeddings are the base's, also where train-rm added a row for padding: loading adds it again.
     only = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
@@ -49,6 +49,14 @@ def save_model(
         if ends and set(ends) != set(end_tokens(str(tmp)) or ()):
             _save_ends(tmp, ends)
         return move_into(tmp, out)
+
+
+def _adapters_to(wrapper: Any, dtype: torch.dtype) -> Any:
+    """Cast the weights that are trained, which alone are saved: a quantised base cannot be cast."""
+    for weight in wrapper.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.to(dtype)
+    return wrapper
 
 
 def _save_ends(folder: Path, ends: Collection[int]) -> None:

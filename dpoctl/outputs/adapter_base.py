@@ -10,21 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import log
 from ..errors import InputError
 from .files import dump, sha256_file, write_atomic
 
 _RECORD = "base_model.json"
+_OPTIONAL = ("quantized", "trained_in")
 # the hint of every message about a base that cannot be used
 ASK = "dpoctl merge ADAPTER --base MODEL --out DIR merges it into a base that lies elsewhere; use DIR then"
 
 
 @dataclass(frozen=True)
 class Base:
-    """The base of an adapter: a path or hub id, its revision on the Hub, and the SHA-256 of its weights."""
+    """The base of an adapter: a path or hub id, its revision on the Hub, and the SHA-256 of its weights.
+
+    `quantized`: the method by which its checkpoint is quantised. `trained_in`: `4bit` or `8bit` where the adapter was
+    trained on its weights in so many bits.
+    """
 
     path: str
     revision: str | None
     weights_sha256: str | None
+    quantized: str | None = None
+    trained_in: str | None = None
 
     @property
     def is_local(self) -> bool:
@@ -32,10 +40,13 @@ class Base:
         return os.path.isdir(os.path.expanduser(self.path))
 
 
-def describe(path: str, folder: str, revision: str | None) -> Base:
-    """The base that `path` names, whose files are in `folder`; a directory by its absolute path."""
+def describe(path: str, folder: str, revision: str | None, **quantized: str | None) -> Base:
+    """The base that `path` names, whose files are in `folder`; a directory by its absolute path.
+
+    `quantized` and `trained_in` are those of `Base`.
+    """
     here = os.path.expanduser(path)
-    return Base(os.path.abspath(here) if os.path.isdir(here) else path, revision, weights_sha256(folder))
+    return Base(os.path.abspath(here) if os.path.isdir(here) else path, revision, weights_sha256(folder), **quantized)
 
 
 def weights_sha256(folder: str | Path) -> str:
@@ -50,6 +61,7 @@ def write_record(base: Base, folder: Path, out: Path) -> None:
     """Write the record to `folder`, whose files will be in `out`; a directory is recorded relative to `out`."""
     path = os.path.relpath(base.path, out.absolute()) if base.is_local else base.path
     record = {"path": path, "local": base.is_local, "revision": base.revision, "weights_sha256": base.weights_sha256}
+    record |= {name: value for name in _OPTIONAL if (value := getattr(base, name))}
     write_atomic(folder / _RECORD, dump(record))
 
 
@@ -81,13 +93,26 @@ def find(adapter: str | Path) -> Base:
 
 
 def check(adapter: str | Path, base: str, folder: str) -> None:
-    """Raise InputError where `base`, whose files are in `folder`, has other weights than the adapter was trained on."""
-    digest = _read(Path(adapter).expanduser() / _RECORD).get("weights_sha256")
+    """Raise InputError where `base`, whose files are in `folder`, has other weights than the adapter was trained on.
+
+    An adapter that was trained on a quantised checkpoint may get the model in full precision that this was made from,
+    of which there is no record.
+    """
+    record = _read(Path(adapter).expanduser() / _RECORD)
+    digest = record.get("weights_sha256")
     if digest is not None and weights_sha256(folder) != digest:
+        if method := record.get("quantized"):
+            log.warn(f"{adapter}: was trained on weights that {method} quantised; that {base} has them is not checked")
+            return
         raise InputError(
             f"{adapter}: {base} is not the model that it was trained on: other weights",
             hint="give the base that it was trained on (its path then is in base_model.json)",
         )
+
+
+def trained_in(adapter: str | Path) -> str | None:
+    """`4bit` or `8bit` where the adapter in a directory was trained with --quantize; else None."""
+    return _read(Path(adapter).expanduser() / _RECORD).get("trained_in")
 
 
 def _named(folder: Path) -> str | None:

@@ -21,8 +21,9 @@ from ..inference.policy_evaluation import (
     statistics,
 )
 from ..inference.scorers import Scorer, load_scorer, scorer_options
-from ..models.load import Loaded, context_length, load_policy, require_same_tokenizer
+from ..models.load import Loaded, context_length, load_policy
 from ..models.pretrained import silence_transformers
+from ..models.tokenizers import require_same_tokenizer
 from ..outputs.claims import Output
 from ..outputs.manifests import read_manifest
 from ..outputs.row_writer import RowWriter

@@ -23,7 +23,7 @@ _TAG = re.compile(r"<[a-zA-Z/!][^<>]{0,200}>")
 
 def prepare(config: Prepare) -> Prepared:
     """Reviews for SFT, and prompts from their first tokens."""
-    from ..models.load import load_tokenizer
+    from ..models.tokenizers import load_tokenizer
 
     reviews = load_reviews(config.source, config.limit, config.revision)
     log.say(f"{config.source or HUB_ID}: {len(reviews)} reviews")

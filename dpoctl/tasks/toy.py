@@ -20,8 +20,8 @@ def prepare(config: Prepare) -> Prepared:
 
     Pre-training, classifier and SFT reviews come from separate seeds.
     """
-    from ..models.load import load_tokenizer
     from ..models.pretrained import silence_transformers
+    from ..models.tokenizers import load_tokenizer
     from ..runtime.devices import open_compute
     from . import toy_models
 

@@ -11,9 +11,9 @@ from ..config.training import TrainDPO
 from ..data.encode import PairData, encode_pairs
 from ..data.readers import Rows
 from ..errors import NumericalError
-from ..models.load import require_same_tokenizer
 from ..models.logprobs import Sequences, summed_logps
 from ..models.routing import RoutedTokens
+from ..models.tokenizers import require_same_tokenizer
 from ..objectives.preference import LOSSES, PairLogps
 from ..outputs.claims import Output
 from ..runtime import collectives, fsdp
@@ -92,6 +92,8 @@ class DPO(PairTask):
             "device": self.compute.device.type,
             "format": 2,  # 1: wrong for models whose windows a packed row ignored
         }
+        if config.quantize:
+            key["quantize"] = config.quantize
         cache = ReferenceCache(config.cache_dir, key, config.tokens_per_batch)
         return Dataset(data, sequences, cache.logps(self._load_reference, sequences, self.compute))
 

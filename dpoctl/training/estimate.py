@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..models import tiled_head
+from ..models import quantized, tiled_head
 from ..models.blocks import blocks, recompute_activations, stacks
 from ..runtime import devices, replicated
 
@@ -98,7 +98,7 @@ def estimate(build: Callable[[], torch.nn.Module], update: Update) -> Estimate:
         if update.recompute:
             recompute_activations(model)
         weights, gradients = _bytes(model.parameters()), _bytes(replicated.trainable(model))
-        parameters, trained = (sum(p.numel() for p in ps) for ps in (model.parameters(), replicated.trainable(model)))
+        parameters, trained = quantized.count(model), sum(p.numel() for p in replicated.trainable(model))
         depth = max(len(stack) for stack in stacks(model))
         gathered = _gathered_bytes(model, update.dtype) if update.sharded else 0
         two, two_flops, state = _run(model, 2, update, ledger)

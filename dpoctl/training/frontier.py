@@ -8,6 +8,7 @@ from ..inference.completions import prompt_set
 from ..inference.policy_evaluation import PolicyEvaluation
 from ..inference.scorers import Scorer, load_scorer, scorer_options
 from ..models.load import Loaded, context_length
+from . import setup
 from .options import FrontierOptions
 
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ _OPTIONS = ("beta", "loss", "alpha", "target_kl", "kl_coef", "preset")  # what t
 class FrontierEvaluation:
     """Measures the reward of a policy's completions and its KL to the reference, at any update.
 
-    The reference is loaded for each point and freed after it. `trained_on` holds the ids of the training prompts: an
-    overlap is warned of, since the reward on prompts seen in training says little.
+    The reference is loaded for each point and freed after it; with adapters on --model it is a copy of the policy at
+    the start that shares the frozen weights. `trained_on` holds the ids of the training prompts: an overlap is warned
+    of, since the reward on prompts seen in training says little.
     """
 
     def __init__(self, config: FrontierOptions, task: "Task", method: str, trained_on: set[tuple[int, ...]]):
@@ -28,6 +30,8 @@ class FrontierEvaluation:
         self.config = config
         self.policy = Loaded(task.policy, task.tokenizer, task.codec)
         self.compute, self.templates, self.open_model = task.compute, task.templates, task.open_model
+        is_start = config.reference == (task.config.model, task.config.revision)
+        self.start = setup.frozen_start(config, task.policy) if task.adapters and is_start else None
         self.method = method
         self.learned: Scorer | None = None  # the reward that is trained on; its mean is reported next to --scorer's
         rows = load_rows(
@@ -46,7 +50,7 @@ class FrontierEvaluation:
     def measure(self, step: int) -> tuple[dict[str, Any], list[dict]]:
         """(a row for eval.jsonl, the completions with scores that it rests on) of the policy after update `step`."""
         config = self.config
-        reference = self.open_model(*config.reference).model
+        reference = self.start or self.open_model(*config.reference).model
         with self.compute.autocast():
             metrics, completions = PolicyEvaluation(self.scorer, config, config.seed).measure(
                 self.policy, reference, self.prompts

@@ -10,6 +10,7 @@ import yaml
 
 from .. import log
 from ..errors import InputError, Interrupted, NumericalError
+from ..models import quantized
 from ..models.blocks import recompute_activations
 from ..models.save import check_saving, save_model
 from ..outputs import cleanup, files
@@ -273,7 +274,7 @@ def _finish(trainer: Trainer, last_row: dict[str, float]) -> None:
         return
     dtype = devices.torch_dtype(trainer.config.save_dtype)
     model_files = save_model(saved, task.tokenizer, out, dtype, state, task.ends)
-    weights = sum(p.numel() for p in trained.parameters())
+    weights = quantized.count(trained)
     cost = {
         "tokens": trainer.tokens,
         "flops": 6 * weights * trainer.tokens + task.state.get("flops", 0),

@@ -54,6 +54,15 @@ class LoraOptions(Protocol):
     def lora_targets(self) -> str | None: ...
 
     @property
+    def use_dora(self) -> bool: ...
+
+    @property
+    def use_rslora(self) -> bool: ...
+
+    @property
+    def quantize(self) -> str | None: ...
+
+    @property
     def seed(self) -> int: ...
 
 
@@ -71,9 +80,15 @@ class ShardingOptions(Protocol):
 class LoadingOptions(HubOptions, ShardingOptions, Protocol):
     """How a model is loaded, and whether it will be sharded."""
 
+    @property
+    def quantize(self) -> str | None: ...
+
 
 class TrainedModelOptions(LoadingOptions, ModelOptions, Protocol):
     """How the model that a command trains is loaded."""
+
+    @property
+    def lora(self) -> int | None: ...
 
 
 class LengthOptions(Protocol):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..data.encode import Limits, encode_pairs
+from ..models import quantized
 from ..models.load import untrained
 from ..models.logprobs import Sequences
 from ..runtime import devices
@@ -79,6 +80,8 @@ def plan_of_pairs(config: PairPlanOptions, kind: str, loss: Callable, *shuffle: 
 
 def _build(config: AdapterOptions, kind: str) -> Any:
     model = untrained(config.model, kind, revision=config.revision)
+    if config.quantize:
+        quantized.plan(model, config.quantize)
     setup.adapt(config, model, {"policy": "CAUSAL_LM", "reward": "SEQ_CLS"}[kind])
     return model
 

@@ -25,11 +25,14 @@ from ..errors import InputError, NumericalError
 from ..inference.completions import PromptSet, completion_rows, prompt_set, sequences_of
 from ..inference.generate import batch_slices, generate, sampling_of
 from ..inference.scorers import Scorer, ScorerOptions, load_scorer
-from ..models import precision
-from ..models.load import context_length, load_classifier, require_same_tokenizer
+from ..models import lora, precision, quantized, sharing
+from ..models.hub import is_adapter, resolve
+from ..models.load import context_length, load_classifier
 from ..models.logprobs import micro_batches, response_token_logps
 from ..models.rewards import make_critic
+from ..models.tokenizers import require_same_tokenizer
 from ..objectives import ppo
+from ..outputs import adapter_base
 from ..outputs.claims import Output
 from ..runtime import collectives
 from ..runtime.devices import to_device
@@ -71,7 +74,9 @@ class PPO(Task):
             templates=replace(self.templates, template=None),
             dtype=self.compute.dtype,
         )
-        self.reward = load_scorer(config.reward, options)
+        self.reward = load_scorer(config.reward, self._on_base(options))
+        if self.reward.options.apart:
+            sharing.share_frozen(self.reward.model, [self.policy])  # type: ignore[attr-defined]
         rows = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, columns=config.columns)
         self.prompts = prompt_set(rows, self.codec, None, config.max_prompt_length)
         self.trains_chats = any(prompt_of(row).is_chat for row in self.prompts.rows)
@@ -97,27 +102,61 @@ class PPO(Task):
         return self.adapters or self.policy
 
     def _open_reference(self) -> tuple[Any, Callable[[], AbstractContextManager]]:
-        """(reference, context in which it is the reference): with adapters on --model, that model without them."""
-        if self.adapters and self.ref == self.config.model:
+        """(reference, context in which it is the reference).
+
+        With new adapters on --model it is that model without them; where --model is an adapter, a copy of that on the
+        same frozen weights.
+        """
+        if self.adapters and self.config.reference == (self.config.model, self.config.revision):
+            if is_adapter(resolve(self.config.model, self.config.revision, weights=False)):
+                return setup.frozen_start(self.config, self.policy), nullcontext
             return self.policy, self.adapters.disable_adapter
         reference, tokenizer, _ = self.open_model(*self.config.reference)
         require_same_tokenizer(self.tokenizer, tokenizer, self.config.model, self.ref)
         return reference, nullcontext
+
+    def _on_base(self, options: ScorerOptions) -> ScorerOptions:
+        """The options, with a reward model whose adapter was trained on the policy's base kept apart from it.
+
+        Policy, value and reward then share that base. With --quantize only a reward model that was trained so does.
+        """
+        spec, quantize = parse_scorer(self.config.reward), self.config.quantize
+        if not self.adapters or spec.kind != "model":
+            return options
+        folder = resolve(spec.parts[0], self.config.reward_revision, weights=False)
+        if not is_adapter(folder):
+            return options
+        base, policys = adapter_base.find(folder), self.adapters._dpoctl_base
+        if base.weights_sha256 != policys.weights_sha256 or adapter_base.trained_in(folder) != quantize:
+            return options
+        log.say(f"{self.config.reward}: its adapters share the policy's base")
+        return replace(options, apart=True, quantize=quantize)
 
     def _value_start(self) -> Any:
         """The reward model from which a separate value model starts, where its tokens are the policy's; else None."""
         config = self.config
         if config.value_model != "separate" or self.reward.score_type != "reward":
             return None
-        path = parse_scorer(config.reward).parts[0]
-        model, tokenizer, codec = load_classifier(
-            path, revision=config.reward_revision, trust_remote_code=config.scorer_trust_remote_code
+        path, scorer = parse_scorer(config.reward).parts[0], self.reward.options
+        model, _, codec = load_classifier(
+            path,
+            revision=config.reward_revision,
+            trust_remote_code=config.scorer_trust_remote_code,
+            quantize=scorer.quantize,
+            quantized_at=self.compute.device,
+            apart=scorer.apart,
         )
         if not hasattr(model, "score") or codec.fingerprint != self.codec.fingerprint:
             log.say(f"{path}: its tokenizer is not the policy's, so the value model starts from the policy")
             return None
-        if config.lora:
-            setup.add_lora(model, config, config.reward, None)
+        settings = setup.lora_settings(config) if config.lora else None
+        if settings and scorer.apart:
+            settings = replace(settings, targets=lora.adapted_layers(self.policy))
+            lora.add_to_attached(model, settings, config.reward)
+            precision.hold(model, self.compute.dtype)
+            sharing.share_frozen(model, [self.policy, self.reward.model])  # type: ignore[attr-defined]
+        elif settings:
+            lora.adapt(model, settings, config.reward, None)
             precision.hold(model, self.compute.dtype)
         return model
 
@@ -296,7 +335,7 @@ class PPO(Task):
     def _flops(self, episodes: Episodes) -> int:
         """Estimate of what is not training: 2 per parameter and token, for generating and for log-probs and values."""
         tokens = sum(len(ids) for ids, _ in episodes.sequences)
-        sizes = [sum(p.numel() for p in m.parameters()) for m in (self.policy, self.model, self.reference)]
+        sizes = [quantized.count(m) for m in (self.policy, self.model, self.reference)]
         return 2 * tokens * sum(sizes)
 
     @contextmanager

@@ -57,6 +57,7 @@ class RewardModel(PairTask):
             "revision": config.revision,
             "trust_remote_code": config.trust_remote_code,
             "templates": self.templates,
+            **setup.apart_options(config, self.compute),
         }
         return setup.load(
             config,

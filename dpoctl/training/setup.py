@@ -9,12 +9,13 @@ from ..data.codec import Codec
 from ..data.encode import Limits
 from ..errors import InputError
 from ..inference.options import template_options
-from ..models import lora, packed, precision, probes, rope
+from ..models import adapter, lora, packed, precision, probes, quantized, rope, sharing
 from ..models.blocks import blocks
-from ..models.hub import is_adapter, resolve
-from ..models.load import Loaded, context_length, load_codec, load_policy
+from ..models.hub import is_adapter, resolve, resolve_base
+from ..models.load import Loaded, context_length, load_policy
 from ..models.pretrained import silence_transformers
 from ..models.probes import can_pack, has_plain_head
+from ..models.tokenizers import load_codec
 from ..outputs import adapter_base
 from ..outputs.claims import Output
 from ..outputs.files import sha256_path
@@ -49,25 +50,36 @@ def open_training(config: ComputeOptions, output: Output) -> Compute:
     return Compute(device, devices.pick_dtype(config.dtype, device))
 
 
-def open_trained(config: TrainedModelOptions, templates: TemplateOptions) -> Loaded:
-    """The causal language model of --model with float32 weights, in main memory as `load` says."""
+def open_trained(config: TrainedModelOptions, compute: Compute, templates: TemplateOptions) -> Loaded:
+    """The causal language model of --model with float32 weights, in main memory as `load` says.
+
+    Weights that are quantised are on the device already. With --lora, of an adapter it is the base, which `adapt`
+    completes.
+    """
     options: dict[str, Any] = {
         "revision": config.revision,
         "trust_remote_code": config.trust_remote_code,
         "templates": templates,
+        **apart_options(config, compute),
     }
     return load(config, "cpu", lambda place: load_policy(config.model, device=place, **options))
+
+
+def apart_options(config: TrainedModelOptions, compute: Compute) -> dict[str, Any]:
+    """How the model to train is loaded where only its adapters are trained."""
+    return {"quantize": config.quantize, "quantized_at": compute.device, "apart": bool(config.lora)}
 
 
 def open_frozen(
     config: LoadingOptions, compute: Compute, path: str, revision: str | None, templates: TemplateOptions
 ) -> Loaded:
-    """A causal language model that is not trained, such as the reference, held in the compute dtype."""
+    """A causal language model that is not trained, such as the reference, held in the compute dtype or --quantize."""
     options: dict[str, Any] = {
         "frozen_in": compute.dtype,
         "revision": revision,
         "trust_remote_code": config.trust_remote_code,
         "templates": templates,
+        "quantize": config.quantize,
     }
     return load(config, str(compute.device), lambda place: load_policy(path, device=place, **options))
 
@@ -128,7 +140,7 @@ def place(config: ShardedTextOptions, model: Any, compute: Compute) -> None:
     precision.hold(model, compute.dtype)
     if _is_sharded_run(config):
         shard_model(config, model, compute)
-    else:
+    elif not quantized.is_quantized(model):
         model.to(compute.device)
 
 
@@ -169,26 +181,48 @@ def _tried(model: Any, longest: int, compute: Compute) -> tuple[bool, bool]:
 def adapt(config: AdapterOptions, model: Any, task: str = "CAUSAL_LM") -> Any:
     """peft's wrapper of a model whose adapters are trained, and which saves them; None without --lora.
 
-    Raises InputError as `lora.adapt` does, and for a model that is an adapter itself.
+    Where --model is an adapter, `model` is its base, and that adapter is trained. Raises InputError as `lora.adapt` and
+    `lora.resume` do, and for a quantised model that cannot be trained so.
     """
     if not config.lora:
+        quantized.refuse_full_training(model, config.model)
         return None
-    folder = resolve(config.model, config.revision, weights=False)
-    if is_adapter(folder):
-        raise InputError(f"--lora: {config.model} is an adapter itself", hint="merge it first (dpoctl merge)")
-    base = on_rank_0(lambda: adapter_base.describe(config.model, folder, config.revision))
-    wrapper = add_lora(model, config, base.path, task)
+    quantized.require_trainable(model, config.model)
+    start = resolve(config.model, config.revision, weights=False)
+    path, revision, folder = config.model, config.revision, start
+    if is_adapter(start):
+        found = on_rank_0(lambda: adapter_base.find(start))
+        path, revision = found.path, found.revision
+        folder = resolve_base(config.model, path, revision, weights=False)
+    method = quantized.method_of(folder)
+    base = on_rank_0(
+        lambda: adapter_base.describe(path, folder, revision, quantized=method, trained_in=config.quantize)
+    )
+    if is_adapter(start):
+        wrapper = lora.resume(model, adapter.read(start), lora_settings(config), base.path, task)
+    else:
+        wrapper = lora.adapt(model, lora_settings(config), base.path, task)
     wrapper._dpoctl_base = base  # saved beside the adapters
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    log.say(f"adapters of rank {config.lora}: {trained:,} weights are trained, the others are frozen")
+    start_of = f" continue {config.model}" if is_adapter(start) else ""
+    log.say(f"adapters of rank {config.lora}{start_of}: {trained:,} weights are trained, the others are frozen")
     return wrapper
 
 
-def add_lora(model: Any, config: LoraOptions, base: str, task: str | None) -> Any:
-    """peft's wrapper of `model` with the adapters of --lora; `base` is the model that the saved adapters name."""
+def frozen_start(config: ShardingOptions, policy: Any) -> Any:
+    """The policy with its adapters as they are before training, on its own frozen weights; None where it is sharded.
+
+    Called before the first update, and before a checkpoint is loaded.
+    """
+    return None if _is_sharded_run(config) else sharing.frozen_copy(policy)
+
+
+def lora_settings(config: LoraOptions) -> lora.LoraSettings:
+    """The adapters that --lora and the options beside it describe."""
     assert config.lora is not None
-    settings = lora.LoraSettings(config.lora, config.lora_alpha, config.lora_targets, config.seed)
-    return lora.adapt(model, settings, base, task)
+    return lora.LoraSettings(
+        config.lora, config.lora_alpha, config.lora_targets, config.seed, config.use_dora, config.use_rslora
+    )
 
 
 def lengths(config: LengthOptions, model: Any) -> Limits:

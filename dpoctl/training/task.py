@@ -65,8 +65,8 @@ class Task(ABC):
         return self.adapters or self.model
 
     def load_model(self) -> Loaded:
-        """The model to train, of --model."""
-        return setup.open_trained(self.config, self.templates)
+        """The model to train, of --model; with --lora, an adapter is still apart from it."""
+        return setup.open_trained(self.config, self.compute, self.templates)
 
     def open_model(self, path: str, revision: str | None) -> Loaded:
         """A causal language model on this run's device that is not trained, such as the reference."""

@@ -90,7 +90,7 @@ class World:
 
 def make_world(folder: Path) -> None:
     """A small language model, a classifier, reviews (training and held out) and prompts (training and test)."""
-    from dpoctl.models.load import load_tokenizer
+    from dpoctl.models.tokenizers import load_tokenizer
     from dpoctl.tasks import imdb, toy_models, toy_text
 
     reviews = [{"id": f"r{i}"} | r for i, r in enumerate(toy_text.reviews(400, 0))]

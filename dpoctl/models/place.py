@@ -1,0 +1,50 @@
+"""Where a model is loaded, and in how many bits its frozen weights are held."""
+
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from ..errors import InputError
+from . import precision, quantized
+from .pretrained import Source, load_complete, load_shape
+
+
+class Place(NamedTuple):
+    """The device that a model is loaded on, and whether its linear layers are quantised: 4bit, 8bit or None.
+
+    Weights that are quantised, here or by the checkpoint, go to the device `quantized_at` (None: `device`) at once.
+    """
+
+    device: str | torch.device = "cpu"
+    quantize: str | None = None
+    quantized_at: str | torch.device | None = None
+
+    def options(self, source: Source) -> dict[str, Any]:
+        """What `from_pretrained` needs for weights that are quantised."""
+        method, device = quantized.method_of(source.folder), self.quantized_at or self.device
+        if self.quantize is None:
+            return {"device_map": {"": str(device)}} if method else {}
+        if method:
+            said = f"--quantize {self.quantize}: {source.path} is quantised already ({method})"
+            raise InputError(said, hint="leave --quantize out")
+        return quantized.loading_options(self.quantize, source.path, device)
+
+    def moved(self, model: PreTrainedModel, frozen_in: torch.dtype | None = None) -> PreTrainedModel:
+        """The model on its device, frozen where it is not trained; it is cast before it takes the device's memory."""
+        if frozen_in is not None:
+            model.requires_grad_(False)
+            precision.hold(model, frozen_in)
+        return model if quantized.is_quantized(model) else model.to(self.device)
+
+
+def load_at(
+    place: Place, auto_class: Any, source: Source, dtype: torch.dtype, *, new_head: int | None = None
+) -> PreTrainedModel:
+    """A model as `load_complete` loads it, or its shape on the device `meta`."""
+    if str(place.device) == "meta":
+        return load_shape(auto_class, source, dtype, new_head=new_head)
+    model = load_complete(auto_class, source, dtype, new_head=new_head, options=place.options(source))
+    if place.quantize:
+        quantized.describe(model, place.quantize)
+    return model
