@@ -42,7 +42,7 @@ $(W)/dpo/manifest.json: $(SFT_DONE) $(W)/rm/manifest.json
 	$(call RUN,$(TRAIN_DPOCTL),train-dpo) --model $(SFT) --data $(WORLD)/prefs.train.jsonl --eval-data $(WORLD)/prefs.test.jsonl $(POINTS) $(TRAIN_FLAGS) --out $(W)/dpo
 
 $(W)/ppo/manifest.json: $(SFT_DONE) $(W)/rm/manifest.json
-	$(call RUN,$(DPOCTL),train-ppo) --model $(SFT) --prompts $(WORLD)/prompts.train.jsonl --reward $(W)/rm $(POINTS) $(PPO_FLAGS) --out $(W)/ppo
+	$(call RUN,$(TRAIN_DPOCTL),train-ppo) --model $(SFT) --prompts $(WORLD)/prompts.train.jsonl --reward $(W)/rm $(POINTS) $(PPO_FLAGS) --out $(W)/ppo
 
 # --- samples and win rates
 

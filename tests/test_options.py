@@ -65,7 +65,11 @@ COMBINED = {  # settings of several options, for conditions of several
         {"scorer": "python:s.py:f", "selection_scorer": "python:s.py:f"},
     ],
     "merge": [{"inputs": ["adapter"]}],
-    "judge": [{"backend": "scorer", "scorer": "s", "order": "random"}, {"backend": "human", "form": "f"}],
+    "judge": [
+        {"backend": "scorer", "scorer": "s", "order": "random"},
+        {"backend": "human", "form": "f"},
+        {"backend": "scorer", "scorer": "s", "dry_run": True},
+    ],
 }
 
 

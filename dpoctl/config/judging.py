@@ -15,6 +15,7 @@ from .shared import (
     SERVER,
     TEMPLATE_OPTIONS,
     Common,
+    Planned,
     RunsModels,
     Seeded,
     Tabular,
@@ -33,6 +34,7 @@ _ASKED = one_of("backend", "openai", "human")  # a scorer is not asked a questio
     device={"panel": SCORING, "when": _SCORER},
     deterministic={"panel": SCORING, "when": all_of(_SCORER, OFF_CPU)},
     dtype={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
+    plan_device={"panel": SCORING, "when": all_of(_SCORER, given("dry_run"))},
     score_text={"panel": SCORING, "when": _SCORER},
     scorer_revision={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
     scorer_trust_remote_code={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
@@ -43,7 +45,7 @@ _ASKED = one_of("backend", "openai", "human")  # a scorer is not asked a questio
     json={"when": any_of(not_given("form"), given("dry_run"))},
 )
 @dataclass(frozen=True, kw_only=True)
-class Judge(Tabular, Sharded, Rows, WithScorer, Templates, RunsModels, Seeded, Common):
+class Judge(Tabular, Sharded, Planned, Rows, WithScorer, Templates, RunsModels, Seeded, Common):
     candidates: tuple[str, ...] = option(
         help="Completions files A and B; with A alone, B is the `reference` of its rows.",
         panel=DATA,

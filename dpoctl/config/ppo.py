@@ -9,7 +9,7 @@ from .sampling import generation_when
 from .schema import amended, option
 from .scorer import parse_scorer
 from .shared import DATA, EVAL_PROMPTS, GEN, OPT, PPO, RUN, names_models
-from .training import Frontier, WithReference
+from .training import OPTIMIZER_HELP, OPTIMIZERS, Frontier, WithReference
 
 # The hyper-parameters of the paper's PPO runs (2305.18290, appendix), and those of TRL's example of 2023.
 _PAPER = {"batch_size": 1024, "normalize_rewards": True, "kl_coef": 0.2, "kl_horizon": 10000, "target_kl": 6.0}
@@ -94,8 +94,8 @@ class TrainPPO(WithReference, Frontier):
     warmup_steps: int = option(0, "Steps over which the learning rate rises linearly.", OPT, at_least=0)
     schedule: str = option("linear", "Learning rate after the warm-up.", OPT, choices=("constant", "linear", "cosine"))
     batch_size: int = option(256, "Episodes per PPO step.", OPT, at_least=2)
-    optimizer: str = option("adamw", "Optimizer.", OPT, choices=("adamw", "rmsprop"))
-    adam_eps: float = option(1e-5, "Epsilon of Adam.", OPT, above=0, when=one_of("optimizer", "adamw"))
+    optimizer: str = option("adamw", OPTIMIZER_HELP, OPT, choices=OPTIMIZERS)
+    adam_eps: float = option(1e-5, "Epsilon of Adam.", OPT, above=0, when=one_of("optimizer", "adamw", "adamw-8bit"))
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm; 0 does not clip.", OPT, at_least=0)
     log_every: int = option(1, "PPO steps between rows of metrics.jsonl.", RUN, at_least=1, identity=False)
     save_every: int = option(20, "PPO steps between checkpoints.", RUN, at_least=1, identity=False)

@@ -20,6 +20,7 @@ from .shared import (
     ChatTemplates,
     Common,
     ModelOptions,
+    Planned,
     RunsModels,
     Seeded,
     Tabular,
@@ -118,7 +119,7 @@ class Sharded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakePrefs(Sharded, Prompted, Rows, WithScorer, Generation, ChatTemplates, ModelOptions, Seeded, Common):
+class MakePrefs(Sharded, Planned, Prompted, Rows, WithScorer, Generation, ChatTemplates, ModelOptions, Seeded, Common):
     model: str = option(help="Model that is sampled, usually the SFT model.", panel=DATA, input="model")
     prompts: str = option(help="Prompt rows, or preferences.", panel=DATA, input="file")
     scorer: str = option(SIEBERT, "What scores the completions.", DATA, input="scorer")
@@ -148,7 +149,7 @@ class MakePrefs(Sharded, Prompted, Rows, WithScorer, Generation, ChatTemplates, 
     scorer_trust_remote_code={"panel": GEN},
 )
 @dataclass(frozen=True, kw_only=True)
-class Sample(Sharded, Prompted, Rows, WithScorer, Generation, ChatTemplates, ModelOptions, Seeded, Common):
+class Sample(Sharded, Planned, Prompted, Rows, WithScorer, Generation, ChatTemplates, ModelOptions, Seeded, Common):
     model: str = option(help="Model to sample from.", panel=DATA, input="model")
     prompts: str = option(help="Prompt rows, or preferences.", panel=DATA, input="file")
     temperature: tuple[float, ...] = option(  # type: ignore[assignment]  # one in the other commands
@@ -184,7 +185,7 @@ class Sample(Sharded, Prompted, Rows, WithScorer, Generation, ChatTemplates, Mod
 
 @amended(**dict.fromkeys(TEMPLATE_OPTIONS, {"when": names_models("scorer")}))
 @dataclass(frozen=True, kw_only=True)
-class Score(Sharded, Rows, WithScorer, Templates, RunsModels, Common):
+class Score(Sharded, Planned, Rows, WithScorer, Templates, RunsModels, Common):
     data: str = option(help="Rows with text: completions, texts or messages.", panel=DATA, input="file")
     scorer: str = option(help="What scores the rows.", panel=DATA, input="scorer")
 
@@ -208,7 +209,9 @@ class Score(Sharded, Rows, WithScorer, Templates, RunsModels, Common):
     trust_remote_code={"when": any_of(given("model"), given("ref"), given("lm"))},
 )
 @dataclass(frozen=True, kw_only=True)
-class Evaluate(Tabular, Sharded, Prompted, Rows, WithScorer, Generation, ChatTemplates, ModelOptions, Seeded, Common):
+class Evaluate(
+    Tabular, Sharded, Planned, Prompted, Rows, WithScorer, Generation, ChatTemplates, ModelOptions, Seeded, Common
+):
     model: tuple[str, ...] = option((), "Model to evaluate; may be given several times.", DATA, input="model")
     completions: tuple[str, ...] = option(
         (), "Completions file to evaluate instead of a model (no KL); may be given several times.", DATA, input="file"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
+from ..runtime import hardware
 from .conditions import When, given
 from .schema import option
 from .scorer import parse_scorer
@@ -89,6 +90,24 @@ class OnDevice:
         identity=False,
         when=OFF_CPU,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A command that runs a model, whose plan estimates the memory of a device."""
+
+    plan_device: str | None = option(
+        None,
+        "Plan for this device, which this machine need not have: h100, a100-80gb, 4090 ..., or a GPU's memory in GB.",
+        DEVICES,
+        identity=False,
+        metavar="NAME|GB",
+        when=given("dry_run"),
+    )
+
+    def check_plan_device(self) -> Iterator[str]:
+        if self.plan_device is not None and hardware.named(self.plan_device) is None:
+            yield f"--plan-device {self.plan_device}: expected a number of GB, or one of {', '.join(hardware.GPUS)}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,17 +21,24 @@ from .shared import (
     ChatTemplates,
     Common,
     ModelOptions,
+    Planned,
     Seeded,
     WithScorer,
     names_models,
 )
 
+OPTIMIZERS = ("adamw", "rmsprop", "adamw-8bit")
+OPTIMIZER_HELP = "Optimizer; adamw-8bit keeps its state in 8 bits (needs bitsandbytes)."
 _EVALUATED = any_of(given("eval_data"), EVAL_PROMPTS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training(Rows, ChatTemplates, ModelOptions, Seeded, Common):
+class Training(Planned, Rows, ChatTemplates, ModelOptions, Seeded, Common):
     """What all training commands have."""
+
+    plan_world_size: int | None = option(
+        None, "Plan for this many devices.", DEVICES, at_least=1, identity=False, when=given("dry_run")
+    )
 
     epochs: float = option(1.0, "Passes over the data.", OPT, above=0)
     max_steps: int | None = option(None, "Stop after N updates, whatever --epochs says.", OPT, at_least=1)
@@ -136,14 +143,9 @@ class Training(Rows, ChatTemplates, ModelOptions, Seeded, Common):
             prompt, total = self.max_prompt_length, self.max_length
             yield f"--max-prompt-length {prompt} leaves no room within --max-length {total}"
 
-
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A training command whose plan estimates memory."""
-
-    plan_world_size: int | None = option(
-        None, "Plan for this many devices.", DEVICES, at_least=1, identity=False, when=given("dry_run")
-    )
+    def check_optimizer(self: Any) -> Iterator[str]:
+        if self.optimizer == "adamw-8bit" and self.parallel == "fsdp":
+            yield "--optimizer adamw-8bit cannot be sharded: --parallel ddp, or --optimizer adamw with fsdp"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,10 +183,6 @@ class Frontier(WithScorer, Generation, Training):
         when=EVAL_PROMPTS,
     )
 
-    def check_frontier(self) -> Iterator[str]:
-        if self.parallel == "fsdp" and self.eval_prompts:
-            yield "--eval-prompts needs the full policy on every device: --parallel ddp, or evaluate the saved run"
-
 
 @dataclass(frozen=True, kw_only=True)
 class WithReference:
@@ -211,7 +209,7 @@ class WithReference:
     eval_every={"when": _EVALUATED},
 )
 @dataclass(frozen=True, kw_only=True)
-class SFT(Balanced, Planned, WithReference, Frontier):
+class SFT(Balanced, WithReference, Frontier):
     model: str = option(help="Model to fine-tune.", panel=DATA, input="model")
     data: tuple[str, ...] = option(
         help="Text rows, prompt + completion rows, or preferences with --field; may be given several times.",
@@ -237,7 +235,7 @@ class SFT(Balanced, Planned, WithReference, Frontier):
     )
     lr: float = option(1e-5, "Learning rate.", OPT, above=0)
     batch_size: int = option(32, "Rows per update, over all devices.", OPT, at_least=1)
-    optimizer: str = option("adamw", "Optimizer.", OPT, choices=("adamw", "rmsprop"))
+    optimizer: str = option("adamw", OPTIMIZER_HELP, OPT, choices=OPTIMIZERS)
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.", OPT, above=0)
 
 
@@ -255,7 +253,7 @@ _REFERENCE = any_of(_WITH_REFERENCE, EVAL_PROMPTS)
     eval_every={"when": _EVALUATED},
 )
 @dataclass(frozen=True, kw_only=True)
-class TrainDPO(Balanced, Planned, WithReference, Frontier):
+class TrainDPO(Balanced, WithReference, Frontier):
     model: str = option(help="Policy to start from, usually the SFT model.", panel=DATA, input="model")
     data: tuple[str, ...] = option(
         help="Preference rows; may be given several times.", panel=DATA, input="file", several=True
@@ -333,13 +331,13 @@ class TrainDPO(Balanced, Planned, WithReference, Frontier):
     )
     lr: float = option(1e-6, "Learning rate.", OPT, above=0)
     batch_size: int = option(64, "Pairs per update, over all devices.", OPT, at_least=1)
-    optimizer: str = option("rmsprop", "Optimizer.", OPT, choices=("rmsprop", "adamw"))
+    optimizer: str = option("rmsprop", OPTIMIZER_HELP, OPT, choices=OPTIMIZERS)
     max_grad_norm: float = option(10.0, "Gradients are clipped to this norm.", OPT, above=0)
 
 
 @amended(eval_every={"help": "Updates between evaluations (default: four per epoch)."})
 @dataclass(frozen=True, kw_only=True)
-class TrainRM(Balanced, Planned, Training):
+class TrainRM(Balanced, Training):
     model: str = option(help="Base or SFT model that the reward model starts from.", panel=DATA, input="model")
     data: tuple[str, ...] = option(
         help="Preference rows; may be given several times.", panel=DATA, input="file", several=True
@@ -372,5 +370,5 @@ class TrainRM(Balanced, Planned, Training):
     epochs: float = option(3.0, "Passes over the data.", OPT, above=0)
     lr: float = option(1e-5, "Learning rate.", OPT, above=0)
     batch_size: int = option(64, "Pairs per update, over all devices.", OPT, at_least=1)
-    optimizer: str = option("adamw", "Optimizer.", OPT, choices=("adamw", "rmsprop"))
+    optimizer: str = option("adamw", OPTIMIZER_HELP, OPT, choices=OPTIMIZERS)
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.", OPT, above=0)

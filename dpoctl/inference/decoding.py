@@ -315,8 +315,16 @@ class _PreallocatedLayer(DynamicLayer):
 # --- which mode ------------------------------------------------------------------------------------------------------
 
 
+def assume_padded(model: PreTrainedModel) -> None:
+    """Answer the question of `mode_of` for a model that cannot be run."""
+    model._dpoctl_mode = Mode.PADDED
+
+
 def mode_of(model: PreTrainedModel, longest: int) -> Mode:
     """The fastest mode that is right for texts of up to `longest` tokens; tried once for each length of the probe."""
+    assumed = getattr(model, "_dpoctl_mode", None)
+    if assumed is not None:
+        return assumed
     if not hasattr(model, "_dpoctl_modes"):
         model._dpoctl_modes = {}
     known: dict[int, Mode] = model._dpoctl_modes

@@ -1,7 +1,6 @@
 """What sample and make-prefs share: prompts in, batches of completion rows out, seconds and tokens counted."""
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,10 +8,9 @@ from .. import log
 from ..data.readers import Rows, load_rows
 from ..errors import InputError
 from ..models import quantized
-from ..models.load import context_length, count_weights, load_policy
+from ..models.load import context_length, load_policy
 from ..models.pretrained import silence_transformers
 from ..outputs.claims import Output
-from ..outputs.shards import shard_range
 from ..runtime.devices import open_compute
 from .completions import completion_rows, prompt_set
 from .generate import batch_slices, generate, sampling_of
@@ -50,7 +48,7 @@ class Sampler:
             trust_remote_code=options.trust_remote_code,
             templates=self.templates,
         )
-        asked = self._with_examples(few_shot) if few_shot else self.prompts
+        asked = with_examples(options, self.prompts, few_shot) if few_shot else self.prompts  # rows keep the original
         context = context_length(self.policy.model)
         self.prompt_set = prompt_set(asked, self.policy.codec, context, options.max_prompt_length)
         if few_shot:
@@ -76,18 +74,6 @@ class Sampler:
         meter.advance(len(prompts) * self.n, **{"tok/s": f"{self.tokens / max(self.seconds, 1e-9):.0f}"})
         return completion_rows(prompts, sampled, with_ids=self.few_shot is None)
 
-    def _with_examples(self, few_shot: str) -> Rows:
-        """The prompts that the model sees, with the examples before each; the written rows keep the original prompt."""
-        examples = load_rows(
-            few_shot, "completions", skip_bad=self.options.skip_bad_rows, columns=self.options.columns
-        ).rows
-        for row in [*examples, *self.prompts.rows]:
-            if not isinstance(row["prompt"], str):
-                raise InputError(f"{few_shot}: examples can precede text prompts only, not messages")
-        shown = "".join(f"{e['prompt']}{e['completion'].rstrip()}\n\n" for e in examples)
-        asked = [{"prompt_id": row["prompt_id"], "prompt": shown + row["prompt"]} for row in self.prompts.rows]
-        return replace(self.prompts, rows=asked)
-
     def cost(self) -> dict[str, Any]:
         """The `cost` of the manifest: generated tokens, FLOPs, peak memory and device."""
         weights = quantized.count(self.policy.model)
@@ -99,19 +85,12 @@ class Sampler:
         }
 
 
-def plan_of_sampling(options: SamplerOptions, n: int, temperatures: Sequence[float]) -> dict[str, Any]:
-    """What --dry-run shows of a sampling command, or of a shard: `n` completions of a prompt at each temperature."""
-    rows = load_rows(
-        options.prompts, "prompts", skip_bad=options.skip_bad_rows, columns=options.columns, limit=options.limit
-    ).rows
-    batches = batch_slices(len(rows), n, options.generation_batch_size) * len(temperatures)
-    completions = shard_range(options.shard, batches).count * n
-    tokens = completions * options.max_new_tokens
-    weights = count_weights(options.model, options.revision)
-    return {
-        "prompts": len(rows),
-        "completions": completions,
-        "tokens at most": tokens,
-        "parameters": weights,
-        "FLOPs at most": f"{2 * weights * tokens:.2e}",
-    }
+def with_examples(options: SamplerOptions, prompts: Rows, few_shot: str) -> Rows:
+    """The prompts that the model sees, with the examples of a file before each. Raises InputError for messages."""
+    examples = load_rows(few_shot, "completions", skip_bad=options.skip_bad_rows, columns=options.columns).rows
+    for row in [*examples, *prompts.rows]:
+        if not isinstance(row["prompt"], str):
+            raise InputError(f"{few_shot}: examples can precede text prompts only, not messages")
+    shown = "".join(f"{e['prompt']}{e['completion'].rstrip()}\n\n" for e in examples)
+    asked = [{"prompt_id": row["prompt_id"], "prompt": shown + row["prompt"]} for row in prompts.rows]
+    return replace(prompts, rows=asked)

@@ -309,7 +309,7 @@ def _read_policy_adapter(path: str) -> adapter.Adapter:
 
 
 def untrained(path: str, kind: str, *, revision: str | None = None) -> PreTrainedModel:
-    """The `policy` or `reward` model that `path`'s config.json describes, with random weights, ready to train.
+    """The `policy`, `reward` model or `classifier` that `path`'s config.json describes, with random weights.
 
     For cost estimates: packing and a plain head are assumed, since only real weights can show them. Raises InputError.
     """
@@ -320,7 +320,8 @@ def untrained(path: str, kind: str, *, revision: str | None = None) -> PreTraine
         config.num_labels = 1
         config.pad_token_id = config.pad_token_id or 0
     auto_class = AutoModelForCausalLM if kind == "policy" else AutoModelForSequenceClassification
-    with quiet(), as_input_error(f"{path}: not a causal language model"):
+    wanted = "causal language model" if kind == "policy" else "sequence classifier"
+    with quiet(), as_input_error(f"{path}: not a {wanted}"):
         model = auto_class.from_config(config, dtype=torch.float32)
     model = prepared(model)
     probes.assume(model, packs=True, plain_head=True)

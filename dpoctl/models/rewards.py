@@ -70,14 +70,15 @@ def make_critic(policy: PreTrainedModel, kind: str, reward_model: PreTrainedMode
     if kind == "separate" and reward_model is not None:
         config = reward_model.config
         shift, scale = getattr(config, "reward_shift", 0.0), getattr(config, "reward_scale", 1.0)
-        head = nn.Linear(reward_model.score.weight.shape[1], 1)
+        head = nn.Linear(reward_model.score.weight.shape[1], 1, device=device)
         with torch.no_grad():
             head.weight.copy_(reward_model.score.weight / scale)
             head.bias.fill_(-shift / scale)
-        return ActorCritic(policy, copy_sharing_frozen(trunk_of(reward_model)).to(device), head.to(device))
+        trunk = copy_sharing_frozen(trunk_of(reward_model))
+        elsewhere = next(trunk.parameters()).device != device
+        return ActorCritic(policy, trunk.to(device) if elsewhere else trunk, head)
     width = policy.get_output_embeddings().weight.shape[1]
-    head = nn.Linear(width, 1)
+    head = nn.Linear(width, 1, device=device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    trunk = copy_sharing_frozen(trunk_of(policy)) if kind == "separate" else None
-    return ActorCritic(policy, trunk, head.to(device))
+    return ActorCritic(policy, copy_sharing_frozen(trunk_of(policy)) if kind == "separate" else None, head)

@@ -7,6 +7,7 @@ the forward pass, when a preference loss does not know the weight of a sequence 
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -16,12 +17,18 @@ from torch import Tensor
 _KEPT_BYTES = 1 << 30  # above this many bytes of softmax tiles the backward pass recomputes them
 _COLUMNS = {"cpu": 1024}  # tile width: such products run near a CPU's peak, and their softmax stays in its cache
 _WIDE = 16384  # tile width on other devices
+_planned: str | None = None  # the type of device that a plan is for, where its tensors are elsewhere
 
 
-def kept_bytes(rows: int, vocabulary: int, itemsize: int) -> int:
-    """Bytes of softmax tiles held for the backward pass: all tiles, or one where all of them are recomputed."""
-    total = rows * vocabulary * itemsize
-    return total if total <= _KEPT_BYTES else rows * min(vocabulary, _WIDE) * itemsize
+@contextmanager
+def as_on(device_type: str) -> Iterator[None]:
+    """A context in which tiles are as wide as on another type of device."""
+    global _planned
+    before, _planned = _planned, device_type
+    try:
+        yield
+    finally:
+        _planned = before
 
 
 def token_logps(rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
@@ -138,7 +145,7 @@ def _cast(rows: Tensor) -> Tensor:
 
 def _tiles(weight: Tensor, bias: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor | None]]:
     """(first column, weight [columns, d], bias [columns]) of each tile."""
-    width = _COLUMNS.get(weight.device.type, _WIDE)
+    width = _COLUMNS.get(_planned or weight.device.type, _WIDE)
     for start in range(0, weight.shape[0], width):
         yield start, weight[start : start + width], None if bias is None else bias[start : start + width]
 

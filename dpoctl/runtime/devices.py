@@ -26,9 +26,9 @@ class Compute:
     device: torch.device
     dtype: torch.dtype
 
-    def autocast(self) -> AbstractContextManager:
-        """The context of forward passes in `dtype`."""
-        return autocast(self.device, self.dtype)
+    def autocast(self, *, cached: bool = True) -> AbstractContextManager:
+        """The context of forward passes in `dtype`; `cached` keeps the cast copies of the weights until it ends."""
+        return autocast(self.device, self.dtype, cached=cached)
 
     def peak_memory_bytes(self) -> int:
         """Peak memory of this process on the device."""
@@ -102,9 +102,14 @@ def torch_dtype(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
-    """Forward passes in `dtype` over float32 weights."""
-    return nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+def autocast(device: torch.device, dtype: torch.dtype, *, cached: bool = True) -> AbstractContextManager:
+    """Forward passes in `dtype` over float32 weights.
+
+    `cached` keeps the cast copies of trained weights until the context ends: for weights that are used more than once.
+    """
+    if dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=dtype, cache_enabled=cached)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -23,9 +23,17 @@ def write(folder: Path, kind: str, tensors: dict[str, Tensor], sharded: bool) ->
     return path
 
 
-def names(folder: Path, kind: str) -> list[str]:
-    with safe_open(_files(folder, kind)[0], "pt") as f:
-        return list(f.keys())
+def kinds(folder: Path, kind: str) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """(shape over all files' rows, dtype) of each tensor."""
+    found: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    for path in _files(folder, kind):
+        with safe_open(path, "pt") as f:
+            for name in f.keys():
+                rows = f.get_slice(name)
+                first, *others = rows.get_shape()
+                known = found[name][0][0] if name in found else 0
+                found[name] = (known + first, *others), rows[:0].dtype
+    return found
 
 
 @torch.no_grad()

@@ -8,9 +8,11 @@ from .. import log
 from ..config.sampling import Evaluate
 from ..data.readers import Rows, load_rows
 from ..errors import InputError
-from ..inference import curves
+from ..inference import curves, memory
 from ..inference.completions import prompt_set
+from ..inference.memory import Phase
 from ..inference.options import template_options
+from ..inference.planning import RowPlan, batch_of, scoring_phases
 from ..inference.policy_evaluation import (
     NO_KL,
     NamedModel,
@@ -21,9 +23,10 @@ from ..inference.policy_evaluation import (
     statistics,
 )
 from ..inference.scorers import Scorer, load_scorer, scorer_options
+from ..models.ledger import Ledger
 from ..models.load import Loaded, context_length, load_policy
 from ..models.pretrained import silence_transformers
-from ..models.tokenizers import require_same_tokenizer
+from ..models.tokenizers import load_codec, require_same_tokenizer
 from ..outputs.claims import Output
 from ..outputs.manifests import read_manifest
 from ..outputs.row_writer import RowWriter
@@ -63,6 +66,9 @@ def _prompts(config: Evaluate) -> Rows | None:
     return load_rows(
         config.prompts, "prompts", skip_bad=config.skip_bad_rows, columns=config.columns, limit=config.limit
     )
+
+
+_TEXTS = 1024  # more than a forward pass of a scorer takes
 
 
 class Evaluator:
@@ -180,4 +186,65 @@ def plan(config: Evaluate) -> dict[str, Any]:
     selected = subjects[shard_range(config.shard, slices(len(subjects), 1)).batches]
     models, files = ([path for path, is_file in selected if is_file is kind] for kind in (False, True))
     shown: dict[str, Any] = {"models": json.dumps(models), "files": json.dumps(files)}
-    return shown | ({"completions": len(prompts.rows) * config.n * len(models)} if prompts else {})
+    shown |= {"completions": len(prompts.rows) * config.n * len(models)} if prompts else {}
+    return shown | Plan(config, prompts, models).memory_lines()
+
+
+class Plan(RowPlan):
+    """Each model beside reference, scorers and --lm; completions files need the latter alone."""
+
+    config: Evaluate
+
+    def __init__(self, config: Evaluate, prompts: Rows | None, models: list[str]):
+        super().__init__(config)
+        self.prompts, self.models = prompts, models
+        self.width = 0
+        if prompts and models:
+            codec = load_codec(models[0], revision=config.revision, templates=template_options(config))
+            self.width = memory.longest_prompt(prompts.rows, codec, config.max_prompt_length)
+
+    def phases_of(self, config: Evaluate, counted: Ledger) -> list[Phase]:
+        scorers = [
+            self.open_scorer(counted, config.scorer, config.scorer_revision),
+            self.open_scorer(counted, config.selection_scorer, config.selection_scorer_revision),
+        ]
+        others = {
+            name: memory.open_frozen(counted, path, "policy", revision, self.target)
+            for name, path, revision in (
+                ("reference", config.ref, config.ref_revision),
+                ("lm", config.lm, config.lm_revision),
+            )
+            if path
+        }
+        held = {"scorer": sum(s.size for s in scorers)} | {name: each.size for name, each in others.items()}
+        phases = []
+        for path in self.models:
+            policy = memory.open_frozen(counted, path, "policy", config.revision, self.target)
+            phases.append(self._model_phase(config, counted, policy, scorers[0], others, held))
+            del policy
+        if self.models:
+            return [max(phases, key=lambda phase: phase.total)]
+        return [phase for scorer in scorers for phase in scoring_phases(scorer, counted, _TEXTS, held)]
+
+    def _model_phase(
+        self,
+        config: Evaluate,
+        counted: Ledger,
+        policy: memory.Held,
+        scorer: memory.PlannedScorer,
+        others: dict[str, memory.Held],
+        held: dict[str, int],
+    ) -> Phase:
+        assert self.prompts is not None
+        batch = batch_of(len(self.prompts.rows), config.n, self.width, config)
+        batch = batch.within(context_length(policy.model))
+
+        def run() -> int:
+            with self.target.autocast():
+                cache = memory.generate(policy.model, batch)
+                scorer.run(len(self.prompts.rows) * config.n if self.prompts else 0, batch.tokens)
+                for other in others.values():
+                    memory.compare(policy.model, other.model, batch, config.tokens_per_batch)
+            return cache
+
+        return memory.work(counted, "evaluation", {"weights": policy.size} | held, run)

@@ -132,4 +132,10 @@ def plan(config: Judge) -> dict[str, Any]:
         if config.price_in is not None and config.price_out is not None:
             most = prompt_tokens * config.price_in + completion_tokens * config.price_out
             shown["dollars, at most about"] = f"{most / 1e6:.2f}"
-    return shown
+    return shown | (_memory_lines(config) if config.backend == "scorer" else {})
+
+
+def _memory_lines(config: Judge) -> dict[str, Any]:
+    from ..judging.planning import Plan
+
+    return Plan(config).memory_lines()

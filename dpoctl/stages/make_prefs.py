@@ -11,7 +11,8 @@ from typing import Any
 from .. import log
 from ..config.sampling import MakePrefs
 from ..data.stored import ID_FIELDS
-from ..inference.sampler import Sampler, plan_of_sampling
+from ..inference.planning import SamplingPlan
+from ..inference.sampler import Sampler
 from ..inference.scorers import load_scorer, scorer_options
 from ..outputs.claims import Output
 from ..outputs.row_writer import RowWriter
@@ -117,5 +118,5 @@ def plan(config: MakePrefs) -> dict[str, Any]:
     """What --dry-run prints."""
     k = config.completions
     pairs = k * (k - 1) // 2 if config.pairs == "all" else 1
-    shown = plan_of_sampling(config, k, [config.temperature])
+    shown = SamplingPlan(config, k, [config.temperature]).lines()
     return shown | {"pairs at most": shown["completions"] // k * pairs}

@@ -4,7 +4,8 @@ from typing import Any
 
 from .. import log
 from ..config.sampling import Sample
-from ..inference.sampler import Sampler, plan_of_sampling
+from ..inference.planning import SamplingPlan
+from ..inference.sampler import Sampler
 from ..inference.scorers import Scores, load_scorer, scorer_options
 from ..outputs import shard_totals
 from ..outputs.claims import Output
@@ -59,4 +60,4 @@ def _best(rows: list[dict], scores: Scores, n: int) -> list[dict]:
 
 def plan(config: Sample) -> dict[str, Any]:
     """What --dry-run prints."""
-    return plan_of_sampling(config, _per_prompt(config), config.temperature)
+    return SamplingPlan(config, _per_prompt(config), config.temperature, config.few_shot).lines()

@@ -8,8 +8,11 @@ from typing import Any
 from .. import log
 from ..config.sampling import Score
 from ..data.readers import stream_rows, warn_of_skipped
+from ..inference.memory import Phase
 from ..inference.options import template_options
+from ..inference.planning import RowPlan, scoring_phases
 from ..inference.scorers import load_scorer, scorer_options
+from ..models.ledger import Ledger
 from ..models.pretrained import silence_transformers
 from ..outputs import shard_totals
 from ..outputs.claims import Output
@@ -69,4 +72,12 @@ def _batches(config: Score, shard: ShardRange, done: int) -> Iterator[list[dict]
 
 def plan(config: Score) -> dict[str, Any]:
     """What --dry-run prints."""
-    return {"rows": _shard(config)[0].count}
+    return {"rows": _shard(config)[0].count} | Plan(config).memory_lines()
+
+
+class Plan(RowPlan):
+    """Batches of rows, scored."""
+
+    def phases_of(self, config: Score, counted: Ledger) -> list[Phase]:
+        scorer = self.open_scorer(counted, config.scorer, config.scorer_revision)
+        return scoring_phases(scorer, counted, _BATCH)

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 
 from ..config.training import SFT
-from ..data.encode import Limits
+from ..models.load import context_without_weights
 from ..models.logprobs import Sequences, response_token_logps
 from ..outputs.claims import Output
 from ..training import fine_tuning, held_out, loop, setup
-from ..training.plan import plan_of_training
+from ..training.plan import TrainingPlan
 
 
 def run(config: SFT, output: Output) -> None:
@@ -19,17 +19,25 @@ def run(config: SFT, output: Output) -> None:
 
 def plan(config: SFT) -> dict:
     """What --dry-run prints."""
-    codec = setup.codec_of(config)
-    rows, _ = held_out.load_rows(config, fine_tuning.kind_of(config))
-    examples, _ = fine_tuning.encode(config, rows, codec, Limits(config.max_length, config.max_prompt_length))
-    stream = fine_tuning.stream_of(config, len(examples))
+    return Plan(config).lines()
 
-    def micros(step: int) -> list[Sequences]:
-        batch = [examples[i] for i in stream.batch(step)]
+
+class Plan(TrainingPlan):
+    """Updates on packed texts, and points of the frontier."""
+
+    def __init__(self, config: SFT):
+        super().__init__(config)
+        rows, _ = held_out.load_rows(config, fine_tuning.kind_of(config))
+        context = context_without_weights(config.model, revision=config.revision)
+        limits = setup.limits_within(context, config.max_length, config.max_prompt_length)
+        self.examples, _ = fine_tuning.encode(config, rows, setup.codec_of(config), limits)
+        self.stream = fine_tuning.stream_of(config, len(self.examples))
+        self.steps, self.head = self.stream.steps, {"rows": len(self.examples)}
+
+    def micros(self, config: SFT, step: int) -> list[Sequences]:
+        batch = [self.examples[i] for i in self.stream.batch(step)]
         groups = fine_tuning.share_and_pack(batch, config.tokens_per_batch, config.plan_world_size or 1)
         return [[(e.ids, e.start) for e in group] for group in groups]
 
-    def loss(model: Any, sequences: Sequences) -> torch.Tensor:
+    def loss(self, model: Any, sequences: Sequences) -> torch.Tensor:
         return -response_token_logps(model, sequences)[0].sum()
-
-    return plan_of_training(config, "policy", stream.steps, micros, loss, rows=len(examples))

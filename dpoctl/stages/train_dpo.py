@@ -6,10 +6,11 @@ import torch
 
 from ..config.training import TrainDPO
 from ..models.logprobs import Sequences, summed_logps
+from ..objectives.catalogue import OBJECTIVES
 from ..outputs.claims import Output
 from ..training import loop
 from ..training.dpo import DPO
-from ..training.plan import plan_of_pairs
+from ..training.plan import PairsPlan
 
 
 def run(config: TrainDPO, output: Output) -> None:
@@ -19,8 +20,14 @@ def run(config: TrainDPO, output: Output) -> None:
 
 def plan(config: TrainDPO) -> dict:
     """What --dry-run prints."""
-    return plan_of_pairs(config, "policy", _loss, config.shuffle)
+    return Plan(config, config.shuffle).lines()
 
 
-def _loss(model: Any, sequences: Sequences) -> torch.Tensor:
-    return summed_logps(model, sequences).sum()
+class Plan(PairsPlan):
+    """The reference's log-probs, updates, and points of the frontier."""
+
+    def loss(self, model: Any, sequences: Sequences) -> torch.Tensor:
+        return summed_logps(model, sequences).sum()
+
+    def reference_of(self, config: TrainDPO) -> tuple[str, str | None] | None:
+        return config.reference if OBJECTIVES[config.loss].needs_reference else None

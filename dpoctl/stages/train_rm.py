@@ -9,7 +9,7 @@ from ..models.logprobs import Sequences
 from ..models.rewards import last_token_rewards
 from ..outputs.claims import Output
 from ..training import loop
-from ..training.plan import plan_of_pairs
+from ..training.plan import PairsPlan
 from ..training.reward_model import RewardModel
 
 
@@ -20,8 +20,13 @@ def run(config: TrainRM, output: Output) -> None:
 
 def plan(config: TrainRM) -> dict:
     """What --dry-run prints."""
-    return plan_of_pairs(config, "reward", _loss)
+    return Plan(config).lines()
 
 
-def _loss(model: Any, sequences: Sequences) -> torch.Tensor:
-    return last_token_rewards(model, sequences).sum()
+class Plan(PairsPlan):
+    """Updates; validation takes less than they do."""
+
+    kind, whole = "reward", True
+
+    def loss(self, model: Any, sequences: Sequences) -> torch.Tensor:
+        return last_token_rewards(model, sequences).sum()

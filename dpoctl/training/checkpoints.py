@@ -24,6 +24,7 @@ from ..runtime.fsdp_root import is_sharded
 from ..runtime.long_work import long_work
 
 KEPT = 2
+_SHARED = ("qmap1", "qmap2")  # tables that all weights' 8-bit states share
 
 
 def save(out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -213,24 +214,33 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     names: dict[Tensor, str] = {p: n for n, p in model.named_parameters()}
-    return {
-        f"{names[p]}:{key}": value.reshape(value.shape or (1,))
-        for p, entries in optimizer.state.items()
-        for key, value in entries.items()
-        if isinstance(value, torch.Tensor)
-    }
+    found = {}
+    for p, entries in optimizer.state.items():
+        for key, value in entries.items():
+            if isinstance(value, int):  # the count of bitsandbytes' optimizers
+                value = torch.tensor([value])
+            if isinstance(value, torch.Tensor):
+                if key in _SHARED:
+                    value = value.clone()  # safetensors refuses tensors that share memory
+                found[f"{names[p]}:{key}"] = value.reshape(value.shape or (1,))
+    return found
 
 
 def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     by_name = dict(model.named_parameters())
-    counts: dict[str, Tensor] = {}
     targets: dict[str, Tensor] = {}
-    for full in sharded_tensors.names(folder, "optimizer"):
+    counts: list[tuple[Any, str]] = []
+    for full, (shape, dtype) in sharded_tensors.kinds(folder, "optimizer").items():
         name, _, key = full.rpartition(":")
         p = by_name[name]
         if key == "step":
-            counts[full] = torch.empty(1)
-            optimizer.state[p][key] = counts[full].reshape(())
-        else:
+            targets[full] = torch.empty(1, dtype=dtype)
+            optimizer.state[p][key] = targets[full].reshape(())
+            counts += [] if dtype.is_floating_point else [(optimizer.state[p], full)]
+        elif shape == tuple(p.shape) and dtype == p.dtype:  # also where it is sharded
             targets[full] = optimizer.state[p][key] = torch.empty_like(p, requires_grad=False)
-    sharded_tensors.read(folder, "optimizer", targets | counts)
+        else:
+            targets[full] = optimizer.state[p][key] = torch.empty(shape, dtype=dtype, device=p.device)
+    sharded_tensors.read(folder, "optimizer", targets)
+    for entries, full in counts:
+        entries["step"] = int(targets[full])

@@ -14,7 +14,7 @@ from ..models import quantized
 from ..models.blocks import recompute_activations
 from ..models.save import check_saving, save_model
 from ..outputs import cleanup, files
-from ..runtime import collectives, devices, fsdp, replicated, signals
+from ..runtime import collectives, devices, fsdp, hardware, replicated, signals
 from ..runtime.fsdp_root import is_sharded
 from . import checkpoints
 from .metrics import Board, Log, Meter, rounded
@@ -92,6 +92,9 @@ class Trainer:
         self.optimizer = make_optimizer(self.config, self.model)
         dtype = devices.torch_dtype(self.config.save_dtype)
         self.saved_changes = None if dtype == torch.float32 else SavedChanges(self.model, dtype)
+        self.caches_casts = not self.config.activation_checkpointing  # a pass uses each weight of a block once
+        self.mfu: float | None = None
+        self.flops = 0  # of this rank's updates since the last row of timing.jsonl
         self.meter = Meter()
         self.tokens = self.tokens_at_line = self.step_at_line = 0
         self.best: dict[str, Any] | None = None
@@ -129,7 +132,7 @@ class Trainer:
             group["lr"] = lr
         loss = self.task.step(step, self)
         self._add("loss", loss)
-        meter.advance(1, loss=f"{loss:.4f}", **{"tok/s": f"{self._rate():.0f}"})
+        meter.advance(1, loss=f"{loss:.4f}", **{"tok/s": f"{self._rate():.0f}"}, **self._utilization())
         return self._after(step + 1, lr)
 
     def optimize(self, micros: list, where: str) -> float:
@@ -140,8 +143,9 @@ class Trainer:
         """
         total, tokens = torch.zeros((), dtype=torch.float64, device=self.compute.device), 0
         for micro in fsdp.in_lockstep(self.model, micros, self._dummy_backward):
-            with self.compute.autocast():
+            with self.compute.autocast(cached=self.caches_casts):
                 loss, sums = self.task.loss(micro)
+            self.flops += self.task.flops(micro)
             loss.backward()
             total += loss.detach().double()
             tokens += self.task.tokens(micro)
@@ -167,7 +171,7 @@ class Trainer:
 
     def _dummy_backward(self) -> None:
         """A forward and backward pass that adds nothing to the gradients."""
-        with self.compute.autocast():
+        with self.compute.autocast(cached=self.caches_casts):
             loss = self.task.dummy_loss() * 0.0
         loss.backward()
 
@@ -220,21 +224,34 @@ class Trainer:
         """Tokens per second since the last row of metrics.jsonl."""
         return (self.tokens - self.tokens_at_line) / max(time.monotonic() - self.line_time, 1e-9)
 
+    def _utilization(self) -> dict[str, str]:
+        """What the progress line shows of `_mfu`: the last row's."""
+        return {} if self.mfu is None else {"mfu": f"{self.mfu:.0%}"}
+
+    def _mfu(self, seconds: float) -> float:
+        """Model FLOP utilisation: the share of all devices' peak that the updates' FLOPs are, since the last row."""
+        flops = sum(collectives.gather(self.flops))
+        peak = hardware.peak_flops(self.compute.device, self.compute.dtype)
+        return flops / max(seconds, 1e-9) / (peak * collectives.world_size())
+
     def _write_timing(self, step: int) -> None:
         seconds = time.monotonic() - self.line_time
         parts = self.task.timing()
         for name, value in parts.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + value
         items = (step - self.step_at_line) * self.config.batch_size
+        utilization = self._mfu(parts.get("learning", seconds))  # PPO's other parts are not counted
         row = {
             "step": step,
             "seconds": seconds,
             f"{self.task.unit}_per_s": items / max(seconds, 1e-9),
             "tokens_per_s": self._rate(),
+            "mfu": utilization,
             "peak_memory_gb": devices.highest_memory_bytes(self.compute.device) / 1e9,
         }
         self.logs["timing"].write(rounded(row | {f"seconds/{name}": value for name, value in parts.items()}))
-        self.tokens_at_line, self.step_at_line = self.tokens, step
+        self.tokens_at_line, self.step_at_line, self.flops = self.tokens, step, 0
+        self.mfu = utilization
 
     def save(self, step: int) -> None:
         """Write a checkpoint after update `step`. Called on every rank."""

@@ -1,12 +1,17 @@
 """The optimizer, gradient clipping and learning-rate schedules of training."""
 
+import logging
 import math
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..runtime import replicated
+
+EIGHT_BIT = "adamw-8bit"
 
 
 class OptimizerOptions(Protocol):
@@ -32,18 +37,43 @@ class ScheduleOptions(Protocol):
 
 
 def make_optimizer(options: OptimizerOptions, model: nn.Module) -> torch.optim.Optimizer:
-    """RMSprop, or AdamW with betas (0.9, 0.999), over the weights that are trained."""
+    """RMSprop, or AdamW with betas (0.9, 0.999), over the weights that are trained.
+
+    No step copies all weights, as `foreach`, the default on a GPU, would. The state of `adamw-8bit` has 8 bits a value
+    (2110.02861). Raises InputError where its package is not installed.
+    """
     parameters = replicated.trainable(model)
     if options.optimizer == "rmsprop":
-        return torch.optim.RMSprop(parameters, lr=options.lr, weight_decay=options.weight_decay)
-    return torch.optim.AdamW(
-        parameters,
-        lr=options.lr,
-        betas=(0.9, 0.999),
-        eps=getattr(options, "adam_eps", 1e-8),
-        weight_decay=options.weight_decay,
-        fused=parameters[0].device.type in ("cpu", "cuda"),  # one pass over memory instead of ten
-    )
+        return torch.optim.RMSprop(parameters, lr=options.lr, weight_decay=options.weight_decay, foreach=False)
+    adam: dict[str, Any] = {"lr": options.lr, "betas": (0.9, 0.999), "weight_decay": options.weight_decay}
+    adam["eps"] = getattr(options, "adam_eps", 1e-8)
+    if options.optimizer == EIGHT_BIT:
+        return _adamw_8bit()(parameters, **adam)
+    fused = parameters[0].device.type in ("cpu", "cuda")  # one pass over memory instead of ten
+    return torch.optim.AdamW(parameters, **adam, foreach=False, fused=fused)
+
+
+def _adamw_8bit() -> Any:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises on kernels that are not used here
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise InputError(
+            f"--optimizer {EIGHT_BIT}: bitsandbytes is not installed", hint="pip install 'dpoctl[quantize]'"
+        ) from None
+    return AdamW8bit
+
+
+def state_bytes(optimizer: str, parameters: Iterable[Tensor]) -> int:
+    """Bytes of the state of an optimizer of `make_optimizer` for weights in float32.
+
+    One moment (rmsprop) or two; for adamw-8bit as bitsandbytes lays it out: 2 bytes a value and 8 for 256 of them, but
+    float32 for weights of fewer than 4,096 values, and two tables of 256 values.
+    """
+    sizes = [p.numel() for p in parameters]
+    if optimizer == EIGHT_BIT:
+        return 2048 + sum(2 * n + 8 * -(-n // 256) if n >= 4096 else 8 * n for n in sizes)
+    return sum(4 * n * (1 if optimizer == "rmsprop" else 2) for n in sizes)
 
 
 def gradient_norm(model: nn.Module) -> Tensor:

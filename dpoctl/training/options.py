@@ -216,6 +216,9 @@ class PlanOptions(AdapterOptions, ShardingOptions, OptimizerOptions, Protocol):
     @property
     def plan_world_size(self) -> int | None: ...
 
+    @property
+    def plan_device(self) -> str | None: ...
+
 
 class PairPlanOptions(PlanOptions, CodecOptions, StreamOptions, LengthOptions, DataOptions, Protocol):
     """What the plan of a training on preferences reads."""

@@ -26,6 +26,7 @@ from ..inference.completions import PromptSet, completion_rows, prompt_set, sequ
 from ..inference.generate import batch_slices, generate, sampling_of
 from ..inference.scorers import Scorer, ScorerOptions, load_scorer
 from ..models import lora, precision, quantized, sharing
+from ..models.flops import model_flops
 from ..models.hub import is_adapter, resolve
 from ..models.load import context_length, load_classifier
 from ..models.logprobs import micro_batches, response_token_logps
@@ -85,6 +86,8 @@ class PPO(Task):
         warn_of_reach(config, self.stream.steps)
         reward_model = self._value_start()
         self.model = make_critic(self.policy, config.value_model, reward_model)
+        trunk = self.model.trunk
+        self.costs = model_flops(self.policy), None if trunk is None else model_flops(trunk)
         self.state |= {"kl_coef": config.kl_coef, "episodes": 0, "moments": [0, 0.0, 0.0], "flops": 0}
         self.seconds: dict[str, float] = {}
         self.episodes: Episodes
@@ -314,6 +317,11 @@ class PPO(Task):
 
     def tokens(self, micro: Micro) -> int:
         return micro.tokens
+
+    def flops(self, micro: Micro) -> int:
+        sequences = [self.episodes.sequences[i] for i in micro.members]
+        policy, value = self.costs
+        return policy.of_update(sequences) + (value.of_update(sequences, whole=True) if value else 0)
 
     def describe(self, step: int) -> str:
         return "prompt_id " + listed(self.prompts.rows[i]["prompt_id"] for i in self.stream.batch(step))

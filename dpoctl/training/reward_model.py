@@ -33,6 +33,7 @@ class RewardModel(PairTask):
 
     config: TrainRM
     adapter_task = "SEQ_CLS"
+    whole = True
     next_command = "dpoctl train-ppo --model {model} --reward {out} --prompts PROMPTS.jsonl --out runs/ppo"
 
     def __init__(self, config: TrainRM, output: Output):

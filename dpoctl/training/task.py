@@ -9,6 +9,7 @@ from torch import Tensor
 from ..data.batching import Stream
 from ..data.chats import Prompt
 from ..inference.options import template_options
+from ..models.flops import model_flops
 from ..models.load import Loaded
 from ..models.logprobs import Sequences
 from ..outputs.claims import Output
@@ -94,6 +95,10 @@ class Task(ABC):
         """Tokens that a micro-batch forwards."""
 
     @abstractmethod
+    def flops(self, micro: Any) -> int:
+        """FLOPs of a micro-batch's forward and backward pass, as `models.flops` counts them."""
+
+    @abstractmethod
     def describe(self, step: int) -> str:
         """The batch of update `step` (0-based) in words, for an error message."""
 
@@ -122,9 +127,11 @@ class BatchTask(Task):
     """
 
     config: BatchOptions
+    whole = False  # rewards are read at last tokens, without a head over the vocabulary
 
     def __init__(self, config: BatchOptions, output: Output):
         super().__init__(config, output)
+        self.cost = model_flops(self.model)
         self.balance = Balance(self.model, coefficient_of(self.model, config.router_aux_loss_coef))
 
     @abstractmethod
@@ -134,6 +141,9 @@ class BatchTask(Task):
     @abstractmethod
     def micro_batches(self, step: int) -> list:
         """This rank's micro-batches of update `step` (0-based)."""
+
+    def flops(self, micro: Any) -> int:
+        return self.cost.of_update(self.texts(micro)[0], whole=self.whole)
 
     def step(self, step: int, trainer: "Trainer") -> float:
         micros = self.micro_batches(step)

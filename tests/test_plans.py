@@ -1,0 +1,124 @@
+"""What --dry-run says: phases of each command, the device that is planned for, and what would make it fit."""
+
+import json
+import re
+
+import pytest
+
+from dpoctl.cli.app import run
+from helpers import real_models
+from test_make_prefs import plan
+
+ROWS = [{"prompt": real_models.text(200, i), "chosen": " w5 w6", "rejected": " w7"} for i in range(64)]
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A folder with small models of 2 layers and rows of them."""
+    monkeypatch.chdir(tmp_path)
+    for name, kind in (("lm", "policy"), ("rm", "reward")):
+        real_models.write(tmp_path / name, "smollm2-135m", kind)
+        config = json.loads((tmp_path / name / "config.json").read_text()) | {
+            "num_hidden_layers": 2,
+            "vocab_size": 2000,
+        }
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    text = "".join(json.dumps(row | {"prompt_id": str(i)}) + "\n" for i, row in enumerate(ROWS))
+    (tmp_path / "prefs.jsonl").write_text(text)
+    return tmp_path
+
+
+def shown(capsys, *args: str) -> dict[str, str]:
+    assert run([*" ".join(args).split(), "--out", "x.jsonl" if "train" not in args[0] else "x", "--dry-run", "-q"]) == 0
+    lines = [re.split(r"  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    return {words[0]: words[1] for words in lines if len(words) == 2}
+
+
+def gigabytes(told: str) -> float:
+    number, unit, *_ = told.split()
+    return float(number) / (1 if unit == "GB" else 1000)
+
+
+@pytest.mark.parametrize(
+    ("command", "phases"),
+    [
+        ("train-dpo --model lm --data prefs.jsonl", ["reference", "updates"]),
+        ("train-dpo --model lm --data prefs.jsonl --loss simpo", []),
+        (
+            "train-dpo --model lm --data prefs.jsonl --eval-prompts prefs.jsonl --scorer rm",
+            ["reference", "updates", "evaluation"],
+        ),
+        (
+            "train-ppo --model lm --prompts prefs.jsonl --reward rm --eval-prompts prefs.jsonl --scorer rm",
+            ["roll-outs", "scoring", "log-probs", "learning", "evaluation"],
+        ),
+        ("train-rm --model lm --data prefs.jsonl", []),
+        ("sft --model lm --data prefs.jsonl --field chosen", []),
+        ("make-prefs --model lm --prompts prefs.jsonl --scorer rm", ["sampling", "scoring"]),
+        ("sample --model lm --prompts prefs.jsonl", []),
+        ("score --data prefs.jsonl --columns completion=chosen --scorer rm", []),
+        ("evaluate --model lm --ref lm --prompts prefs.jsonl --scorer rm", []),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_command_that_runs_a_model_tells_its_memory(world, capsys, command, phases):
+    told = shown(capsys, command, "--plan-device", "4090")
+    assert [name.removeprefix("memory in ") for name in told if name.startswith("memory in ")] == phases
+    parts = [gigabytes(value) for name, value in told.items() if name.startswith("memory: ")]
+    total = gigabytes(told["memory of a device"])
+    assert sum(parts) == pytest.approx(total, abs=0.02) and 0.01 < total < 20
+    if phases:
+        assert max(gigabytes(told[f"memory in {name}"]) for name in phases) == total
+    assert told["device"] == "4090, 24.00 GB: it fits"
+
+
+def test_the_judge_tells_the_memory_of_its_scorer(world, capsys):
+    rows = [{"prompt_id": str(i), "prompt": "w3", "completion": " w4", "reference": " w5", "k": 0} for i in range(4)]
+    (world / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = shown(capsys, "judge samples.jsonl --backend scorer --scorer rm --plan-device 4090")
+    assert told["judgements"] == "8" and "memory: scorer" in told
+
+
+def test_a_device_decides_on_precision(world, capsys):
+    """bfloat16 where --dtype is auto and the device has it: half the weights of a model that is not trained."""
+    new, old = (shown(capsys, "sample --model lm --prompts prefs.jsonl --plan-device", d) for d in ("l4", "t4"))
+    asked = shown(capsys, "sample --model lm --prompts prefs.jsonl --dtype float32 --plan-device l4")
+    assert gigabytes(new["memory: weights"]) < gigabytes(old["memory: weights"])
+    assert asked["memory: weights"] == old["memory: weights"]
+
+
+@pytest.mark.parametrize(
+    ("command", "share", "suggested"),
+    [
+        ("train-dpo --model lm --data prefs.jsonl --max-length 512", 0.5, r"--tokens-per-batch \d+ \("),
+        ("sample --model lm --prompts prefs.jsonl --max-new-tokens 400", 0.5, r"--generation-batch-size \d+ \("),
+        ("train-dpo --model lm --data prefs.jsonl", -0.2, r"--parallel fsdp .*on \d+ devices \("),
+        ("sample --model lm --prompts prefs.jsonl", -0.2, "no change of these options"),
+    ],
+    ids=["tokens", "generation", "devices", "nothing"],
+)
+def test_what_does_not_fit_is_told_with_what_would(world, capsys, command, share, suggested):
+    """On a device whose memory lies between what is held and what is needed, or (share < 0) below what is held."""
+    told = shown(capsys, command, "--plan-device 24")
+    total = gigabytes(told["memory of a device"])
+    held = sum(gigabytes(told.get(f"memory: {part}", "0 GB")) for part in ("weights", "gradients", "optimizer"))
+    device = f"--plan-device {held + share * (total - held if share > 0 else held):.4f}"
+    told = shown(capsys, command, device)
+    assert told["device"].endswith("too small"), told
+    assert re.search(suggested, told["what would fit"]), told
+    found = re.match(r"(--(?:tokens-per-batch|generation-batch-size) \d+) \(([\d.]+ [GM]B)", told["what would fit"])
+    assert bool(found) == (share > 0)
+    if found:
+        again = shown(capsys, command, device, found[1])
+        assert again["device"].endswith("it fits") and again["memory of a device"].startswith(found[2])
+
+
+def test_an_unknown_device_is_refused(world, capsys):
+    args = "train-dpo --model lm --data prefs.jsonl --out x --dry-run --plan-device h1000"
+    assert run(args.split()) == 2
+    assert "--plan-device h1000: expected a number of GB, or one of" in capsys.readouterr().err
+
+
+def test_a_plan_on_this_machine_counts_the_process(prefs):
+    told = plan(prefs, "sample --model sft --prompts train.jsonl --out planned.jsonl --device cpu")
+    assert gigabytes(told["memory: process"]) > 0.1 and told["device"].startswith("cpu, ")
