@@ -186,6 +186,8 @@ def attend(  # the signature is transformers' attention interface
     known = ("scaling", "sliding_window", *_NEUTRAL)
     if unknown := [name for name, value in options.items() if name not in known and value is not None]:
         raise ValueError(f"attention with {unknown[0]}")
+    # Under autocast rotary positions leave queries and keys in float32.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     repeats = query.shape[1] // key.shape[1]
     if query.is_cuda:
         flex = _compiled_flex_attention()

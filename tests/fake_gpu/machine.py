@@ -35,7 +35,7 @@ def serve() -> None:
 def _run(request: dict[str, Any]) -> None:
     """Run a command line on the device, write the report, and end the process."""
     from dpoctl.cli.app import run
-    from fake_gpu import faults
+    from fake_gpu import faults, hollow
     from fake_gpu.tensors import FakeGPU
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -44,6 +44,8 @@ def _run(request: dict[str, Any]) -> None:
         for stream in (1, 2):
             os.dup2(output.fileno(), stream)
     card = FakeGPU(request["backing"])
+    if request["backing"] == "meta":
+        hollow.install()
     for name in request["faults"]:
         faults.FAULTS[name]()
     updates: list[dict[str, int]] = []
