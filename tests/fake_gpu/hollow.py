@@ -14,6 +14,9 @@ from dpoctl.models import load, probes
 _LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "head_dim": 128, "rms_norm_eps": 1e-5}
 _LLAMA |= {"vocab_size": 128256, "max_position_embeddings": 8192, "num_key_value_heads": 8, "dtype": "float32"}
 SIZES: dict[str, dict[str, Any]] = {
+    "small": _LLAMA
+    | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4, "num_attention_heads": 16}
+    | {"head_dim": 64, "vocab_size": 32000, "tie_word_embeddings": False},
     "1b": _LLAMA
     | {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32}
     | {"head_dim": 64, "tie_word_embeddings": True},

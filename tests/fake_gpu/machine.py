@@ -9,6 +9,8 @@ import os
 import sys
 import traceback
 from collections import Counter
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from fake_gpu import device
@@ -20,8 +22,15 @@ class Stopped(BaseException):
 
 def serve() -> None:
     """Answer each request with the exit code of its child."""
-    import dpoctl.__main__  # noqa: F401
+    import transformers.models.gemma3.modeling_gemma3
+    import transformers.models.gpt_neox.modeling_gpt_neox
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import dpoctl.__main__
     from helpers import faults_warm  # noqa: F401  (imports what commands import late)
+
+    with suppress(ImportError):
+        import peft  # noqa: F401
 
     print("ready", flush=True)
     for line in sys.stdin:
@@ -66,7 +75,7 @@ def _run(request: dict[str, Any]) -> None:
     except Stopped:
         code = 0
     except Exception as e:
-        error = f"{type(e).__name__}: {e}\n{traceback.format_exc()}"
+        error = _told(e)
     report = {"code": code, "error": error, "updates": updates, "peak": card.memory.peak}
     report["waits"] = _by_name(card.waits)
     with open(request["report"], "w") as file:
@@ -74,6 +83,14 @@ def _run(request: dict[str, Any]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def _told(error: Exception) -> str:
+    """An error with the lines of dpoctl that led to it, and the last one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    shown = [f for f in frames if "/dpoctl/" in f.filename] + frames[-1:]
+    lines = [f"  {'/'.join(Path(f.filename).parts[-2:])}:{f.lineno} {f.line}" for f in shown]
+    return "\n".join([*lines, f"{type(error).__name__}: {str(error)[:500]}"])
 
 
 def _by_name(waits: Counter) -> dict[str, int]:

@@ -83,7 +83,7 @@ def phases(draw: random.Random) -> dict[str, int]:
         ("scorer", scorer, (None,), False),
         ("training goes on", policy, (40, None), True),
     ):
-        for tokens in (100, 300, *(draw.randint(300, 1500) for _ in range(6))):
+        for tokens in (100, 300, *(draw.randint(300, 1500) for _ in range(4))):
             for window in windows:
                 attend(tokens, draw, heads=heads, window=window, trains=trains)
             if len(sys.argv) > 1 and sys.argv[1]:

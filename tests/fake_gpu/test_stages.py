@@ -105,7 +105,7 @@ def test_other_commands(card, inputs):
     rows = "--prompts test.jsonl --scorer classifier --max-new-tokens 8"
     _run(card, inputs, f"make-prefs --model fake-llama {rows} --out fake-prefs.jsonl")
     _run(card, inputs, f"evaluate --model lm --ref lm --lm fake-neox {rows} --out fake-eval.jsonl")
-    _run(card, inputs, "score --scorer fake-rm --data fake-prefs.jsonl --out fake-scores.jsonl")
+    _run(card, inputs, "score --scorer fake-rm --data held.jsonl --out fake-scores.jsonl")
     assert inputs.rows("fake-eval.jsonl")[0]["kl"] == pytest.approx(0.0, abs=1e-6)
 
 
