@@ -93,7 +93,6 @@ def install() -> None:
     torch.cuda.get_rng_state = lambda device=None: torch.zeros(16, dtype=torch.uint8)
     torch.cuda.random.get_rng_state, torch.cuda.random.set_rng_state = torch.cuda.get_rng_state, _answer(None)
     torch.cuda.amp.common.amp_definitely_not_available = _answer(False)
-    torch.version.cuda = torch.version.cuda or "13.0"
     # Dynamo asks an available one for streams
     accelerator = {"current_accelerator": torch.device("cuda"), "is_available": False, "current_device_index": 0}
     accelerator |= {"device_count": 1, "current_stream": None, "synchronize": None}

@@ -26,7 +26,6 @@ def serve() -> None:
     import transformers.models.gpt_neox.modeling_gpt_neox
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import dpoctl.__main__
     from helpers import faults_warm  # noqa: F401  (imports what commands import late)
 
     with suppress(ImportError):
@@ -43,10 +42,11 @@ def serve() -> None:
 
 def _run(request: dict[str, Any]) -> None:
     """Run a command line on the device, write the report, and end the process."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
     from dpoctl.cli.app import run
     from fake_gpu import faults, hollow
     from fake_gpu.tensors import FakeGPU
-    from torch.optim.optimizer import register_optimizer_step_post_hook
 
     os.chdir(request["cwd"])
     with open(request["log"], "w") as output:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import _foreach_supported_types
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils import _foreach_utils
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 import dpoctl
@@ -28,7 +28,7 @@ _PACKAGE = str(Path(dpoctl.__file__).parent)
 aten = torch.ops.aten
 
 # Operations that may read CPU tensors beside the device's, and those of which the host needs a value to go on.
-_COPIES = {aten.copy_.default, aten._to_copy.default, aten.set_.source_Tensor}
+_COPIES = {aten.copy_.default, aten._to_copy.default}
 _INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 _WAITS = {
     aten._local_scalar_dense.default: "item",
@@ -122,8 +122,8 @@ class FakeGPU(TorchDispatchMode):
         on_card = [x for x in flat if isinstance(x, CudaTensor)]
         to_card = _is_card(kwargs.get("device"))
         if not on_card and not to_card:
-            if self.backing.type == "meta" and any(isinstance(x, Tensor) and x.is_meta for x in flat):
-                kwargs = kwargs | ({"device": "meta"} if kwargs.get("device") else {})  # a model that stays without memory
+            if self.backing.type == "meta" and func is aten._to_copy.default and args[0].is_meta:
+                kwargs = kwargs | {"device": "meta"}  # the host has no numbers of such a model either
             return func(*args, **kwargs)
         self._check(func, args, kwargs, flat, bool(on_card))
         if self.backing.type == "meta" and func in _WAITS:
@@ -144,10 +144,8 @@ class FakeGPU(TorchDispatchMode):
     def _check(self, func: Any, args: Any, kwargs: dict[str, Any], flat: list[Any], reads_card: bool) -> None:
         """Raise RuntimeError for a mix of devices; record where the host waits."""
         away = [x for x in flat if isinstance(x, Tensor) and not isinstance(x, CudaTensor) and x.dim() > 0]
-        blocking = not kwargs.get("non_blocking") and not (func is aten.copy_.default and len(args) > 2 and args[2])
         if func in _COPIES:
-            if blocking and func is not aten.set_.source_Tensor:
-                self._note_copy(func, args, kwargs)
+            self._note_copy(func, args, kwargs)
             return
         if func in _INDEXED and isinstance(args[0], CudaTensor):
             for index in filter(None.__ne__, args[1]):
@@ -163,14 +161,19 @@ class FakeGPU(TorchDispatchMode):
             self.note(_WAITS[func])
 
     def _note_copy(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """A copy between host and device that does not ask for `non_blocking` waits for all work before it."""
-        source = args[1] if func is aten.copy_.default else args[0]
-        if source.numel() == 0:
+        """A copy to the device waits for all work before it, unless it is `non_blocking`; one from it always does.
+
+        (What a non-blocking copy from the device gives may be read only after another wait.)
+        """
+        in_place = func is aten.copy_.default
+        source = args[1] if in_place else args[0]
+        target = isinstance(args[0], CudaTensor) if in_place else _goes_to_card(source, kwargs)
+        waits_not = kwargs.get("non_blocking") or (in_place and len(args) > 2 and args[2])
+        if source.numel() == 0 or isinstance(source, CudaTensor) == target:
             return
-        target = isinstance(args[0], CudaTensor) if func is aten.copy_.default else _goes_to_card(source, kwargs)
-        if isinstance(source, CudaTensor) and not target:
+        if isinstance(source, CudaTensor):
             self.note("download")
-        elif not isinstance(source, CudaTensor) and target:
+        elif not waits_not:
             self.note("upload")
 
     def note(self, kind: str) -> None:

@@ -55,7 +55,6 @@ def test_the_plan_is_what_a_run_holds(card, long_pairs, command, size):
 def _planned(world, words: str) -> float:
     """Bytes of a device by --dry-run, without the interpreter, which is not on a GPU."""
     text, _ = world.run(words, "--device cpu --dtype bfloat16 --dry-run")
-    parts = {
-        name.strip(): float(number) * UNITS[unit] for name, number, unit in re.findall(r"(?m)^(mem.*?)  +(\S+) (\w+)$", text)
-    }
+    found = re.findall(r"(?m)^(memory.*?) {2,}(\S+) (GB|MB)$", text)
+    parts = {name: float(number) * UNITS[unit] for name, number, unit in found}
     return parts["memory of a device"] - parts.get("memory: process", 0.0)

@@ -1,4 +1,4 @@
-"""The attention that is compiled for CUDA: how many variants of it the shapes of a run ask for, against torch's limit."""
+"""How many variants of the compiled attention the shapes of a run ask for, against torch's limit."""
 
 import json
 import os

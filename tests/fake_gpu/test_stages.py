@@ -16,7 +16,6 @@ PPO = (
     "train-ppo --model lm --prompts train.jsonl --reward fake-rm --batch-size 12 --minibatch-size 6 --ppo-epochs 2 "
     "--max-steps 2 --max-new-tokens 8 --max-length 96 --max-prompt-length 16 --log-every 1"
 )
-SAMPLING = "--max-new-tokens 12 --generation-batch-size 24"
 ONE_MICRO, MANY_MICROS = "--tokens-per-batch 8192", "--tokens-per-batch 60"
 MANY = 6  # micro-batches of an update with MANY_MICROS: one for each row
 
@@ -70,12 +69,8 @@ def test_training(card, inputs, case):
     if case in ("sft", "gpt2", "kto", "reward model", "ppo"):
         cut = _run(card, inputs, words, MANY_MICROS, f"--out {name}-cut", updates=2)
         further = MANY - 1
-        new = {kind: count(cut.updates[1]) - count(whole.updates[1]) for kind, count in COUNTS.items()}
-        assert new["reads"] <= bound.further_reads * further, cut.updates[1]
-        assert new["uploads"] <= bound.further_uploads * further, cut.updates[1]
-
-
-COUNTS = {"reads": reads, "uploads": uploads}
+        most = bound.reads + bound.further_reads * further, bound.uploads + bound.further_uploads * further
+        _assert_at_most(cut.updates[1], *most)
 
 
 def test_numbers(card, inputs):
@@ -90,15 +85,16 @@ def test_numbers(card, inputs):
 
 
 def test_sampling(card, inputs):
-    out = "fake-samples.jsonl"
-    report = _run(card, inputs, f"sample --model lm --prompts train.jsonl {SAMPLING} --out {out}")
-    steps = max(len(row["completion_ids"]) for row in inputs.rows(out))
-    longer = _run(card, inputs, f"sample --model lm --prompts train.jsonl {SAMPLING} --out longer-{out}".replace("12", "24"))
-    more = max(len(row["completion_ids"]) for row in inputs.rows(f"longer-{out}")) - steps
-    assert more > 5
-    new = {kind: count(longer.waits) - count(report.waits) for kind, count in COUNTS.items()}
-    assert new["reads"] <= STEP_READS * more, longer.waits
-    assert new["uploads"] <= STEP_UPLOADS * more, longer.waits
+    """The waits of a step of decoding: what a longer sample of the same prompts adds, by step."""
+    found = {}
+    for tokens in (12, 24):
+        out = f"on-card-{tokens}.jsonl"
+        report = _run(card, inputs, f"sample --model lm --prompts train.jsonl --max-new-tokens {tokens} --out {out}")
+        found[tokens] = report, max(len(row["completion_ids"]) for row in inputs.rows(out))
+    (short, few), (long, many) = found[12], found[24]
+    assert many - few > 5
+    assert reads(long.waits) - reads(short.waits) <= STEP_READS * (many - few), long.waits
+    assert uploads(long.waits) - uploads(short.waits) <= STEP_UPLOADS * (many - few), long.waits
 
 
 def test_other_commands(card, inputs):
