@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-architectures test-families torture lint bench bench-rows clean
+.PHONY: install demo test test-slow test-architectures test-families test-gpu torture lint bench bench-rows clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -23,7 +23,7 @@ demo: install
 
 # a worker a core, with one thread
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not architectures and not families" -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not architectures and not families and not gpu" -n auto --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
@@ -35,6 +35,10 @@ test-architectures: install
 # model families in miniature through every command, against plain transformers; a share is in `make test`
 test-families: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/families -n auto
+
+# on a machine with a CUDA device: numbers, speed and memory; FIGURES=FILE keeps the figures as JSON lines
+test-gpu: install
+	DPOCTL_GPU_FIGURES="$(abspath $(FIGURES))" $(BIN)/python -m pytest tests/gpu -m gpu -rsP
 
 # every fault in every stage: kills, deaths, full disks, damage; one to two hours of two cores. A share of it is in `make test`
 torture: install

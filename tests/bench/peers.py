@@ -9,7 +9,17 @@ import tempfile
 import time
 
 
-def train(command: str, model: str, data: str, pairs: int, each: int, steps: int, tuned: bool, dtype: str) -> dict:
+def train(
+    command: str,
+    model: str,
+    data: str,
+    pairs: int,
+    each: int,
+    steps: int,
+    tuned: bool,
+    dtype: str,
+    device: str = "cpu",
+) -> dict:  # the arguments of one line of JSON
     """Pairs per second of the updates after the first, the first one's loss and gradient norm; `each` pairs a forward.
 
     Default: TRL's own settings. Tuned: no gradient checkpointing and, for DPO, reference log-probs computed beforehand;
@@ -33,7 +43,7 @@ def train(command: str, model: str, data: str, pairs: int, each: int, steps: int
         "save_strategy": "no",
         "report_to": [],
         "max_length": 512,
-        "use_cpu": True,
+        "use_cpu": device == "cpu",
         "disable_tqdm": True,
         "bf16": dtype == "bfloat16",
     }

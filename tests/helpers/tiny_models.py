@@ -16,6 +16,18 @@ ARCHITECTURES = {  # kind -> config class, model class, options beside the commo
         hf.Gemma2ForCausalLM,
         {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 8},
     ),
+    # layers with and without a window take turns
+    "gemma3": (
+        hf.Gemma3TextConfig,
+        hf.Gemma3ForCausalLM,
+        {
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "query_pre_attn_scalar": 8,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
 }
 
 
