@@ -157,10 +157,6 @@ class Frontier(WithScorer, Generation, Training):
         when=EVAL_PROMPTS,
     )
 
-    def check_frontier(self) -> Iterator[str]:
-        if self.parallel == "fsdp" and self.eval_prompts:
-            yield "--eval-prompts needs the full policy on every device: --parallel ddp, or evaluate the saved run"
-
 
 @dataclass(frozen=True, kw_only=True)
 class WithReference:
