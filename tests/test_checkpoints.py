@@ -65,3 +65,28 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path, capsys, name, damage):
     (tmp_path / "checkpoints/step-00000002/checksums.json").unlink()
     with pytest.raises(InputError, match="damaged"):
         checkpoints.load_latest(tmp_path, model, optimizer)
+
+
+def test_ranks_that_write_into_one_folder_do_not_meet(tmp_path):
+    """Each rank asks for the permissions of new files beside its own file, at any instant."""
+    from threading import Thread
+
+    from dpoctl.outputs.files import use_mode_of_new_files
+
+    failures = []
+
+    def rank(name: str) -> None:
+        file = tmp_path / name
+        file.touch(0o600)
+        for _ in range(300):
+            try:
+                use_mode_of_new_files(file)
+            except OSError as e:
+                failures.append(e)
+
+    threads = [Thread(target=rank, args=(f"model-{n}.safetensors",)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures and len(list(tmp_path.iterdir())) == 4

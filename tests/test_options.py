@@ -79,7 +79,7 @@ COMBINED = {  # settings of several options, for conditions of several
 def unread(name: str, cls: type) -> set[str]:
     files = closure(PACKAGE / "stages" / f"{name.replace('-', '_')}.py")
     files |= {
-        PACKAGE / "cli" / file for file in ("claiming.py", "dispatch.py", "torchrun_rows.py", "torchrun_training.py")
+        PACKAGE / "cli" / file for file in ("claiming.py", "dispatch.py", "torchrun_rows.py", "torchrun_group.py")
     }
     read = set().union(*map(reads, files)) | read_by_properties(cls)
     if name == "train-dpo":

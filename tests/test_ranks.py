@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 
 from dpoctl.cli.app import run as command_line
 from helpers.chain import COLD, ROOT, lines_in, wait_until
+from helpers.ranks import start_ranks, torchrun
 
 SHORT = (
     "--max-length 96 --max-prompt-length 16 --warmup-steps 2 --max-steps 20 --epochs 99 "
@@ -31,44 +31,6 @@ PPO = (
     "--generation-batch-size 4 --max-length 96 --max-prompt-length 16 "
     "--tokens-per-batch 100"
 ).split()
-
-
-def torchrun(world, *commands: list[str]) -> str:
-    """Run command lines on two ranks of one torchrun; returns the output of both."""
-    worker = ROOT / "tests" / "helpers" / "ranks_worker.py"
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*start, str(worker), json.dumps(commands)],
-        cwd=world.folder,
-        env=world.env,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout + done.stderr
-
-
-def start_ranks(world, *args: str, command: list[str]) -> list[subprocess.Popen]:
-    """Two ranks without torchrun, which would hide their exit codes."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    ranks = []
-    for rank in (0, 1):
-        variables = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        ranks.append(
-            subprocess.Popen(
-                [*command, *args], cwd=world.folder, env=world.env | variables, stderr=subprocess.PIPE, text=True
-            )
-        )
-    return ranks
 
 
 def column(world, run: str, name: str) -> list[float]:

@@ -5,13 +5,13 @@ from contextlib import redirect_stdout
 from typing import Any
 
 from ..config.files import Merge
-from ..config.sampling import Sharded
+from ..config.sampling import Evaluate, Sharded
 from ..config.shared import Common, Tabular
 from ..config.training import Training
 from ..outputs import manifests
 from ..outputs.stdout import print_json
 from ..runtime import determinism, pipes, rendezvous
-from . import torchrun_rows, torchrun_training
+from . import torchrun_group, torchrun_rows
 from .claiming import inputs_of, run_claimed, stage
 
 
@@ -45,8 +45,8 @@ def run_stage(name: str, config: Any) -> int:
 
 def _run(name: str, config: Any) -> int:
     determinism.ask(getattr(config, "deterministic", False))
-    if rendezvous.world_size() > 1 and isinstance(config, Training):
-        return torchrun_training.run(name, config)
+    if rendezvous.world_size() > 1 and isinstance(config, Training | Evaluate):
+        return torchrun_group.run(name, config)
     if rendezvous.world_size() > 1 and isinstance(config, Sharded):
         return torchrun_rows.run(name, config)
     if isinstance(config, Merge):

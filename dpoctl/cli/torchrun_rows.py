@@ -9,7 +9,7 @@ import os
 import time
 from contextlib import redirect_stdout
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 from .. import log
 from ..config.files import Merge
@@ -31,7 +31,7 @@ def run(name: str, config: Any) -> int:
     # Without these variables nothing in this process waits for the others to join a process group.
     rank, world = int(os.environ.pop("RANK")), int(os.environ.pop("WORLD_SIZE"))
     if config.shard:
-        raise InputError(f"--shard {config.shard}: {world} ranks split the work themselves", hint="leave --shard out")
+        refuse_shard(config.shard)
     shards = [_shard(config, number, world) for number in range(1, world + 1)]
     if problems := list(shards[rank].check_shard()):
         raise InputError(problems[0], hint="run it without torchrun")
@@ -52,6 +52,11 @@ def run(name: str, config: Any) -> int:
         _wait([shard.out for shard in shards], config.rank_timeout)
         _join(shards, config, joined)
     return 0
+
+
+def refuse_shard(shard: str) -> NoReturn:
+    """Raises InputError for --shard under torchrun."""
+    raise InputError(f"--shard {shard}: ranks split the work themselves", hint="leave --shard out")
 
 
 def _run_shard(name: str, shard: Any) -> int:

@@ -206,6 +206,7 @@ class Score(Sharded, Planned, Rows, WithScorer, Templates, RunsModels, Common):
             *(given(name) for name in ("model", "ref", "lm")), names_models("scorer"), names_models("selection_scorer")
         )
     },
+    rank_timeout={"help": "Under torchrun: stop after this many minutes without an answer from another rank."},
     trust_remote_code={"when": any_of(given("model"), given("ref"), given("lm"))},
 )
 @dataclass(frozen=True, kw_only=True)

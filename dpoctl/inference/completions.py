@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from .. import log
 from ..data.chats import Refusal, prompt_of
@@ -13,6 +14,10 @@ from ..data.readers import Rows, warn_of_skipped
 from ..data.stored import carried, has_ids, stored_prompt, text_key
 from ..errors import InputError
 from ..models.load import Loaded
+from ..runtime import collectives
+from ..runtime.fsdp_root import with_gathered_weights
+from ..runtime.sharing import in_step, map_shared
+from .decoding import forward_shortest
 from .generate import Completion, PromptTokens, Sampling, batch_slices, generate
 
 
@@ -116,15 +121,26 @@ def complete(
     batch_size: int,
     meter: log.Progress | None = None,
 ) -> list[dict]:
-    """`n` completions of every prompt as completion rows, at most `batch_size` completions at a time."""
-    rows: list[dict] = []
-    for batch in batch_slices(len(prompts), n, batch_size):
-        part = prompts.part(range(len(prompts))[batch])
-        sampled = generate(policy.model, policy.tokenizer, part.tokens(), list(range(n)), sampling)
-        rows.extend(completion_rows(part, sampled))
-        if meter:
-            meter.advance(sum(len(completions) for completions in sampled))
-    return rows
+    """`n` completions of every prompt as completion rows, at most `batch_size` completions at a time.
+
+    The ranks of a process group share the batches, which do not depend on their number, and every rank gets all rows.
+    A sharded policy's ranks run its forward passes together.
+    """
+    slices = batch_slices(len(prompts), n, batch_size)
+    parts = [prompts.part(range(len(prompts))[batch]) for batch in slices]
+    world = collectives.world_size()
+
+    def sample(mine: Sequence[PromptSet]) -> list[list[list[Completion]]]:
+        found = []
+        with in_step(policy.model, partial(forward_shortest, policy.model)):
+            for round_, part in enumerate(mine):
+                found.append(generate(policy.model, policy.tokenizer, part.tokens(), list(range(n)), sampling))
+                if meter:
+                    meter.advance(n * sum(map(len, parts[round_ * world : (round_ + 1) * world])))
+        return found
+
+    sampled = with_gathered_weights(policy.model, partial(map_shared, parts, sample))
+    return [row for part, found in zip(parts, sampled, strict=True) for row in completion_rows(part, found)]
 
 
 def completion_rows(prompts: PromptSet, sampled: list[list[Completion]], *, with_ids: bool = True) -> list[dict]:

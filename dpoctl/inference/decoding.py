@@ -10,6 +10,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from ..models.load import context_length
 from ..models.precision import full_precision
 from ..models.probes import agree, has_plain_head, probe_ids, probe_length, trunk_of
 from ..runtime.devices import to_device
+from ..runtime.sharing import forward_in_step
 
 _COMPACT_AT = 0.25  # fraction of ended rows in the batch at which they are removed from it
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # in transformers' order of time, newest first
@@ -83,6 +85,13 @@ def open_decoding(
     return Decoding(_batches(model, mode, [list(prompts[i]) for i in prompt_of], steps))
 
 
+def forward_shortest(model: PreTrainedModel) -> None:
+    """A forward pass of one token, with which a rank accompanies those of other ranks (see `sharing.in_step`)."""
+    trunk = trunk_of(model) if has_plain_head(model) else model
+    with torch.no_grad():
+        trunk(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+
+
 def _batches(model: PreTrainedModel, mode: Mode, texts: list[list[int]], steps: int) -> list["_Batch"]:
     if mode in (Mode.PADDED, Mode.PADDED_PROMPT):
         return [_PaddedBatch(model, texts, list(range(len(texts))), steps, masks_steps=mode is Mode.PADDED)]
@@ -140,7 +149,7 @@ class _Batch(ABC):
 
     def output(self, ids: Tensor, **arguments: Any) -> Any:
         """The model's output for `ids` [rows, new]."""
-        return self.trunk(input_ids=ids, **arguments, **self.extra)
+        return forward_in_step(self.model, partial(self.trunk, input_ids=ids, **arguments, **self.extra))
 
     def last(self, output: Any) -> Tensor:
         """[rows, d] states (or logits) at the last position."""
@@ -315,15 +324,9 @@ class _PreallocatedLayer(DynamicLayer):
 # --- which mode ------------------------------------------------------------------------------------------------------
 
 
-def assume_padded(model: PreTrainedModel) -> None:
-    """Answer the question of `mode_of` for a model that cannot be run."""
-    model._dpoctl_mode = Mode.PADDED
-
-
 def mode_of(model: PreTrainedModel, longest: int) -> Mode:
     """The fastest mode that is right for texts of up to `longest` tokens; tried once for each length of the probe."""
-    assumed = getattr(model, "_dpoctl_mode", None)
-    if assumed is not None:
+    if assumed := model.__dict__.get("_dpoctl_mode"):
         return assumed
     if not hasattr(model, "_dpoctl_modes"):
         model._dpoctl_modes = {}
@@ -334,6 +337,11 @@ def mode_of(model: PreTrainedModel, longest: int) -> Mode:
         if known[length] is not Mode.PADDED:
             log.say(f"{type(model).__name__}: {known[length].value}")
     return known[length]
+
+
+def assume_mode(model: PreTrainedModel, mode: Mode) -> None:
+    """Decode in this mode a model that cannot be tried: its weights are sharded, or have no numbers."""
+    model._dpoctl_mode = mode
 
 
 @torch.inference_mode()

@@ -17,6 +17,7 @@ from ..models import tiled_head
 from ..models.load import context_length
 from ..models.probes import has_plain_head
 from ..runtime.devices import to_device
+from ..runtime.fsdp_root import is_sharded
 from .decoding import open_decoding
 from .options import SamplingOptions
 from .token_sampling import sample_token, sample_token_from_states, uniforms
@@ -80,7 +81,6 @@ def batch_slices(n_prompts: int, n_per_prompt: int, generation_batch_size: int =
     return [slice(start, min(start + size, n_prompts)) for start in range(0, n_prompts, size)]
 
 
-@torch.inference_mode()
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -96,6 +96,18 @@ def generate(
     """
     if not prompts or not ks:
         return [[] for _ in prompts]
+    # Weights that FSDP gathers in inference mode could not be trained afterwards.
+    with torch.no_grad() if is_sharded(model) else torch.inference_mode():
+        return _generate(model, tokenizer, prompts, ks, sampling)
+
+
+def _generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[PromptTokens],
+    ks: list[int],
+    sampling: Sampling,
+) -> list[list[Completion]]:
     limits = _limits(model, prompts, sampling.max_new_tokens)
     rows = [(i, k) for i in range(len(prompts)) for k in ks]
     steps = max(limits)

@@ -19,7 +19,7 @@ from ..models.logprobs import Sequences, policy_kl, response_logps
 from ..models.probes import vocabulary
 from ..runtime import devices, hardware
 from ..runtime.hardware import Hardware
-from .decoding import assume_padded, open_decoding
+from .decoding import Mode, assume_mode, open_decoding
 from .scorers import ScorerOptions, classifier_logits
 
 _CANDIDATES = 64  # prompts with the most characters, among which the one with the most tokens is looked for
@@ -170,7 +170,7 @@ class Batch:
 @torch.no_grad()
 def generate(model: Any, batch: Batch) -> int:
     """Run the prompts and one step of decoding; returns the bytes of the key cache. Under the caller's autocast."""
-    assume_padded(model)
+    assume_mode(model, Mode.PADDED)
     names = vocabulary(model)
     prompts = [[i % names, i // names % names, *([1] * (batch.width - 2))][: batch.width] for i in range(batch.prompts)]
     per_prompt = max(1, batch.rows // batch.prompts)

@@ -1,7 +1,8 @@
 """Points of the reward-KL frontier (2305.18290, section 6.1): reward, KL and fluency of a policy's completions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,6 +31,13 @@ class NamedModel(NamedTuple):
     loaded: Loaded
 
 
+class Reference(NamedTuple):
+    """The model of the KL, and the context in which it is the reference: a policy without its adapters may be one."""
+
+    model: PreTrainedModel
+    as_reference: Callable[[], AbstractContextManager] = nullcontext
+
+
 @dataclass(frozen=True)
 class PolicyEvaluation:
     """How policies are evaluated: `n` completions of each prompt, scored, and their KL to a reference.
@@ -45,12 +53,13 @@ class PolicyEvaluation:
 
     @torch.no_grad()
     def measure(
-        self, policy: Loaded, reference: PreTrainedModel | None, prompts: PromptSet, meter: log.Progress | None = None
+        self, policy: Loaded, reference: Reference | None, prompts: PromptSet, meter: log.Progress | None = None
     ) -> tuple[dict[str, Any], list[dict]]:
         """(metrics of an evaluation row, completions with their scores) of a policy; its mode is restored afterwards.
 
         KLs are those of the sampled distributions: both models' logits are divided by the temperature. At temperature 0
-        and with top-p or top-k there is no such KL, and it is None.
+        and with top-p or top-k there is no such KL, and it is None. The ranks of a process group share the work, and
+        every rank gets the result.
         """
         was_training = policy.model.training
         policy.model.eval()
@@ -71,7 +80,7 @@ class PolicyEvaluation:
 
     def _against(
         self,
-        reference: PreTrainedModel,
+        reference: Reference,
         model: PreTrainedModel,
         sequences: list[tuple[list[int], int]],
         prompt_of: list[str],
@@ -81,10 +90,11 @@ class PolicyEvaluation:
         unrestricted = options.temperature > 0 and options.top_p == 1.0 and options.top_k == 0
         log_ratio, exact, ref_logps = policy_kl(
             model,
-            reference,
+            reference.model,
             sequences,
             temperature=options.temperature if unrestricted else 1.0,
             tokens_per_batch=options.tokens_per_batch,
+            as_reference=reference.as_reference,
         )
         metrics: dict[str, Any] = {}
         for name, values in (("kl", log_ratio), ("kl_exact", exact)):

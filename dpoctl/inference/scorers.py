@@ -9,7 +9,7 @@ import importlib.util
 import math
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from ..models.hub import check_path, resolve
 from ..models.load import Loaded, context_length, load_classifier, load_policy
 from ..models.logprobs import response_logps
 from ..models.tokenizers import require_same_tokenizer
+from ..runtime import collectives
 from ..runtime.devices import Compute
+from ..runtime.sharing import dealt, map_shared
 from .options import ScoringOptions
 from .scorer_text import PairEncoder, PairTokens, TextEncoder, TruncationWarning, completion_of, describe
 
@@ -91,6 +93,7 @@ class Scorer(ABC):
     def score(self, rows: list[dict]) -> Scores:
         """The rows' scores in order; a row holds `prompt` (text or messages) and `completion`, or `text`.
 
+        The ranks of a process group score the same rows together, each a share of them, and every rank gets all scores.
         Raises InputError, naming the row, where a score is not a finite number.
         """
         if not rows:
@@ -272,6 +275,12 @@ class PythonScorer(Scorer):
         self.function = _imported(file, self.path, function)
 
     def _score(self, rows: list[dict]) -> Scores:
+        values = map_shared(rows, self._values)
+        return Scores(values, list(values))
+
+    def _values(self, rows: Sequence[dict]) -> list[float]:
+        if not rows:
+            return []
         try:
             values = self._call(rows)
         except Exception as e:
@@ -282,13 +291,13 @@ class PythonScorer(Scorer):
                 f"{describe(rows[0])}",
                 hint="return one number for each text, in order",
             )
-        return Scores(values, list(values))
+        return values
 
-    def _call(self, rows: list[dict]) -> list[float]:
+    def _call(self, rows: Sequence[dict]) -> list[float]:
         pairs = [{"prompt": row.get("prompt", ""), "completion": completion_of(row)} for row in rows]
         return [float(x) for x in self.function(pairs)]
 
-    def _culprit(self, rows: list[dict]) -> str:
+    def _culprit(self, rows: Sequence[dict]) -> str:
         """The first row with which the function fails alone, for the message; empty without one."""
         for row in rows:
             try:
@@ -310,25 +319,27 @@ def is_own(model: Any) -> bool:
 def classifier_logits(model: Any, tokenizer: Any, sequences: list[list[int]], tokens_per_batch: int) -> Tensor:
     """Logits [sequences, labels] float64, in the order of `sequences`.
 
-    Batches hold sequences of similar length, at most `tokens_per_batch` tokens with the padding.
+    Batches hold sequences of similar length, at most `tokens_per_batch` tokens with the padding; ranks share them.
     """
-    logits = torch.empty(len(sequences), model.config.num_labels, dtype=torch.float64)
+    batches: list[list[int]] = []
     for group in rope.groups([model], [len(ids) for ids in sequences]):
         order = sorted(group, key=lambda n: -len(sequences[n]))
-        start = 0
-        while start < len(order):
-            width = max(1, len(sequences[order[start]]))
-            batch = order[start : start + max(1, tokens_per_batch // width)]
-            start += len(batch)
-            ids = torch.full((len(batch), width), _padding(model, tokenizer, [sequences[n][-1:] for n in batch]))
-            mask = torch.zeros_like(ids)
-            for line, n in enumerate(batch):
-                ids[line, : len(sequences[n])] = torch.tensor(sequences[n], dtype=torch.long)
-                mask[line, : len(sequences[n])] = 1
-            rope.reset(model)
-            output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
-            logits[batch] = output.logits.double().cpu()
-    return logits
+        while order:
+            size = max(1, tokens_per_batch // max(1, len(sequences[order[0]])))
+            batches.append(order[:size])
+            order = order[size:]
+    logits = torch.zeros(len(sequences), model.config.num_labels, dtype=torch.float64)
+    for batch in dealt(batches):
+        width = max(1, len(sequences[batch[0]]))
+        ids = torch.full((len(batch), width), _padding(model, tokenizer, [sequences[n][-1:] for n in batch]))
+        mask = torch.zeros_like(ids)
+        for line, n in enumerate(batch):
+            ids[line, : len(sequences[n])] = torch.tensor(sequences[n], dtype=torch.long)
+            mask[line, : len(sequences[n])] = 1
+        rope.reset(model)
+        output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+        logits[batch] = output.logits.double().cpu()
+    return collectives.sum_over_ranks(logits)
 
 
 def _padding(model: Any, tokenizer: Any, ends: list[list[int]]) -> int:

@@ -13,6 +13,7 @@ from ..errors import InputError
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The blocks of a model, or of the models that it contains, by the class names that transformers lists for them.
 
+    Where it lists a block and its parts (Mamba), the block alone.
     Raises InputError for an architecture without such a list.
     """
     names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
@@ -22,7 +23,8 @@ def blocks(model: nn.Module) -> list[nn.Module]:
             f"{type(model).__name__}: transformers does not say which of its modules are blocks",
             hint="leave --activation-checkpointing and --parallel fsdp out",
         )
-    return found
+    parts = {module for block in found for module in block.modules() if module is not block}
+    return [block for block in found if block not in parts]
 
 
 def stacks(model: nn.Module) -> list[nn.ModuleList]:

@@ -8,6 +8,7 @@ the causal mask hides the padding from every real token.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,13 +19,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..objectives.kl import kl
+from ..runtime import collectives
 from ..runtime.devices import to_device
 from ..runtime.fsdp_root import with_gathered_weights
+from ..runtime.sharing import in_rounds
 from . import packed, rope, tiled_head
 from .probes import can_pack, has_plain_head, require_causal, trunk_of, vocabulary
 from .routing import RoutedTokens, recorded
 
 Sequences = Sequence[tuple[Sequence[int], int]]
+SHORTEST: Sequences = [([0, 0], 1)]  # what a rank forwards that has no micro-batch left
 
 _TILE_BYTES = 64 << 20  # float32 logits of one tile, where full distributions are compared
 
@@ -76,26 +80,39 @@ def summed_logps(
 def response_logps(
     model: PreTrainedModel, sequences: Sequences, *, tokens_per_batch: int, temperature: float = 1.0
 ) -> Tensor:
-    """Summed response log-probs [N] float32 on the CPU, in micro-batches that keep a prompt's completions together."""
-    return by_micro_batch(
-        lambda part: summed_logps(model, part, temperature).float(), sequences, tokens_per_batch=tokens_per_batch
-    )
+    """Summed response log-probs [N] float32 on the CPU, in micro-batches that keep a prompt's completions together.
+
+    The ranks of a process group share the micro-batches, and every rank gets all log-probs.
+    """
+    return shared_values(model, sequences, partial(summed_logps, temperature=temperature), tokens_per_batch)
 
 
-def by_micro_batch(measure: Callable[[Sequences], Tensor], sequences: Sequences, *, tokens_per_batch: int) -> Tensor:
-    """`measure(sequences)` [N] float32 on the CPU, called with micro-batches that keep a prompt's completions together.
+@torch.no_grad()
+def shared_values(
+    model: PreTrainedModel,
+    sequences: Sequences,
+    values_of: Callable[[Any, Sequences], Tensor],
+    tokens_per_batch: int,
+    after_round: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """A value [N] float32 on the CPU of each sequence; `values_of(model, sequences)` [B] gives those of a micro-batch.
 
-    It is read from the device once, at the end, so that the next micro-batch is laid out while one is computed.
+    The ranks of a process group share the micro-batches, which do not depend on their number, and every rank gets all
+    values. They are read from the device once, at the end, so that the next micro-batch is laid out while one is
+    computed. `after_round` is called when each rank has started a micro-batch, and may raise on all ranks alike.
     """
     order: list[int] = []
     found: list[Tensor] = []
-    for indices in micro_batches(sequences, tokens_per_batch):
-        found.append(measure([sequences[i] for i in indices]))
-        order += indices
-    result = torch.empty(len(sequences))
+    groups = list(micro_batches(sequences, tokens_per_batch))
+    for indices in in_rounds(model, groups, lambda: values_of(model, SHORTEST)):
+        if indices is not None:
+            found.append(values_of(model, [sequences[i] for i in indices]).float())
+            order += indices
+        after_round()
+    result = torch.zeros(len(sequences))
     if found:
         result[order] = torch.cat(found).cpu()
-    return result
+    return collectives.sum_over_ranks(result)
 
 
 @torch.no_grad()
@@ -106,35 +123,59 @@ def policy_kl(
     *,
     tokens_per_batch: int,
     temperature: float = 1.0,
+    as_reference: Callable[[], AbstractContextManager] = nullcontext,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(log-ratios [N], exact KLs [N], reference log-probs at temperature 1 [N]) of samples from the policy, in nats.
 
     The log-ratio is sum_t [log pi - log pi_ref] of the sampled tokens, whose mean estimates the sequence KL. The exact
     form sums the KL of the two next-token distributions over time: the same mean, with lower variance.
+    `as_reference` is the context in which `reference` is the reference: a policy without its adapters may be. The ranks
+    of a process group share the micro-batches, and every rank gets all values.
     """
+
+    def sums_of(batch: Sequences) -> Tensor:
+        inner = partial(_kl_sums, policy, reference, batch, temperature, as_reference)
+        return with_gathered_weights(policy, partial(with_gathered_weights, reference, inner))
+
     found: list[Tensor] = []
     order: list[int] = []
-    for indices in micro_batches(sequences, tokens_per_batch):
-        layout = lay_out([policy, reference], [sequences[i] for i in indices])
-        hidden_p, hidden_r = response_rows(policy, layout), response_rows(reference, layout)
-        rows = max(16, _TILE_BYTES // (4 * vocabulary(policy)))
-        sums = torch.zeros(3, len(indices), device=hidden_p.device)
-        tiles = (t.split(rows) for t in (hidden_p, hidden_r, layout.targets, layout.owner))
-        for hp, hr, y, owner in zip(*tiles, strict=True):
-            logits_r = _logits(reference, hr)
-            p = F.log_softmax(_logits(policy, hp) / temperature, dim=-1)
-            r = F.log_softmax(logits_r / temperature, dim=-1)
-            sums[0].index_add_(0, owner, (p - r).gather(1, y[:, None])[:, 0])
-            sums[1].index_add_(0, owner, kl(p, r))
-            plain = r if temperature == 1.0 else F.log_softmax(logits_r, dim=-1)
-            sums[2].index_add_(0, owner, plain.gather(1, y[:, None])[:, 0])
-        found.append(sums)
-        order += indices
+    groups = list(micro_batches(sequences, tokens_per_batch))
+    for indices in in_rounds(policy, groups, lambda: sums_of(SHORTEST)):
+        if indices is not None:
+            found.append(sums_of([sequences[i] for i in indices]))
+            order += indices
     result = torch.zeros(3, len(sequences))
     if found:
-        result[:, order] = torch.cat(found, dim=1).cpu()  # read once, as in `by_micro_batch`
-    log_ratio, exact, ref_logps = result
+        result[:, order] = torch.cat(found, dim=1).cpu()  # read once, as in `shared_values`
+    log_ratio, exact, ref_logps = collectives.sum_over_ranks(result)
     return log_ratio, exact, ref_logps
+
+
+def _kl_sums(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    sequences: Sequences,
+    temperature: float,
+    as_reference: Callable[[], AbstractContextManager],
+) -> Tensor:
+    """[3, B]: log-ratio, exact KL and reference log-prob of each sequence of a micro-batch."""
+    layout = lay_out([policy, reference], sequences)
+    hidden_p = response_rows(policy, layout)
+    with as_reference():
+        hidden_r = response_rows(reference, layout)
+    rows = max(16, _TILE_BYTES // (4 * vocabulary(policy)))
+    sums = torch.zeros(3, len(sequences), device=hidden_p.device)
+    tiles = (t.split(rows) for t in (hidden_p, hidden_r, layout.targets, layout.owner))
+    for hp, hr, y, owner in zip(*tiles, strict=True):
+        with as_reference():
+            logits_r = _logits(reference, hr)
+        p = F.log_softmax(_logits(policy, hp) / temperature, dim=-1)
+        r = F.log_softmax(logits_r / temperature, dim=-1)
+        sums[0].index_add_(0, owner, (p - r).gather(1, y[:, None])[:, 0])
+        sums[1].index_add_(0, owner, kl(p, r))
+        plain = r if temperature == 1.0 else F.log_softmax(logits_r, dim=-1)
+        sums[2].index_add_(0, owner, plain.gather(1, y[:, None])[:, 0])
+    return sums
 
 
 def micro_batches(sequences: Sequences, tokens_per_batch: int) -> Iterator[list[int]]:

@@ -1,5 +1,6 @@
 """Rewards and values: a scalar head on a trunk's hidden states, at the last token or before every response token."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..runtime.fsdp_root import with_gathered_weights
-from .logprobs import Sequences, by_micro_batch, lay_out, response_rows, token_logps, trunk_states
+from .logprobs import Sequences, lay_out, response_rows, shared_values, token_logps, trunk_states
 from .probes import trunk_of
 from .routing import RoutedTokens
 from .sharing import copy_sharing_frozen
@@ -28,10 +29,15 @@ def _last_token_rewards(model: PreTrainedModel, sequences: Sequences, routed: Ro
     return model.score(trunk_states(model, layout)[layout.ends])[:, 0].float()
 
 
-@torch.no_grad()
-def rewards_of(model: PreTrainedModel, sequences: Sequences, *, tokens_per_batch: int) -> Tensor:
-    """Rewards [N] float32 on the CPU, in micro-batches that keep a prompt's completions together."""
-    return by_micro_batch(lambda part: last_token_rewards(model, part), sequences, tokens_per_batch=tokens_per_batch)
+def rewards_of(
+    model: PreTrainedModel,
+    sequences: Sequences,
+    *,
+    tokens_per_batch: int,
+    after_round: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Rewards [N] float32 on the CPU; micro-batches, ranks and `after_round` are those of `shared_values`."""
+    return shared_values(model, sequences, last_token_rewards, tokens_per_batch, after_round)
 
 
 class ActorCritic(nn.Module):

@@ -74,7 +74,7 @@ def move_into(tmp: Path, folder: Path) -> list[Path]:
     """
     moved = []
     folder.mkdir(exist_ok=True)
-    mode = _mode_of_new_files(tmp)
+    mode = _mode_of_new_file(tmp / ".mode.tmp")
     for entry in sorted(tmp.iterdir()):
         if entry.is_dir():
             moved += move_into(entry, folder / entry.name)
@@ -90,11 +90,11 @@ def move_into(tmp: Path, folder: Path) -> list[Path]:
 
 def use_mode_of_new_files(path: Path) -> None:
     """Give a file the permissions that a new file in its folder gets (those of the umask)."""
-    path.chmod(_mode_of_new_files(path.parent))
+    # Ranks write files of their own into one folder, so that the probe's name must be each rank's own too.
+    path.chmod(_mode_of_new_file(path.with_name(f".{path.name}.mode.tmp")))
 
 
-def _mode_of_new_files(folder: Path) -> int:
-    probe = folder / ".mode.tmp"
+def _mode_of_new_file(probe: Path) -> int:
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()

@@ -133,6 +133,33 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def bytes_of(model: torch.nn.Module) -> int:
+    """Memory of a model's weights on this rank."""
+    return sum(t.numel() * t.element_size() for t in map(_local, model.parameters()))
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def has_room(device: torch.device, size: int) -> bool:
+    """Whether `size` bytes can stay allocated beside the highest memory so far, with a tenth of the memory to spare.
+
+    False where it is not known how much memory there is.
+    """
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return torch.cuda.max_memory_allocated(device) + size <= 0.9 * total
+    try:
+        text = Path("/proc/meminfo").read_text()
+    except OSError:
+        return False
+    found = {
+        name: 1024 * int(kb) for name, kb in re.findall(r"^(MemTotal|MemAvailable):\s*(\d+) kB", text, re.MULTILINE)
+    }
+    return found.get("MemAvailable", 0) - size >= 0.1 * found.get("MemTotal", 0) > 0  # freed memory is kept
+
+
 def process_bytes(device: torch.device) -> int:
     """Memory of the process before a run's tensors, where peak_memory_bytes counts it: interpreter and libraries."""
     return peak_memory_bytes(device) if device.type == "cpu" else 0

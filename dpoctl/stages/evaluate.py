@@ -17,6 +17,7 @@ from ..inference.policy_evaluation import (
     NO_KL,
     NamedModel,
     PolicyEvaluation,
+    Reference,
     length_of,
     perplexity,
     perplexity_of_lm,
@@ -33,21 +34,36 @@ from ..outputs.row_writer import RowWriter
 from ..outputs.shard_totals import of_evaluate
 from ..outputs.shards import shard_range, slices
 from ..reports import tables
-from ..runtime.devices import open_compute
+from ..runtime import collectives, devices, sharing, signals
+from ..runtime.joining import open_together
 
 
 def run(config: Evaluate, output: Output) -> None:
-    """Write an evaluation row for each model and each completions file, with its curves, and print the table."""
+    """Write an evaluation row for each model and each completions file, with its curves, and print the table.
+
+    Under torchrun the ranks share prompts, scores and log-probs; rank 0 writes.
+    """
     evaluator = Evaluator(config, output)
-    writer = RowWriter(output)
+    writer = RowWriter(output) if collectives.rank() == 0 else None
     subjects = _subjects(config)
     shard = shard_range(config.shard, slices(len(subjects), 1))
-    rows = writer.state.get("rows", [])
-    for path, is_file in subjects[shard.batches][writer.batches_done :]:
+    before = (writer.state.get("rows", []), writer.batches_done) if writer else None
+    rows, done = collectives.from_rank_0(before)
+    for path, is_file in subjects[shard.batches][done:]:
         batch = evaluator.evaluate_file(path) if is_file else evaluator.evaluate_model(path)
         rows = [*rows, *batch]
-        writer.write_batch(batch, state={"rows": rows})
-    cost = {"peak_memory_bytes": evaluator.compute.peak_memory_bytes(), "device": evaluator.compute.name}
+        stopping = collectives.any_rank(bool(signals.stop.signal))
+        if writer:
+            writer.write_batch(batch, state={"rows": rows})
+        if stopping:
+            raise sharing.stopped(f"{len(rows)} rows, which are kept")
+    cost = {
+        "peak_memory_bytes": devices.highest_memory_bytes(evaluator.compute.device),
+        "device": evaluator.compute.name,
+    }
+    collectives.leave_ranks()
+    if not writer:
+        return
     counts = {"rows": len(rows)}
     skipped = evaluator.prompts.skipped if evaluator.prompts else {}
     writer.finish(of_evaluate(counts) | skipped, cost, shard.record(counts))
@@ -76,9 +92,9 @@ class Evaluator:
 
     def __init__(self, config: Evaluate, output: Output):
         self.config = config
-        self.templates = template_options(config, output)
         silence_transformers()
-        self.compute = open_compute(config.device, config.dtype)
+        self.compute, output.resuming = open_together(config.device, config.dtype, output.resuming, config.rank_timeout)
+        self.templates = template_options(config, output)
         self.prompts = _prompts(config)
         scoring = scorer_options(config, self.compute, self.templates)
         self.scorer = load_scorer(config.scorer, scoring)
@@ -108,7 +124,7 @@ class Evaluator:
         require_same_tokenizer(policy.tokenizer, reference.tokenizer, path, config.ref)
         evaluation = PolicyEvaluation(self.scorer, config, config.seed, config.n, self.lm)
         with log.progress(f"evaluate {path}", len(chosen) * config.n, "completions") as meter, self.compute.autocast():
-            metrics, _ = evaluation.measure(policy, reference.model, chosen, meter)
+            metrics, _ = evaluation.measure(policy, Reference(reference.model), chosen, meter)
         return [self._head(path) | metrics]
 
     def evaluate_file(self, path: str) -> list[dict]:

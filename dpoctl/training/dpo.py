@@ -18,6 +18,7 @@ from ..objectives.preference import LOSSES, PairLogps
 from ..outputs.claims import Output
 from ..runtime import collectives, fsdp
 from ..runtime.devices import to_device
+from ..runtime.fsdp_root import is_sharded
 from . import held_out as held_out_files
 from . import pairs, setup, start_check
 from .displacement import LogRatioMonitor
@@ -85,7 +86,7 @@ class DPO(PairTask):
         config, sequences = self.config, pairs.sequences(data)
         if not self.objective.needs_reference:
             return Dataset(data, sequences, torch.zeros(len(sequences)))
-        key = {
+        key: dict[str, Any] = {
             "weights": setup.content_of(*config.reference),
             "tokenizer": self.codec.fingerprint,
             "dtype": str(self.compute.dtype),
@@ -94,6 +95,8 @@ class DPO(PairTask):
         }
         if config.quantize:
             key["quantize"] = config.quantize
+        if is_sharded(self.model) and self.compute.dtype != torch.float32:
+            key["sharded"] = True  # FSDP rounds the hidden states between blocks to the precision
         cache = ReferenceCache(config.cache_dir, key, config.tokens_per_batch)
         return Dataset(data, sequences, cache.logps(self._load_reference, sequences, self.compute))
 
@@ -196,7 +199,7 @@ class DPO(PairTask):
 
         The latter where the policy starts from its reference: they differ by how batches are packed, so by rounding.
         """
-        if self.output.resuming:
+        if self.has_checkpoint:
             return
         micros, bound = self.micro_batches(0), None
         if self.compute.dtype != torch.float32:

@@ -1,7 +1,6 @@
 """What a PPO step collects: episodes, and per response token the quantities that it learns from."""
 
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -30,11 +29,6 @@ class Experience:
     values: Tensor
     advantages: Tensor
     returns: Tensor
-
-
-def in_order(dealt: list[list]) -> list:
-    """Items that were dealt out round-robin, in their order again: [[a, c], [b]] is [a, b, c]."""
-    return [item for one_of_each in zip_longest(*dealt, fillvalue=None) for item in one_of_each if item is not None]
 
 
 def mask_of(lengths: list[int]) -> Tensor:

@@ -1,5 +1,6 @@
 """The training loop of all training stages: global batch, gradient, update, log, evaluation, checkpoint."""
 
+import json
 import math
 import time
 from pathlib import Path
@@ -9,12 +10,12 @@ import torch
 import yaml
 
 from .. import log
-from ..errors import InputError, Interrupted, NumericalError
+from ..errors import InputError, NumericalError
 from ..models import quantized
 from ..models.blocks import recompute_activations
 from ..models.save import check_saving, save_model
 from ..outputs import cleanup, files
-from ..runtime import collectives, devices, fsdp, hardware, replicated, signals
+from ..runtime import collectives, devices, fsdp, hardware, replicated, sharing, signals
 from ..runtime.fsdp_root import is_sharded
 from . import checkpoints
 from .metrics import Board, Log, Meter, rounded
@@ -45,7 +46,7 @@ def train(task: Task) -> None:
     first_step = trainer.restore()
     if first_step == 0 and task.frontier:
         trainer.measure_frontier_point(0)
-    last_row: dict[str, float] = {}
+    last_row = trainer.last_row() if first_step == steps else {}
     with log.progress(output.stage, steps, "updates", first_step) as meter:
         if collectives.world_size() == 1:  # several ranks stop together, after an update
             signals.at_boundary(f"update {first_step} of {steps}")
@@ -69,18 +70,17 @@ def _check_saving(task: Task) -> None:
 
 
 def _save_and_stop(trainer: "Trainer", step: int) -> None:
-    """Save a checkpoint where one is due, or where a signal stops the run after update `step`."""
-    steps, stop = trainer.task.stream.steps, signals.stop
-    due = step < steps and step % trainer.config.save_every == 0
-    stopped = collectives.any_rank(bool(stop.signal))
+    """Save a checkpoint where one is due, or where a signal stops the run after update `step`.
+
+    After the last update one is due where the task has long work left to do, which a signal may stop.
+    """
+    steps, more = trainer.task.stream.steps, trainer.task.finalizes
+    due = step % trainer.config.save_every == 0 if step < steps else more
+    stopped = collectives.any_rank(bool(signals.stop.signal))
     if due or stopped:
         trainer.save(step)
-    if stopped and step < steps:
-        by = stop.signal or "a signal to another rank"
-        raise Interrupted(
-            f"stopped by {by} after update {step} of {steps}; the state is saved",
-            hint="rerun the command to resume",
-        )
+    if stopped and (step < steps or more):
+        raise sharing.stopped(f"update {step} of {steps}; the state is saved")
 
 
 class Trainer:
@@ -261,6 +261,12 @@ class Trainer:
         state["task"] = self.task.state
         checkpoints.check_finite(self.model, self.optimizer, self._where(step), self.last_good())
         checkpoints.save(self.out, step, self.model, self.optimizer, state)
+
+    def last_row(self) -> dict[str, float]:
+        """The last row of metrics.jsonl, which an earlier start wrote."""
+        if collectives.rank() != 0:
+            return {}
+        return json.loads((self.out / "metrics.jsonl").read_text().splitlines()[-1])
 
     def last_good(self) -> str:
         """The hint of a numerical failure: the last checkpoint, and what may help."""

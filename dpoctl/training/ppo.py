@@ -24,6 +24,7 @@ from ..data.readers import load_rows
 from ..errors import InputError, NumericalError
 from ..inference.completions import PromptSet, completion_rows, prompt_set, sequences_of
 from ..inference.generate import batch_slices, generate, sampling_of
+from ..inference.policy_evaluation import Reference
 from ..inference.scorers import Scorer, ScorerOptions, load_scorer
 from ..models import lora, precision, quantized, sharing
 from ..models.flops import model_flops
@@ -37,9 +38,10 @@ from ..outputs import adapter_base
 from ..outputs.claims import Output
 from ..runtime import collectives
 from ..runtime.devices import to_device
+from ..runtime.sharing import map_shared
 from . import setup
 from .balance import say_left_out
-from .experience import Episodes, Experience, in_order, mask_of, scatter
+from .experience import Episodes, Experience, mask_of, scatter
 from .frontier import FrontierEvaluation
 from .loop import Trainer
 from .metrics import Sums
@@ -95,7 +97,8 @@ class PPO(Task):
         method = method_name(config, self.reward)
         self.extra_metrics = {"method": method, "prompts": len(self.prompts)} | self.prompts.skipped
         if config.eval_prompts:
-            self.frontier = FrontierEvaluation(config, self, method, {tuple(i) for i in self.prompts.ids})
+            reference = Reference(self.reference, self.as_reference)
+            self.frontier = FrontierEvaluation(config, self, method, {tuple(i) for i in self.prompts.ids}, reference)
             self.frontier.learned = self.reward
         steps = f"{self.stream.steps} steps of {config.batch_size} episodes"
         log.say(f"{config.prompts}: {len(self.prompts)} prompts; {steps}")
@@ -188,8 +191,7 @@ class PPO(Task):
         places = list(enumerate(self.stream.batch(step), start=first))
         groups = [(e, [i for _, i in g]) for e, g in groupby(places, key=lambda place: place[0] // self.stream.n)]
         dealt = [(e, m[s]) for e, m in groups for s in batch_slices(len(m), 1, self.config.generation_batch_size)]
-        rank, world = collectives.rank(), collectives.world_size()
-        every = in_order(collectives.gather([self._respond(epoch, members) for epoch, members in dealt[rank::world]]))
+        every = map_shared(dealt, lambda mine: [self._respond(epoch, members) for epoch, members in mine])
         return Episodes([row for batch in every for row in batch.rows], [s for batch in every for s in batch.sequences])
 
     def _respond(self, epoch: int, members: list[int]) -> Episodes:
@@ -202,9 +204,7 @@ class PPO(Task):
 
     def score(self, episodes: Episodes) -> Tensor:
         """Rewards [B] float64; a response that did not end gets --missing-eos-penalty where it is given."""
-        rows = episodes.rows[collectives.rank() :: collectives.world_size()]
-        values = in_order(collectives.gather(self.reward.score(rows).values))
-        scores = torch.tensor(values, dtype=torch.float64)
+        scores = torch.tensor(self.reward.score(episodes.rows).values, dtype=torch.float64)
         if self.config.missing_eos_penalty is not None:
             unfinished = torch.tensor([row["finish"] == "length" for row in episodes.rows])
             scores[unfinished] = self.config.missing_eos_penalty

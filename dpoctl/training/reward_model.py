@@ -1,5 +1,6 @@
 """A reward model by Bradley-Terry (2305.18290, eq. 2), centred on the reference's completions."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..models.logprobs import Sequences
 from ..models.rewards import last_token_rewards, rewards_of
 from ..objectives.reward import bradley_terry, calibration
 from ..outputs.claims import Output
+from ..runtime import sharing
 from ..runtime.devices import to_device
 from . import held_out as held_out_files
 from . import pairs, setup
@@ -34,6 +36,7 @@ class RewardModel(PairTask):
     config: TrainRM
     adapter_task = "SEQ_CLS"
     whole = True
+    finalizes = True
     next_command = "dpoctl train-ppo --model {model} --reward {out} --prompts PROMPTS.jsonl --out runs/ppo"
 
     def __init__(self, config: TrainRM, output: Output):
@@ -134,7 +137,7 @@ class RewardModel(PairTask):
         """Centre the rewards, then measure the model that is kept, by score margin and by confidence."""
         with self.compute.autocast():
             shift, scale = self._moments()
-            metrics, details = self._validate()
+            metrics, details = self._validate(self._stop_if_asked)
         self.model.config.reward_shift, self.model.config.reward_scale = shift, scale
         log.say(
             f"held-out accuracy {metrics['accuracy']:.3f} on {len(self.held_out.pairs)} pairs of prompts not trained "
@@ -145,12 +148,16 @@ class RewardModel(PairTask):
         held_out = {f"eval/{name}": value for name, value in metrics.items()}
         return held_out | details | {"reward_shift": shift, "reward_scale": scale}
 
-    def _validate(self) -> tuple[dict[str, float], dict[str, Any]]:
+    def _stop_if_asked(self) -> None:
+        sharing.stop_together(f"update {self.stream.steps} of {self.stream.steps}; the state is saved")
+
+    def _validate(self, after_round: Callable[[], None] = lambda: None) -> tuple[dict[str, float], dict[str, Any]]:
         """(logged metrics, accuracy by score margin and by confidence) on the held-out pairs."""
         data = self.held_out
         used = sorted({i for pair in data.pairs for i in pair})
         sequences = [self.held_out_sequences[i] for i in used]
-        values = rewards_of(self.model, sequences, tokens_per_batch=self.config.tokens_per_batch)
+        tokens = self.config.tokens_per_batch
+        values = rewards_of(self.model, sequences, tokens_per_batch=tokens, after_round=after_round)
         rewards = dict(zip(used, values.tolist(), strict=True))
         metrics, details = _held_out_metrics(data, rewards)
         for name, members in self.parts.items():
@@ -167,7 +174,8 @@ class RewardModel(PairTask):
         sequences: Sequences = self.sequences
         if config.reference_completions:
             sequences = self._completion_sequences(config.reference_completions)
-        rewards = rewards_of(self.model, sequences, tokens_per_batch=config.tokens_per_batch).double()
+        tokens, stop = config.tokens_per_batch, self._stop_if_asked
+        rewards = rewards_of(self.model, sequences, tokens_per_batch=tokens, after_round=stop).double()
         scale = rewards.std(correction=0).item() if config.normalize == "shift-scale" else 1.0
         return rewards.mean().item(), scale or 1.0
 

@@ -1,5 +1,6 @@
 """What training tasks share before the loop: joining ranks, loading, adapters, sharding, lengths."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ from ..data.chats import TemplateOptions
 from ..data.codec import Codec
 from ..data.encode import Limits
 from ..errors import InputError
+from ..inference import decoding
 from ..inference.options import template_options
 from ..models import adapter, lora, packed, precision, probes, quantized, rope, sharing
 from ..models.blocks import blocks
@@ -19,8 +21,9 @@ from ..models.tokenizers import load_codec
 from ..outputs import adapter_base
 from ..outputs.claims import Output
 from ..outputs.files import sha256_path
-from ..runtime import collectives, devices, fsdp, rendezvous
+from ..runtime import collectives, fsdp
 from ..runtime.devices import Compute
+from ..runtime.joining import open_together
 from ..runtime.long_work import long_work
 from .options import (
     AdapterOptions,
@@ -40,14 +43,9 @@ def open_training(config: ComputeOptions, output: Output) -> Compute:
 
     Under torchrun the ranks join here, and learn from rank 0 whether `output` is resumed.
     """
-    distributed = collectives.world_size() > 1
-    if distributed:
-        output.resuming = rendezvous.broadcast_start(output.resuming, config.rank_timeout)
     silence_transformers()
-    device = devices.pick_device(config.device)
-    if distributed:
-        collectives.join_ranks(device, config.rank_timeout)
-    return Compute(device, devices.pick_dtype(config.dtype, device))
+    compute, output.resuming = open_together(config.device, config.dtype, output.resuming, config.rank_timeout)
+    return compute
 
 
 def open_trained(config: TrainedModelOptions, compute: Compute, templates: TemplateOptions) -> Loaded:
@@ -152,21 +150,34 @@ def shard_model(config: ShardedTextOptions, model: Any, compute: Compute) -> Non
     if not _is_sharded_run(config):
         return
     # What is tried on a model's full weights, rank 0 tries for all.
-    longest = min(config.max_length, context_length(model) or config.max_length)
+    context = context_length(model)
+    sampled = _sampled_length(config)
+    longest = min(max(config.max_length, sampled), context or sys.maxsize)
     switch = rope.switch_of(model)
     if switch and switch.length < longest:
         raise InputError(
             f"--parallel fsdp: the model has other rotary frequencies from {switch.length + 1} tokens on, so that "
             "ranks would need different numbers of forward passes",
-            hint=f"--max-length {switch.length}, or --parallel ddp",
+            hint=f"--max-length {switch.length}, with room for --max-new-tokens at points of the frontier; or "
+            "--parallel ddp",
         )
-    packs, plain = on_rank_0(lambda: _tried(model, longest, compute))
+    packs, plain, mode = on_rank_0(lambda: _tried(model, longest, min(sampled, longest), compute))
     probes.assume(model, packs=packs, plain_head=plain)
+    if mode:
+        decoding.assume_mode(model, mode)
     fsdp.shard(model, blocks(model), compute.device, compute.dtype)
 
 
-def _tried(model: Any, longest: int, compute: Compute) -> tuple[bool, bool]:
-    """(whether a model can be packed, whether its head is plain). Raises InputError as `probes.require_causal` does.
+def _sampled_length(config: ShardedTextOptions) -> int:
+    """The most tokens of a prompt of --eval-prompts with its completion; 0 where nothing is sampled."""
+    new = getattr(config, "max_new_tokens", 0) if getattr(config, "eval_prompts", None) else 0
+    return config.max_prompt_length + new if new else 0
+
+
+def _tried(model: Any, longest: int, sampled: int, compute: Compute) -> tuple[bool, bool, decoding.Mode | None]:
+    """(whether a model can be packed, whether its head is plain, how its samples are decoded, None without any).
+
+    Raises InputError as `probes.require_causal` does.
 
     The model is in main memory; the kernel that will attend is tried on the device.
     """
@@ -175,7 +186,7 @@ def _tried(model: Any, longest: int, compute: Compute) -> tuple[bool, bool]:
         packs = probes.has_attention_kernel(model, longest, compute.device, compute.dtype, learns=True)
     if not packs:
         probes.require_causal(model)
-    return packs, has_plain_head(model)
+    return packs, has_plain_head(model), decoding.mode_of(model, sampled) if sampled else None
 
 
 def adapt(config: AdapterOptions, model: Any, task: str = "CAUSAL_LM") -> Any:

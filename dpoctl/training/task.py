@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from ..models.flops import model_flops
 from ..models.load import Loaded
 from ..models.logprobs import Sequences
 from ..outputs.claims import Output
+from ..runtime import collectives
 from . import setup
 from .balance import Balance, coefficient_of
 from .frontier import FrontierEvaluation
@@ -30,7 +32,8 @@ class Task(ABC):
     sets `stream`.
 
     Attributes: `unit` names what a batch counts; `select` names the held-out metric whose best weights are saved
-    (empty: the last weights); `has_held_out` says whether `evaluate` is called; `state` is saved and restored with
+    (empty: the last weights); `has_held_out` says whether `evaluate` is called; `finalizes` whether `finalize` forwards
+    data, so that a checkpoint is saved before it; `state` is saved and restored with
     checkpoints; `extra_metrics` go into the manifest; `frontier` measures points of the reward-KL frontier (None
     without --eval-prompts); `next_command` is what the closing summary suggests.
     """
@@ -38,6 +41,7 @@ class Task(ABC):
     config: TrainingOptions  # a subclass reads more of its command's config
     unit = "examples"
     select = ""
+    finalizes = False
     adapter_task = "CAUSAL_LM"
     next_command = ""
 
@@ -59,6 +63,12 @@ class Task(ABC):
     def ends(self) -> frozenset[int]:
         """The ids at which sampling from the trained model stops."""
         return self.codec.stops_of(Prompt([] if self.trains_chats else ""))
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the run goes on from updates of an earlier start. Called on every rank."""
+        folder = Path(self.config.out) / "checkpoints"
+        return collectives.from_rank_0(self.output.resuming and any(folder.glob("step-*")))
 
     @property
     def saved_model(self) -> Any:
@@ -116,7 +126,10 @@ class Task(ABC):
         return {}
 
     def finalize(self) -> dict[str, Any]:
-        """Called with the weights that will be saved; may change them, and returns metrics for the manifest."""
+        """Called with the weights that will be saved; may change them, and returns metrics for the manifest.
+
+        A task that `finalizes` may raise Interrupted here, on every rank.
+        """
         return {}
 
 

@@ -79,9 +79,10 @@ if __name__ == "__main__":
         code = call(path, argv)
         sys.exit(code if code >= 0 else 128 - code)
     from dpoctl.__main__ import main
-    from helpers import faults_warm  # noqa: F401
+    from helpers import faults_warm, rank_faults  # noqa: F401
 
     serve(path)
+    rank_faults.install()
     try:
         main()
     except SystemExit as e:

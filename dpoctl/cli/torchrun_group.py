@@ -1,4 +1,7 @@
-"""A training command under torchrun: rank 0 claims the output, the other ranks follow, and all exit alike."""
+"""A command whose ranks compute together under torchrun: training and `evaluate`.
+
+Rank 0 claims the output, the other ranks follow, and all exit alike.
+"""
 
 from contextlib import ExitStack
 from typing import Any
@@ -9,15 +12,18 @@ from ..outputs import claims
 from ..runtime import rendezvous
 from ..runtime.long_work import beating
 from .claiming import claim, stage
+from .torchrun_rows import refuse_shard
 
 
 def run(name: str, config: Any) -> int:
-    """Run this rank's part of a command whose config is Training; returns the exit code.
+    """Run this rank's part of a command whose config is Training or Evaluate; returns the exit code.
 
     A mistake in the options or a complete output is detected on every rank alone, without communication and without
     torch. Rank 0 alone hashes the inputs of an output that is not complete.
-    Raises RankLost where another rank died or does not answer.
+    Raises RankLost where another rank died or does not answer, InputError where --shard is given.
     """
+    if shard := getattr(config, "shard", None):
+        refuse_shard(shard)
     if rendezvous.rank():
         log.only_errors()
     output = claim(name, config, by=claims.follow)
@@ -33,7 +39,7 @@ def run(name: str, config: Any) -> int:
     except Interrupted:
         if rendezvous.rank() == 0:
             raise
-        return Interrupted.exit_code  # all ranks stop at the same update; rank 0 reports it
+        return Interrupted.exit_code  # all ranks stop at the same point; rank 0 reports it
     except RuntimeError as e:
         if not rendezvous.is_lost(e):
             raise
