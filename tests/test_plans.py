@@ -13,7 +13,7 @@ ROWS = [{"prompt": real_models.text(200, i), "chosen": " w5 w6", "rejected": " w
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
+def small(tmp_path, monkeypatch):
     """A folder with small models of 2 layers and rows of them."""
     monkeypatch.chdir(tmp_path)
     for name, kind in (("lm", "policy"), ("rm", "reward")):
@@ -61,7 +61,7 @@ def gigabytes(told: str) -> float:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_every_command_that_runs_a_model_tells_its_memory(world, capsys, command, phases):
+def test_every_command_that_runs_a_model_tells_its_memory(small, capsys, command, phases):
     told = shown(capsys, command, "--plan-device", "4090")
     assert [name.removeprefix("memory in ") for name in told if name.startswith("memory in ")] == phases
     parts = [gigabytes(value) for name, value in told.items() if name.startswith("memory: ")]
@@ -72,14 +72,14 @@ def test_every_command_that_runs_a_model_tells_its_memory(world, capsys, command
     assert told["device"] == "4090, 24.00 GB: it fits"
 
 
-def test_the_judge_tells_the_memory_of_its_scorer(world, capsys):
+def test_the_judge_tells_the_memory_of_its_scorer(small, capsys):
     rows = [{"prompt_id": str(i), "prompt": "w3", "completion": " w4", "reference": " w5", "k": 0} for i in range(4)]
-    (world / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (small / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     told = shown(capsys, "judge samples.jsonl --backend scorer --scorer rm --plan-device 4090")
     assert told["judgements"] == "8" and "memory: scorer" in told
 
 
-def test_a_device_decides_on_precision(world, capsys):
+def test_a_device_decides_on_precision(small, capsys):
     """bfloat16 where --dtype is auto and the device has it: half the weights of a model that is not trained."""
     new, old = (shown(capsys, "sample --model lm --prompts prefs.jsonl --plan-device", d) for d in ("l4", "t4"))
     asked = shown(capsys, "sample --model lm --prompts prefs.jsonl --dtype float32 --plan-device l4")
@@ -97,7 +97,7 @@ def test_a_device_decides_on_precision(world, capsys):
     ],
     ids=["tokens", "generation", "devices", "nothing"],
 )
-def test_what_does_not_fit_is_told_with_what_would(world, capsys, command, share, suggested):
+def test_what_does_not_fit_is_told_with_what_would(small, capsys, command, share, suggested):
     """On a device whose memory lies between what is held and what is needed, or (share < 0) below what is held."""
     told = shown(capsys, command, "--plan-device 24")
     total = gigabytes(told["memory of a device"])
@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_told_with_what_would(world, capsys, command, share
         assert again["device"].endswith("it fits") and again["memory of a device"].startswith(found[2])
 
 
-def test_an_unknown_device_is_refused(world, capsys):
+def test_an_unknown_device_is_refused(small, capsys):
     args = "train-dpo --model lm --data prefs.jsonl --out x --dry-run --plan-device h1000"
     assert run(args.split()) == 2
     assert "--plan-device h1000: expected a number of GB, or one of" in capsys.readouterr().err
