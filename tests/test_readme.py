@@ -22,7 +22,8 @@ OTHERS = {  # of every command, of dpoctl itself, of make, torchrun and Slurm
     "--install-completion",
     "--no-print-directory",
     "--nproc-per-node",
-    "--shutdown-timeout",
+    "--cpus-per-task",
+    "--nv",
 }
 RENAMED = {"--wave-rows", "--chooser", "--ceiling", "--thing"}
 
