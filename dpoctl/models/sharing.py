@@ -1,6 +1,7 @@
 """Several models on one set of frozen weights: each has its own adapters, and the base is held once."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,11 +22,15 @@ def frozen_copy(model: nn.Module) -> Any:
     return copy_sharing_frozen(model).requires_grad_(False)
 
 
-def share_frozen(model: Any, holders: list[Any]) -> int:
-    """Let a model hold those of its frozen trunk's weights that equal a holder's in place of its own, on its device.
+def equal(mine: Tensor, theirs: Tensor) -> bool:
+    """Whether two weights have the same shape and, in the second one's precision, the same numbers."""
+    return mine.shape == theirs.shape and torch.equal(mine.detach().to(theirs.device, theirs.dtype), theirs.detach())
 
-    Equal means the name within the trunk, the shape, and every number in the holder's precision. Returns the bytes that
-    are shared.
+
+def share_frozen(model: Any, holders: list[Any], same: Callable[[Tensor, Tensor], bool] = equal) -> int:
+    """Let a model hold those of its frozen trunk's weights that a holder has too in place of its own, on its device.
+
+    They are those of one name within the trunk that are the `same`. Returns the bytes that are shared.
     """
     known: dict[str, list[nn.Parameter]] = {}
     for holder in holders:
@@ -34,7 +39,7 @@ def share_frozen(model: Any, holders: list[Any]) -> int:
                 known.setdefault(_plain(name), []).append(weight)
     trunk, shared = trunk_of(model), 0
     for name, weight in list(trunk.named_parameters()):
-        found = next((w for w in known.get(_plain(name), []) if _equal(weight, w)), None)
+        found = next((w for w in known.get(_plain(name), []) if same(weight, w)), None)
         if found is None or weight.requires_grad or found is weight:
             continue
         owner, _, last = name.rpartition(".")
@@ -56,8 +61,3 @@ def _plain(name: str) -> str:
     for part in _INSERTED:
         name = name.replace(part, "")
     return name
-
-
-@torch.no_grad()
-def _equal(mine: Tensor, theirs: Tensor) -> bool:
-    return mine.shape == theirs.shape and torch.equal(mine.to(theirs.device, theirs.dtype), theirs)

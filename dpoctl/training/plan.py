@@ -63,7 +63,7 @@ class TrainingPlan(ABC):
         tokens = int(tokens * self.steps / len(micros) * world)
         with ledger.planning(gpu=self.target.gpu):
             model = self._build(config)
-            cost, parameters = model_flops(model), sum(p.numel() for p in model.parameters())
+            cost, parameters = model_flops(model), quantized.count(model)
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         flops = sum(cost.of_update(m, whole=self.whole) for of_step in micros for m in of_step)
         largest = max((m for of_step in micros for m in of_step), key=_tokens)

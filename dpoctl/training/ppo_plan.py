@@ -4,6 +4,8 @@ PPO's parts of a step hold different things: roll-outs a key cache, scoring the 
 gradients of policy and value model.
 """
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +16,14 @@ from ..config.scorer import parse_scorer
 from ..data.readers import load_rows
 from ..inference import memory
 from ..inference.memory import Batch, Held, Phase, PlannedScorer
-from ..models import ledger, lora
+from ..models import ledger, lora, quantized, sharing
 from ..models.flops import model_flops
+from ..models.hub import is_adapter, resolve, resolve_base
 from ..models.ledger import Ledger
 from ..models.load import context_length, untrained
 from ..models.logprobs import Sequences, response_token_logps
 from ..models.rewards import ActorCritic, make_critic
+from ..outputs import adapter_base
 from . import ppo, setup
 from .plan import Evaluated, TrainingPlan, evaluation_phase
 
@@ -59,7 +63,7 @@ class PPOPlan(TrainingPlan):
         minibatches = -(-config.batch_size // config.minibatch_size)
         with ledger.planning(gpu=self.target.gpu):
             policy = self._build(config)
-            weights, cost = sum(p.numel() for p in policy.parameters()), model_flops(policy)
+            weights, cost = quantized.count(policy), model_flops(policy)
         text = [([1] * (self.width + config.max_new_tokens), self.width)]
         # sampling and the three models' log-probs, and each pass's updates of policy and value model
         flops = self.stream.total * (4 * 2 * weights * len(text[0][0]) + 2 * config.ppo_epochs * cost.of_update(text))
@@ -80,8 +84,12 @@ class PPOPlan(TrainingPlan):
         """Roll-outs, scoring, log-probs and learning of a step, and a point of the frontier."""
         reference = self._open_reference(config, counted, trained)
         reward = memory.open_scorer(counted, config.reward, config.reward_revision, self.target)
+        if on_base := _on_base(config):
+            reward = replace(reward, models=[_sharing(counted, held, trained.model) for held in reward.models])
         before = counted.restart()
         critic = self._critic(config, trained.model)
+        if on_base and critic.trunk is not None:
+            sharing.share_frozen(critic.trunk, [trained.model], _same_shape)
         critic_size = trained.size + counted.restart() - before
         scorer = self._open_scorer(config, counted)
         others = {
@@ -158,6 +166,40 @@ class PPOPlan(TrainingPlan):
         if critic.trunk is not None:
             ledger.assume(critic.trunk, gpu=self.target.gpu)
         return critic
+
+
+def _on_base(config: TrainPPO) -> bool:
+    """Whether the reward model's adapters will share the policy's base; here by its folder, in `PPO` by its content."""
+    spec = parse_scorer(config.reward)
+    if not config.lora or spec.kind != "model":
+        return False
+    folder = resolve(spec.parts[0], config.reward_revision, weights=False)
+    if not is_adapter(folder) or adapter_base.trained_in(folder) != config.quantize:
+        return False
+    bases = {
+        _base_of(spec.parts[0], folder),
+        _base_of(config.model, resolve(config.model, config.revision, weights=False)),
+    }
+    return len(bases) == 1
+
+
+def _base_of(path: str, folder: str) -> Path:
+    """The folder of a model's weights, of adapters that of their base."""
+    if not is_adapter(folder):
+        return Path(folder).resolve()
+    base = adapter_base.find(folder)
+    return Path(resolve_base(path, base.path, base.revision, weights=False)).resolve()
+
+
+def _sharing(counted: Ledger, reward: Held, policy: Any) -> Held:
+    """A reward model that holds the policy's base in place of its own."""
+    before = counted.restart()
+    sharing.share_frozen(reward.model, [policy], _same_shape)
+    return Held(reward.model, reward.size - (before - counted.restart()))
+
+
+def _same_shape(mine: Tensor, theirs: Tensor) -> bool:
+    return mine.shape == theirs.shape
 
 
 def _is_reward(model: Any) -> bool:
