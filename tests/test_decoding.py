@@ -46,6 +46,27 @@ def test_slower_modes_give_the_same_samples(name, mode, monkeypatch):
     check_greedy(zoo.make_model(name))
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "granite", "gpt2", "qwen3.5"])
+def test_prompts_forwarded_in_parts_give_the_same_samples(name, monkeypatch):
+    """A part of 20 tokens is three columns of these prompts; a window is shorter than the longest one."""
+    draw = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(1, 300, (n,), generator=draw).tolist() for n in (3, 40, 1, 21, 40, 7)]
+    monkeypatch.setattr(decoding, "_PREFILL_TOKENS", 20)
+    forwarded = []
+    forward = decoding._PaddedBatch._forward
+    monkeypatch.setattr(
+        decoding._PaddedBatch,
+        "_forward",
+        lambda self, ids, *args, **kwargs: forwarded.append(ids.shape[1]) or forward(self, ids, *args, **kwargs),
+    )
+    model = zoo.make_model(name)
+    mode_of(model, 47)  # the longest text, whose last token is not forwarded
+    forwarded.clear()
+    check_greedy(model, prompts, 8)
+    # recurrent states beside attention: the prompt as a whole
+    assert max(forwarded) == (40 if name == "qwen3.5" else 3)
+
+
 def test_a_cache_that_does_not_reorder_its_rows_is_noticed(monkeypatch):
     monkeypatch.setattr(LinearAttentionLayer, "reorder_cache", lambda self, places: None)
     model = zoo.make_model("lfm2")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from .. import log
 from ..models import rope
@@ -28,6 +28,7 @@ from ..runtime.sharing import forward_in_step
 
 _COMPACT_AT = 0.25  # fraction of ended rows in the batch at which they are removed from it
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # in transformers' order of time, newest first
+_PREFILL_TOKENS = 16384  # of all prompts together in one forward pass
 _NEW_TOKENS = 4  # of each row of a probe
 
 
@@ -181,10 +182,23 @@ class _PaddedBatch(_Batch):
             ids[line, self.width - len(prompt) :] = torch.tensor(prompt)
             self.mask[line, : self.width - len(prompt)] = 0
         positions = (self.mask[:, : self.width].cumsum(-1) - 1).clamp(min=0)
-        states = self._forward(ids.to(self.device), positions, masked=True)[self.source]
+        ids, each = ids.to(self.device), self._columns_at_once()
+        for start in range(0, self.width, each):
+            part = slice(start, start + each)
+            states = self._forward(ids[:, part], positions[:, part], masked=True)
         self.positions = positions[:, -1:]
         self.select(self.source)
-        return states
+        return states[self.source]
+
+    def _columns_at_once(self) -> int:
+        """How many tokens of each prompt are forwarded together: all, or fewer where the cache is of attention alone.
+
+        Long prompts of a large batch would take more memory for their activations than for their keys and values.
+        """
+        only_attention = all(
+            type(each) in (_PreallocatedLayer, DynamicSlidingWindowLayer) for each in self.cache.layers
+        )
+        return max(1, _PREFILL_TOKENS // len(self.unique)) if only_attention else self.width
 
     def advance(self, tokens: Tensor) -> Tensor:
         self.positions = self.positions + 1
