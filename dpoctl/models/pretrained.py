@@ -23,6 +23,9 @@ from . import experts, quantized
 # Not causal, but their weights load as a causal model without complaint, because the head is tied.
 _NOT_CAUSAL = ("ForSequenceClassification", "ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering")
 
+# peft imports bitsandbytes wherever it is installed, which then advises on kernels that are not used here.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 _HINT = "is the copy complete, and its architecture known to the installed transformers?"
 
 

@@ -1,6 +1,5 @@
 """The optimizer, gradient clipping and learning-rate schedules of training."""
 
-import logging
 import math
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -54,7 +53,6 @@ def make_optimizer(options: OptimizerOptions, model: nn.Module) -> torch.optim.O
 
 
 def _adamw_8bit() -> Any:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it advises on kernels that are not used here
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
