@@ -185,13 +185,14 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path):
     model = torch.nn.Linear(2, 1)
     config = SimpleNamespace(max_grad_norm=1.0)
     config.out, config.optimizer, config.lr, config.weight_decay = str(tmp_path), "adamw", 0.1, 0.0
-    config.save_dtype = "float32"
+    config.save_dtype, config.activation_checkpointing = "float32", False
     task = SimpleNamespace(
         config=config,
         compute=Compute(torch.device("cpu"), torch.float32),
         model=model,
         output=None,
         tokens=lambda micro: 1,
+        flops=lambda micro: 0,
         loss=lambda micro: (model(micro).sum(), {}),
     )
     trainer = loop.Trainer(task)

@@ -53,8 +53,7 @@ def test_the_plan_is_what_a_run_holds(card, long_pairs, command, size):
 
 
 def _planned(world, words: str) -> float:
-    """Bytes of a device by --dry-run, without the interpreter, which is not on a GPU."""
-    text, _ = world.run(words, "--device cpu --dtype bfloat16 --dry-run")
-    found = re.findall(r"(?m)^(memory.*?) {2,}(\S+) (GB|MB)$", text)
-    parts = {name: float(number) * UNITS[unit] for name, number, unit in found}
-    return parts["memory of a device"] - parts.get("memory: process", 0.0)
+    """Bytes of a GPU by --dry-run."""
+    text, _ = world.run(words, "--plan-device h100 --dry-run")
+    [(number, unit)] = re.findall(r"(?m)^memory of a device +(\S+) (GB|MB) \(updates\)$", text)
+    return float(number) * UNITS[unit]

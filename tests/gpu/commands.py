@@ -20,7 +20,8 @@ from transformers import AutoTokenizer
 
 from dpoctl.cli.app import run
 from dpoctl.inference import sampler
-from dpoctl.models import load
+from dpoctl.models import place
+from dpoctl.models.pretrained import Source
 from gpu import models
 
 # Peak of bfloat16 matrix products by device name, in FLOP/s, without sparsity (the makers' data sheets).
@@ -52,7 +53,7 @@ def train(folder: Path, name: str, device: torch.device, *options: str) -> dict[
     with redirect_stdout(io.StringIO()) as plan:
         _succeed([*words, "--dry-run"])
     _free(device)
-    with mock.patch.object(load, "load_complete", models.random_weights):
+    with mock.patch.object(place, "load_complete", models.random_weights):
         _succeed(words)
     timing = [json.loads(line) for line in (out / "timing.jsonl").read_text().splitlines()]
     cost = json.loads((out / "manifest.json").read_text())["cost"]
@@ -69,7 +70,7 @@ def train(folder: Path, name: str, device: torch.device, *options: str) -> dict[
     return row
 
 
-_SIZE = re.compile(r"(?m)^(memory.*?) {2,}(\S+) (GB|MB)$")
+_SIZE = re.compile(r"(?m)^(memory.*?) {2,}(\S+) (GB|MB)(?: \(.*\))?$")
 
 
 def _mfu(cost: dict[str, Any], rate: float, *, adapters: bool) -> float | None:
@@ -86,7 +87,7 @@ def sample(folder: Path, name: str, device: torch.device, rows: int, tokens: int
     words += ["--device", device.type, "--generation-batch-size", str(rows), "--max-new-tokens", str(tokens)]
     words += ["--limit", str(2 * rows), "--overwrite"]
     _free(device)
-    with mock.patch.object(load, "load_complete", models.random_weights), timed(device) as rates:
+    with mock.patch.object(place, "load_complete", models.random_weights), timed(device) as rates:
         _succeed(words)
     assert len(rates) == 2
     row = {"tokens_per_s": rates[1], "peak_gb": json.loads(Path(f"{out}.manifest.json").read_text())["cost"]}
@@ -133,7 +134,7 @@ def ranks(folder: Path, name: str, device: torch.device, count: int) -> dict[str
 
 
 def _with_weights(folder: Path) -> Any:
-    return models.random_weights(models.hf.AutoModelForCausalLM, load.Source("", str(folder)), torch.float32)
+    return models.random_weights(models.hf.AutoModelForCausalLM, Source("", str(folder)), torch.float32)
 
 
 def trl(folder: Path, name: str, device: torch.device, pairs: int, each: int) -> dict[str, Any]:

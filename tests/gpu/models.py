@@ -78,7 +78,9 @@ def write(folder: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def random_weights(auto_class: Any, source: Any, dtype: torch.dtype, *, new_head: int | None = None) -> PreTrainedModel:
+def random_weights(
+    auto_class: Any, source: Any, dtype: torch.dtype, *, new_head: int | None = None, options: Any = None
+) -> PreTrainedModel:
     """What `pretrained.load_complete` would return, without reading weights: billions of them in seconds."""
     from dpoctl.models.pretrained import prepared
 
