@@ -1,7 +1,10 @@
 """Two gloo ranks of which one works alone for longer than --rank-timeout: the other waits while it lives."""
 
 import json
+import os
 import signal
+import socket
+import subprocess
 import sys
 import time
 
@@ -52,6 +55,26 @@ def test_long_verification_of_a_checkpoint_does_not_count_as_death(here):
 def newest(world, run: str) -> str:
     """The name of the last checkpoint; empty where there is none."""
     return max((folder.name for folder in (world.folder / run / "checkpoints").glob("step-*")), default="")
+
+
+def test_a_store_that_is_frozen_before_it_answers_is_lost(tmp_path):
+    """Its host accepts the connection, and says nothing."""
+    script = """if True:
+        from dpoctl.errors import RankLost
+        from dpoctl.runtime import rendezvous
+        try:
+            rendezvous.wait("key", 0.05)
+        except RankLost as e:
+            print(e.message)
+        rendezvous.exit_without_teardown(75)
+    """
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.getsockname()[1])}
+        environment = os.environ | place | {"RANK": "1", "WORLD_SIZE": "2"}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+    assert done.returncode == 75 and "another rank died, or did not answer" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])

@@ -60,8 +60,9 @@ def wait(key: str, minutes: float, failed: str | None = None) -> None:
     Raises RankLost where a rank sets `failed`, and where for `minutes` no rank at work has shown that it lives.
     """
     global _is_blocked
-    waiting = _Waiting(store(minutes), key, failed, min(_SLICE_S, 60 * minutes / 4))
-    thread = threading.Thread(target=waiting.run, daemon=True)  # a request to a frozen host of the store never returns
+    waiting = _Waiting(minutes, key, failed)
+    # Neither connecting to a frozen host of the store nor a request to it ever returns.
+    thread = threading.Thread(target=waiting.run, daemon=True)
     thread.start()
     while not waiting.done.wait(max(0.0, waiting.seen + 60 * minutes - time.monotonic())):
         if time.monotonic() >= waiting.seen + 60 * minutes:
@@ -74,8 +75,8 @@ def wait(key: str, minutes: float, failed: str | None = None) -> None:
 class _Waiting:
     """Requests to the store until `key` or `failed` is set. `seen` is when a rank at work last showed that it lives."""
 
-    def __init__(self, shared: Any, key: str, failed: str | None, seconds: float):
-        self.shared, self.key, self.failed, self.seconds = shared, key, failed, seconds
+    def __init__(self, minutes: float, key: str, failed: str | None):
+        self.minutes, self.key, self.failed = minutes, key, failed
         self.seen, self.done = time.monotonic(), threading.Event()
         self.error: RuntimeError | None = None
 
@@ -87,17 +88,18 @@ class _Waiting:
         self.done.set()
 
     def _wait(self) -> None:
-        beats = None
+        shared, beats = store(self.minutes), None
+        each = timedelta(seconds=min(_SLICE_S, 60 * self.minutes / 4))
         while True:
             try:
-                self.shared.wait([self.key], timedelta(seconds=self.seconds))
+                shared.wait([self.key], each)
                 return
             except RuntimeError as e:
                 if type(e).__name__ != "DistStoreError":  # not the time-out of this request
                     raise
-            if self.failed and self.shared.check([self.failed]):
-                raise RuntimeError(f"rank {self.shared.get(self.failed).decode()} failed")
-            now = self.shared.add(BEATS, 0)
+            if self.failed and shared.check([self.failed]):
+                raise RuntimeError(f"rank {shared.get(self.failed).decode()} failed")
+            now = shared.add(BEATS, 0)
             if beats not in (None, now):
                 self.seen = time.monotonic()
             beats = now
