@@ -41,6 +41,22 @@ def test_a_resumed_run_is_bit_identical(tmp_path, kind):
     assert all(torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_count_of_updates_is_restored_where_the_optimizer_keeps_it(tmp_path, fused):
+    """A fused step on a GPU reads it from the device's memory; other steps keep it on the CPU."""
+    model = small(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    update(model, optimizer, 0)
+    checkpoints.save(tmp_path, 1, model, optimizer, {})
+    other = small(1).to("meta")
+    resumed = torch.optim.AdamW(other.parameters(), lr=0.01)
+    resumed.param_groups[0]["fused"] = fused  # which torch refuses for a device without such a kernel
+    checkpoints.load_latest(tmp_path, other, resumed)
+    kept = [resumed.state[p] for p in other.parameters()]
+    assert {state["step"].device.type for state in kept} == {"meta" if fused else "cpu"}
+    assert {state["exp_avg"].device.type for state in kept} == {"meta"}
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json", "checksums.json"])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_a_damaged_checkpoint_is_skipped(tmp_path, capsys, name, damage):

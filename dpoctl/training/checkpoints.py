@@ -228,13 +228,15 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 def _restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
     by_name = dict(model.named_parameters())
+    # torch keeps the count of updates on the CPU, but for a fused step, whose kernel reads it from the device's memory
+    fused = {id(p) for group in optimizer.param_groups if group.get("fused") for p in group["params"]}
     targets: dict[str, Tensor] = {}
     counts: list[tuple[Any, str]] = []
     for full, (shape, dtype) in sharded_tensors.kinds(folder, "optimizer").items():
         name, _, key = full.rpartition(":")
         p = by_name[name]
         if key == "step":
-            targets[full] = torch.empty(1, dtype=dtype)
+            targets[full] = torch.empty(1, dtype=dtype, device=p.device if id(p) in fused else "cpu")
             optimizer.state[p][key] = targets[full].reshape(())
             counts += [] if dtype.is_floating_point else [(optimizer.state[p], full)]
         elif shape == tuple(p.shape) and dtype == p.dtype:  # also where it is sharded
