@@ -211,22 +211,26 @@ def test_a_complete_output_with_changed_options_fails_the_job(slurm, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["one-node.sbatch", "several-nodes.sbatch"])
-def test_torchrun_accepts_the_command_line(slurm, tmp_path, monkeypatch, file):
-    """By torchrun's own parser, without an option that came after torch 2.0; the command arrives whole."""
+@pytest.mark.parametrize("command", [["train-dpo", "--model", "a b", "--beta", "0.1"], ["sample", "--n", "4"]])
+def test_torchrun_accepts_the_command_line(slurm, tmp_path, monkeypatch, file, command):
+    """By torchrun's own parser, without an option that came after torch 2.0; the command arrives whole.
+
+    The parser takes `--n`, wherever it stands, for an abbreviation of several options of its own.
+    """
     from torch.distributed.run import get_args_parser
 
     fake(slurm, "torchrun", 'printf "%s\\n" "$@" > given; mkdir -p runs; touch runs/manifest.json; env > environment')
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "64")
-    job = start(file, "runs", "train-dpo", "--model", "a b", "--beta", "0.1", cwd=tmp_path)
+    job = start(file, "runs", *command, cwd=tmp_path)
     _, said = job.communicate(timeout=20)
     assert job.returncode == 0, said
     words = (tmp_path / "given").read_text().splitlines()
     given = get_args_parser().parse_args(words)
-    old = {"--nproc-per-node", "--standalone", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"}
+    old = {"--", "--nproc-per-node", "--standalone", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"}
     assert {word for word in words[: words.index("dpoctl")] if word.startswith("--")} <= old
     assert given.nproc_per_node == "4" and given.module and given.training_script == "dpoctl"
-    assert given.training_script_args == ["train-dpo", "--model", "a b", "--beta", "0.1", "--out", "runs"]
+    assert given.training_script_args == [*command, "--out", "runs"]
     if file == "several-nodes.sbatch":
         assert (given.nnodes, given.rdzv_endpoint, given.rdzv_id) == ("2", "localhost:29500", "41")
     assert {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs torchrun on one node and turns the first SIGUSR1 or SIGTERM into SIGTERM, once. torchrun forwards SIGTERM to its
 # ranks, which save their state. It dies of SIGUSR1 by default; srun forwards SIGUSR1, but answers SIGTERM with SIGKILL.
-#   srun bash ranks.sh torchrun --nproc-per-node 8 ... -m dpoctl ...
+#   srun bash ranks.sh torchrun --nproc-per-node 8 ... -m -- dpoctl ...
 set -euo pipefail
 
 # The time that ranks have to save their state. torch before 2.12 does not read it and kills after 30 seconds.
