@@ -241,6 +241,15 @@ def test_torchrun_accepts_the_command_line(slurm, tmp_path, monkeypatch, file, c
     } <= set((tmp_path / "environment").read_text().splitlines())
 
 
+@pytest.mark.parametrize("file", ["one-node.sbatch", "several-nodes.sbatch"])
+def test_a_signal_to_every_process_of_the_job_does_not_end_torchrun(slurm, tmp_path, file):
+    """Some batch systems send SIGUSR1 to all of them; its default would end torchrun before its ranks have saved."""
+    fake(slurm, "torchrun", "kill -USR1 $$; mkdir -p runs; touch runs/manifest.json")
+    job = start(file, "runs", "sft", cwd=tmp_path)
+    _, said = job.communicate(timeout=20)
+    assert job.returncode == 0 and "runs: complete" in said, said
+
+
 def test_settings_of_the_user_are_kept(slurm, tmp_path, monkeypatch):
     fake(slurm, "torchrun", "mkdir -p runs; touch runs/manifest.json; env > environment")
     mine = {"OMP_NUM_THREADS": "3", "PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64", "SRUN_CPUS_PER_TASK": "5"}

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs torchrun on one node and turns the first SIGUSR1 or SIGTERM into SIGTERM, once. torchrun forwards SIGTERM to its
-# ranks, which save their state. It dies of SIGUSR1 by default; srun forwards SIGUSR1, but answers SIGTERM with SIGKILL.
+# ranks, which save their state. It would die of SIGUSR1, which some batch systems send to every process of a job: it
+# starts with that signal ignored. srun forwards SIGUSR1, but answers SIGTERM with SIGKILL.
 #   srun bash ranks.sh torchrun --nproc-per-node 8 ... -m -- dpoctl ...
 set -euo pipefail
 
@@ -11,7 +12,10 @@ gpus=${SLURM_GPUS_ON_NODE:-1} cpus=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cpus > gpus ? cpus / gpus : 1))}
 
 signalled='' code=0
-"$@" &
+(
+  trap '' USR1 # ranks set a handler of their own
+  exec "$@"
+) &
 child=$!
 trap '[ -n "$signalled" ] || kill -TERM "$child" || :; signalled=yes' USR1 TERM
 wait "$child" || code=$?
