@@ -72,6 +72,23 @@ def test_every_command_that_runs_a_model_tells_its_memory(small, capsys, command
     assert told["device"] == "4090, 24.00 GB: it fits"
 
 
+@pytest.mark.parametrize(
+    ("command", "world"),
+    [
+        ("train-dpo --model lm --data prefs.jsonl --parallel fsdp --eval-prompts prefs.jsonl --scorer rm", "4"),
+        ("evaluate --model lm --ref lm --prompts prefs.jsonl --scorer rm", None),
+    ],
+    ids=["train-dpo", "evaluate"],
+)
+def test_under_torchrun_one_rank_plans_for_all(small, capsys, monkeypatch, command, world):
+    """Without the others: they have joined no process group."""
+    alone = shown(capsys, command, "--plan-device 4090", *([f"--plan-world-size {world}"] if world else []))
+    for rank, expected in (("0", alone), ("1", {})):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "4")
+        assert shown(capsys, command, "--plan-device 4090") == expected
+
+
 def test_the_judge_tells_the_memory_of_its_scorer(small, capsys):
     rows = [{"prompt_id": str(i), "prompt": "w3", "completion": " w4", "reference": " w5", "k": 0} for i in range(4)]
     (small / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

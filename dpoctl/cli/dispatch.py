@@ -1,7 +1,9 @@
 """How a resolved command runs: as a plan, under torchrun, or in this process alone; and what `--json` prints of it."""
 
 import io
+import os
 from contextlib import redirect_stdout
+from dataclasses import replace
 from typing import Any
 
 from ..config.files import Merge
@@ -26,12 +28,7 @@ def run_stage(name: str, config: Any) -> int:
         for _, _, path in inputs_of(config):
             pipes.readable(path)
     if config.dry_run:
-        manifests.check_inputs(inputs_of(config))
-        plan = stage(name).plan(config)
-        if as_json:
-            print_json(plan)
-        else:
-            print("\n".join(f"{key:<22} {value}" for key, value in plan.items()))
+        _show_plan(name, config, as_json)
         return 0
     if not as_json:
         return _run(name, config)
@@ -41,6 +38,23 @@ def run_stage(name: str, config: Any) -> int:
     if code == 0 and rank == 0:
         print_json(_result(config))
     return code
+
+
+def _show_plan(name: str, config: Any, as_json: bool) -> None:
+    """Print the plan: under torchrun on rank 0 alone, by default for as many devices as there are ranks."""
+    rank, world = rendezvous.rank(), rendezvous.world_size()
+    if rank:
+        return
+    if world > 1:
+        os.environ.pop("WORLD_SIZE")  # nothing waits for the others, which join no process group
+        if isinstance(config, Training) and config.plan_world_size is None:
+            config = replace(config, plan_world_size=world)
+    manifests.check_inputs(inputs_of(config))
+    plan = stage(name).plan(config)
+    if as_json:
+        print_json(plan)
+    else:
+        print("\n".join(f"{key:<22} {value}" for key, value in plan.items()))
 
 
 def _run(name: str, config: Any) -> int:

@@ -37,7 +37,12 @@ class Training(Planned, Rows, ChatTemplates, ModelOptions, Seeded, Common):
     """What all training commands have."""
 
     plan_world_size: int | None = option(
-        None, "Plan for this many devices.", DEVICES, at_least=1, identity=False, when=given("dry_run")
+        None,
+        "Plan for this many devices (default: the ranks of torchrun, or 1).",
+        DEVICES,
+        at_least=1,
+        identity=False,
+        when=given("dry_run"),
     )
 
     epochs: float = option(1.0, "Passes over the data.", OPT, above=0)
