@@ -61,10 +61,10 @@ def test_a_file_system_without_locks_is_warned_of_once(tmp_path, monkeypatch, ca
 @pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EACCES])
 def test_a_held_lock_ends_in_75_without_waiting(tmp_path, monkeypatch, number):
     monkeypatch.setattr(fcntl, "flock", lambda fd, how: (_ for _ in ()).throw(OSError(number, "held")))
-    started = time.monotonic()
+    monkeypatch.setattr(locks.time, "sleep", lambda seconds: pytest.fail("it waits"))
     with pytest.raises(OutputInUse, match="another dpoctl process is writing it") as refused, claim(tmp_path / "run"):
         pass
-    assert refused.value.exit_code == 75 and time.monotonic() - started < 5
+    assert refused.value.exit_code == 75
     assert not (tmp_path / "run" / ".plan.json").exists()
 
 
@@ -79,20 +79,21 @@ def test_the_command_line_ends_in_75_where_a_live_process_holds_the_output(tmp_p
 
 def test_a_requeued_job_waits_for_the_lock_of_the_node_that_died(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    process = holder(tmp_path / "run", 1.0)
+    process = holder(tmp_path / "run", 600)
+    monkeypatch.setattr(locks.time, "sleep", lambda seconds: (process.kill(), process.wait()))
     with claim(tmp_path / "run") as output:
-        assert output.resuming and process.wait(timeout=10) == 0
+        assert output.resuming and process.poll() is not None
     assert "waiting up to 3 minutes" in capsys.readouterr().err
 
 
 def test_a_requeued_job_waits_in_vain_no_longer_than_its_limit_or_a_signal(tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     monkeypatch.setattr(locks, "_WAIT_S", 0.3)
-    process = holder(tmp_path / "run", 60)
+    process = holder(tmp_path / "run", 600)
     started = time.monotonic()
     with pytest.raises(OutputInUse), claim(tmp_path / "run"):
         pass
-    assert 0.3 <= time.monotonic() - started < 5
+    assert time.monotonic() - started >= 0.3
     monkeypatch.setattr(locks, "_WAIT_S", 60.0)
     monkeypatch.setattr(signals.stop, "signal", "SIGUSR1")
     with pytest.raises(Interrupted, match="SIGUSR1"), claim(tmp_path / "run"):

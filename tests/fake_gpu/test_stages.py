@@ -67,6 +67,16 @@ def test_training(card, inputs, case):
         _assert_at_most(cut.updates[1], *most)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
+def test_a_stopped_run_goes_on(card, inputs, optimizer):
+    """From the checkpoint of the first update: weights and optimizer's state are where its step needs them."""
+    words = f"{DPO} --model lm --optimizer {optimizer} --save-every 1 --out on-card-resumed-{optimizer}"
+    card.run(words, "--overwrite", cwd=inputs.folder, updates=2).assert_clean()
+    report = card.run(words, cwd=inputs.folder)
+    report.assert_clean()
+    assert "resuming after update 1" in report.log
+
+
 def test_numbers(card, inputs):
     """Training on the device, whose attention has block masks and padded rows, gives the CPU's numbers."""
     words = f"{DPO} --model fake-gemma3 --dtype float32"
