@@ -7,6 +7,7 @@ from dpoctl.cli.app import run as command_line
 from dpoctl.models.load import load_classifier, load_policy
 from dpoctl.models.sharing import frozen_copy, share_frozen
 from dpoctl.training.ppo import PPO
+from helpers.tiny_models import tiny_model
 
 peft = pytest.importorskip("peft")
 
@@ -85,6 +86,22 @@ def test_one_base_computes_what_separate_copies_compute(reward, tasks, kind, sta
     assert bytes_of(*models[0]) < base + embedding + 5 * trained  # embeddings with a row for padding
     assert bytes_of(*models[1]) > 2 * base
     assert all(p.requires_grad is False for p in one.reward.model.parameters())
+
+
+def test_a_value_model_that_shares_a_base_is_on_the_policys_device():
+    """Its embedding is the policy's and on the device already, its adapters and buffers are where it was loaded."""
+    from dpoctl.models import lora
+    from dpoctl.models.rewards import make_critic
+
+    policy, start = tiny_model("llama"), tiny_model("llama")
+    start.score = torch.nn.Linear(start.config.hidden_size, 1, bias=False)
+    for model in (policy, start):
+        lora.adapt(model, lora.LoraSettings(rank=4), "base", None)
+    policy.to("meta")
+    start.model.embed_tokens = policy.model.embed_tokens
+    trunk = make_critic(policy, "separate", start).trunk
+    assert {t.device.type for t in (*trunk.parameters(), *trunk.buffers())} == {"meta"}
+    assert trunk.embed_tokens.weight is policy.model.embed_tokens.weight
 
 
 def test_one_base_in_bfloat16(reward, tasks):

@@ -81,7 +81,8 @@ def make_critic(policy: PreTrainedModel, kind: str, reward_model: PreTrainedMode
             head.weight.copy_(reward_model.score.weight / scale)
             head.bias.fill_(-shift / scale)
         trunk = copy_sharing_frozen(trunk_of(reward_model))
-        elsewhere = next(trunk.parameters()).device != device
+        # of a trunk that shares the policy's base only its own weights and its buffers are elsewhere
+        elsewhere = any(t.device != device for t in (*trunk.parameters(), *trunk.buffers()))
         return ActorCritic(policy, trunk.to(device) if elsewhere else trunk, head)
     width = policy.get_output_embeddings().weight.shape[1]
     head = nn.Linear(width, 1, device=device)

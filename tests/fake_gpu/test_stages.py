@@ -77,6 +77,15 @@ def test_a_stopped_run_goes_on(card, inputs, optimizer):
     assert "resuming after update 1" in report.log
 
 
+def test_ppo_on_the_base_of_a_reward_models_adapters(card, inputs):
+    """Policy, value and reward model hold the base once; the value's own adapters are moved to it."""
+    pytest.importorskip("peft")
+    inputs.run(f"train-rm --model lm --data pairs.jsonl {TRAIN} --lora 4 --device cpu --out fake-rm-adapters")
+    words = PPO.replace("--reward fake-rm", "--reward fake-rm-adapters --lora 4")
+    report = _run(card, inputs, words, "--out on-card-one-base")
+    assert "its adapters share the policy's base" in report.log
+
+
 def test_numbers(card, inputs):
     """Training on the device, whose attention has block masks and padded rows, gives the CPU's numbers."""
     words = f"{DPO} --model fake-gemma3 --dtype float32"
