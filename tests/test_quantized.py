@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dpoctl.cli.app import run as command_line
+from dpoctl.errors import InputError
 from dpoctl.models import quantized
 from dpoctl.models.load import load_classifier, load_policy
 from dpoctl.models.logprobs import response_token_logps, summed_logps
@@ -301,6 +302,15 @@ def test_a_checkpoint_of_a_method_that_is_not_installed(here, capsys):
     assert command_line(["sample", "--model", "sft-gptq", "--prompts", "test.jsonl", "--out", "refused.jsonl"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "its weights are quantised (gptq)" in said and "Traceback" not in said
+
+
+def test_a_quantised_checkpoint_is_not_sharded(here):
+    shutil.copytree("sft", "gptq-shape")
+    config = json.loads((here.folder / "gptq-shape/config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    (here.folder / "gptq-shape/config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"weights are quantised \(gptq\), which --parallel fsdp cannot shard"):
+        load_policy("gptq-shape", device="meta")
 
 
 def test_the_plan_counts_quantised_weights(here, capsys):

@@ -41,8 +41,14 @@ class Place(NamedTuple):
 def load_at(
     place: Place, auto_class: Any, source: Source, dtype: torch.dtype, *, new_head: int | None = None
 ) -> PreTrainedModel:
-    """A model as `load_complete` loads it, or its shape on the device `meta`."""
+    """A model as `load_complete` loads it, or its shape on the device `meta`.
+
+    Raises InputError as they do, and for the shape of a checkpoint that is quantised: its shards could not be filled.
+    """
     if str(place.device) == "meta":
+        if method := quantized.method_of(source.folder):
+            said = f"{source.path}: its weights are quantised ({method}), which --parallel fsdp cannot shard"
+            raise InputError(said, hint="--parallel ddp")
         return load_shape(auto_class, source, dtype, new_head=new_head)
     model = load_complete(auto_class, source, dtype, new_head=new_head, options=place.options(source))
     if place.quantize:

@@ -41,7 +41,7 @@ class Rounding:
 
     def require_right_packing(self) -> None:
         """Raise NumericalError where packing changes more than rounding does."""
-        if self.packed > self.bound:
+        if not self.packed <= self.bound:  # NaN too
             raise NumericalError(
                 f"log-probs of the first batch's packed row differ from those of each text alone by {self.packed:.2g} "
                 f"nats by the root of its tokens; rounding explains {self.bound:.2g}",
