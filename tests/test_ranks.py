@@ -141,11 +141,12 @@ def test_a_damaged_model_that_only_rank_0_reads_is_refused_by_both(here):
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_a_run_resumes_from_two_ranks_on_one_and_back(here, kind):
     args = [*RUNS["dpo"], *SHORT, "--save-every", "1000", "--rank-timeout", "1", "--out", f"moved-{kind}"]
-    assert stop_one_rank(here, 4, [*args, "--parallel", kind]) >= 4  # two ranks
+    stopped = stop_one_rank(here, 4, [*args, "--parallel", kind])  # two ranks
+    assert 4 <= stopped < 15
     files = sorted(p.name for p in (here.folder / f"moved-{kind}/checkpoints").glob("step-*/*"))
     assert ("model-00002-of-00002.safetensors" in files) == (kind == "fsdp")
     one = here.popen(*args, command=here.warm)
-    wait_for_update(here, f"moved-{kind}", 9, one)
+    wait_for_update(here, f"moved-{kind}", stopped + 2, one)
     one.send_signal(signal.SIGTERM)
     one.communicate(timeout=60)
     assert one.returncode == 75
