@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-architectures test-families test-gpu torture lint bench bench-rows clean
+.PHONY: install demo test test-slow test-fake-gpu test-architectures test-families test-gpu torture lint bench bench-rows clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -23,7 +23,12 @@ demo: install
 
 # a worker a core, with one thread
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not architectures and not families and not gpu" -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not architectures and not families and not gpu" \
+		--ignore tests/fake_gpu -n auto --dist loadfile
+
+# every command that runs a model on a CUDA device that is not there: needs g++
+test-fake-gpu: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fake_gpu -m "not slow" -n auto --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

@@ -30,7 +30,13 @@ def end(ranks, seconds: float = 120) -> tuple[list[int], list[str]]:
     return [rank.returncode for rank in ranks], said
 
 
-@pytest.mark.parametrize(("kind", "parts"), [("ddp", ("hash", "load")), ("fsdp", ("load", "probe", "save"))])
+SLOW_CASES = pytest.mark.slow  # each waits longer than --rank-timeout; one of each kind is in `make test`
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts"),
+    [("ddp", ("hash", "load")), pytest.param("fsdp", ("load", "probe", "save"), marks=SLOW_CASES)],
+)
 def test_long_work_of_one_rank_does_not_count_as_its_death(here, kind, parts):
     args = ["--max-steps", "2", "--save-every", "1"]
     codes, said = end(start(here, f"slow-{kind}", *args, kind=kind, **dict.fromkeys(parts, LONGER)))
@@ -38,6 +44,7 @@ def test_long_work_of_one_rank_does_not_count_as_its_death(here, kind, parts):
     assert all((here.folder / f"slow-{part}").exists() for part in parts)
 
 
+@SLOW_CASES
 def test_long_verification_of_a_checkpoint_does_not_count_as_death(here):
     args = ["--max-steps", "5000", "--save-every", "2"]
     ranks = start(here, "verified", *args, kind="ddp")
@@ -78,8 +85,8 @@ def test_a_store_that_is_frozen_before_it_answers_is_lost(tmp_path):
     assert done.returncode == 75 and "another rank died, or did not answer" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("part", ["hash", "load"])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=SLOW_CASES)])
+@pytest.mark.parametrize("part", ["hash", pytest.param("load", marks=SLOW_CASES)])
 def test_a_rank_that_dies_in_long_work_is_lost(here, how, part):
     ranks = start(here, f"died-{part}-{how.name}", kind="fsdp", **{part: 600.0})
     wait_until((here.folder / f"slow-{part}").exists, *ranks)

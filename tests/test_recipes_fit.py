@@ -32,7 +32,7 @@ NO_MODEL = ("prepare", "report", "merge")
 
 @pytest.mark.parametrize(
     "recipe",
-    [pytest.param(name, marks=pytest.mark.slow) if name in ("imdb", "tldr") else name for name in RECIPES],
+    [name if name == "own-preferences" else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES],
 )
 def test_every_command_fits(recipe, tmp_path, monkeypatch, capsys):
     devices, models, sizes = RECIPES[recipe]
