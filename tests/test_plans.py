@@ -6,6 +6,11 @@ import re
 import pytest
 
 from dpoctl.cli.app import run
+from dpoctl.config.training import TrainDPO
+from dpoctl.inference import fitting
+from dpoctl.inference.memory import Phase
+from dpoctl.models.tokenizers import load_codec
+from dpoctl.stages import evaluate
 from helpers import real_models
 from test_make_prefs import plan
 
@@ -139,3 +144,28 @@ def test_an_unknown_device_is_refused(small, capsys):
 def test_a_plan_on_this_machine_counts_the_process(prefs):
     told = plan(prefs, "sample --model sft --prompts train.jsonl --out planned.jsonl --device cpu")
     assert gigabytes(told["memory: process"]) > 0.1 and told["device"].startswith("cpu, ")
+
+
+@pytest.mark.parametrize("lora", [None, 4])
+def test_what_would_fit_is_not_refused(lora):
+    """Nothing is quantised with --parallel fsdp."""
+
+    def phases(config: TrainDPO) -> list[Phase]:
+        return [Phase("updates", {"weights": 1 if config.quantize else 100})]
+
+    for parallel, quantized in (("ddp", True), ("fsdp", False)):
+        config = TrainDPO(model="lm", data=("prefs.jsonl",), out="x", dry_run=True, lora=lora, parallel=parallel)
+        told = list(fitting.suggestions(config, phases, phases(config), 50))
+        assert [" --quantize 4bit" in f" {words}" for words in told] == [True] * quantized, told
+
+
+def test_the_plan_of_an_evaluation_runs_a_tokenizer_s_code_where_asked(small, capsys, monkeypatch):
+    asked = []
+
+    def open_codec(*args, trust_remote_code=False, **options):
+        asked.append(trust_remote_code)
+        return load_codec(*args, **options)
+
+    monkeypatch.setattr(evaluate, "load_codec", open_codec)
+    shown(capsys, "evaluate --model lm --ref lm --prompts prefs.jsonl --scorer rm --trust-remote-code --plan-device 24")
+    assert asked == [True]

@@ -167,3 +167,11 @@ def test_adapters_train_as_on_a_float32_base(here, name, monkeypatch):
     for file in files:
         held, cast = (here.rows(f"{name}-{how}/{file}") for how in ("held", "cast"))
         assert held and [row | {"model": ""} for row in held] == [row | {"model": ""} for row in cast]
+
+
+def test_a_head_is_kept_in_float32_once():
+    """A mixture's gate of one output is not taken for the head where the head is found a second time."""
+    model = torch.nn.ModuleDict({"shared_expert_gate": torch.nn.Linear(4, 1), "score": torch.nn.Linear(4, 1)})
+    for _ in range(2):  # an adapter's base is prepared when it is loaded, and again as a classifier
+        precision.keep_head_in_float32(model, 1)
+    assert [type(module) for module in model.values()] == [torch.nn.Linear, Float32Linear]

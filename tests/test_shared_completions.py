@@ -1,5 +1,6 @@
 """A completion in several pairs is forwarded once; losses and gradients equal one forward for each pair."""
 
+import contextlib
 import itertools
 
 import pytest
@@ -130,3 +131,17 @@ def test_policy_kl_is_zero_for_the_same_model_and_exact_for_another():
     assert exact[5].item() == pytest.approx((p.exp() * (p - r)).sum().item(), rel=1e-5)
     assert ratio[5].item() == pytest.approx((p - r).gather(1, chosen).sum().item(), rel=1e-4, abs=1e-4)
     assert ref[5].item() == pytest.approx(naive_logp(other, ids, start).item(), rel=1e-5)
+
+
+def test_the_reference_is_entered_once_a_micro_batch(monkeypatch):
+    """Adapters are switched in every layer: for each tile of logits that would take longer than the tile."""
+    monkeypatch.setattr(logprobs, "_TILE_BYTES", 1)  # tiles of 16 rows
+    entered, policy, seqs = [], tiny("gpt2"), pairs.sequences(some_pairs())
+
+    @contextlib.contextmanager
+    def as_reference():
+        entered.append(1)
+        yield
+
+    logprobs.policy_kl(policy, policy, seqs, tokens_per_batch=10_000, as_reference=as_reference)
+    assert len(entered) == 1

@@ -68,6 +68,16 @@ def test_a_wrong_mask_is_found(wrong, monkeypatch):
         found.require_right_packing()
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_numbers_that_are_none_on_one_rank_are_found(place, monkeypatch):
+    """A maximum that compares by > forgets a NaN that is not the first."""
+    nan, measures = float("nan"), [([1e-4, 1e-4], 6, 1e-3)]
+    measures.insert(place, ([nan, nan], 6, nan))
+    monkeypatch.setattr(start_check.collectives, "gather", lambda _: measures)
+    with pytest.raises(NumericalError, match="packed row differ"):
+        measured(tiny_model("gpt2")).require_right_packing()
+
+
 def test_packing_is_as_it_was_after_the_check():
     model = tiny_model("gpt2")
     measured(model)
@@ -86,6 +96,7 @@ def test_a_run_in_bfloat16_starts_with_log_ratios_within_the_bound_and_a_wrong_r
 
     with pytest.MonkeyPatch.context() as patched:
         logps = ReferenceCache.logps
-        patched.setattr(ReferenceCache, "logps", lambda self, *args: logps(self, *args) + 1.0)
-        assert run([*command.split(), "wrong"]) == 3
-    assert "policy and reference are the same model, yet a log-ratio" in capsys.readouterr().err
+        for name, off in (("wrong", 1.0), ("none", float("nan"))):
+            patched.setattr(ReferenceCache, "logps", lambda self, *args, off=off: logps(self, *args) + off)
+            assert run([*command.split(), name]) == 3
+            assert "policy and reference are the same model, yet a log-ratio" in capsys.readouterr().err

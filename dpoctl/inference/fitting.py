@@ -48,6 +48,8 @@ def suggestions(config: Any, phases: Phases, found: Sequence[Phase], limit: int)
     for kind, change in _changes(config):
         if kind in kinds or whole / change.get("plan_world_size", 1) > limit and "plan_world_size" in change:
             continue
+        if _refused(replace(config, **change)):
+            continue
         try:
             smaller = _shrunk(replace(config, **change), phases, limit, found if not change else None)
         except (InputError, ValueError):  # such as --lora without peft, or on an adapter

@@ -167,8 +167,7 @@ def _kl_sums(
     sums = torch.zeros(3, len(sequences), device=hidden_p.device)
     tiles = (t.split(rows) for t in (hidden_p, hidden_r, layout.targets, layout.owner))
     for hp, hr, y, owner in zip(*tiles, strict=True):
-        with as_reference():
-            logits_r = _logits(reference, hr)
+        logits_r = _logits(reference, hr)  # the head itself: adapters on it are in the rows (see has_plain_head)
         p = F.log_softmax(_logits(policy, hp) / temperature, dim=-1)
         r = F.log_softmax(logits_r / temperature, dim=-1)
         sums[0].index_add_(0, owner, (p - r).gather(1, y[:, None])[:, 0])

@@ -29,7 +29,9 @@ class Float32Linear(nn.Linear):
 
 
 def keep_head_in_float32(model: nn.Module, labels: int) -> None:
-    """Let the last layer of a classifier with `labels` outputs compute in float32 under autocast."""
+    """Let the last layer of a classifier with `labels` outputs compute in float32 under autocast; once is enough."""
+    if any(isinstance(module, Float32Linear) for module in model.modules()):
+        return
     heads = [(name, m) for name, m in model.named_modules() if type(m) is nn.Linear and m.out_features == labels]
     for name, head in heads[-1:]:
         kept = Float32Linear(head.in_features, labels, bias=head.bias is not None, device="meta")

@@ -216,7 +216,12 @@ class Plan(RowPlan):
         self.prompts, self.models = prompts, models
         self.width = 0
         if prompts and models:
-            codec = load_codec(models[0], revision=config.revision, templates=template_options(config))
+            codec = load_codec(
+                models[0],
+                revision=config.revision,
+                trust_remote_code=config.trust_remote_code,
+                templates=template_options(config),
+            )
             self.width = memory.longest_prompt(prompts.rows, codec, config.max_prompt_length)
 
     def phases_of(self, config: Evaluate, counted: Ledger) -> list[Phase]:

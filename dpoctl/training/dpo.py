@@ -216,10 +216,11 @@ class DPO(PairTask):
             in_lockstep = fsdp.in_lockstep(self.model, micros, self.dummy_loss)
             compared = [self._pair_logps(micro.batch, self.train_set) for micro in in_lockstep]
         every = collectives.gather([_largest_ratios(p) for p in compared])
-        largest, by_root = (max((x[i] for found in every for x in found), default=0.0) for i in (0, 1))
+        largest, by_root = (start_check.highest(x[i] for found in every for x in found) for i in (0, 1))
         config = self.config
         same = setup.content_of(*config.reference) == setup.content_of(config.model, config.revision)
-        if same and (largest > _LARGEST_START if bound is None else by_root > bound):
+        within = largest <= _LARGEST_START if bound is None else by_root <= bound
+        if same and not within:  # NaN too
             raise NumericalError(
                 f"policy and reference are the same model, yet a log-ratio of the first batch is {largest:.3g}",
                 hint="was the cache written by other software or hardware? try another --cache-dir",

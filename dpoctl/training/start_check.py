@@ -7,7 +7,7 @@ how far a packed row, or a reference that was packed otherwise, may be off. Erro
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,12 @@ def measure(model: Any, sequences: Sequences, compute: Compute, dummy: Callable[
     count = max(1, sum(n for _, n, _ in found))
     rms = max(math.sqrt(sum(ranks) / count) for ranks in zip(*(s for s, _, _ in found), strict=True))
     least = _LEAST_SHARDED if is_sharded(model) else _LEAST
-    return Rounding(max(least, _MARGIN * rms), max(w for _, _, w in found))
+    return Rounding(max(least, _MARGIN * rms), highest(w for _, _, w in found))
+
+
+def highest(values: Iterable[float]) -> float:
+    """The largest of some values, NaN where one is; 0 without any. `max` forgets a NaN that is not the first."""
+    return float(torch.tensor([0.0, *values], dtype=torch.float64).max())
 
 
 def _run(model: Any, batches: list, dummy: Callable[[], Any]) -> Tensor:

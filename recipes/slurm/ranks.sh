@@ -5,7 +5,7 @@
 #   srun bash ranks.sh torchrun --nproc-per-node 8 ... -m -- dpoctl ...
 set -euo pipefail
 
-# The time that ranks have to save their state. torch before 2.12 does not read it and kills after 30 seconds.
+# The seconds that ranks have to save their state; torchrun's default is 30.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-100}
 # CPU threads of a rank: torchrun sets 1, with which loading and saving large models takes minutes longer.
 gpus=${SLURM_GPUS_ON_NODE:-1} cpus=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}
