@@ -164,7 +164,7 @@ class _PaddedBatch(_Batch):
         self, model: PreTrainedModel, texts: list[list[int]], rows: list[int], steps: int, *, masks_steps: bool
     ):
         super().__init__(model, texts, rows)
-        self.masks_steps = masks_steps
+        self.masks_steps, self.prefill_tokens = masks_steps, _PREFILL_TOKENS
         self.context = context_length(model)
         self.width = max(map(len, self.unique))
         self.length = 0
@@ -198,7 +198,7 @@ class _PaddedBatch(_Batch):
         only_attention = all(
             type(each) in (_PreallocatedLayer, DynamicSlidingWindowLayer) for each in self.cache.layers
         )
-        return max(1, _PREFILL_TOKENS // len(self.unique)) if only_attention else self.width
+        return max(1, self.prefill_tokens // len(self.unique)) if only_attention else self.width
 
     def advance(self, tokens: Tensor) -> Tensor:
         self.positions = self.positions + 1
@@ -371,6 +371,9 @@ def _find_mode(model: PreTrainedModel, length: int) -> Mode:
         for mode in (Mode.PADDED, Mode.PADDED_PROMPT, Mode.ALIGNED):
             try:
                 decoding = Decoding(_batches(model, mode, [prompts[i] for i in prompt_of], _NEW_TOKENS))
+                for batch in decoding.batches:
+                    if isinstance(batch, _PaddedBatch):  # two parts, as large batches have several
+                        batch.prefill_tokens = len(batch.unique) * -(-batch.width // 2)
                 if _is_right(decoding, [len(prompts[i]) for i in prompt_of], new, expected):
                     return mode
             except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError) as e:

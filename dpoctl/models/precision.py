@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+_READ_BY_KERNELS = ("dt_proj",)  # Mamba's kernels read this layer's bias in float32
 _EXPERTS = "Experts"  # in the class names of modules that stack the matrices of a layer's experts
 
 
@@ -51,6 +52,8 @@ def hold(model: nn.Module, dtype: torch.dtype) -> None:
     for path, module in model.named_modules():
         if ".lora_" in path:  # peft casts the input to the dtype of an adapter's matrices, also where they are read in
             continue  # another (`full_precision`)
+        if path.endswith(_READ_BY_KERNELS):
+            continue
         for name in _names_in_products(module):
             weight = module._parameters[name]
             if weight is not None and weight.dtype == torch.float32 and not weight.requires_grad:
