@@ -9,10 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from dpoctl import log
 from helpers import judging
 from helpers.chain import REWARD_MODEL, ROOT, TRAIN, World, dpo, make_world, ppo, wait_until
 from helpers.fault_stages import build
 from helpers.faults import Lab
+
+
+@pytest.fixture(autouse=True)
+def normal_verbosity():
+    """A command of an earlier test in this process may have been quiet."""
+    log.set_verbosity(0)
 
 
 @pytest.fixture(scope="session")
