@@ -176,11 +176,11 @@ def test_gaps_duplicates_and_foreign_shards_are_refused(shards, run, here):
 
 def test_a_damaged_shard_is_refused_and_a_merge_does_not_overwrite(shards, run, here):
     names = [f"s{i}.jsonl" for i in (1, 2, 3)]
-    run("merge", *names, "--out", "kept.jsonl", "--dry-run")
-    assert not (here.folder / "kept.jsonl").exists()
-    run(*shards[:-1], "python:lengths.py:g", "--out", "kept.jsonl")
-    assert "was started with --scorer g" in run("merge", *names, "--out", "kept.jsonl", code=2)
-    run("merge", *names, "--out", "kept.jsonl", "--overwrite")
+    run("merge", *names, "--out", "kept-shards.jsonl", "--dry-run")
+    assert not (here.folder / "kept-shards.jsonl").exists()
+    run(*shards[:-1], "python:lengths.py:g", "--out", "kept-shards.jsonl")
+    assert "was started with --scorer g" in run("merge", *names, "--out", "kept-shards.jsonl", code=2)
+    run("merge", *names, "--out", "kept-shards.jsonl", "--overwrite")
     damaged = bytearray((here.folder / "s2.jsonl").read_bytes())
     damaged[20] ^= 1
     (here.folder / "s2.jsonl").write_bytes(damaged)
