@@ -20,7 +20,7 @@ from dpoctl.models.flops import model_flops, sizes
 from dpoctl.models.load import load_policy, untrained
 from dpoctl.models.logprobs import summed_logps
 from dpoctl.runtime import devices, hardware
-from dpoctl.training.estimate import Update, gather, update_phase
+from dpoctl.training.estimate import Pass, Update, gather, update_phase
 from dpoctl.training.optimization import make_optimizer, state_bytes
 from helpers import real_models
 
@@ -33,9 +33,13 @@ def options(optimizer: str = "adamw"):
     return SimpleNamespace(optimizer=optimizer, lr=1e-3, weight_decay=0.0)
 
 
+def a_pass(sequences, *, accumulates: bool) -> Pass:
+    return Pass(lambda model: summed_logps(model, sequences).sum(), accumulates)
+
+
 def of(folder, target=CPU, sequences=SEQUENCES, **settings) -> dict[str, int]:
     """The parts of an update of a policy."""
-    update = Update(loss=lambda model: summed_logps(model, sequences).sum(), options=options(), several=True)
+    update = Update(passes=[a_pass(sequences, accumulates=True)], options=options())
     update = replace(update, **settings)
     with ledger.planning(gpu=target.gpu) as counted:
         model = ledger.fake(lambda: untrained(str(folder), "policy"), gpu=target.gpu)
@@ -59,8 +63,29 @@ def test_parts_by_arithmetic(prefs):
     assert less["activations"] < 0.8 * found["activations"]
     shared = of(folder, world=4, sharded=True)
     assert shared["optimizer"] == pytest.approx(found["optimizer"] / 4, rel=1e-3)
-    alone = of(folder, several=False)
+    alone = of(folder, passes=[a_pass(SEQUENCES, accumulates=False)])
     assert sum(alone.values()) <= sum(found.values())
+
+
+@pytest.mark.parametrize("sizes_of_update", [(24,), (24, 2), (24, 16), (24, 24)])
+def test_an_update_of_real_tensors_holds_what_is_planned(prefs, sizes_of_update):
+    """A second micro-batch is computed beside the gradients of the first one, which was computed beside none."""
+    folder = prefs.folder / "sft"
+    texts = [[([5 + i, 7, *range(20, 45)], 1) for i in range(n)] for n in sizes_of_update]
+    model = load_policy(str(folder)).model
+    summed_logps(model, texts[0])  # probes the model first
+    made = make_optimizer(options(), model)
+    with ledger.Ledger() as counted:
+        for _ in range(2):  # in the second one, weights and the optimizer's state are known to the ledger
+            before = counted.restart()
+            for sequences in texts:
+                summed_logps(model, sequences).sum().backward()
+            made.step()
+            made.zero_grad(set_to_none=True)
+    passes = [a_pass(sequences, accumulates=i > 0) for i, sequences in enumerate(texts)]
+    planned = of(folder, passes=passes)
+    beside = sum(planned.values()) - planned["weights"] - planned["optimizer"]
+    assert beside == pytest.approx(counted.peak - before, rel=0.02)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "rmsprop", "adamw-8bit"])

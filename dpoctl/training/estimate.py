@@ -1,10 +1,11 @@
 """What an update takes: memory by part, found by running the update on fake tensors (`models.ledger`).
 
-All blocks are run, forward and backward on the largest micro-batch, and then the optimizer's step.
+All blocks are run, forward and backward on the largest micro-batches, and then the optimizer's step. Gradients are
+made in an update's first backward pass and freed at its end: the forward pass of its first micro-batch holds none.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,18 +22,24 @@ UPDATE = "updates"
 
 
 @dataclass(frozen=True)
+class Pass:
+    """A micro-batch: `loss(model)`; `accumulates`: gradients of earlier micro-batches of the update are held."""
+
+    loss: Callable[[nn.Module], Tensor]
+    accumulates: bool
+
+
+@dataclass(frozen=True)
 class Update:
     """What an update does on one device.
 
-    `loss(model)` is that of its largest micro-batch; `several` says whether there are more, so that gradients are held
-    while the next one is computed. `options` are those of the optimizer. Each of `world` devices holds everything, or
+    One of `passes` makes the peak. `options` are those of the optimizer. Each of `world` devices holds everything, or
     (`sharded`) its shard of weights, gradients and optimizer state. `recompute`: with activation checkpointing, which
     the model must have.
     """
 
-    loss: Callable[[nn.Module], Tensor]
+    passes: Sequence[Pass]
     options: OptimizerOptions
-    several: bool
     world: int = 1
     sharded: bool = False
     recompute: bool = False
@@ -52,11 +59,16 @@ def update_phase(counted: Ledger, model: nn.Module, weights: int, update: Update
     if update.sharded:
         gathered = gathered_bytes(model, target.dtype)
         step = 2 * max((4 * p.numel() for p in trained), default=0) // update.world
-        beyond, activations = _forward_backward(counted, model, update, target, several=True)
+        # shards of the gradients are held throughout
+        beyond, activations = max(
+            _forward_backward(counted, model, update, target, replace(each, accumulates=True)) for each in update.passes
+        )
         held = {name: -(-size // update.world) for name, size in held.items()} | {"gathered": gathered}
     else:
-        beyond, activations = _forward_backward(counted, model, update, target, several=update.several)
-        beyond -= 0 if update.several else held["gradients"]  # they appear meanwhile
+        beyond, activations = max(
+            _beside(held["gradients"], each, _forward_backward(counted, model, update, target, each))
+            for each in update.passes
+        )
         step = _step_bytes(counted, model, update)
     temporary = max(beyond, step)
     activations = min(activations, temporary)
@@ -64,12 +76,16 @@ def update_phase(counted: Ledger, model: nn.Module, weights: int, update: Update
     return Phase(UPDATE, held | {"activations": activations, "temporary": temporary - activations + buckets})
 
 
-def _forward_backward(
-    counted: Ledger, model: nn.Module, update: Update, target: Target, *, several: bool
-) -> tuple[int, int]:
+def _beside(gradients: int, each: Pass, found: tuple[int, int]) -> tuple[int, int]:
+    """What a pass takes beside `gradients`, which an update's first pass makes itself."""
+    beyond, activations = found
+    return (beyond if each.accumulates else beyond - gradients), activations
+
+
+def _forward_backward(counted: Ledger, model: nn.Module, update: Update, target: Target, each: Pass) -> tuple[int, int]:
     """(bytes at the peak beyond what was held before, of them what the last block's end found kept)."""
     for p in replicated.trainable(model):
-        p.grad = torch.zeros_like(p) if several else None
+        p.grad = torch.zeros_like(p) if each.accumulates else None
     start = counted.restart()
     kept = [start]
 
@@ -78,7 +94,7 @@ def _forward_backward(
 
     hooks = [block.register_forward_hook(note) for block in blocks(model)]
     with target.autocast(cached=not update.recompute):
-        loss = update.loss(model)
+        loss = each.loss(model)
     for hook in hooks:
         hook.remove()
     loss.backward()  # outside autocast, as in the loop: its copies of the weights are freed by then

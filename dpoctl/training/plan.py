@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from ..models.ledger import Ledger
 from ..models.load import context_length, context_without_weights, untrained
 from ..models.logprobs import Sequences
 from . import pairs, setup
-from .estimate import Update, gather, gathered_bytes, update_phase
+from .estimate import Pass, Update, gather, gathered_bytes, update_phase
 from .held_out import load_rows as load_training_rows
 from .options import AdapterOptions, FrontierOptions, PairPlanOptions, PlanOptions
 
@@ -104,21 +105,28 @@ class TrainingPlan(ABC):
         return phases
 
     def _update_phase(self, config: Any, counted: Ledger, trained: Held, scorer: PlannedScorer | None) -> Phase:
-        micros = self._inspected(config)
-        largest = max((m for of_step in micros for m in of_step), key=_tokens)
         world = config.plan_world_size or 1
         if config.activation_checkpointing:
             recompute_activations(trained.model)
         update = Update(
-            loss=lambda model: self.loss(model, largest),
+            passes=self._passes(config),
             options=config,
-            several=any(len(of_step) > 1 for of_step in micros),
             world=world,
             sharded=is_sharded(config),
             recompute=config.activation_checkpointing,
         )
         phase = update_phase(counted, trained.model, trained.size, update, self.target)
         return replace(phase, parts=phase.parts | {"scorer": scorer.size}) if scorer and scorer.size else phase
+
+    def _passes(self, config: Any) -> list[Pass]:
+        """The largest of the updates' first micro-batches, and the largest of those after them."""
+        micros = self._inspected(config)
+        first = max((of_step[0] for of_step in micros if of_step), key=_tokens)
+        later = max((m for of_step in micros for m in of_step[1:]), key=_tokens, default=None)
+        passes = [] if later is None else [Pass(partial(self.loss, sequences=later), accumulates=True)]
+        if later is None or _tokens(first) > _tokens(later):
+            passes.append(Pass(partial(self.loss, sequences=first), accumulates=False))
+        return passes
 
     def _reference_phase(self, config: Any, counted: Ledger, trained: Held, path: str, revision: str | None) -> Phase:
         """The log-probs of the reference, which may be the model before training."""
