@@ -19,7 +19,7 @@ from dpoctl.models import ledger
 from dpoctl.models.flops import model_flops, sizes
 from dpoctl.models.load import load_policy, untrained
 from dpoctl.models.logprobs import summed_logps
-from dpoctl.runtime import devices, hardware
+from dpoctl.runtime import devices, fsdp, hardware
 from dpoctl.training.estimate import Pass, Update, gather, update_phase
 from dpoctl.training.optimization import make_optimizer, state_bytes
 from helpers import real_models
@@ -47,7 +47,7 @@ def of(folder, target=CPU, sequences=SEQUENCES, **settings) -> dict[str, int]:
             from dpoctl.models.blocks import recompute_activations
 
             recompute_activations(model)
-        weights = ledger.bytes_of(model.parameters())
+        weights = fsdp.bytes_of(model)
         if update.sharded:
             gather(model, target.dtype)
         return update_phase(counted, model, weights, update, target).parts

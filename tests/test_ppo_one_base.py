@@ -5,7 +5,8 @@ import torch
 
 from dpoctl.cli.app import run as command_line
 from dpoctl.models.load import load_classifier, load_policy
-from dpoctl.models.sharing import frozen_copy, share_frozen
+from dpoctl.models.place import Place
+from dpoctl.models.shared_weights import frozen_copy, share_frozen
 from dpoctl.training.ppo import PPO
 from helpers.tiny_models import tiny_model
 
@@ -125,7 +126,7 @@ def test_what_is_shared_is_what_is_equal(reward):
     """Weights of another model, or of another precision's rounding, stay where they are."""
     policy = load_policy("sft").model.requires_grad_(False)
     same, other = (
-        load_classifier("rm-adapter", apart=True).model,
+        load_classifier("rm-adapter", Place(apart=True)).model,
         load_classifier("rm-whole").model.requires_grad_(False),
     )
     before = last_rewards(same), last_rewards(other)

@@ -20,6 +20,7 @@ from dpoctl.inference.decoding import open_decoding
 from dpoctl.models import precision
 from dpoctl.models.load import load_classifier, load_policy
 from dpoctl.models.logprobs import response_logps
+from dpoctl.models.place import Place
 from dpoctl.models.precision import Float32Linear, full_precision, hold
 from dpoctl.models.pretrained import prepared
 from dpoctl.models.probes import has_plain_head
@@ -136,12 +137,12 @@ def test_cached_keys_have_the_dtype_of_the_values(name):
 
 
 def test_loading_freezes_and_casts(here):
-    policy = load_policy("sft", frozen_in=torch.bfloat16).model
+    policy = load_policy("sft", Place(frozen_in=torch.bfloat16)).model
     assert not any(p.requires_grad for p in policy.parameters())
     assert any(p.dtype == torch.bfloat16 for p in policy.parameters())
     policy = load_policy("sft").model
     assert all(p.requires_grad and p.dtype == torch.float32 for p in policy.parameters())
-    classifier = load_classifier("classifier", frozen_in=torch.bfloat16).model
+    classifier = load_classifier("classifier", Place(frozen_in=torch.bfloat16)).model
     heads = [m for m in classifier.modules() if isinstance(m, Float32Linear)]
     assert len(heads) == 1 and heads[0].weight.dtype == torch.float32
 

@@ -16,6 +16,7 @@ from dpoctl.errors import InputError
 from dpoctl.models import quantized
 from dpoctl.models.load import load_classifier, load_policy
 from dpoctl.models.logprobs import response_token_logps, summed_logps
+from dpoctl.models.place import Place
 from dpoctl.models.probes import can_pack, has_plain_head
 from dpoctl.models.rewards import rewards_of
 
@@ -52,7 +53,7 @@ def dequantized(model):
 
 def opened(folder: str, bits: str):
     """A quantised model of dpoctl's, with the plain one that it was made from as `hf_plain`."""
-    model = load_policy(folder, quantize=bits).model
+    model = load_policy(folder, Place(quantize=bits)).model
     object.__setattr__(model, "hf_plain", AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
     return model
 
@@ -100,7 +101,7 @@ def test_a_quantised_model_is_the_plain_one_of_its_dequantised_weights(saved, bi
 
 
 def test_autocast_gives_its_own_precision(saved):
-    model = load_policy(saved, quantize="4bit").model
+    model = load_policy(saved, Place(quantize="4bit")).model
     layer = next(m for m in model.modules() if type(m).__name__ == "Linear4bit")
     x = torch.randn(3, layer.in_features)
     with torch.autocast("cpu", torch.bfloat16):
@@ -164,7 +165,7 @@ def test_dpo_on_a_quantised_base(here, bits, kind, capsys):
 def test_a_reward_model_and_ppo_on_a_quantised_base(here, capsys):
     rm = ["train-rm", "--model", "sft", "--data", "prefs.jsonl", *SHORT, "--lr", "3e-3", "--max-steps", "4"]
     assert command_line([*rm, "--quantize", "4bit", "--save-dtype", "bfloat16", "--out", "rm-4bit"]) == 0
-    model, _, codec = load_classifier("rm-4bit", apart=True, quantize="4bit")
+    model, _, codec = load_classifier("rm-4bit", Place(quantize="4bit", apart=True))
     assert quantized.is_quantized(model)
     from dpoctl.data.encode import Limits, encode_pairs
     from dpoctl.data.readers import load_rows
@@ -289,7 +290,7 @@ def test_a_device_that_bitsandbytes_does_not_know_is_refused(here, monkeypatch):
 
     monkeypatch.setattr(bitsandbytes, "supported_torch_devices", {"cuda"})
     with pytest.raises(InputError, match="does not support the device cpu"):
-        load_policy("sft", quantize="4bit")
+        load_policy("sft", Place(quantize="4bit"))
 
 
 def test_a_checkpoint_of_a_method_that_is_not_installed(here, capsys):
@@ -310,7 +311,7 @@ def test_a_quantised_checkpoint_is_not_sharded(here):
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4, "group_size": 128}
     (here.folder / "gptq-shape/config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"weights are quantised \(gptq\), which --parallel fsdp cannot shard"):
-        load_policy("gptq-shape", device="meta")
+        load_policy("gptq-shape", Place("meta"))
 
 
 def test_the_plan_counts_quantised_weights(here, capsys):
@@ -325,8 +326,9 @@ def test_the_plan_counts_quantised_weights(here, capsys):
             if len(line.split()) > 1
         )
         sizes[bits] = float(shown["weights"].split()[0])
-    held = {
-        b: sum(p.numel() * p.element_size() for p in load_policy("sft", quantize=b).model.parameters()) for b in sizes
-    }
+    held = {}
+    for bits in sizes:
+        model = load_policy("sft", Place(quantize=bits)).model
+        held[bits] = sum(p.numel() * p.element_size() for p in model.parameters())
     for bits in ("8bit", "4bit"):
         assert (sizes[None] - sizes[bits]) * 1e6 == pytest.approx(held[None] - held[bits], rel=0.1)

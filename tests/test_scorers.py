@@ -244,9 +244,9 @@ def test_each_model_of_an_implicit_reward_has_its_revision(root, monkeypatch, gi
     opened, asked = [], []
     load_policy, resolve = scorers.load_policy, scorers.resolve
 
-    def load(path, *, revision, **options):
+    def load(path, place, *, revision, **options):
         opened.append(revision)
-        return load_policy(path, revision=None, **options)
+        return load_policy(path, place, revision=None, **options)
 
     monkeypatch.setattr(scorers, "load_policy", load)
     monkeypatch.setattr(scorers, "resolve", lambda path, revision: asked.append(revision) or resolve(path))

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .. import log
 from ..models import rope
@@ -25,6 +25,7 @@ from ..models.precision import full_precision
 from ..models.probes import agree, has_plain_head, probe_ids, probe_length, trunk_of
 from ..runtime.devices import to_device
 from ..runtime.sharing import forward_in_step
+from .key_cache import KeyCache, PreallocatedLayer, select_rows
 
 _COMPACT_AT = 0.25  # fraction of ended rows in the batch at which they are removed from it
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # in transformers' order of time, newest first
@@ -170,9 +171,9 @@ class _PaddedBatch(_Batch):
         self.length = 0
         self.mask = torch.ones(len(self.unique), self.width + steps, dtype=torch.long, device=self.device)
         self.positions = torch.zeros(len(rows), 1, dtype=torch.long, device=self.device)
-        self.cache = _Cache(config=model.config)
+        self.cache = KeyCache(config=model.config)
         self.cache.layers = [  # other kinds of layer, such as sliding windows, are kept
-            _PreallocatedLayer(self.width + steps) if type(layer) is DynamicLayer else layer
+            PreallocatedLayer(self.width + steps) if type(layer) is DynamicLayer else layer
             for layer in self.cache.layers
         ]
 
@@ -195,9 +196,7 @@ class _PaddedBatch(_Batch):
 
         Long prompts of a large batch would take more memory for their activations than for their keys and values.
         """
-        only_attention = all(
-            type(each) in (_PreallocatedLayer, DynamicSlidingWindowLayer) for each in self.cache.layers
-        )
+        only_attention = all(type(each) in (PreallocatedLayer, DynamicSlidingWindowLayer) for each in self.cache.layers)
         return max(1, self.prefill_tokens // len(self.unique)) if only_attention else self.width
 
     def advance(self, tokens: Tensor) -> Tensor:
@@ -208,7 +207,7 @@ class _PaddedBatch(_Batch):
 
     def select(self, places: Tensor) -> None:
         self.positions, self.mask = self.positions[places], self.mask[places]
-        _select(self.cache, places)
+        select_rows(self.cache, places)
 
     def _forward(self, ids: Tensor, positions: Tensor, *, masked: bool) -> Tensor:
         self.length += ids.shape[1]
@@ -241,7 +240,7 @@ class _AlignedBatch(_Batch):
 
     def select(self, places: Tensor) -> None:
         self.texts = self.texts[places]
-        _select(self.cache, places)
+        select_rows(self.cache, places)
 
     def _forward(self, ids: Tensor) -> Tensor:
         known = {} if self.cache is None else {self.cache_name: self.cache}
@@ -276,63 +275,6 @@ class _UncachedBatch(_Batch):
     def _forward(self) -> Tensor:
         rope.reset(self.model)
         return self.last(self.output(self.texts, use_cache=False))
-
-
-def _select(cache: Any, places: Tensor) -> None:
-    """Keep the rows of a cache at `places`: by a method of the cache's own, else as beam search does."""
-    own = getattr(type(cache), "batch_select_indices", None)
-    if own is None or own is Cache.batch_select_indices:  # which not every kind of layer has
-        cache.reorder_cache(places)
-    else:
-        cache.batch_select_indices(places)
-
-
-class _Cache(DynamicCache):
-    """A cache that holds keys in the values' dtype under autocast, in which attention reads them.
-
-    Rotary positions leave keys in float32, beside values in the compute dtype.
-    """
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        if torch.is_autocast_enabled(key_states.device.type):
-            key_states = key_states.to(value_states.dtype)
-        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
-
-
-class _PreallocatedLayer(DynamicLayer):
-    """A cache layer that allocates `capacity` positions at once; `DynamicLayer` copies itself at every step."""
-
-    is_initialized: bool
-
-    def __init__(self, capacity: int):
-        super().__init__()
-        self.capacity = capacity
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append states [rows, heads, new, width]; returns the keys and values of all positions."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self.buffers = [self._buffer_like(states) for states in (key_states, value_states)]
-        start = self.get_seq_length()
-        end = start + key_states.shape[2]
-        for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, start:end] = states
-        self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
-        return self.keys, self.values
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep the rows at `beam_idx`, in that order."""
-        if not self.is_initialized:  # a layer that another layer's cache serves
-            return
-        kept, self.is_initialized = (self.keys[beam_idx], self.values[beam_idx]), False
-        del self.keys, self.values, self.buffers  # frees their memory before the new buffers are allocated
-        self.update(*kept)
-
-    def _buffer_like(self, states: Tensor) -> Tensor:
-        rows, heads, _, width = states.shape
-        return states.new_empty(rows, heads, self.capacity, width)
 
 
 # --- which mode ------------------------------------------------------------------------------------------------------

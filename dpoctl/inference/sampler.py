@@ -9,6 +9,7 @@ from ..data.readers import Rows, load_rows
 from ..errors import InputError
 from ..models import quantized
 from ..models.load import context_length, load_policy
+from ..models.place import Place
 from ..models.pretrained import silence_transformers
 from ..outputs.claims import Output
 from ..runtime.devices import open_compute
@@ -42,8 +43,7 @@ class Sampler:
         )
         self.policy = load_policy(
             options.model,
-            device=self.compute.device,
-            frozen_in=self.compute.dtype,
+            Place(self.compute.device, self.compute.dtype),
             revision=options.revision,
             trust_remote_code=options.trust_remote_code,
             templates=self.templates,

@@ -25,6 +25,7 @@ from ..models import rope
 from ..models.hub import check_path, resolve
 from ..models.load import Loaded, context_length, load_classifier, load_policy
 from ..models.logprobs import response_logps
+from ..models.place import Place
 from ..models.tokenizers import require_same_tokenizer
 from ..runtime import collectives
 from ..runtime.devices import Compute
@@ -129,13 +130,10 @@ def load_scorer(spec: str, options: ScorerOptions | None = None) -> Scorer:
     path = parsed.parts[0]
     loaded = load_classifier(
         path,
-        device=options.device,
-        frozen_in=options.dtype,
+        Place(options.device, options.dtype, options.quantize, apart=options.apart),
         revision=options.revision,
         trust_remote_code=options.trust_remote_code,
         templates=options.templates,
-        quantize=options.quantize,
-        apart=options.apart,
     )
     if loaded.model.config.num_labels != 1:
         return ClassifierScorer(spec, options, path, loaded, parsed.score_type or options.score_type)
@@ -231,8 +229,7 @@ class ImplicitScorer(Scorer):
         self.policy, self.reference = (
             load_policy(
                 path,
-                device=options.device,
-                frozen_in=options.dtype,
+                Place(options.device, options.dtype),
                 revision=revision,
                 trust_remote_code=options.trust_remote_code,
                 templates=options.templates,

@@ -9,7 +9,7 @@ each query, and no scores.
 import gc
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -113,11 +113,6 @@ def replace_tensors(model: nn.Module, change: Callable[[Tensor], Tensor]) -> Non
                 if old is not None:
                     new = known.get(id(old))
                     table[name] = known[id(old)] = make(change(old.detach()), old.requires_grad) if new is None else new
-
-
-def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the elements of tensors."""
-    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 # --- a GPU's attention -----------------------------------------------------------------------------------------------

@@ -38,50 +38,44 @@ class Loaded(NamedTuple):
     codec: Codec
 
 
+_IN_MAIN_MEMORY = Place()
 WithTokenizer = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 def load_policy(
     path: str,
+    place: Place = _IN_MAIN_MEMORY,
     *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    frozen_in: torch.dtype | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     templates: TemplateOptions | None = None,
-    quantize: str | None = None,
-    quantized_at: str | torch.device | None = None,
-    apart: bool = False,
 ) -> Loaded:
     """A causal language model with its tokenizer and codec: eval mode, every dropout 0, a pad token set.
 
-    An adapter is merged into its base, or attached to a base that is quantised, by its checkpoint or here (`quantize`:
-    4bit or 8bit; see `Place`). With `apart` the result is the base, ready for the adapter.
+    An adapter is merged into its base, or attached to a base that is quantised, by its checkpoint or by `place`. With
+    `place.apart` the result is the base, ready for the adapter.
     The pad token is the EOS where the tokenizer has none; embeddings are never resized. On the device `meta` the model
-    has shapes without numbers, for a rank that receives its shard of the weights later. `frozen_in` is the compute
-    dtype of a model that is not trained: its weights are frozen, and held so (see `precision.hold`).
+    has shapes without numbers, for a rank that receives its shard of the weights later.
     Raises InputError: no such model, unreadable or missing weights, a model of another kind, no tokenizer,
     a tokenizer with ids that the model has no embedding for.
     """
-    folder = _folder(path, revision, trust_remote_code, device)
-    source, place = Source(path, folder, trust_remote_code), Place(device, quantize, quantized_at)
+    folder = _folder(path, revision, trust_remote_code, place)
+    source = Source(path, folder, trust_remote_code)
     if is_adapter(folder):
-        model, tokenizer = _adapted_policy(source, place, apart)
-        model = model if quantized.is_quantized(model) else model.to(dtype)
+        model, tokenizer = _adapted_policy(source, place)
     else:
-        model = load_at(place, AutoModelForCausalLM, source, dtype)
+        model = load_at(place, AutoModelForCausalLM, source)
         tokenizer = load_tokenizer(path, folder=folder, trust_remote_code=trust_remote_code)
     require_eos(path, tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     check_fit(path, model, tokenizer)
-    return Loaded(place.moved(model, frozen_in), tokenizer, open_codec(path, folder, tokenizer, templates))
+    return Loaded(place.moved(model), tokenizer, open_codec(path, folder, tokenizer, templates))
 
 
-def _folder(path: str, revision: str | None, with_code: bool, device: str | torch.device) -> str:
+def _folder(path: str, revision: str | None, with_code: bool, place: Place) -> str:
     """The local directory of a model; for a shape on the meta device the weights of a hub model are not downloaded."""
-    weights = str(device) != "meta"
+    weights = not place.shape_only
     folder = resolve(path, revision, with_code=with_code, weights=weights)
     if not weights and (Path(folder) / "adapter_config.json").is_file():  # small, and its files say what it is
         folder = resolve(path, revision, with_code=with_code)
@@ -90,42 +84,36 @@ def _folder(path: str, revision: str | None, with_code: bool, device: str | torc
 
 def load_classifier(
     path: str,
+    place: Place = _IN_MAIN_MEMORY,
     *,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-    frozen_in: torch.dtype | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     templates: TemplateOptions | None = None,
-    quantize: str | None = None,
-    quantized_at: str | torch.device | None = None,
-    apart: bool = False,
 ) -> Loaded:
     """A sequence classifier or reward model with its tokenizer and codec: eval mode, dropout 0, one pad id.
 
-    A reward model's adapter is merged into its base, or with `apart` and on a quantised base attached to it.
+    A reward model's adapter is merged into its base, or with `place.apart` and on a quantised base attached to it.
     The model pads with the tokenizer's id, whatever its configuration says: a decoder finds the last token by it. Its
-    head computes in float32; `frozen_in` is as for `load_policy`.
+    head computes in float32.
 
     Raises InputError as `load_policy` does; also where the weights do not contain the classification head.
     """
-    folder, place = resolve(path, revision, with_code=trust_remote_code), Place(device, quantize, quantized_at)
+    folder = resolve(path, revision, with_code=trust_remote_code)
     if is_adapter(folder):
         base = adapter_base.find(folder)
         where = resolve_base(path, base.path, base.revision, with_code=trust_remote_code)
-        kept = place if apart or quantize or quantized.method_of(where) else None
+        kept = place if place.apart or place.quantize or quantized.method_of(where) else None
         with quiet():
             model, tokenizer = _adapted_reward(folder, base.path, base.revision, trust_remote_code, kept)
-        model = model if quantized.is_quantized(model) else model.to(dtype)
     else:
-        model = load_at(place, AutoModelForSequenceClassification, Source(path, folder, trust_remote_code), dtype)
+        model = load_at(place, AutoModelForSequenceClassification, Source(path, folder, trust_remote_code))
         tokenizer = load_tokenizer(path, folder=folder, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = _padding_of_classifier(model, tokenizer)
     model.config.get_text_config().pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
     check_fit(path, model, tokenizer)
     precision.keep_head_in_float32(model, model.config.num_labels)
-    return Loaded(place.moved(model, frozen_in), tokenizer, open_codec(path, folder, tokenizer, templates))
+    return Loaded(place.moved(model), tokenizer, open_codec(path, folder, tokenizer, templates))
 
 
 def _padding_of_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -141,31 +129,28 @@ def _padding_of_classifier(model: PreTrainedModel, tokenizer: PreTrainedTokenize
 
 def load_reward_start(
     path: str,
+    place: Place = _IN_MAIN_MEMORY,
     *,
-    device: str | torch.device = "cpu",
     seed: int = 0,
     revision: str | None = None,
     trust_remote_code: bool = False,
     templates: TemplateOptions | None = None,
-    quantize: str | None = None,
-    quantized_at: str | torch.device | None = None,
-    apart: bool = False,
 ) -> Loaded:
     """What to train a reward model from: a decoder with one label that does not pad with a token that ends completions.
 
     A language model's trunk gets a new head, N(0, 1/sqrt(d + 1)) from `seed` (Stiennon et al. 2020); a reward model
     keeps its head. Where padding may end a completion, `transformers` would read that reward one token early: a new
-    token pads. `quantize`, `quantized_at` and `apart` as in `load_policy`; without `apart` an adapter is refused.
+    token pads. `place` as in `load_policy`; without `place.apart` an adapter is refused.
     Raises InputError as `load_classifier` does, and for a model that has no `score` head on its last token.
     """
-    folder = _folder(path, revision, trust_remote_code, device)
+    folder = _folder(path, revision, trust_remote_code, place)
     where = folder
-    if apart and is_adapter(folder):
-        base = adapter_base.find(folder)
-        where = resolve_base(path, base.path, base.revision, with_code=trust_remote_code, weights=str(device) != "meta")
+    if place.apart and is_adapter(folder):
+        base, weights = adapter_base.find(folder), not place.shape_only
+        where = resolve_base(path, base.path, base.revision, with_code=trust_remote_code, weights=weights)
     holder = folder if has_tokenizer(folder) else where
     source = Source(path, where, trust_remote_code)
-    return _reward_start(source, holder, Place(device, quantize, quantized_at), seed, templates)
+    return _reward_start(source, holder, place, seed, templates)
 
 
 def _reward_start(
@@ -173,7 +158,7 @@ def _reward_start(
 ) -> Loaded:
     """`load_reward_start` of a complete model with the tokenizer in the folder `holder`."""
     path = source.path
-    model = load_at(place, AutoModelForSequenceClassification, source, torch.float32, new_head=1)
+    model = load_at(place, AutoModelForSequenceClassification, source, new_head=1)
     if not hasattr(model, "score") or model.config.num_labels != 1:
         raise InputError(
             f"{path}: a {type(model).__name__} with {model.config.num_labels} labels cannot become a reward model",
@@ -268,30 +253,31 @@ def _require_mergeable(path: str, base: str, model: PreTrainedModel) -> None:
         )
 
 
-def _adapted_policy(source: Source, place: Place, apart: bool) -> WithTokenizer:
+def _adapted_policy(source: Source, place: Place) -> WithTokenizer:
     """An adapter's directory as a policy: merged into its base, or attached to it where that is quantised.
 
-    `apart`, and on the meta device: the base alone, with the adapter's tokenizer and the rows of its embeddings.
+    With `place.apart`, and on the meta device: the base alone, with the adapter's tokenizer and the rows of its
+    embeddings.
     """
     folder, with_code = source.folder, source.trust_remote_code
     base = adapter_base.find(folder)
-    shape_only = str(place.device) == "meta"
-    where = resolve_base(source.path, base.path, base.revision, with_code=with_code, weights=not shape_only)
+    base_alone = place.apart or place.shape_only
+    where = resolve_base(source.path, base.path, base.revision, with_code=with_code, weights=not place.shape_only)
     kept = bool(place.quantize or quantized.method_of(where))
-    if not (shape_only or apart or kept):
+    if not (base_alone or kept):
         with quiet():
             return load_merged(folder, base.path, base.revision, with_code)
     found = _read_policy_adapter(folder)
     if is_adapter(where):
         raise InputError(f"{source.path}: the base of this adapter is an adapter itself", hint="merge that one first")
-    if not shape_only:
+    if not place.shape_only:
         adapter_base.check(folder, base.path, where)
     at_base = Source(source.path, where, with_code)
-    model = load_at(place, AutoModelForCausalLM, at_base, torch.float32)
+    model = load_at(place, AutoModelForCausalLM, at_base)
     holder = folder if has_tokenizer(folder) else where
     tokenizer = load_tokenizer(source.path, folder=holder, trust_remote_code=with_code)
     adapter.add_rows(model, found, len(tokenizer))
-    if not (shape_only or apart):
+    if not base_alone:
         with quiet():
             adapter.attach_frozen(model, found, base.path)
     return model, tokenizer

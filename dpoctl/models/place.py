@@ -1,4 +1,4 @@
-"""Where a model is loaded, and in how many bits its frozen weights are held."""
+"""Where a model is loaded, and how its weights are held there."""
 
 from typing import Any, NamedTuple
 
@@ -11,14 +11,18 @@ from .pretrained import Source, load_complete, load_shape
 
 
 class Place(NamedTuple):
-    """The device that a model is loaded on, and whether its linear layers are quantised: 4bit, 8bit or None.
+    """The device that a model is loaded on, and how it is held there.
 
-    Weights that are quantised, here or by the checkpoint, go to the device `quantized_at` (None: `device`) at once.
+    `frozen_in`: the compute dtype of a model that is not trained, whose weights are frozen, and held so (see
+    `precision.hold`). `quantize`: 4bit or 8bit for its linear layers; weights that are quantised, here or by the
+    checkpoint, go to the device `quantized_at` (None: `device`) at once. `apart`: an adapter stays apart from its base.
     """
 
     device: str | torch.device = "cpu"
+    frozen_in: torch.dtype | None = None
     quantize: str | None = None
     quantized_at: str | torch.device | None = None
+    apart: bool = False
 
     def options(self, source: Source) -> dict[str, Any]:
         """What `from_pretrained` needs for weights that are quantised."""
@@ -30,27 +34,30 @@ class Place(NamedTuple):
             raise InputError(said, hint="leave --quantize out")
         return quantized.loading_options(self.quantize, source.path, device)
 
-    def moved(self, model: PreTrainedModel, frozen_in: torch.dtype | None = None) -> PreTrainedModel:
+    @property
+    def shape_only(self) -> bool:
+        """Whether the model is only a shape, for a rank that receives its shard of the weights later."""
+        return str(self.device) == "meta"
+
+    def moved(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model on its device, frozen where it is not trained; it is cast before it takes the device's memory."""
-        if frozen_in is not None:
+        if self.frozen_in is not None:
             model.requires_grad_(False)
-            precision.hold(model, frozen_in)
+            precision.hold(model, self.frozen_in)
         return model if quantized.is_quantized(model) else model.to(self.device)
 
 
-def load_at(
-    place: Place, auto_class: Any, source: Source, dtype: torch.dtype, *, new_head: int | None = None
-) -> PreTrainedModel:
-    """A model as `load_complete` loads it, or its shape on the device `meta`.
+def load_at(place: Place, auto_class: Any, source: Source, *, new_head: int | None = None) -> PreTrainedModel:
+    """A model in float32 as `load_complete` loads it, or its shape on the device `meta`.
 
     Raises InputError as they do, and for the shape of a checkpoint that is quantised: its shards could not be filled.
     """
-    if str(place.device) == "meta":
+    if place.shape_only:
         if method := quantized.method_of(source.folder):
             said = f"{source.path}: its weights are quantised ({method}), which --parallel fsdp cannot shard"
             raise InputError(said, hint="--parallel ddp")
-        return load_shape(auto_class, source, dtype, new_head=new_head)
-    model = load_complete(auto_class, source, dtype, new_head=new_head, options=place.options(source))
+        return load_shape(auto_class, source, torch.float32, new_head=new_head)
+    model = load_complete(auto_class, source, torch.float32, new_head=new_head, options=place.options(source))
     if place.quantize:
         quantized.describe(model, place.quantize)
     return model

@@ -11,7 +11,7 @@ from ..runtime.fsdp_root import with_gathered_weights
 from .logprobs import Sequences, lay_out, response_rows, shared_values, token_logps, trunk_states
 from .probes import trunk_of
 from .routing import RoutedTokens
-from .sharing import copy_sharing_frozen
+from .shared_weights import copy_sharing_frozen
 
 
 def last_token_rewards(model: PreTrainedModel, sequences: Sequences, routed: RoutedTokens | None = None) -> Tensor:

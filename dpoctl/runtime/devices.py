@@ -133,15 +133,6 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def bytes_of(model: torch.nn.Module) -> int:
-    """Memory of a model's weights on this rank."""
-    return sum(t.numel() * t.element_size() for t in map(_local, model.parameters()))
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
-
-
 def has_room(device: torch.device, size: int) -> bool:
     """Whether `size` bytes can stay allocated beside the highest memory so far, with a tenth of the memory to spare.
 

@@ -77,6 +77,11 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if _is_sharded_tensor(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def bytes_of(model: nn.Module) -> int:
+    """Bytes of a model's weights on this rank."""
+    return sum(part.numel() * part.element_size() for part in map(local_part, model.parameters()))
+
+
 def _is_sharded_tensor(tensor: Tensor) -> bool:
     """Whether it is a DTensor; importing that class takes as long as starting a small run."""
     return hasattr(tensor, "to_local")

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from ..errors import InputError, Interrupted
+from ..errors import DpoctlError, Interrupted
 from . import collectives, signals
 from .fsdp_root import is_sharded
+from .long_work import long_work
 
 _IN_STEP = "_dpoctl_in_step"
 T = TypeVar("T")
@@ -33,20 +34,40 @@ def in_order(dealt_items: list[list]) -> list:
 def map_shared(items: Sequence[T], function: Callable[[Sequence[T]], list]) -> list:
     """The results for all items, in their order; `function` gives a list with one for each of this rank's items.
 
-    An InputError of any rank is raised on every rank; the others would wait for its results.
+    An error of any rank is raised on every rank; the others would wait for its results.
     """
     if collectives.world_size() == 1:
         return function(items)
     found, error = [], None
     try:
         found = function(dealt(items))
-    except InputError as e:
-        error = (e.message, e.hint)
-    answers = collectives.gather((found, error))
-    for _, refusal in answers:
-        if refusal:
-            raise InputError(*refusal)
-    return in_order([results for results, _ in answers])
+    except DpoctlError as e:
+        error = e
+    raise_on_every_rank(error)
+    return in_order(collectives.gather(found))
+
+
+def on_rank_0(compute: Callable[[], T]) -> T:
+    """What rank 0 computes, on every rank, however long it takes. Its error is raised on every rank."""
+    found, error = None, None
+    with long_work():
+        if collectives.rank() == 0:
+            try:
+                found = compute()
+            except DpoctlError as e:
+                error = e
+    raise_on_every_rank(error)
+    return collectives.from_rank_0(found)
+
+
+def raise_on_every_rank(error: DpoctlError | None) -> None:
+    """Raise an error that a rank has met on every rank: a rank's own, else that of the first rank that has one."""
+    errors = collectives.gather(error and (type(error), error.message, error.hint))
+    if error:
+        raise error
+    if other := next(filter(None, errors), None):
+        kind, message, hint = other
+        raise kind(message, hint)
 
 
 def in_rounds(model: nn.Module, items: Sequence[T], dummy: Callable[[], Any]) -> Iterator[T | None]:
@@ -85,7 +106,7 @@ def stopped(done: str) -> Interrupted:
 def in_step(model: nn.Module, dummy: Callable[[], Any]) -> Iterator[None]:
     """Inside, ranks may forward a sharded model any number of times, each pass called by `forward_in_step`.
 
-    At its end a rank runs `dummy()` until no other rank has a pass left. An InputError inside is raised after that.
+    At its end a rank runs `dummy()` until no other rank has a pass left. An error inside is raised after that.
     """
     if not is_sharded(model):
         yield
@@ -95,7 +116,7 @@ def in_step(model: nn.Module, dummy: Callable[[], Any]) -> Iterator[None]:
         error = None
         try:
             yield
-        except InputError as e:
+        except DpoctlError as e:
             error = e
         while collectives.any_rank(False):
             dummy()

@@ -26,6 +26,7 @@ from ..inference.policy_evaluation import (
 from ..inference.scorers import Scorer, load_scorer, scorer_options
 from ..models.ledger import Ledger
 from ..models.load import Loaded, context_length, load_policy
+from ..models.place import Place
 from ..models.pretrained import silence_transformers
 from ..models.tokenizers import load_codec, require_same_tokenizer
 from ..outputs.claims import Output
@@ -108,8 +109,7 @@ class Evaluator:
     def _open_model(self, path: str, revision: str | None) -> Loaded:
         return load_policy(
             path,
-            device=self.compute.device,
-            frozen_in=self.compute.dtype,
+            Place(self.compute.device, self.compute.dtype),
             revision=revision,
             trust_remote_code=self.config.trust_remote_code,
             templates=self.templates,

@@ -22,6 +22,7 @@ from ..outputs.files import dump, sha256_file, sync_directory, sync_file, use_mo
 from ..runtime import collectives, fsdp, sharded_tensors
 from ..runtime.fsdp_root import is_sharded
 from ..runtime.long_work import long_work
+from ..runtime.sharing import on_rank_0
 
 KEPT = 2
 _SHARED = ("qmap1", "qmap2")  # tables that all weights' 8-bit states share
@@ -97,9 +98,7 @@ def check_finite(model: nn.Module, optimizer: torch.optim.Optimizer | None, wher
 def save_best(out: Path, model: nn.Module) -> str:
     """Save the trained weights as the best so far; returns their SHA-256. Called on every rank."""
     weights = fsdp.full_tensors(_weights(model))
-    with long_work():
-        digest = _write_best(out / BEST, weights) if collectives.rank() == 0 else None
-    return collectives.from_rank_0(digest)
+    return on_rank_0(lambda: _write_best(out / BEST, weights))
 
 
 def _write_best(path: Path, weights: dict[str, Tensor]) -> str:
@@ -120,11 +119,7 @@ def _write_best(path: Path, weights: dict[str, Tensor]) -> str:
 
 def load_best(out: Path, model: nn.Module, sha256: str) -> None:
     """Load the best weights. Raises InputError, on every rank, where the file was changed. Called on every rank."""
-    intact = True
-    with long_work():
-        if collectives.rank() == 0:
-            intact = (out / BEST).exists() and sha256_file(out / BEST) == sha256
-    if not collectives.from_rank_0(intact):
+    if not on_rank_0(lambda: (out / BEST).exists() and sha256_file(out / BEST) == sha256):
         raise InputError(f"{out / BEST}: damaged", hint="rerun the command to resume from the last checkpoint")
     sharded_tensors.read((out / BEST).parent, BEST.stem, _weights(model))
 

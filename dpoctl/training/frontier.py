@@ -8,7 +8,7 @@ from ..inference.completions import prompt_set
 from ..inference.policy_evaluation import PolicyEvaluation, Reference
 from ..inference.scorers import Scorer, load_scorer, scorer_options
 from ..models.load import Loaded, context_length
-from ..runtime import collectives, devices
+from ..runtime import collectives, devices, fsdp
 from . import setup
 from .options import FrontierOptions
 
@@ -78,7 +78,7 @@ class FrontierEvaluation:
             return self.reference
         opened = self._open_reference()
         # Before the first update it is not known how much memory training takes.
-        room = step > 0 and devices.has_room(self.compute.device, devices.bytes_of(opened.model))
+        room = step > 0 and devices.has_room(self.compute.device, fsdp.bytes_of(opened.model))
         if not collectives.any_rank(not room):
             self.reference = opened
         return opened

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from .. import log
-from ..errors import InputError, NumericalError
+from ..errors import NumericalError
 from ..models import quantized
 from ..models.blocks import recompute_activations
 from ..models.save import check_saving, save_model
@@ -59,14 +59,7 @@ def train(task: Task) -> None:
 
 def _check_saving(task: Task) -> None:
     """Raise InputError, on every rank, for a model whose configuration or tokenizer cannot be saved."""
-    error = None
-    if collectives.rank() == 0:
-        try:
-            check_saving(task.saved_model, task.tokenizer, Path(task.config.out))
-        except InputError as e:
-            error = (e.message, e.hint)
-    if refusal := collectives.from_rank_0(error):
-        raise InputError(*refusal)
+    sharing.on_rank_0(lambda: check_saving(task.saved_model, task.tokenizer, Path(task.config.out)))
 
 
 def _save_and_stop(trainer: "Trainer", step: int) -> None:

@@ -42,6 +42,7 @@ class TrainingPlan(ABC):
         self.target = memory.target_of(config)
         self.head: dict[str, Any] = {}
         self.steps = 0
+        self.inspected: dict[Any, list[list[Sequences]]] = {}
         self.prompt_width = 0  # tokens of the longest of --eval-prompts, once it is known
 
     @abstractmethod
@@ -166,8 +167,11 @@ class TrainingPlan(ABC):
         return ledger.fake(build, gpu=self.target.gpu)
 
     def _inspected(self, config: Any) -> list[list[Sequences]]:
-        """The micro-batches of the first updates."""
-        return [list(self.micros(config, step)) for step in range(min(self.steps, _INSPECTED))]
+        """The micro-batches of the first updates; built once for each config."""
+        if config not in self.inspected:
+            steps = range(min(self.steps, _INSPECTED))
+            self.inspected[config] = [list(self.micros(config, step)) for step in steps]
+        return self.inspected[config]
 
 
 class Evaluated:

@@ -26,11 +26,12 @@ from ..inference.completions import PromptSet, completion_rows, prompt_set, sequ
 from ..inference.generate import batch_slices, generate, sampling_of
 from ..inference.policy_evaluation import Reference
 from ..inference.scorers import Scorer, ScorerOptions, load_scorer
-from ..models import lora, precision, quantized, sharing
+from ..models import lora, precision, quantized, shared_weights
 from ..models.flops import model_flops
 from ..models.hub import is_adapter, resolve
 from ..models.load import context_length, load_classifier
 from ..models.logprobs import micro_batches, response_token_logps
+from ..models.place import Place
 from ..models.rewards import make_critic
 from ..models.tokenizers import require_same_tokenizer
 from ..objectives import ppo
@@ -38,7 +39,7 @@ from ..outputs import adapter_base
 from ..outputs.claims import Output
 from ..runtime import collectives
 from ..runtime.devices import to_device
-from ..runtime.sharing import map_shared
+from ..runtime.sharing import dealt, map_shared
 from . import setup
 from .balance import say_left_out
 from .experience import Episodes, Experience, mask_of, scatter
@@ -79,7 +80,7 @@ class PPO(Task):
         )
         self.reward = load_scorer(config.reward, self._on_base(options))
         if self.reward.options.apart:
-            sharing.share_frozen(self.reward.model, [self.policy])  # type: ignore[attr-defined]
+            shared_weights.share_frozen(self.reward.model, [self.policy])  # type: ignore[attr-defined]
         rows = load_rows(config.prompts, "prompts", skip_bad=config.skip_bad_rows, columns=config.columns)
         self.prompts = prompt_set(rows, self.codec, None, config.max_prompt_length)
         self.trains_chats = any(prompt_of(row).is_chat for row in self.prompts.rows)
@@ -146,11 +147,9 @@ class PPO(Task):
         path, scorer = parse_scorer(config.reward).parts[0], self.reward.options
         model, _, codec = load_classifier(
             path,
+            Place(quantize=scorer.quantize, quantized_at=self.compute.device, apart=scorer.apart),
             revision=config.reward_revision,
             trust_remote_code=config.scorer_trust_remote_code,
-            quantize=scorer.quantize,
-            quantized_at=self.compute.device,
-            apart=scorer.apart,
         )
         if not hasattr(model, "score") or codec.fingerprint != self.codec.fingerprint:
             log.say(f"{path}: its tokenizer is not the policy's, so the value model starts from the policy")
@@ -160,7 +159,7 @@ class PPO(Task):
             settings = replace(settings, targets=lora.adapted_layers(self.policy))
             lora.add_to_attached(model, settings, config.reward)
             precision.hold(model, self.compute.dtype)
-            sharing.share_frozen(model, [self.policy, self.reward.model])  # type: ignore[attr-defined]
+            shared_weights.share_frozen(model, [self.policy, self.reward.model])  # type: ignore[attr-defined]
         elif settings:
             lora.adapt(model, settings, config.reward, None)
             precision.hold(model, self.compute.dtype)
@@ -190,8 +189,8 @@ class PPO(Task):
         first = step * self.config.batch_size
         places = list(enumerate(self.stream.batch(step), start=first))
         groups = [(e, [i for _, i in g]) for e, g in groupby(places, key=lambda place: place[0] // self.stream.n)]
-        dealt = [(e, m[s]) for e, m in groups for s in batch_slices(len(m), 1, self.config.generation_batch_size)]
-        every = map_shared(dealt, lambda mine: [self._respond(epoch, members) for epoch, members in mine])
+        batches = [(e, m[s]) for e, m in groups for s in batch_slices(len(m), 1, self.config.generation_batch_size)]
+        every = map_shared(batches, lambda mine: [self._respond(epoch, members) for epoch, members in mine])
         return Episodes([row for batch in every for row in batch.rows], [s for batch in every for s in batch.sequences])
 
     def _respond(self, epoch: int, members: list[int]) -> Episodes:
@@ -251,7 +250,7 @@ class PPO(Task):
     def _token_values(self, episodes: Episodes, mask: Tensor) -> list[Tensor]:
         """[log-probs, values, reference log-probs, entropies], each [B, T], of all ranks' forward passes."""
         groups = list(micro_batches(episodes.sequences, self.config.tokens_per_batch))
-        mine, found = groups[collectives.rank() :: collectives.world_size()], []
+        mine, found = dealt(groups), []
         for indices in mine:
             batch = [episodes.sequences[i] for i in indices]
             with self.compute.autocast():

@@ -16,7 +16,7 @@ from ..config.scorer import parse_scorer
 from ..data.readers import load_rows
 from ..inference import memory
 from ..inference.memory import Batch, Held, Phase, PlannedScorer
-from ..models import ledger, lora, quantized, sharing
+from ..models import ledger, lora, quantized, shared_weights
 from ..models.flops import model_flops
 from ..models.hub import is_adapter, resolve, resolve_base
 from ..models.ledger import Ledger
@@ -85,11 +85,11 @@ class PPOPlan(TrainingPlan):
         reference = self._open_reference(config, counted, trained)
         reward = memory.open_scorer(counted, config.reward, config.reward_revision, self.target)
         if on_base := _on_base(config):
-            reward = replace(reward, models=[_sharing(counted, held, trained.model) for held in reward.models])
+            reward = replace(reward, models=[_on_shared_base(counted, held, trained.model) for held in reward.models])
         before = counted.restart()
         critic = self._critic(config, trained.model)
         if on_base and critic.trunk is not None:
-            sharing.share_frozen(critic.trunk, [trained.model], _same_shape)
+            shared_weights.share_frozen(critic.trunk, [trained.model], _same_shape)
         critic_size = trained.size + counted.restart() - before
         scorer = self._open_scorer(config, counted)
         others = {
@@ -191,10 +191,10 @@ def _base_of(path: str, folder: str) -> Path:
     return Path(resolve_base(path, base.path, base.revision, weights=False)).resolve()
 
 
-def _sharing(counted: Ledger, reward: Held, policy: Any) -> Held:
+def _on_shared_base(counted: Ledger, reward: Held, policy: Any) -> Held:
     """A reward model that holds the policy's base in place of its own."""
     before = counted.restart()
-    sharing.share_frozen(reward.model, [policy], _same_shape)
+    shared_weights.share_frozen(reward.model, [policy], _same_shape)
     return Held(reward.model, reward.size - (before - counted.restart()))
 
 

@@ -61,12 +61,11 @@ class RewardModel(PairTask):
             "revision": config.revision,
             "trust_remote_code": config.trust_remote_code,
             "templates": self.templates,
-            **setup.apart_options(config, self.compute),
         }
         return setup.load(
             config,
-            "cpu",
-            lambda place: load_reward_start(config.model, device=place, **options),
+            setup.trained_at(config, self.compute),
+            lambda place: load_reward_start(config.model, place, **options),
         )
 
     def _split(self) -> tuple[PairData, PairData]:

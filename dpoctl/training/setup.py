@@ -11,10 +11,11 @@ from ..data.encode import Limits
 from ..errors import InputError
 from ..inference import decoding
 from ..inference.options import template_options
-from ..models import adapter, lora, packed, precision, probes, quantized, rope, sharing
+from ..models import adapter, lora, packed, precision, probes, quantized, rope, shared_weights
 from ..models.blocks import blocks
 from ..models.hub import is_adapter, resolve, resolve_base
 from ..models.load import Loaded, context_length, load_policy
+from ..models.place import Place
 from ..models.pretrained import silence_transformers
 from ..models.probes import can_pack, has_plain_head
 from ..models.tokenizers import load_codec
@@ -25,6 +26,7 @@ from ..runtime import collectives, fsdp
 from ..runtime.devices import Compute
 from ..runtime.joining import open_together
 from ..runtime.long_work import long_work
+from ..runtime.sharing import on_rank_0, raise_on_every_rank
 from .options import (
     AdapterOptions,
     CodecOptions,
@@ -58,14 +60,13 @@ def open_trained(config: TrainedModelOptions, compute: Compute, templates: Templ
         "revision": config.revision,
         "trust_remote_code": config.trust_remote_code,
         "templates": templates,
-        **apart_options(config, compute),
     }
-    return load(config, "cpu", lambda place: load_policy(config.model, device=place, **options))
+    return load(config, trained_at(config, compute), lambda place: load_policy(config.model, place, **options))
 
 
-def apart_options(config: TrainedModelOptions, compute: Compute) -> dict[str, Any]:
-    """How the model to train is loaded where only its adapters are trained."""
-    return {"quantize": config.quantize, "quantized_at": compute.device, "apart": bool(config.lora)}
+def trained_at(config: TrainedModelOptions, compute: Compute) -> Place:
+    """Where and how the model to train is loaded: in main memory, and with --lora apart from its adapter."""
+    return Place(quantize=config.quantize, quantized_at=compute.device, apart=bool(config.lora))
 
 
 def open_frozen(
@@ -73,52 +74,29 @@ def open_frozen(
 ) -> Loaded:
     """A causal language model that is not trained, such as the reference, held in the compute dtype or --quantize."""
     options: dict[str, Any] = {
-        "frozen_in": compute.dtype,
         "revision": revision,
         "trust_remote_code": config.trust_remote_code,
         "templates": templates,
-        "quantize": config.quantize,
     }
-    return load(config, str(compute.device), lambda place: load_policy(path, device=place, **options))
+    held = Place(compute.device, compute.dtype, config.quantize)
+    return load(config, held, lambda place: load_policy(path, place, **options))
 
 
-def load(config: ShardingOptions, place: str, load_at: Callable[[str], Any]) -> Any:
+def load(config: ShardingOptions, place: Place, load_at: Callable[[Place], Any]) -> Any:
     """`load_at(place)`; a model to be sharded, in main memory on rank 0 and as shapes on the others.
 
     An InputError of one rank is raised on every rank: of a model to be sharded only rank 0 has seen the weights.
     """
     if _is_sharded_run(config):
-        place = "meta" if collectives.rank() else "cpu"
+        place = place._replace(device="meta" if collectives.rank() else "cpu")
     found, error = None, None
     with long_work():
         try:
             found = load_at(place)
         except InputError as e:
             error = e
-    _raise_everywhere(error)
+    raise_on_every_rank(error)
     return found
-
-
-def on_rank_0(compute: Callable[[], Any]) -> Any:
-    """What rank 0 computes, on every rank, however long it takes. Its InputError is raised on every rank."""
-    found, error = None, None
-    with long_work():
-        if collectives.rank() == 0:
-            try:
-                found = compute()
-            except InputError as e:
-                error = e
-    _raise_everywhere(error)
-    return collectives.from_rank_0(found)
-
-
-def _raise_everywhere(error: InputError | None) -> None:
-    """Raise an InputError that one rank has met, on every rank; the first rank's where several have one."""
-    errors = collectives.gather(error and (error.message, error.hint))
-    if error:
-        raise error
-    if other := next(filter(None, errors), None):
-        raise InputError(*other)
 
 
 def content_of(path: str, revision: str | None) -> str:
@@ -225,7 +203,7 @@ def frozen_start(config: ShardingOptions, policy: Any) -> Any:
 
     Called before the first update, and before a checkpoint is loaded.
     """
-    return None if _is_sharded_run(config) else sharing.frozen_copy(policy)
+    return None if _is_sharded_run(config) else shared_weights.frozen_copy(policy)
 
 
 def lora_settings(config: LoraOptions) -> lora.LoraSettings:

@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICA
 from architectures import reference, zoo
 from dpoctl.cli.app import run as command_line
 from dpoctl.models.load import load_policy
+from dpoctl.models.place import Place
 
 SHARE = ("llama", "gemma2-small-logits", "phi3-longrope", "qwen2-moe", "mixtral", "qwen3.5", "mamba")
 BETA, LR, CLIP = 0.3, 1e-3, 10.0
@@ -115,7 +116,7 @@ def test_weights_held_in_bfloat16_give_the_numbers_of_autocast(place):
     """What is held may only be read by products that autocast would round to the same numbers."""
     _, folder = place
     ids = torch.tensor([[7, 3, 9, 11, 30, 31, 12, 8, 40, 41, 5, 6]])
-    models = [load_policy("policy").model.requires_grad_(False), load_policy("policy", frozen_in=torch.bfloat16).model]
+    models = [load_policy("policy", Place(frozen_in=dtype)).model for dtype in (torch.float32, torch.bfloat16)]
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         expected, found = (model(input_ids=ids, use_cache=False).logits for model in models)
     low = sum(p.numel() for p in models[1].parameters() if p.dtype == torch.bfloat16)

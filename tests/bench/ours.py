@@ -152,10 +152,11 @@ def sample(model: Path, rows: int, tokens: int, dtype: str) -> dict:
     from dpoctl.data.chats import Prompt
     from dpoctl.inference.generate import PromptTokens, Sampling, generate
     from dpoctl.models.load import load_policy
+    from dpoctl.models.place import Place
     from dpoctl.runtime import devices
 
     compute = devices.open_compute("cpu", dtype)
-    policy, tokenizer, codec = load_policy(str(model / "policy"), frozen_in=compute.dtype)
+    policy, tokenizer, codec = load_policy(str(model / "policy"), Place(compute.device, compute.dtype))
     prompts = sample_prompts(rows)
     stops = codec.stops_of(Prompt(""))
     named = [PromptTokens(str(i), ids, stops) for i, ids in enumerate(prompts)]
