@@ -9,6 +9,7 @@ from dpoctl.cli.app import run as command_line
 from dpoctl.models.load import load_classifier, load_policy
 from dpoctl.models.logprobs import summed_logps
 from dpoctl.models.rewards import rewards_of
+from helpers.log_probs import one_by_one
 
 peft = pytest.importorskip("peft")
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification  # noqa: E402
@@ -26,11 +27,7 @@ def plain(base: str, adapter: str | None, cls=AutoModelForCausalLM, **options):
 @torch.no_grad()
 def logps(model) -> torch.Tensor:
     """Summed log-probs of SEQUENCES, each forwarded alone."""
-    found = []
-    for ids, start in SEQUENCES:
-        scores = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
-        found.append(sum(scores[t - 1, ids[t]] for t in range(start, len(ids))))
-    return torch.stack(found).float()
+    return one_by_one(model, SEQUENCES)
 
 
 def tune(out: str, *flags: str, steps: int = 4, model: str = "lm") -> None:

@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses import FakeTensorMode
 
 from dpoctl.models import attention_kernel, logprobs, packed, probes
+from helpers.log_probs import one_by_one
 
 CPU = torch.device("cpu")
 SHAPE = {
@@ -69,15 +70,6 @@ def weighted(model, sequences, summed) -> tuple[torch.Tensor, dict[str, torch.Te
     logps = summed(model, sequences)
     (logps * torch.linspace(-1, 2, len(sequences), dtype=logps.dtype)).sum().backward()
     return logps.detach(), {n: p.grad.double() for n, p in model.named_parameters() if p.grad is not None}
-
-
-def one_by_one(model, sequences) -> torch.Tensor:
-    """Each sequence alone, with the model's own attention and logits."""
-    sums = []
-    for ids, start in sequences:
-        logps = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        sums.append(logps[range(start - 1, len(ids) - 1), ids[start:]].sum())
-    return torch.stack(sums)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from dpoctl.errors import InputError
 from dpoctl.models import hub, load
 from dpoctl.models.hub import resolve
 from dpoctl.models.load import context_length, load_classifier, load_policy, untrained
+from dpoctl.models.place import Place
 from dpoctl.models.tokenizers import end_tokens, load_tokenizer
 
 VOCAB = 40
@@ -254,9 +255,9 @@ def test_the_shape_of_a_hub_model_needs_no_weights(tmp_path, monkeypatch):
 
     monkeypatch.setattr(hub, "_fetch", fetch)
 
-    assert load._folder("some/model", None, False, "meta") == str(tmp_path)
+    assert load._folder("some/model", None, False, Place("meta")) == str(tmp_path)
     assert len(asked) == 1 and "*.safetensors" not in asked[0]
     (tmp_path / "adapter_config.json").write_text("{}")
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    load._folder("some/model", None, False, "meta")
+    load._folder("some/model", None, False, Place("meta"))
     assert "*.safetensors" in asked[-1]

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from dpoctl.models import logprobs, packed, probes, tiled_head
+from helpers.log_probs import one_by_one
 from helpers.tiny_models import tiny_model
 
 PACKED = ["gpt2", "neox", "llama", "qwen2", "qwen3", "mistral"]
@@ -28,15 +29,6 @@ def weighted(model, sequences, summed) -> tuple[torch.Tensor, dict]:
     logps = summed(model, sequences)
     (logps * torch.linspace(-1, 2, len(sequences), dtype=logps.dtype)).sum().backward()
     return logps.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-
-
-def one_by_one(model, sequences) -> torch.Tensor:
-    """Each sequence alone, with the model's own attention and logits."""
-    sums = []
-    for ids, start in sequences:
-        logps = model(torch.tensor([ids])).logits[0].log_softmax(-1)
-        sums.append(logps[range(start - 1, len(ids) - 1), ids[start:]].sum())
-    return torch.stack(sums)
 
 
 def padded(model, sequences) -> torch.Tensor:

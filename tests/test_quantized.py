@@ -24,6 +24,7 @@ peft = pytest.importorskip("peft")
 pytest.importorskip("bitsandbytes")
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig  # noqa: E402
 
+from helpers.log_probs import one_by_one  # noqa: E402
 from helpers.tiny_models import tiny_model  # noqa: E402
 
 SHORT = "--max-length 96 --max-prompt-length 16 --warmup-steps 0 --batch-size 16 --epochs 9 --lora 4".split()
@@ -32,12 +33,8 @@ SEQUENCES = [([5, 6, 7, 8, 9, 10], 2), ([5, 6, 20, 21], 2), ([30, 31, 32, 33, 34
 
 @torch.no_grad()
 def logps(model) -> torch.Tensor:
-    """Summed log-probs of SEQUENCES, each forwarded alone through the model's own forward."""
-    found = []
-    for ids, start in SEQUENCES:
-        scores = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
-        found.append(sum(scores[t - 1, ids[t]] for t in range(start, len(ids))))
-    return torch.stack(found).float()
+    """Summed log-probs of SEQUENCES, each forwarded alone."""
+    return one_by_one(model, SEQUENCES)
 
 
 def dequantized(model):

@@ -7,6 +7,8 @@ import pytest
 from safetensors.torch import load_file
 
 from dpoctl.cli.app import run as command_line
+from dpoctl.errors import NumericalError
+from dpoctl.runtime import collectives, sharing
 from helpers.chain import World
 from helpers.ranks import start_ranks
 
@@ -209,6 +211,25 @@ def test_a_scorer_that_fails_on_one_rank_stops_all_with_its_message(here):
     args = [*DPO, *POINTS, "--scorer", "python:picky.py:f", "--out", "picky"]
     said = on_ranks(here, *args, codes={2})
     assert all("picky.py:f failed: ValueError: no, on prompt_id" in " ".join(text.split()) for text in said)
+
+
+@pytest.mark.parametrize("share", [sharing.map_shared, lambda items, work: sharing.on_rank_0(lambda: work(items))])
+@pytest.mark.parametrize("own", [True, False])
+def test_an_error_of_any_kind_is_raised_on_every_rank(monkeypatch, share, own):
+    """As rank 0 of two: what this rank meets, or what the other tells of."""
+    told = [None, (NumericalError, "the other's", "its hint")]
+    sent = []
+    monkeypatch.setattr(collectives, "world_size", lambda: 2)
+    monkeypatch.setattr(collectives, "gather", lambda item: sent.append(item) or ([item, None] if own else told))
+
+    def work(items):
+        if own:
+            raise NumericalError("this one's", "a hint")
+        return list(items)
+
+    with pytest.raises(NumericalError, match="this one's" if own else "the other's"):
+        share([1, 2], work)
+    assert sent == [(NumericalError, "this one's", "a hint") if own else None]
 
 
 # --- evaluate --------------------------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from functorch.compile import make_boxed_func  # noqa: E402
 from torch._functorch.aot_autograd import aot_module_simplified  # noqa: E402
 from torch._subclasses import FakeTensorMode  # noqa: E402
 
+from helpers.log_probs import random_sequences  # noqa: E402
+
 variants = 0
 own = torch.compile
 
@@ -43,22 +45,9 @@ torch.compile = compile_for_counting
 from dpoctl.models import packed  # noqa: E402
 
 
-def sequences(tokens: int, draw: random.Random) -> list[tuple[list[int], int]]:
-    """Prompts with one to four completions, of about so many tokens."""
-    found: list[tuple[list[int], int]] = []
-    while tokens > 0:
-        prompt = [draw.randrange(3, 99) for _ in range(draw.randint(3, 60))]
-        tokens -= len(prompt)
-        for _ in range(draw.randint(1, 4)):
-            answer = [draw.randrange(3, 99) for _ in range(draw.randint(1, 90))]
-            found.append((prompt + answer, len(prompt)))
-            tokens -= len(answer)
-    return found
-
-
 def attend(tokens: int, draw: random.Random, *, heads: tuple[int, int], window: int | None, trains: bool) -> None:
     """A call as a layer of `heads` (query, key) makes it, and its backward pass where it trains."""
-    _, tree, *_ = packed.pack(sequences(tokens, draw), 1024, torch.device("cuda"), whole=False)
+    _, tree, *_ = packed.pack(random_sequences(tokens, draw, range(3, 99)), 1024, torch.device("cuda"), whole=False)
     shape = (len(tree.group), 64)
 
     def states(n: int, dtype: torch.dtype) -> torch.Tensor:

@@ -20,6 +20,7 @@ from dpoctl.models.logprobs import Sequences, summed_logps
 from dpoctl.models.probes import assume, can_pack
 from dpoctl.runtime import collectives, fsdp
 from gpu.models import SMALL
+from helpers.log_probs import random_sequences
 
 LONGEST = 160  # tokens of a text
 
@@ -35,16 +36,7 @@ class Words:
 
 def sequences(tokens: int, seed: int = 0) -> Sequences:
     """Prompts with one to four answers, of about so many tokens."""
-    draw = random.Random(seed)
-    found: list[tuple[list[int], int]] = []
-    while tokens > 0:
-        prompt = [draw.randrange(2, 500) for _ in range(draw.randint(3, 60))]
-        tokens -= len(prompt)
-        for _ in range(draw.randint(1, 4)):
-            answer = [draw.randrange(2, 500) for _ in range(draw.randint(1, 90))]
-            found.append((prompt + answer, len(prompt)))
-            tokens -= len(answer)
-    return found
+    return random_sequences(tokens, random.Random(seed), range(2, 500))
 
 
 def build(name: str) -> PreTrainedModel:

@@ -1,6 +1,7 @@
 """What has to be seen on a real GPU (`make test-gpu`). `make test` tries the same code on a CPU with tiny sizes."""
 
 import copy
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -128,4 +129,6 @@ def test_trl(place, figures, world, tmp_path, name):
     pytest.importorskip("trl")
     shown = "tiny" if small(place) else name
     commands.prepare(tmp_path, shown, world.folder / "lm", *((8, 20) if small(place) else (256, 110)))
-    figures(place, model=shown, **commands.trl(tmp_path, shown, place, *((4, 2) if small(place) else (32, 8))))
+    row = commands.trl(tmp_path, shown, place, *((4, 2) if small(place) else (32, 8)))
+    figures(place, model=shown, **row)
+    assert row["loss"] == pytest.approx(math.log(2), abs=0.02)  # of the first batch, in bfloat16
