@@ -50,7 +50,7 @@ def long_work() -> Iterator[None]:
         yield
         return
     _group, _parts = rendezvous.broadcasts(), _parts + 1 if _group == rendezvous.broadcasts() else 1
-    store, part = rendezvous.store(minutes), f"dpoctl/work/{_group}/{_parts}"
+    store, part = rendezvous.store(minutes), f"dpoctl/part/{_group}/{_parts}"
     try:
         with beating(minutes):
             yield
