@@ -1,4 +1,4 @@
-"""Fixtures of the miniature world: each is made once a session, and tests only add outputs of other names."""
+"""Fixtures of the miniature world: each is made once a session, and every file of tests has a copy."""
 
 import os
 import shutil
@@ -43,43 +43,69 @@ def warm_judge(warm, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory, warm) -> World:
-    """Small models and rows: see `make_world`."""
-    folder = tmp_path_factory.mktemp("world")
+def made(tmp_path_factory, warm) -> World:
+    """Small models and rows, see `make_world`; the fixtures `made_...` add to them, and tests nothing."""
+    folder = tmp_path_factory.mktemp("made")
     make_world(folder)
     return World(folder, warm)
 
 
 @pytest.fixture(scope="session")
-def prefs(world) -> World:
-    """With a model `sft` trained on the reviews, and preferences of its samples by the classifier."""
-    world.run("sft --model lm --data sft.jsonl --eval-data held.jsonl --lr 1e-3", *TRAIN, "--out sft")
-    world.run(
+def made_prefs(made) -> World:
+    made.run("sft --model lm --data sft.jsonl --eval-data held.jsonl --lr 1e-3", *TRAIN, "--out sft")
+    made.run(
         "make-prefs --model sft --prompts train.jsonl --scorer classifier --max-new-tokens 20 "
         "--generation-batch-size 16 --completions-out samples.jsonl --out prefs.jsonl",
     )
-    return world
+    return made
 
 
 @pytest.fixture(scope="session")
-def trained(prefs) -> World:
+def made_trained(made_prefs) -> World:
+    made_prefs.run(*dpo("dpo"))
+    return made_prefs
+
+
+@pytest.fixture(scope="session")
+def made_rewarded(made_prefs) -> World:
+    made_prefs.run(*REWARD_MODEL, "--out rm")
+    return made_prefs
+
+
+@pytest.fixture(scope="session")
+def made_optimised(made_rewarded) -> World:
+    made_rewarded.run(*ppo("ppo"))
+    return made_rewarded
+
+
+@pytest.fixture(scope="module")
+def world(made, tmp_path_factory) -> World:
+    """Small models and rows in a folder of this file of tests: names of outputs never meet those of another."""
+    return World(tmp_path_factory.mktemp("world"), made.warm).filled(made)
+
+
+@pytest.fixture(scope="module")
+def prefs(world, made_prefs) -> World:
+    """With a model `sft` trained on the reviews, and preferences of its samples by the classifier."""
+    return world.filled(made_prefs)
+
+
+@pytest.fixture(scope="module")
+def trained(prefs, made_trained) -> World:
     """With `dpo`, trained on the preferences."""
-    prefs.run(*dpo("dpo"))
-    return prefs
+    return prefs.filled(made_trained)
 
 
-@pytest.fixture(scope="session")
-def rewarded(prefs) -> World:
+@pytest.fixture(scope="module")
+def rewarded(prefs, made_rewarded) -> World:
     """With `rm`, a reward model trained on the preferences."""
-    prefs.run(*REWARD_MODEL, "--out rm")
-    return prefs
+    return prefs.filled(made_rewarded)
 
 
-@pytest.fixture(scope="session")
-def optimised(rewarded) -> World:
+@pytest.fixture(scope="module")
+def optimised(rewarded, made_optimised) -> World:
     """With `ppo`, trained on the reward model's scores."""
-    rewarded.run(*ppo("ppo"))
-    return rewarded
+    return rewarded.filled(made_optimised)
 
 
 @pytest.fixture
@@ -98,8 +124,8 @@ def here(prefs, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def lab(world, tmp_path_factory) -> Lab:
+def lab(made, tmp_path_factory) -> Lab:
     """Where faults are injected: forked children; undisturbed runs made the inputs of each stage."""
-    made = Lab(tmp_path_factory.mktemp("lab"))
-    build(made, world.folder)
-    return made
+    lab = Lab(tmp_path_factory.mktemp("lab"))
+    build(lab, made.folder)
+    return lab

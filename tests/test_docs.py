@@ -88,7 +88,7 @@ def name(page: Path) -> str:
 # --- the miniature world, under the names that the pages use
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def given(prefs, tmp_path_factory) -> dict[str, Path]:
     """Name in the pages -> file or directory, of everything that a page may take for granted."""
     world, made = prefs, tmp_path_factory.mktemp("given")
@@ -138,7 +138,7 @@ def given(prefs, tmp_path_factory) -> dict[str, Path]:
     return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def environment(prefs, tmp_path_factory) -> Iterator[dict[str, str]]:
     """The environment of the blocks: `dpoctl` on the warm server, and a judge that prefers A."""
     binaries = tmp_path_factory.mktemp("bin")

@@ -23,7 +23,7 @@ def card(tmp_path_factory):
     machine.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def inputs(world) -> World:
     """The miniature world with preferences of two reviews' rests, a reward model without training, other families."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer

@@ -4,6 +4,7 @@ world)."""
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,6 +45,14 @@ class World:
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",  # forked processes have one thread; other counts would give other bytes
         }
+
+    def filled(self, made: "World") -> "World":
+        """This world, with what another one has and it has not."""
+        for source in made.folder.iterdir():
+            target = self.folder / source.name
+            if not target.exists():
+                (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
+        return self
 
     def popen(self, *args: str, command: list[str] = COLD) -> subprocess.Popen:
         """Start a command line, given as words or as texts of several words."""
