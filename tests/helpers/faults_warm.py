@@ -4,7 +4,9 @@ One thread, so that a fork has no pool of threads to miss, and every run compute
 """
 
 import gc
+import importlib
 import os
+import pkgutil
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -17,8 +19,12 @@ import torch
 import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 import transformers.models.roberta.modeling_roberta  # noqa: F401
 
-import dpoctl.cli.app  # noqa: F401
+import dpoctl.cli.app
+import dpoctl.stages
 from dpoctl.tasks import toy_models  # noqa: F401
+
+for stage in pkgutil.iter_modules(dpoctl.stages.__path__):  # a signal finds a victim in its command, not in imports
+    importlib.import_module(f"dpoctl.stages.{stage.name}")
 
 torch.set_num_threads(1)
 gc.freeze()  # a collection in a forked process would copy what it looks at
