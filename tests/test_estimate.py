@@ -20,7 +20,7 @@ from dpoctl.models.flops import model_flops, sizes
 from dpoctl.models.load import load_policy, untrained
 from dpoctl.models.logprobs import summed_logps
 from dpoctl.runtime import devices, fsdp, hardware
-from dpoctl.training.estimate import Pass, Update, gather, update_phase
+from dpoctl.training.estimate import Pass, Update, gather, gathered_bytes, update_phase
 from dpoctl.training.optimization import make_optimizer, state_bytes
 from helpers import real_models
 
@@ -136,6 +136,23 @@ def test_recomputed_blocks_keep_no_cast_copies_of_the_weights(tmp_path):
 def untrained_on_meta(folder):
     with torch.device("meta"):
         return untrained(str(folder), "policy")
+
+
+def test_what_fsdp_gathers_by_arithmetic(tmp_path):
+    """Tied, embedding and head stay with the root; untied, the embedding is a part like the blocks."""
+    embedding = 128256 * 2048
+    for tied in (True, False):
+        folder = real_models.write(tmp_path / f"lm-{tied}", "llama-1b")
+        config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": tied}
+        (folder / "config.json").write_text(json.dumps(config))
+        model = untrained_on_meta(folder)
+        block = sum(p.numel() for p in model.model.layers[0].parameters())
+        norm = model.model.norm.weight.numel()
+        parts = 2 * block if tied else block + embedding  # the embedding is larger than a block
+        alone = gathered_bytes(model, torch.bfloat16, learning=False)
+        assert alone == 2 * (embedding + norm + parts)
+        sums = 4 * (embedding + norm)
+        assert gathered_bytes(model, torch.bfloat16) == 2 * alone + sums
 
 
 def test_a_gpus_head_has_wide_tiles(tmp_path):

@@ -1,4 +1,4 @@
-"""The transformer blocks of a model: the units of activation checkpointing and of sharding."""
+"""The transformer blocks of a model: the units of activation checkpointing and, with the embedding, of sharding."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +25,17 @@ def blocks(model: nn.Module) -> list[nn.Module]:
         )
     parts = {module for block in found for module in block.modules() if module is not block}
     return [block for block in found if block not in parts]
+
+
+def shards(model: nn.Module) -> list[nn.Module]:
+    """What FSDP gathers one by one: the blocks, and an embedding that is not tied, apart from the head.
+
+    Raises InputError as `blocks` does.
+    """
+    embedding = model.get_input_embeddings()
+    own = {id(p) for p in embedding.parameters()}
+    uses = sum(id(p) in own for _, p in model.named_parameters(remove_duplicate=False))
+    return [*blocks(model), *([embedding] if uses == len(own) else [])]
 
 
 def stacks(model: nn.Module) -> list[nn.ModuleList]:

@@ -60,9 +60,21 @@ class Ledger(TorchDispatchMode):
 
 
 @contextmanager
+def _collecting_new_objects_only() -> Iterator[None]:
+    """`restart` collects often, and what was imported before is most of what a collection looks at."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@contextmanager
 def planning(*, gpu: bool) -> Iterator[Ledger]:
     """A context in which new tensors are fake and counted, on a GPU or on the CPU."""
     with ExitStack() as stack:
+        stack.enter_context(_collecting_new_objects_only())
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # copying a fake tensor
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))

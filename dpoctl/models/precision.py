@@ -44,11 +44,10 @@ def keep_head_in_float32(model: nn.Module, labels: int) -> None:
 def hold(model: nn.Module, dtype: torch.dtype) -> None:
     """Cast the frozen weights that only matrix products read to `dtype`, in place.
 
-    A frozen head that is tied to the embedding gets a copy, since the embedding itself stays as it is.
+    A frozen head that is tied to the embedding gets weights of its own, since the embedding stays as it is.
     """
     if dtype == torch.float32:
         return
-    _untie_frozen_head(model)
     for path, module in model.named_modules():
         if ".lora_" in path:  # peft casts the input to the dtype of an adapter's matrices, also where they are read in
             continue  # another (`full_precision`)
@@ -68,14 +67,6 @@ def _names_in_products(module: nn.Module) -> tuple[str, ...]:
     if _EXPERTS in type(module).__name__:
         return tuple(name for name, weight in module._parameters.items() if weight is not None and weight.ndim > 1)
     return ()
-
-
-def _untie_frozen_head(model: nn.Module) -> None:
-    embedding = getattr(model, "get_input_embeddings", lambda: None)()
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    if embedding is None or head is None or head.weight is not embedding.weight or head.weight.requires_grad:
-        return
-    head.weight = nn.Parameter(head.weight.detach(), requires_grad=False)
 
 
 @contextmanager

@@ -12,11 +12,11 @@ from . import collectives
 from .fsdp_root import FsdpRoot, attach_root, is_sharded
 
 
-def shard(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device, dtype: torch.dtype) -> None:
+def shard(model: nn.Module, parts: Sequence[nn.Module], device: torch.device, dtype: torch.dtype) -> None:
     """Shard a model in place: float32 shards, computed in `dtype`, gradients summed in float32 over the ranks.
 
     Rank 0 holds the full weights; on the other ranks they may be on the meta device, where only the shards get memory.
-    `blocks` are sharded one by one. Raises InputError for weights whose shapes or ties differ from the configuration's.
+    `parts` are gathered one by one, the rest together. Raises InputError for weights whose shapes or ties differ from the configuration's.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -29,7 +29,7 @@ def shard(model: nn.Module, blocks: Sequence[nn.Module], device: torch.device, d
     mesh = init_device_mesh(device.type, (collectives.world_size(),))
     precision = MixedPrecisionPolicy() if dtype == torch.float32 else MixedPrecisionPolicy(dtype, torch.float32)
     root = FsdpRoot(model)
-    for module in [*blocks, root]:
+    for module in [*parts, root]:
         # The root is resharded after its forward too, so that its weights are never stale when they are saved.
         fully_shard(module, mesh=mesh, mp_policy=precision, reshard_after_forward=True)
         assert isinstance(module, FSDPModule)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..inference.memory import Phase, Target
 from ..models import ledger
-from ..models.blocks import blocks
+from ..models.blocks import blocks, shards
 from ..models.ledger import Ledger
 from ..runtime import replicated
 from .optimization import EIGHT_BIT, OptimizerOptions, make_optimizer, state_bytes
@@ -123,15 +123,16 @@ def gather(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def gathered_bytes(model: nn.Module, dtype: torch.dtype, *, learning: bool = True) -> int:
-    """Bytes that FSDP gathers: weights and gradients of the embeddings and of two blocks at a time, and the float32
-    buffer that one block's gradients are summed in; without `learning`, of the weights alone."""
+    """Bytes that FSDP gathers: weights and gradients of the head, or of tied embeddings, and of the two largest other
+    parts, and the float32 buffer that one part's gradients are summed in; without `learning`, of the weights alone."""
+    parts = shards(model)
     every, trained = (
-        [sum(p.numel() for p in ps(block)) for block in blocks(model)]
+        sorted(sum(p.numel() for p in ps(part)) for part in parts)
         for ps in (lambda m: m.parameters(), replicated.trainable)
     )
     rest = sum(p.numel() for p in model.parameters()) - sum(every)
     rest_trained = sum(p.numel() for p in replicated.trainable(model)) - sum(trained)
     if not learning:
-        return (rest + 2 * max(every)) * dtype.itemsize
+        return (rest + sum(every[-2:])) * dtype.itemsize
     sums = 0 if dtype == torch.float32 else 4 * max(max(trained), rest_trained)
-    return (rest + rest_trained + 2 * (max(every) + max(trained))) * dtype.itemsize + sums
+    return (rest + rest_trained + sum(every[-2:]) + sum(trained[-2:])) * dtype.itemsize + sums

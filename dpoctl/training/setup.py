@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..inference import decoding
 from ..inference.options import template_options
 from ..models import adapter, lora, packed, precision, probes, quantized, rope, shared_weights
-from ..models.blocks import blocks
+from ..models.blocks import shards
 from ..models.hub import is_adapter, resolve, resolve_base
 from ..models.load import Loaded, context_length, load_policy
 from ..models.place import Place
@@ -123,7 +123,7 @@ def place(config: ShardedTextOptions, model: Any, compute: Compute) -> None:
 def shard_model(config: ShardedTextOptions, model: Any, compute: Compute) -> None:
     """Shard a model with --parallel fsdp.
 
-    Raises InputError as `fsdp.shard` and `blocks` do, and where the texts' lengths decide on the rotary frequencies.
+    Raises InputError as `fsdp.shard` and `shards` do, and where the texts' lengths decide on the rotary frequencies.
     """
     if not _is_sharded_run(config):
         return
@@ -143,7 +143,7 @@ def shard_model(config: ShardedTextOptions, model: Any, compute: Compute) -> Non
     probes.assume(model, packs=packs, plain_head=plain)
     if mode:
         decoding.assume_mode(model, mode)
-    fsdp.shard(model, blocks(model), compute.device, compute.dtype)
+    fsdp.shard(model, shards(model), compute.device, compute.dtype)
 
 
 def _sampled_length(config: ShardedTextOptions) -> int:
