@@ -160,3 +160,16 @@ def test_a_frozen_copy_stays_where_the_policy_moves(reward):
         assert torch.equal(start(ids).logits, before) and not torch.equal(policy(ids).logits, before)
     assert not any(p.requires_grad for p in start.parameters())
     assert bytes_of(policy, start) < 1.5 * bytes_of(policy)
+
+
+def test_the_plan_counts_one_base_once(reward, capsys):
+    """Beside adapters the reward model takes a small part of what the same model apart takes."""
+    sizes = []
+    for rm in ("rm-adapter", "rm-whole"):
+        args = ["train-ppo", "--model", "sft", "--prompts", "train.jsonl", "--reward", rm, *SHORT, *STEPS]
+        capsys.readouterr()
+        assert command_line([*args, "--dry-run", "--plan-device", "h100", "--out", "planned"]) == 0
+        [line] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("memory: reward")]
+        number, unit = line.split()[-2:]
+        sizes.append(float(number) * {"GB": 1e9, "MB": 1e6}[unit])
+    assert sizes[0] < 0.2 * sizes[1]
