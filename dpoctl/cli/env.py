@@ -111,8 +111,6 @@ def _torch() -> dict[str, Any]:
                 "bfloat16": properties.major >= 8,
             }
         )
-    if torch.backends.mps.is_available():
-        devices.append({"device": "mps"})
     return {"cuda": torch.version.cuda, "distributed": torch.distributed.is_available(), "devices": devices}
 
 

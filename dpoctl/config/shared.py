@@ -78,7 +78,7 @@ class OnDevice:
 
     device: str = option(
         "auto",
-        "cpu, cuda, cuda:1 or mps; auto picks a GPU where there is one.",
+        "cpu, cuda or cuda:1; auto picks a GPU where there is one.",
         DEVICES,
         identity=False,
         metavar="DEVICE",

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from ..errors import InputError
 
@@ -27,7 +28,7 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return [block for block in found if block not in parts]
 
 
-def shards(model: nn.Module) -> list[nn.Module]:
+def shards(model: PreTrainedModel) -> list[nn.Module]:
     """What FSDP gathers one by one: the blocks, and an embedding that is not tied, apart from the head.
 
     Raises InputError as `blocks` does.

@@ -49,9 +49,11 @@ def open_compute(device: str = "cpu", dtype: str = "float32") -> Compute:
 def pick_device(name: str) -> torch.device:
     """The torch device of `--device`. Raises InputError where it is not available."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
+        if device.type == "mps":
+            raise RuntimeError("sums are taken in float64, which MPS does not have")
         if device.type == "cuda" and os.environ.get("LOCAL_RANK"):
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             _check_gpus_of_node(device)

@@ -16,7 +16,8 @@ def shard(model: nn.Module, parts: Sequence[nn.Module], device: torch.device, dt
     """Shard a model in place: float32 shards, computed in `dtype`, gradients summed in float32 over the ranks.
 
     Rank 0 holds the full weights; on the other ranks they may be on the meta device, where only the shards get memory.
-    `parts` are gathered one by one, the rest together. Raises InputError for weights whose shapes or ties differ from the configuration's.
+    `parts` are gathered one by one, the rest together. Raises InputError for weights whose shapes or ties differ from
+    the configuration's.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard

@@ -153,7 +153,5 @@ def measured_flops(device: Any, dtype: Any) -> float:
         torch.mm(left, right, out=out)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        elif device.type == "mps":
-            torch.mps.synchronize()
         best = min(best, time.perf_counter() - start)
     return 2.0 * width**3 / best
