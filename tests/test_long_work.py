@@ -35,7 +35,11 @@ SLOW_CASES = pytest.mark.slow  # each waits longer than --rank-timeout; one of e
 
 @pytest.mark.parametrize(
     ("kind", "parts"),
-    [("ddp", ("hash", "load")), pytest.param("fsdp", ("load", "probe", "save"), marks=SLOW_CASES)],
+    [
+        ("ddp", ("load",)),
+        pytest.param("ddp", ("hash",), marks=SLOW_CASES),
+        pytest.param("fsdp", ("load", "probe", "save"), marks=SLOW_CASES),
+    ],
 )
 def test_long_work_of_one_rank_does_not_count_as_its_death(here, kind, parts):
     args = ["--max-steps", "2", "--save-every", "1"]

@@ -110,7 +110,7 @@ def test_sample(place, figures, world, tmp_path, name):
     assert row["tokens_per_s"] > 0
 
 
-@cases(["gpt2-large"], "gpt2-large")
+@cases(["gpt2-large"], rest=True)  # on a CPU tests/test_ranks.py has it
 def test_ranks(place, figures, world, tmp_path, name):
     """train-dpo --parallel fsdp on all cards gives the losses of one process."""
     ranks = 2 if small(place) else torch.cuda.device_count()
