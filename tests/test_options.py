@@ -62,7 +62,13 @@ COMBINED = {  # settings of several options, for conditions of several
     "evaluate": [
         {"model": ["m"], "prompts": "p", "ref": "r"},
         {"completions": ["c"], "selection_scorer": "s"},
+        {"model": ["m"], "prompts": "p", "ref": "r", "engine": "vllm"},
+        {"model": ["m"], "prompts": "p", "ref": "r", "engine": "server", "base_url": "http://s/v1"},
         {"scorer": "python:s.py:f", "selection_scorer": "python:s.py:f"},
+    ],
+    "sample": [{"engine": "server", "base_url": "http://s/v1"}],
+    "make-prefs": [
+        {"engine": "server", "base_url": "http://s/v1", "scorer": scorer} for scorer in ("s", "python:s.py:f")
     ],
     "merge": [{"inputs": ["adapter"]}],
     "judge": [
@@ -132,7 +138,7 @@ def settings_of(name: str) -> list[dict[str, Any]]:
     for f in fields(cls):
         if f.name in PRESENT:
             found.append({f.name: PRESENT[f.name]})
-        if f.name in ("loss", "backend", "normalize", "task", "optimizer", "for_"):
+        if f.name in ("loss", "backend", "engine", "normalize", "task", "optimizer", "for_"):
             found += [{f.name: choice} for choice in spec_of(f).choices]
         if spec_of(f).input == "scorer":
             found += [{f.name: "s"}, {f.name: "python:s.py:f"}]

@@ -10,13 +10,12 @@ from ..models import ledger
 from ..models.ledger import Ledger
 from ..models.load import context_length, count_weights
 from ..models.tokenizers import load_codec
-from ..outputs.shards import shard_range
 from . import memory
 from .fitting import lines_of
 from .generate import batch_slices
 from .memory import Batch, Phase
 from .options import SamplerOptions, template_options
-from .sampler import with_examples
+from .sampler import divide, with_examples
 
 
 class PlannedSampling(SamplerOptions, Protocol):
@@ -82,8 +81,7 @@ class SamplingPlan(RowPlan):
     def lines(self) -> dict[str, Any]:
         """What --dry-run prints."""
         config = self.config
-        batches = batch_slices(self.count, self.n, config.generation_batch_size) * len(self.temperatures)
-        completions = shard_range(config.shard, batches).count * self.n
+        completions = divide(config, self.count, self.n, self.temperatures).shard.count * self.n
         tokens = completions * config.max_new_tokens
         weights = count_weights(config.model, config.revision)
         shown = {

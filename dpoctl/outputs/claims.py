@@ -31,7 +31,8 @@ from .manifests import (
 
 ROW_STAGES = ("make-prefs", "sample", "score", "evaluate", "judge")
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "timing.jsonl", "eval.jsonl", "samples.jsonl", "checkpoints", ".saving")
-_UNFINISHED_ROWS = (".partial", ".progress")  # suffixes of the files beside an incomplete row output
+# suffixes of the files beside an incomplete row output
+_UNFINISHED_ROWS = (".partial", ".progress", ".samples.partial", ".samples.progress")
 _TEXT_SUFFIXES = (".txt", ".json", ".csv", ".jsonl")
 _RESTART = "use --overwrite to restart"
 _RESTART_OR_KEEP = f"{_RESTART}, or another --out to keep both"

@@ -17,7 +17,6 @@ from ..inference.scorers import load_scorer, scorer_options
 from ..outputs.claims import Output
 from ..outputs.row_writer import RowWriter
 from ..outputs.shard_totals import BINS, of_make_prefs
-from ..outputs.shards import shard_range
 from ..reports.preferences import say_preferences
 
 _NO_COUNTS: dict[str, Any] = {
@@ -29,16 +28,15 @@ _SAMPLE_FIELDS = ("completion", "k", "finish", "score", *ID_FIELDS)
 
 def run(config: MakePrefs, output: Output) -> None:
     """Write the preference rows, and on request the samples, batch by batch."""
-    sampler = Sampler(config, config.completions, output=output)
-    shard = shard_range(config.shard, sampler.batches)
+    sampler = Sampler(config, config.completions, [config.temperature], output=output)
+    sampler.sample_ahead()
     scorer = load_scorer(config.scorer, scorer_options(config, sampler.compute, sampler.templates))
     writer = RowWriter(output, config.completions_out)
     counts = writer.state or _NO_COUNTS
     started = time.monotonic()
     before = counts["samples"]
-    with log.progress("make-prefs", shard.count * config.completions, "samples", before) as meter:
-        for batch in sampler.batches[shard.batches][writer.batches_done :]:
-            rows = sampler.rows(batch, meter, config.temperature)
+    with log.progress("make-prefs", sampler.shard.count * config.completions, "samples", before) as meter:
+        for rows in sampler.rows(writer.batches_done, meter):
             scores = scorer.score(rows)
             rows = [row | {"score": value} for row, value in zip(rows, scores.values, strict=True)]
             counts = _count_samples(counts, rows, scorer.score_type)
@@ -50,7 +48,8 @@ def run(config: MakePrefs, output: Output) -> None:
             writer.write_batch(pairs, *([rows] if config.completions_out else []), state=counts)
     seconds = time.monotonic() - started
     metrics = of_make_prefs(counts)
-    writer.finish(metrics | sampler.prompt_set.skipped, sampler.cost(), shard.record(counts))
+    writer.finish(metrics | sampler.prompt_set.skipped, sampler.cost(), sampler.shard.record(counts))
+    sampler.close()
     rate = (counts["samples"] - before) / max(seconds, 1e-9)
     say_preferences(
         config.out, metrics, f"{rate:.1f} samples/s", None if config.shard else counts.get("score_types", {})

@@ -10,30 +10,31 @@ from ..inference.scorers import Scores, load_scorer, scorer_options
 from ..outputs import shard_totals
 from ..outputs.claims import Output
 from ..outputs.row_writer import RowWriter
-from ..outputs.shards import shard_range
 
 
 def run(config: Sample, output: Output) -> None:
     """Write the completions, or of --best-of the best ones, batch by batch."""
-    sampler = Sampler(config, _per_prompt(config), output=output, few_shot=config.few_shot, stop=config.stop)
-    batches = [(temperature, batch) for temperature in config.temperature for batch in sampler.batches]
-    shard = shard_range(config.shard, [batch for _, batch in batches])
+    per_prompt, temperatures = _per_prompt(config), config.temperature
+    sampler = Sampler(config, per_prompt, temperatures, output=output, few_shot=config.few_shot, stop=config.stop)
     scorer = None
     if config.scorer:
+        sampler.sample_ahead()
         scorer = load_scorer(config.scorer, scorer_options(config, sampler.compute, sampler.templates))
     writer = RowWriter(output)
     state = writer.state or {"ended": 0}
-    total = shard.count * sampler.n
+    total = sampler.shard.count * sampler.n
+    done = writer.batches_done
     with log.progress("sample", total, "completions", writer.rows[0] * (config.best_of or 1)) as meter:
-        for temperature, batch in batches[shard.batches][writer.batches_done :]:
-            rows = [{"temperature": temperature} | row for row in sampler.rows(batch, meter, temperature)]
+        for batch, found in zip(sampler.batches[done:], sampler.rows(done, meter), strict=True):
+            rows = [{"temperature": batch.temperature} | row for row in found]
             if scorer and config.best_of:
                 rows = _best(rows, scorer.score(rows), config.best_of)
             state = {"ended": state["ended"] + sum(r["finish"] == "stop" for r in rows)}
             writer.write_batch(rows, state=state)
     counts = {"completions": writer.rows[0], "sampled": total, "ended": state["ended"]}
     metrics = {"prompts": len(sampler.prompt_set)} | shard_totals.of_sample(counts)
-    writer.finish(metrics | sampler.prompt_set.skipped, sampler.cost(), shard.record(counts))
+    writer.finish(metrics | sampler.prompt_set.skipped, sampler.cost(), sampler.shard.record(counts))
+    sampler.close()
     log.say(
         f"{config.out}: {writer.rows[0]} completions of {metrics['prompts']} prompts, "
         f"{metrics['ended']:.0%} ended with an end token"
