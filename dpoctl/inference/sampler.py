@@ -5,7 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
+from types import TracebackType
 from typing import Any, NamedTuple
+
+import torch
 
 from .. import log
 from ..data.readers import Rows, load_rows
@@ -19,7 +22,8 @@ from .completions import completion_rows, prompt_set
 from .engines.engine import fix_settings
 from .engines.opening import open_engine
 from .generate import batch_slices, sampling_of
-from .options import SamplerOptions, template_options
+from .options import SamplerOptions, ScoringOptions, template_options
+from .scorers import Scorer, load_scorer, scorer_options
 
 
 class Batch(NamedTuple):
@@ -106,14 +110,19 @@ class Sampler:
         """The device of models in this process: a scorer, and by default the policy."""
         return open_compute(self.options.device, self.options.dtype)
 
-    def sample_ahead(self) -> None:
-        """Sample all batches and close the engine, where the device cannot hold it and a scorer together.
+    def open_scorer(self, spec: str, options: ScoringOptions) -> Scorer:
+        """The scorer; an engine that takes the device's memory samples all batches first, and is closed.
 
-        The rows are kept beside the output until that is complete: a command that is stopped resumes after the last
-        batch of them, and without the engine where it was scoring already.
+        Their rows are kept beside the output until that is complete: a command that is stopped resumes after the last
+        batch of them, and without the engine where it was scoring already. A scorer that cannot be used is refused
+        before, since another one would start the output anew.
         """
-        if not self.engine.before_scorer:
-            return
+        if self.engine.before_scorer:
+            load_scorer(spec, scorer_options(options, Compute(torch.device("cpu"), torch.float32), self.templates))
+            self._sample_ahead()
+        return load_scorer(spec, scorer_options(options, self.compute, self.templates))
+
+    def _sample_ahead(self) -> None:
         self.kept = KeptRows(self.output)
         total, done = self.shard.count * self.n, self.kept.rows[0]
         if self.kept.batches_done < len(self.batches):
@@ -137,18 +146,27 @@ class Sampler:
     def _sample(self, batch: Batch, meter: log.Progress) -> list[dict]:
         prompts = self.prompt_set.part(range(len(self.prompt_set))[batch.prompts])
         sampling = sampling_of(self.options, batch.temperature, self.options.seed, self.stop)
-        start = time.monotonic()
+        start, shown = time.monotonic(), meter.done
+        self.engine.on_finished = meter.advance
         sampled = self.engine.complete(prompts.tokens(), list(range(self.n)), sampling)
         self.seconds += time.monotonic() - start
         self.tokens += sum(len(c.ids) for completions in sampled for c in completions)
-        meter.advance(len(prompts) * self.n, **{"tok/s": f"{self.tokens / max(self.seconds, 1e-9):.0f}"})
+        speed = f"{self.tokens / max(self.seconds, 1e-9):.0f}"
+        meter.advance(shown + len(prompts) * self.n - meter.done, **{"tok/s": speed})
         return completion_rows(prompts, sampled, with_ids=self.few_shot is None)
 
-    def close(self) -> None:
-        """Free the engine, and remove the rows that were kept: the output is complete."""
-        self.engine.close()
+    def discard_kept(self) -> None:
+        """Remove the rows that were kept: the output is complete."""
         if self.kept:
             self.kept.discard()
+
+    def __enter__(self) -> "Sampler":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.engine.close()
 
     def cost(self) -> dict[str, Any]:
         """The `cost` of the manifest: generated tokens, FLOPs, peak memory and device."""

@@ -13,7 +13,6 @@ from ..config.sampling import MakePrefs
 from ..data.stored import ID_FIELDS
 from ..inference.planning import SamplingPlan
 from ..inference.sampler import Sampler
-from ..inference.scorers import load_scorer, scorer_options
 from ..outputs.claims import Output
 from ..outputs.row_writer import RowWriter
 from ..outputs.shard_totals import BINS, of_make_prefs
@@ -28,9 +27,12 @@ _SAMPLE_FIELDS = ("completion", "k", "finish", "score", *ID_FIELDS)
 
 def run(config: MakePrefs, output: Output) -> None:
     """Write the preference rows, and on request the samples, batch by batch."""
-    sampler = Sampler(config, config.completions, [config.temperature], output=output)
-    sampler.sample_ahead()
-    scorer = load_scorer(config.scorer, scorer_options(config, sampler.compute, sampler.templates))
+    with Sampler(config, config.completions, [config.temperature], output=output) as sampler:
+        _write(config, output, sampler)
+
+
+def _write(config: MakePrefs, output: Output, sampler: Sampler) -> None:
+    scorer = sampler.open_scorer(config.scorer, config)
     writer = RowWriter(output, config.completions_out)
     counts = writer.state or _NO_COUNTS
     started = time.monotonic()
@@ -49,7 +51,7 @@ def run(config: MakePrefs, output: Output) -> None:
     seconds = time.monotonic() - started
     metrics = of_make_prefs(counts)
     writer.finish(metrics | sampler.prompt_set.skipped, sampler.cost(), sampler.shard.record(counts))
-    sampler.close()
+    sampler.discard_kept()
     rate = (counts["samples"] - before) / max(seconds, 1e-9)
     say_preferences(
         config.out, metrics, f"{rate:.1f} samples/s", None if config.shard else counts.get("score_types", {})

@@ -6,7 +6,7 @@ from .. import log
 from ..config.sampling import Sample
 from ..inference.planning import SamplingPlan
 from ..inference.sampler import Sampler
-from ..inference.scorers import Scores, load_scorer, scorer_options
+from ..inference.scorers import Scores
 from ..outputs import shard_totals
 from ..outputs.claims import Output
 from ..outputs.row_writer import RowWriter
@@ -15,11 +15,13 @@ from ..outputs.row_writer import RowWriter
 def run(config: Sample, output: Output) -> None:
     """Write the completions, or of --best-of the best ones, batch by batch."""
     per_prompt, temperatures = _per_prompt(config), config.temperature
-    sampler = Sampler(config, per_prompt, temperatures, output=output, few_shot=config.few_shot, stop=config.stop)
-    scorer = None
-    if config.scorer:
-        sampler.sample_ahead()
-        scorer = load_scorer(config.scorer, scorer_options(config, sampler.compute, sampler.templates))
+    opened = Sampler(config, per_prompt, temperatures, output=output, few_shot=config.few_shot, stop=config.stop)
+    with opened as sampler:
+        _write(config, output, sampler)
+
+
+def _write(config: Sample, output: Output, sampler: Sampler) -> None:
+    scorer = sampler.open_scorer(config.scorer, config) if config.scorer else None
     writer = RowWriter(output)
     state = writer.state or {"ended": 0}
     total = sampler.shard.count * sampler.n
@@ -34,7 +36,7 @@ def run(config: Sample, output: Output) -> None:
     counts = {"completions": writer.rows[0], "sampled": total, "ended": state["ended"]}
     metrics = {"prompts": len(sampler.prompt_set)} | shard_totals.of_sample(counts)
     writer.finish(metrics | sampler.prompt_set.skipped, sampler.cost(), sampler.shard.record(counts))
-    sampler.close()
+    sampler.discard_kept()
     log.say(
         f"{config.out}: {writer.rows[0]} completions of {metrics['prompts']} prompts, "
         f"{metrics['ended']:.0%} ended with an end token"

@@ -6,7 +6,7 @@ them. What an engine outside this process gives becomes a completion by `complet
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -25,12 +25,15 @@ class Engine(ABC):
 
     `codec`: tokenizer and templates of the model that is sampled. `context`: tokens that prompt and completion may have
     together, None without a limit. `before_scorer`: it holds a device's memory, so that it is closed before scorers and
-    reference models are opened.
+    reference models are opened. `logps`: completions are wanted with their log-probs, where the engine has them.
+    `on_finished` is called with the number of completions that have just been finished, where it knows of each.
     """
 
     codec: Codec
     context: int | None
     before_scorer = False
+    logps = False
+    on_finished: Callable[[int], None] | None = None
 
     def settings(self) -> dict[str, str]:
         """Version and whatever else may change the tokens and is no option: an output keeps them from its start."""
