@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ...errors import InputError
 from ...models.hub import is_adapter, resolve_base
@@ -33,11 +32,9 @@ class AdapterPlan:
     base: Base
     rank: int
 
-    def request(self) -> Any:
-        """The vllm.lora.request.LoRARequest of the adapter."""
-        from vllm.lora.request import LoRARequest
-
-        return LoRARequest("adapter", 1, str(Path(self.folder).absolute()))
+    def request(self) -> tuple[str, int, str]:
+        """Of a vllm.lora.request.LoRARequest: name, number and path of the adapter."""
+        return "adapter", 1, str(Path(self.folder).absolute())
 
 
 def adapter_plan(path: str, folder: str) -> AdapterPlan | None:

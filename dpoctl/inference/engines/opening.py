@@ -35,6 +35,6 @@ def open_engine(
         from .server import ServerEngine
 
         return ServerEngine(options, codec, context)
-    from .vllm import VllmEngine
+    from .vllm_engine import VllmEngine
 
     return VllmEngine(options, model, codec, context)

@@ -15,7 +15,7 @@ class ServerEngine(Engine):
     def __init__(self, options: EngineOptions, codec: Codec, context: int | None):
         self.codec, self.context = codec, context
         raise InputError(
-            f"{options.base_url} {options.served_model} {options.concurrency} {options.timeout} {options.retries}: not yet"
+            f"{options.base_url} {options.served_model} {options.concurrency} {options.timeout} {options.retries}"
         )
 
     def cost(self) -> dict[str, Any]:

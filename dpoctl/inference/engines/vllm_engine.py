@@ -5,27 +5,23 @@ vLLM runs `n` samples as `n` requests too, and in both cases they share the prom
 is decided by `completion_of`.
 """
 
-import atexit
-import os
-from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from ... import log
 from ...config.engines import engine_arguments
 from ...data.codec import Codec
-from ...errors import InputError, Interrupted
+from ...errors import InputError
 from ...models.hub import resolve, resolve_base
 from ...models.load import count_weights
 from ...models.tokenizers import has_tokenizer
-from ...runtime import signals
 from ..generate import Completion, PromptTokens, Sampling, limits_of
 from ..options import EngineOptions
 from .adapters import AdapterPlan, adapter_plan
 from .engine import Engine, Sampled, completion_of, seed_of
-from .vllm_process import Log, Place, engine_environment, installed_version, refusal
+from .vllm_process import VllmProcess, environment, installed_version
 
 _SEED = 0  # of what no request's seed decides
+_DONE = "the batches before, which are kept"
 
 
 class VllmEngine(Engine):
@@ -40,9 +36,8 @@ class VllmEngine(Engine):
         self.context = _length(options, model, context)
         self.folder = resolve(model, options.revision, with_code=options.trust_remote_code)
         self.adapter: AdapterPlan | None = adapter_plan(model, self.folder)
-        self.place: Place | None = None
-        self.log = Log()
-        self.llm: Any = None
+        self.process: VllmProcess | None = None
+        self.facts: dict[str, str] = {}
         self.with_tokenizer = False
 
     def settings(self) -> dict[str, str]:
@@ -50,98 +45,62 @@ class VllmEngine(Engine):
 
     def cost(self) -> dict[str, Any]:
         cost: dict[str, Any] = {"flops_per_token": 2 * count_weights(self.model, self.options.revision)}
-        return cost | ({"device": self.place.name} if self.place else {})
+        return cost | ({"device": self.facts["device"]} if self.facts else {})
 
     def complete(self, prompts: list[PromptTokens], ks: list[int], sampling: Sampling) -> list[list[Completion]]:
         limits = limits_of(prompts, self.context, sampling.max_new_tokens)
         asked = [(prompt, k, limit) for prompt, limit in zip(prompts, limits, strict=True) for k in ks]
         if not asked:
             return [[] for _ in prompts]
-        self._start(with_tokenizer=bool(sampling.stop))
-        found = self._generate(
-            [{"prompt_token_ids": prompt.ids} for prompt, _, _ in asked],
-            [self._parameters(prompt, k, limit, sampling) for prompt, k, limit in asked],
-        )
+        rows = [(prompt.ids, self._parameters(prompt, k, limit, sampling)) for prompt, k, limit in asked]
+        found = self._generate(self._started(with_tokenizer=bool(sampling.stop)), rows)
         completions = iter(
             [
-                completion_of(self.codec.tokenizer, prompt, _sampled(output), sampling)
+                completion_of(self.codec.tokenizer, prompt, Sampled(*output), sampling)
                 for (prompt, _, _), output in zip(asked, found, strict=True)
             ]
         )
         return [[next(completions) for _ in ks] for _ in prompts]
 
-    def _parameters(self, prompt: PromptTokens, k: int, limit: int, sampling: Sampling) -> Any:
-        """The vllm.SamplingParams of a row. The end tokens are ours, not those that vLLM finds in the model's files."""
-        from vllm import SamplingParams
-
+    def _parameters(self, prompt: PromptTokens, k: int, limit: int, sampling: Sampling) -> dict[str, Any]:
+        """Of the vllm.SamplingParams of a row. The end tokens are the codec's, not those that vLLM would look for."""
         greedy = sampling.temperature == 0
         random = {} if greedy else {"top_p": sampling.top_p, "top_k": sampling.top_k or -1}
-        return SamplingParams(
-            temperature=sampling.temperature,
+        return {
+            **{"temperature": sampling.temperature, "max_tokens": limit},
             **random,
-            seed=None if greedy else seed_of(sampling.seed, prompt.key, k),
-            max_tokens=limit,
-            stop_token_ids=sorted(prompt.stops),
-            ignore_eos=True,
-            stop=list(sampling.stop) or None,
-            detokenize=bool(sampling.stop),
-            skip_special_tokens=False,
-            spaces_between_special_tokens=False,
-            logprobs=0 if self.logps else None,
-        )
+            "seed": None if greedy else seed_of(sampling.seed, prompt.key, k),
+            **{"stop_token_ids": sorted(prompt.stops), "ignore_eos": True},
+            **{"stop": list(sampling.stop) or None, "detokenize": bool(sampling.stop)},
+            **{"skip_special_tokens": False, "spaces_between_special_tokens": False},
+            "logprobs": 0 if self.logps else None,
+        }
 
-    def _generate(self, prompts: Sequence[dict[str, list[int]]], parameters: Sequence[Any]) -> list[Any]:
-        """vLLM's outputs of the requests in order. Raises Interrupted on a signal, InputError where vLLM fails."""
+    def _generate(self, process: VllmProcess, rows: list) -> list[tuple[list[int], bool, list[float]]]:
+        """(ids, stopped, log-probs) of each row. Raises Interrupted on a signal, InputError where vLLM fails."""
         lora = self.adapter.request() if self.adapter else None
-        try:
-            return self.llm.generate(prompts, parameters, use_tqdm=self._meter(), lora_request=lora)
-        except Interrupted:
-            raise
-        except Exception as e:
-            if signals.stop.signal:  # it reached vLLM's processes too
-                signals.at_boundary("the batches before, which are kept")
-            raise refusal(self.model, e, self.log, "generating") from e
+        for kind, found in process.ask("generate", (rows, lora), _DONE):
+            if kind == "sampled":
+                return found
+            if self.on_finished:
+                self.on_finished(found)
+        raise AssertionError("the last message of vLLM's process holds the samples")
 
-    def _meter(self) -> Any:
-        """What vLLM calls as a tqdm: it counts finished rows for the progress line, and stops the work on a signal."""
-        from tqdm import tqdm
-
-        on_finished = self.on_finished
-
-        class Meter(tqdm):
-            def __init__(self, *args: Any, **kwargs: Any):
-                super().__init__(*args, **kwargs, file=open(os.devnull, "w"))
-
-            def update(self, n: float | None = 1) -> bool | None:
-                signals.at_boundary("the batches before, which are kept")
-                if on_finished:
-                    on_finished(int(n or 0))
-                return super().update(n)
-
-        return Meter
-
-    def _start(self, *, with_tokenizer: bool) -> None:
-        """Load the model, with its tokenizer where vLLM has to look for stop strings."""
-        if self.llm is not None and self.with_tokenizer == with_tokenizer:
-            return
+    def _started(self, *, with_tokenizer: bool) -> VllmProcess:
+        """vLLM with the model, and with its tokenizer where vLLM has to look for stop strings."""
+        if self.process is not None and self.with_tokenizer == with_tokenizer:
+            return self.process
         self.close()
         self.with_tokenizer = with_tokenizer
         log.say(f"{self.model}: starting vLLM {self.version}")
-        atexit.register(self.close)
-        with engine_environment(self.options, self.log) as place:
-            self.place = place
-            try:
-                from vllm import LLM
+        process = self.process = VllmProcess(self.model, environment(self.options))
+        log.detail(f"{self.model}: vLLM's log is {process.log}")
+        for _, facts in process.ask("start", self._arguments(), _DONE):
+            self.facts = facts
+        log.detail(f"{self.model}: vLLM computes on {self.facts['device']} in {self.facts['dtype']}")
+        return process
 
-                self.llm = LLM(**self._arguments(place))
-            except Exception as e:
-                error = refusal(self.model, e, self.log, "starting")
-        if self.llm is None:
-            self.close()
-            raise error
-        log.detail(f"{self.model}: vLLM runs on {place.name} in {place.dtype}; its log is {self.log.path}")
-
-    def _arguments(self, place: Place) -> dict[str, Any]:
+    def _arguments(self) -> dict[str, Any]:
         """What vllm.LLM is given. Options of --engine-arg come last, and may replace what is only a default here."""
         options, folder, holder = self.options, self.folder, self.folder
         found: dict[str, Any] = {"use_tqdm_on_load": False}
@@ -154,7 +113,7 @@ class VllmEngine(Engine):
             "model": folder,
             "tokenizer": holder,
             "trust_remote_code": options.trust_remote_code,
-            "dtype": place.dtype,
+            **{"device": options.device, "dtype": options.dtype},
             "tensor_parallel_size": options.tensor_parallel_size,
             "gpu_memory_utilization": options.gpu_memory_utilization,
             "seed": _SEED,
@@ -167,13 +126,9 @@ class VllmEngine(Engine):
         return found | engine_arguments(options.engine_arg)
 
     def close(self) -> None:
-        if self.llm is not None:
-            llm, self.llm = self.llm, None
-            with suppress(Exception), self.log.captured():
-                llm.llm_engine.engine_core.shutdown()
-            del llm
-            atexit.unregister(self.close)
-        self.log.remove()
+        if self.process is not None:
+            self.process.close()
+            self.process = None
 
 
 def _length(options: EngineOptions, model: str, context: int | None) -> int | None:
@@ -184,11 +139,3 @@ def _length(options: EngineOptions, model: str, context: int | None) -> int | No
             f"--max-model-len {asked}: {model} has a context of {context} tokens", f"--max-model-len {context} at most"
         )
     return asked or context
-
-
-def _sampled(output: Any) -> Sampled:
-    """The one completion of a request."""
-    (found,) = output.outputs
-    ids = list(found.token_ids)
-    logps = [entry[id].logprob for entry, id in zip(found.logprobs or [], ids, strict=False)]
-    return Sampled(ids, found.finish_reason == "stop", logps)
