@@ -160,13 +160,6 @@ _WRAPPERS = (
     *("Engine core", "WorkerProc init", "EngineCore encountered", "Worker failed", "See stack trace"),
     "Tokenizer not available",  # a warning: vLLM is started without one
 )
-    "Engine core",
-    "WorkerProc init",
-    "EngineCore encountered",
-    "Worker failed",
-    "See stack trace",
-    "Tokenizer not available",
-)
 _MEMORY = "a shorter --max-model-len, a higher --gpu-memory-utilization, or more GPUs with --tensor-parallel-size"
 _OTHERWISE = "--engine transformers samples any model"
 _HINTS = {  # what an error's text contains: what would help
