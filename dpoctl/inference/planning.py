@@ -11,6 +11,7 @@ from ..models.ledger import Ledger
 from ..models.load import context_length, count_weights
 from ..models.tokenizers import load_codec
 from . import memory
+from .engine_planning import engine_lines, engine_phases
 from .fitting import lines_of
 from .generate import batch_slices
 from .memory import Batch, Phase
@@ -91,9 +92,13 @@ class SamplingPlan(RowPlan):
             "parameters": weights,
             "FLOPs at most": f"{2 * weights * tokens:.2e}",
         }
-        return shown | self.memory_lines()
+        return shown | engine_lines(config) | self.memory_lines()
 
     def phases_of(self, config: PlannedSampling, counted: Ledger) -> list[Phase]:
+        if config.engine != "transformers":
+            phases = engine_phases(config, counted, self.target, config.model)
+            scorer = self.open_scorer(counted, config.scorer, config.scorer_revision)
+            return phases + scoring_phases(scorer, counted, config.engine_batch_size)
         policy = memory.open_frozen(counted, config.model, "policy", config.revision, self.target)
         scorer = self.open_scorer(counted, config.scorer, config.scorer_revision)
         held = {"weights": policy.size, "scorer": scorer.size}

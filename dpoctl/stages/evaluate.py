@@ -10,6 +10,7 @@ from ..data.readers import Rows, load_rows
 from ..errors import InputError
 from ..inference import curves, memory
 from ..inference.completions import prompt_set
+from ..inference.engine_planning import engine_lines, engine_phases
 from ..inference.engine_samples import EngineSamples, compared
 from ..inference.memory import Phase
 from ..inference.options import template_options
@@ -219,6 +220,7 @@ def plan(config: Evaluate) -> dict[str, Any]:
     models, files = ([path for path, is_file in selected if is_file is kind] for kind in (False, True))
     shown: dict[str, Any] = {"models": json.dumps(models), "files": json.dumps(files)}
     shown |= {"completions": len(prompts.rows) * config.n * len(models)} if prompts else {}
+    shown |= engine_lines(config) if models else {}
     return shown | Plan(config, prompts, models).memory_lines()
 
 
@@ -253,6 +255,9 @@ class Plan(RowPlan):
             )
             if path
         }
+        generating: list[Phase] = []
+        if config.engine != "transformers":
+            generating = [phase for path in self.models for phase in engine_phases(config, counted, self.target, path)]
         held = {"scorer": sum(s.size for s in scorers)} | {name: each.size for name, each in others.items()}
         phases = []
         for path in self.models:
@@ -260,7 +265,7 @@ class Plan(RowPlan):
             phases.append(self._model_phase(config, counted, policy, scorers[0], others, held))
             del policy
         if self.models:
-            return [max(phases, key=lambda phase: phase.total)]
+            return [max(found, key=lambda phase: phase.total) for found in (generating, phases) if found]
         return [phase for scorer in scorers for phase in scoring_phases(scorer, counted, _TEXTS, held)]
 
     def _model_phase(
@@ -278,7 +283,7 @@ class Plan(RowPlan):
 
         def run() -> int:
             with self.target.autocast():
-                cache = memory.generate(policy.model, batch)
+                cache = memory.generate(policy.model, batch) if config.engine == "transformers" else 0
                 scorer.run(len(self.prompts.rows) * config.n if self.prompts else 0, batch.tokens)
                 for other in others.values():
                     memory.compare(policy.model, other.model, batch, config.tokens_per_batch)
