@@ -102,7 +102,7 @@ def fix_settings(output: Output, engine: Engine) -> None:
         before = output.fix(f"{ENGINE_SETTING}{name}", value)
         if before != value:
             raise InputError(
-                f"{output.out}: was started with {name} {before} of the engine, now it is {value}",
+                f"{output.out}: was started with engine {name} {before}, now it is {value}",
                 hint=f"generate with {before}, use --overwrite to restart, or another --out to keep both",
             )
 
