@@ -27,6 +27,8 @@ def small(argv: list[str]) -> list[str]:
         values |= {"--max-new-tokens": "8", "--eval-limit" if command != "evaluate" else "--limit": "4"}
     if command == "train-ppo" and "--preset" not in argv:
         values |= {"--batch-size": "8", "--minibatch-size": "8"}
+    if "--engine" in argv:
+        values.pop("--generation-batch-size", None)
     if command == "judge" and "--backend" not in argv:
         values["--base-url"] = os.environ["DOCS_JUDGE"]
     for flag, value in values.items():

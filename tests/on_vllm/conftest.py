@@ -1,4 +1,4 @@
-"""Models in miniature of three families, each with one vLLM for all tests of a session: a start takes most of a minute."""
+"""Models in miniature of three families, each with one vLLM for all tests of a session: a start takes a minute."""
 
 import os
 from dataclasses import dataclass
