@@ -71,7 +71,7 @@ lint: install
 # dpoctl beside its peers, as ratios: make bench, make bench ONLY=train-dpo MODEL=tiny DATA=i ROUNDS=5
 BENCH := work/bench
 bench: install $(BENCH)/trl-1.16.0/.installed $(BENCH)/trl-1.12.0/.installed
-	$(BIN)/python tests/bench/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(if $(ROUNDS),--rounds $(ROUNDS))
+	BENCH_VLLM="$(abspath $(VLLM_ENV))/bin/python" $(BIN)/python tests/bench/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 # score over ten million generated rows, beside a tenth of them: rows/s and peak memory
 bench-rows: install
