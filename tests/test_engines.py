@@ -128,7 +128,7 @@ def test_an_engine_that_is_closed_before_scoring_gives_the_same_preferences(here
         here_runs(f"{PREFS} --generation-batch-size 16 --completions-out {tmp_path}/c.jsonl --out {tmp_path}/a.jsonl")
         == 0
     )
-    ahead = use_ahead(monkeypatch)
+    ahead = use_ahead(monkeypatch.setattr)
     assert here_runs(f"{PREFS} {AHEAD} --completions-out {tmp_path}/d.jsonl --out {tmp_path}/b.jsonl") == 0
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     assert (tmp_path / "c.jsonl").read_bytes() == (tmp_path / "d.jsonl").read_bytes()
@@ -159,7 +159,7 @@ def interrupted_at(monkeypatch, module: str, name: str, call: int):
 @pytest.mark.parametrize(("stopped", "sampled_again"), [("sampling", 4), ("scoring", 0), ("finish", 0)])
 def test_a_stopped_command_samples_nothing_twice(here, monkeypatch, tmp_path, stopped, sampled_again):
     assert here_runs(f"{PREFS} --generation-batch-size 16 --out {tmp_path}/a.jsonl") == 0
-    ahead = use_ahead(monkeypatch)
+    ahead = use_ahead(monkeypatch.setattr)
     line = f"{PREFS} {AHEAD} --out {tmp_path}/b.jsonl"
     with monkeypatch.context() as patch:
         if stopped == "sampling":
@@ -184,7 +184,7 @@ def test_best_of_n_and_evaluate_sample_first_too(here, monkeypatch, tmp_path):
     )
     assert here_runs(f"{best} --generation-batch-size 16 --out {tmp_path}/a.jsonl") == 0
     assert here_runs(f"{evaluate} --generation-batch-size 16 --out {tmp_path}/e.jsonl") == 0
-    ahead = use_ahead(monkeypatch)
+    ahead = use_ahead(monkeypatch.setattr)
     assert here_runs(f"{best} {AHEAD} --out {tmp_path}/b.jsonl") == 0
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     with monkeypatch.context() as patch:  # while the second model is sampled
@@ -199,7 +199,7 @@ def test_best_of_n_and_evaluate_sample_first_too(here, monkeypatch, tmp_path):
 
 def test_a_scorer_that_cannot_be_used_is_refused_before_anything_is_sampled(here, monkeypatch, tmp_path, capsys):
     (tmp_path / "s.py").write_text("def score(rows):\n    return 1 / 0\nbroken = 1 / 0\n")
-    ahead = use_ahead(monkeypatch)
+    ahead = use_ahead(monkeypatch.setattr)
     line = f"make-prefs {SAMPLED} --scorer python:{tmp_path}/s.py:score {AHEAD} --out {tmp_path}/b.jsonl"
     assert here_runs(line) == 2
     assert "line 3: ZeroDivisionError" in capsys.readouterr().err
@@ -208,7 +208,7 @@ def test_a_scorer_that_cannot_be_used_is_refused_before_anything_is_sampled(here
 
 
 def test_another_version_or_engine_is_refused_and_its_shards_are_not_merged(here, monkeypatch, tmp_path, capsys):
-    ahead = use_ahead(monkeypatch)
+    ahead = use_ahead(monkeypatch.setattr)
     line = f"sample {SAMPLED} --n 2 {AHEAD}"
     with monkeypatch.context() as patch:
         interrupted_at(patch, "helpers.engines", "Ahead.complete", 2)
@@ -320,6 +320,8 @@ def test_a_length_beyond_the_context_and_a_prompt_that_fills_it_are_refused(told
     engine = VllmEngine(Given(max_model_len=4), folder, codec, 64)
     with pytest.raises(InputError, match="leave no room in the model's context of 4"):
         engine.complete([PromptTokens("a", [7, 8, 9, 7], frozenset({0}))], [0], Sampling())
+    with pytest.raises(InputError, match="--temperature 0.001: vLLM would sample at 0.01"):
+        engine.complete(PROMPTS, [0], Sampling(temperature=0.001))
     assert not told.exists()  # it was not started
 
 

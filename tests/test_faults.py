@@ -20,6 +20,7 @@ SHARE = {
     "prepare": "deaths no_room corruptions",
     "sft": "deaths kills no_room",
     "make-prefs": "deaths signals corruptions",
+    "make-prefs-kept": "deaths signals",
     "train-dpo": "deaths corruptions",
     "train-rm": "deaths corruptions",
     "train-ppo": "deaths signals",

@@ -1,6 +1,8 @@
 """Engines for tests: the local sampler under the conditions of vLLM, and a package that tells what vLLM is asked."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dpoctl.inference import engine_samples, sampler
 from dpoctl.inference.engines import opening
@@ -34,22 +36,30 @@ class Ahead(Engine):
         self.closed = True
 
 
-def use_ahead(monkeypatch) -> type[Ahead]:
+class _Local:
+    """Options with the local engine in place of another."""
+
+    engine = "transformers"
+
+    def __init__(self, options):
+        self._options = options
+
+    def __getattr__(self, name):
+        return getattr(self._options, name)
+
+
+def use_ahead(set_attribute: Callable[[Any, str, Any], None]) -> type[Ahead]:
     """Make `--engine vllm` an `Ahead` in this process; returns the class."""
     plain = opening.open_engine
 
     def open_engine(options, templates, model, compute=None):
-        class Local:
-            engine = "transformers"
+        if options.engine == "transformers":
+            return plain(options, templates, model, compute)
+        return Ahead(plain(_Local(options), templates, model, compute))
 
-            def __getattr__(self, name):
-                return getattr(options, name)
-
-        return Ahead(plain(Local(), templates, model, compute))
-
-    monkeypatch.setattr(Ahead, "opened", [])
+    set_attribute(Ahead, "opened", [])
     for module in (sampler, engine_samples):
-        monkeypatch.setattr(module, "open_engine", open_engine)
+        set_attribute(module, "open_engine", open_engine)
     return Ahead
 
 

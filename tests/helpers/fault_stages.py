@@ -28,6 +28,11 @@ STAGES: dict[str, list[str]] = {
         *SAMPLING,
         *f"--scorer {UP}/classifier --completions 3 --completions-out samples.jsonl --out prefs.jsonl".split(),
     ],
+    # an engine that ends before the scorer is loaded: the samples are kept beside the output
+    "make-prefs-kept": (
+        f"make-prefs --model {UP}/sft --prompts {UP}/few.jsonl --max-new-tokens 6 --engine vllm --engine-batch-size 6 "
+        f"--scorer {UP}/classifier --completions 3 --completions-out samples.jsonl --out prefs.jsonl"
+    ).split(),
     "train-dpo": [
         *f"train-dpo --model {UP}/sft --data {UP}/prefs.jsonl".split(),
         *TRAINING,
@@ -69,10 +74,16 @@ STAGES: dict[str, list[str]] = {
 
 
 def small_batches() -> None:
-    """Batches of a few rows also where a stage fixes their size, so that a fault falls between two of them."""
+    """Batches of a few rows also where a stage fixes their size, so that a fault falls between two of them.
+
+    In place of vLLM the local sampler generates, with the same order of work.
+    """
     from dpoctl.stages import judge, score
 
+    from .engines import use_ahead
+
     judge._BATCH = score._BATCH = 3
+    use_ahead(setattr)
 
 
 def build(lab, tiny_world: Path) -> None:

@@ -47,7 +47,8 @@ class Pair(NamedTuple):
 def save_model(folder: Path, family: str) -> Path:
     tokenizer = FAMILIES[family]()
     ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
-    tiny_model(family, vocab=len(tokenizer), **SHAPE, **ids).save_pretrained(folder)
+    vocabulary = len(tokenizer) + 4  # Qwen2's tokenizer adds a token of its own
+    tiny_model(family, vocab=vocabulary, **SHAPE, **ids).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

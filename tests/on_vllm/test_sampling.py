@@ -27,11 +27,13 @@ def prompts_of(pair, stops: frozenset[int] | None = None) -> list[PromptTokens]:
 def test_greedy_completions_are_those_of_the_local_sampler(pair):
     prompts = prompts_of(pair)
     stops = frozenset(prompts[0].stops | set(range(40, 60)))  # so that some texts end, in both at the same token
+    ends = set()
     for given in (prompts, [prompt._replace(stops=stops) for prompt in prompts]):
         expected = pair.here.complete(given, [0], GREEDY)
         found = pair.vllm.complete(given, [0], GREEDY)
         assert [(c.ids, c.text, c.finish) for (c,) in found] == [(c.ids, c.text, c.finish) for (c,) in expected]
-    assert {c.finish for (c,) in found} == {"stop", "length"}
+        ends |= {c.finish for (c,) in found}
+    assert ends == {"stop", "length"}
 
 
 def test_the_end_tokens_of_a_chat_end_its_answers(pair):
@@ -42,7 +44,7 @@ def test_the_end_tokens_of_a_chat_end_its_answers(pair):
     (ids,) = codec.encode_prompts([chat])
     end = codec.end_of(chat)
     prompt = PromptTokens("chat", ids, codec.stops_of(chat))
-    sampling = Sampling(temperature=3.0, max_new_tokens=64, seed=1)
+    sampling = Sampling(temperature=2.0, max_new_tokens=64, seed=1)
     found = [c for c in pair.vllm.complete([prompt], list(range(256)), sampling)[0]]
     ended = [c for c in found if c.finish == "stop"]
     assert ended and all(c.ids[-1] == end and end not in c.ids[:-1] and "<|im_end|>" not in c.text for c in ended)

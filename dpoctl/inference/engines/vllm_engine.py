@@ -21,6 +21,7 @@ from .engine import Engine, Sampled, completion_of, seed_of
 from .vllm_process import VllmProcess, environment, installed_version
 
 _SEED = 0  # of what no request's seed decides
+_LOWEST = 0.01  # temperature; vLLM raises lower ones to it
 _DONE = "the batches before, which are kept"
 
 
@@ -48,6 +49,9 @@ class VllmEngine(Engine):
         return cost | ({"device": self.facts["device"]} if self.facts else {})
 
     def complete(self, prompts: list[PromptTokens], ks: list[int], sampling: Sampling) -> list[list[Completion]]:
+        if 0 < sampling.temperature < _LOWEST:
+            said = f"--temperature {sampling.temperature:g}: vLLM would sample at {_LOWEST:g}, the lowest that it takes"
+            raise InputError(said, "--temperature 0 is greedy")
         limits = limits_of(prompts, self.context, sampling.max_new_tokens)
         asked = [(prompt, k, limit) for prompt, limit in zip(prompts, limits, strict=True) for k in ks]
         if not asked:
