@@ -25,6 +25,7 @@ SHARE = {
     "train-rm": "deaths corruptions",
     "train-ppo": "deaths signals",
     "sample": "deaths corruptions",
+    "sample-server": "deaths no_room",
     "score": "no_room size_limit",
     "judge": "deaths kills",
     "evaluate": "deaths not_allowed",

@@ -298,3 +298,7 @@ class Evaluate(
     def check_model(self) -> Iterator[str]:
         if self.model and not (self.prompts and self.ref):
             yield "--prompts and --ref are required with --model"
+
+    def check_served(self) -> Iterator[str]:
+        if self.engine == "server" and len(set(self.model)) > 1:
+            yield "--engine server samples the one model that is served: give one --model, evaluate the others apart"

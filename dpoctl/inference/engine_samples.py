@@ -65,6 +65,7 @@ class EngineSamples:
         config = self.config
         with open_engine(config, self.templates, model) as engine:
             fix_settings(self.output, engine)
+            engine.keep_answers(self.output)
             engine.logps = True
             chosen = prompt_set(self.prompts, engine.codec, engine.context, config.max_prompt_length)
             total, done = len(chosen) * config.n, self.written - sum(self.counts)

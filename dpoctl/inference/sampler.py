@@ -93,6 +93,7 @@ class Sampler:
         )
         self.engine = open_engine(options, self.templates, options.model, lambda: self.compute)
         fix_settings(output, self.engine)
+        self.engine.keep_answers(output)
         asked = with_examples(options, self.prompts, few_shot) if few_shot else self.prompts  # rows keep the original
         self.prompt_set = prompt_set(asked, self.engine.codec, self.engine.context, options.max_prompt_length)
         if few_shot:

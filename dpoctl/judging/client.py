@@ -5,14 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import timezone
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +16,15 @@ from .. import log
 from ..config.judging import Judge
 from ..errors import InputError
 from ..outputs.files import cache_home, is_intact, seal, write_atomic
+from ..runtime.http import backoff_s, retry_after_s, without_key
+from ..runtime.server_errors import CONTENT, FATAL, TRANSIENT, ServerError, read_error
 from .parameters import Parameters
 from .replies import Answer, ErrorInside, NoChoice, Refusal, Reply, read_answer
-from .server_errors import CONTENT, FATAL, TRANSIENT, ServerError, read_error
 
 if TYPE_CHECKING:
     from openai import APIStatusError
 
-_FIRST_WAIT_S, _LONGEST_WAIT_S, _LONGEST_RETRY_AFTER_S = 0.5, 30.0, 60.0
 _COUNTS = ("asked", "from_cache", "retries", "prompt_tokens", "completion_tokens")
-_SHORTEST_SECRET = 8  # a shorter key, such as EMPTY for a local server, is no secret
 _MOST_IN_A_ROW = 32  # refusals without a stated reason: something else has changed than the content
 
 
@@ -172,8 +167,7 @@ class Client:
     def _wait(self, attempt: int, asked_s: float) -> None:
         with self.lock:
             self.counts["retries"] += 1
-        backoff = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt) * (0.5 + random.random() / 2)
-        self.stopped.wait(max(asked_s, backoff))
+        self.stopped.wait(max(asked_s, backoff_s(attempt)))
 
     def _attempt(self, body: dict[str, Any]) -> Answer | _Failure:
         """One request. An answer is counted and cached. Raises InputError where --max-cost cannot be held."""
@@ -189,7 +183,7 @@ class Client:
             return _Failure(f"a response with {e}", without_choice=True)
         except openai.APIStatusError as e:
             error = self._error(e)
-            return _Failure(f"status {error}", error, _retry_after(e.response.headers))
+            return _Failure(f"status {error}", error, retry_after_s(e.response.headers))
         except openai.APITimeoutError:
             return _Failure(f"no response within --timeout {self.config.timeout:g} s")
         except openai.APIConnectionError as e:
@@ -283,7 +277,7 @@ class Client:
 
     def _without_key(self, text: str) -> str:
         """The text without the key, which a server may repeat."""
-        return text.replace(self.key, "[the key]") if len(self.key) >= _SHORTEST_SECRET else text
+        return without_key(text, self.key)
 
 
 def _read(path: Path) -> Answer | None:
@@ -292,17 +286,3 @@ def _read(path: Path) -> Answer | None:
         return Answer(**{k: v for k, v in known.items() if k != "id"}) if is_intact(known) else None
     except (OSError, ValueError, TypeError, AttributeError):
         return None
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the server asks to wait, as a number or a date; at most a minute, 0 where it asks nothing."""
-    value, milliseconds = headers.get("retry-after") or "", headers.get("retry-after-ms")
-    try:
-        seconds = float(milliseconds) / 1000 if milliseconds else float(value)
-    except ValueError:
-        try:
-            date = parsedate_to_datetime(value)
-        except (TypeError, ValueError):
-            return 0.0
-        seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - time.time()
-    return min(_LONGEST_RETRY_AFTER_S, seconds) if seconds > 0 else 0.0

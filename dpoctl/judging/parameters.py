@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config.judging import Judge
-from .server_errors import OTHER, ServerError
+from ..runtime.server_errors import OTHER, ServerError
 
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _REFUSING = re.compile(

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from .. import log
 from ..errors import DpoctlError, OutputInUse
 from ..runtime import signals
-from .claims import Output
+from .claims import Output, remove_unfinished
 from .files import is_intact, json_line, running_sha256, seal, sync_directory, writing
 from .locks import lock
 
@@ -26,14 +26,14 @@ _AT_START: dict[str, Any] = {"batches": 0, "state": {}}
 class RowLog:
     """Row files that grow together, batch by batch; `batches_done` and `state` say where to resume.
 
-    Without `resuming` what is there of earlier runs is removed. Raises OutputInUse where another process is writing one
-    of the files, StorageError where they cannot be written.
+    What earlier runs left is removed if the output does not resume. Raises OutputInUse where another process is writing
+    one of the files, StorageError where they cannot be written.
     """
 
-    def __init__(self, paths: list[Path], *, resuming: bool):
-        self.paths = paths
+    def __init__(self, output: Output, paths: list[Path]):
+        self.output, self.paths = output, paths
         self.progress_path = paths[0].with_name(paths[0].name + ".progress")
-        entry, end = self._last_intact_batch() if resuming else (_AT_START, 0)
+        entry, end = self._last_intact_batch() if output.resuming else (_AT_START, 0)
         zeros = [0] * len(self.paths)
         self.batches_done, self.state, self.rows = entry["batches"], entry["state"], list(entry.get("rows", zeros))
         with writing(self.progress_path):
@@ -119,6 +119,8 @@ class RowLog:
             self._progress.write(line.encode())
             self._progress.flush()
             os.fsync(self._progress.fileno())
+        if self.output.answers is not None:
+            self.output.answers.forget()
         signals.at_boundary(f"{self.rows[0]} rows, which are kept")
 
     def close(self) -> None:
@@ -131,11 +133,10 @@ class RowWriter(RowLog):
     """Writes the row files of an output; `further` are paths of row files beside --out, of which None is skipped."""
 
     def __init__(self, output: Output, *further: str | None):
-        self.output = output
         paths = [output.out, *(Path(p) for p in further if p)]
         for path in paths[1:]:
             path.parent.mkdir(parents=True, exist_ok=True)
-        super().__init__(paths, resuming=output.resuming)
+        super().__init__(output, paths)
 
     def finish(self, metrics: dict[str, Any], cost: dict[str, Any], shard: dict[str, Any] | None = None) -> None:
         """Rename the files into place, then write the manifest; `shard` says which part of a larger output they are."""
@@ -145,15 +146,14 @@ class RowWriter(RowLog):
             sync_directory(path.parent)
         self._progress.close()
         self.output.finish([(p, n) for p, n in zip(self.paths, self.rows, strict=True)], metrics, cost, shard)
-        self.progress_path.unlink(missing_ok=True)
+        remove_unfinished(self.output.out)
 
 
 class KeptRows(RowLog):
     """Rows that an unfinished output needs again, in FILE.samples.partial beside it, until the output is complete."""
 
     def __init__(self, output: Output):
-        path = output.out.with_name(output.out.name + ".samples")
-        super().__init__([path], resuming=output.resuming)
+        super().__init__(output, [output.out.with_name(output.out.name + ".samples")])
 
     def read(self, first: int = 0) -> Iterator[dict[str, Any]]:
         """The rows that have been written, from number `first` on."""

@@ -53,7 +53,7 @@ def use_ahead(set_attribute: Callable[[Any, str, Any], None]) -> type[Ahead]:
     plain = opening.open_engine
 
     def open_engine(options, templates, model, compute=None):
-        if options.engine == "transformers":
+        if options.engine != "vllm":
             return plain(options, templates, model, compute)
         return Ahead(plain(_Local(options), templates, model, compute))
 

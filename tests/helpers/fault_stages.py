@@ -3,7 +3,10 @@
 A command runs two folders below the world, where its inputs are; its outputs are beside it.
 """
 
+import functools
 from pathlib import Path
+
+from helpers.generation_server import GenerationServer
 
 UP = "../.."
 LENGTHS = ["--max-length", "64", "--max-prompt-length", "16", "--warmup-steps", "2"]
@@ -60,6 +63,10 @@ STAGES: dict[str, list[str]] = {
         *SAMPLING,
         *"--n 2 --temperature 0.7,1 --out samples.jsonl".split(),
     ],
+    "sample-server": [
+        *f"sample --model {UP}/sft --prompts {UP}/few.jsonl --max-new-tokens 6 --n 2 --engine server".split(),
+        *"--base-url http://in-process/v1 --engine-batch-size 4 --concurrency 3 --out served.jsonl".split(),
+    ],
     "score": ["score", "--data", f"{UP}/samples.jsonl", "--scorer", f"{UP}/rm", "--out", "scored.jsonl"],
     "judge": (
         f"judge {UP}/samples.jsonl {UP}/other.jsonl --backend scorer --scorer {UP}/classifier --out judged.jsonl"
@@ -84,6 +91,29 @@ def small_batches() -> None:
 
     judge._BATCH = score._BATCH = 3
     use_ahead(setattr)
+    serve_in_process()
+
+
+@functools.cache
+def server() -> GenerationServer:
+    """A server in this process, started with the first request to it."""
+    found = GenerationServer(f"{UP}/sft")
+    found.start()
+    return found
+
+
+def serve_in_process() -> None:
+    """Lead requests to the host `in-process` to this process's own server, whatever its port is."""
+    from dpoctl.runtime.http import Http
+
+    connect = Http._connect
+
+    def to_server(http):
+        if http.host == "in-process":
+            http.host, http.port = "127.0.0.1", server().port
+        return connect(http)
+
+    Http._connect = to_server
 
 
 def build(lab, tiny_world: Path) -> None:

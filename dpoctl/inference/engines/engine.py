@@ -52,6 +52,12 @@ class Engine(ABC):
         Interrupted where the work stops and may be resumed.
         """
 
+    def keep_answers(self, output: Output) -> None:  # noqa: B027  # an engine in this process has none
+        """Keep what the engine is given beside the output until it is written, and use what an earlier call left.
+
+        Raises InputError where that is of another model.
+        """
+
     def close(self) -> None:  # noqa: B027  # an engine that holds nothing has nothing to free
         """Free what the engine holds; it completes nothing afterwards. May be called again."""
 

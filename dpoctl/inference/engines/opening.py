@@ -34,7 +34,7 @@ def open_engine(
     if options.engine == "server":
         from .server import ServerEngine
 
-        return ServerEngine(options, codec, context)
+        return ServerEngine(options, model, codec, context)
     from .vllm_engine import VllmEngine
 
     return VllmEngine(options, model, codec, context)
