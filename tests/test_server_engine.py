@@ -109,6 +109,7 @@ def test_room_in_the_context(lm, opened):
     with GenerationServer(lm, context=9, sample=lambda server, ids, p: ([4] * p["max_tokens"], "length")) as server:
         engine = opened(server)
         assert engine.context == 9 and len(ids_of(engine, 1, (0,))[0][0]) == 6
+        assert {len(body["prompt"]) for body in server.probes} == {8}
         with pytest.raises(InputError, match="no room"):
             engine.complete([PromptTokens("p", list(range(1, 10)), frozenset([0]))], [0], SAMPLING)
 
@@ -329,7 +330,7 @@ def test_a_damaged_answer_is_asked_for_again(tmp_path):
 
 
 def output(folder, resuming: bool):
-    return SimpleNamespace(out=folder / "o.jsonl", resuming=resuming, answers=None)
+    return SimpleNamespace(out=folder / "o.jsonl", resuming=resuming, answers=None, holds_claim=True)
 
 
 def test_an_outage_loses_no_answer(lm, opened, tmp_path):

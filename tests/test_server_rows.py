@@ -7,6 +7,7 @@ import pytest
 
 from helpers.chain import lines_in, wait_until
 from helpers.generation_server import GenerationServer
+from helpers.ranks import start_ranks
 
 FAULTS = [(0.06, "500"), (0.06, "429"), (0.05, "closed"), (0.05, "garbage"), (0.05, "no ids"), (0.03, "late")]
 N = 42
@@ -93,7 +94,7 @@ def test_a_signal_then_another_server(world, lm, calm):
         before = server.served.total()
         server.version = "0.33.0"
         _, err = world.run(*command, code=2)
-        assert "was started with server vllm 0.32.0 of the engine, now it is vllm 0.33.0" in " ".join(err.split())
+        assert "was started with engine version vllm 0.32.0, now it is vllm 0.33.0" in " ".join(err.split())
         server.version, server.weights = "0.32.0", "second"
         _, err = world.run(*command, code=2)
         assert "another model than at the start" in " ".join(err.split())
@@ -111,12 +112,34 @@ def test_a_server_that_goes_away(world, lm, calm):
         command = served_by(server, "away.jsonl", "--retries", "1", "--engine-batch-size", "400")
         _, err = world.run(*command, code=75)
         assert "completions are pending" in err and "the other answers are kept" in " ".join(err.split())
-        _, err = world.run(*command, code=75)
-        assert "the server does not answer" in err
         server.start()
         world.run(*command)
         assert set(server.served.values()) == {1}
     assert world.digest("away.jsonl") == calm
+
+
+def test_ranks_that_are_killed(world, lm, calm):
+    """Each rank of torchrun keeps the answers to the requests of its own shard."""
+    with GenerationServer(lm, delay_s=0.02) as server:
+        command = served_by(server, "ranks.jsonl", "--concurrency", "4")
+        ranks = start_ranks(world, *command, command=world.warm)
+        wait_until(lambda: len(kept := kept_by(world)) == 2 and min(kept) > 30, *ranks)
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+        wait_until(lambda: all(map(unlocked, world.folder.glob(".ranks*.lock"))))
+        before = sum(kept_by(world))
+        ranks = start_ranks(world, *command, command=world.warm)
+        for rank in ranks:
+            _, err = rank.communicate(timeout=120)
+            assert rank.returncode == 0, err
+        assert 24 * N <= server.served.total() <= 24 * N + 8 and before > 60
+    assert world.digest("ranks.jsonl") == calm and not list(world.folder.glob("ranks*.answers"))
+
+
+def kept_by(world) -> list[int]:
+    """How many answers each rank has kept."""
+    return [lines_in(path) - 1 for path in world.folder.glob("ranks*.answers")]
 
 
 def test_preferences_of_a_servers_samples(world, lm):

@@ -84,7 +84,7 @@ def test_settings_and_seeds(served, engine):
     import vllm
 
     assert engine.settings() == {
-        "server": f"vllm {vllm.__version__}",
+        "version": f"vllm {vllm.__version__}",
         "model": served.name,
         "model path": str(served.model),
         "context": "200",

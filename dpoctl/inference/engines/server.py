@@ -16,7 +16,7 @@ from ...models.load import count_weights, vocabulary_without_weights
 from ...outputs.answers import Answers
 from ...outputs.claims import Output
 from ...outputs.files import sha256_path
-from ...runtime import collectives, signals
+from ...runtime import signals
 from ..generate import Completion, PromptTokens, Sampling, limits_of
 from ..options import EngineOptions
 from .engine import Engine, Sampled, completion_of, seed_of
@@ -71,7 +71,7 @@ class ServerEngine(Engine):
         Raises InputError where those that an earlier call left are of another model.
         """
         self.answers.close()
-        path = output.out.with_name(output.out.name + ".answers") if collectives.rank() == 0 else None
+        path = output.out.with_name(output.out.name + ".answers") if output.holds_claim else None
         self.answers = Answers(path, output.resuming)
         before = self.answers.server or {}
         if before.get("settings") == self.settings():

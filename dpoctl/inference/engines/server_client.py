@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from ...errors import InputError
@@ -62,7 +62,7 @@ class Served:
     def settings(self) -> dict[str, str]:
         """What an output keeps from its start, in words."""
         context = "" if self.context is None else str(self.context)
-        named = {"server": self.server, "model": self.model, "model path": self.root}
+        named = {"version": self.server, "model": self.model, "model path": self.root}
         named |= {"context": context, "weights": self.weights}
         return {name: value for name, value in named.items() if value}
 
@@ -96,8 +96,10 @@ class ServerClient:
 
         Raises InputError for a server that does not and a model that it does not serve, Pending where it is away.
         """
-        self._probed = probe
         self.served = self._retried(self._identify)
+        if self.served.context is not None:
+            probe = replace(probe, ids=probe.ids[: max(1, self.served.context - 1)])
+        self._probed = probe
         if self.served.server.startswith("sglang"):
             self.protocol = Generate()
         self.probe = self._retried(lambda: self._probe(probe), patient=False)
