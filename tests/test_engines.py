@@ -442,6 +442,8 @@ def test_the_first_cause_is_found_in_the_log():
     found = vllm_process._cause(_FAILED)
     assert found.startswith("ValueError: Free memory on device cuda:0")
     assert vllm_process._cause("INFO all is well\nno Error here") == ""
+    refused = "ValidationError: 1 validation error for ModelConfig\n  Value error, Model X [type=value_error, input={}]"
+    assert vllm_process._line(refused) == "ValidationError: 1 validation error for ModelConfig Value error, Model X"
 
 
 def test_adapters_that_vllm_cannot_apply_are_refused(tmp_path, saved):

@@ -32,7 +32,7 @@ def engine_phases(config: Any, counted: Ledger, target: Target, model: str) -> l
     longest = config.max_model_len or context_length(policy.model) or 0
     left = int(config.gpu_memory_utilization * (target.hardware.memory or 0)) - weights
     cache = max(left, longest * _bytes_of_a_token(policy.model, target) // gpus)
-    return [Phase("generation with vLLM", {"weights": weights, "vLLM's cache": cache})]
+    return [Phase("generation", {"weights": weights, "vLLM's cache": cache})]
 
 
 def _bytes_of_a_token(model: Any, target: Target) -> int:

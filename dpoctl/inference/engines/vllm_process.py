@@ -114,7 +114,7 @@ class VllmProcess:
                     signals.at_boundary(done)
                 kind, found = self._answers.recv()
             except (EOFError, OSError):
-                kind, found = "failed", f"its process ended {self._ending()}"
+                kind, found = "failed", f"{_ENDED} {self._ending()}"
             signals.at_boundary(done)
             if kind == "failed":
                 raise self._refusal(found)
@@ -128,8 +128,9 @@ class VllmProcess:
 
     def _refusal(self, said: str) -> InputError:
         """What a user is told of an error of vLLM: the first cause, what would help, and the file with the rest."""
-        with suppress(OSError):
-            said = _cause(self.log.read_text(encoding="utf-8", errors="replace")) or said
+        if any(words in said for words in _WRAPPERS):
+            with suppress(OSError):
+                said = _cause(self.log.read_text(encoding="utf-8", errors="replace")) or said
         hint = next((advice for found, advice in _HINTS.items() if re.search(found, said)), "")
         rest, self.log = self.log, Path(os.devnull)  # the file stays
         return InputError(
@@ -156,7 +157,9 @@ class VllmProcess:
 
 _ERROR = re.compile(r"(?:^|[\s\]])((?:\w+\.)*\w*(?:Error|Exception|OutOfMemory\w*)): (\S.*)")
 # messages that only report that another process failed
+_ENDED = "its process ended"
 _WRAPPERS = (
+    _ENDED,
     *("Engine core", "WorkerProc init", "EngineCore encountered", "Worker failed", "See stack trace"),
     "Tokenizer not available",  # a warning: vLLM is started without one
 )
@@ -185,4 +188,5 @@ def _cause(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    return " ".join(text.split())[:300]
+    """The text of an error on one line, without what pydantic adds of the value that it refuses."""
+    return re.sub(r"\s*\[type=.*", "", " ".join(text.split()))[:300]
