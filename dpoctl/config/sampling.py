@@ -120,42 +120,15 @@ class Sharded:
             yield f"--shard {self.shard}: expected I/N with I from 1 to N, such as 1/4"
 
 
-_HERE = one_of("engine", "transformers", "vllm")  # the policy is held by this command
+HERE = one_of("engine", "transformers", "vllm")  # the policy is held by this command
 _SCORES = names_models("scorer")
 # where a server generates, only a scorer is run here; --deterministic concerns what this package computes
 ENGINE_CONDITIONS = {
     "generation_batch_size": {"when": LOCAL},
-    "device": {"when": any_of(_HERE, _SCORES)},
-    "dtype": {"when": any_of(_HERE, _SCORES)},
+    "device": {"when": any_of(HERE, _SCORES)},
+    "dtype": {"when": any_of(HERE, _SCORES)},
     "deterministic": {"when": all_of(OFF_CPU, any_of(LOCAL, _SCORES))},
 }
-
-
-@amended(**ENGINE_CONDITIONS)
-@dataclass(frozen=True, kw_only=True)
-class MakePrefs(
-    Sharded, Planned, Prompted, Rows, WithScorer, Engines, Generation, ChatTemplates, ModelOptions, Seeded, Common
-):
-    model: str = option(help="Model that is sampled, usually the SFT model.", panel=DATA, input="model")
-    prompts: str = option(help="Prompt rows, or preferences.", panel=DATA, input="file")
-    scorer: str = option(SIEBERT, "What scores the completions.", DATA, input="scorer")
-    completions: int = option(4, "Completions per prompt.", GEN, at_least=2)
-    pairs: str = option(
-        "all", "Which pairs of a prompt's completions to keep.", DATA, choices=("all", "best-worst", "random")
-    )
-    min_margin: float = option(0.0, "Drop pairs whose scores differ by less.", DATA, at_least=0)
-    completions_out: str | None = option(
-        None, "Also write the completions with their scores to this .jsonl file.", DATA, identity=False, metavar="FILE"
-    )
-    limit: int | None = option(None, "Use only the first N prompts.", DATA, at_least=1)
-
-    def check_temperature(self) -> Iterator[str]:
-        if self.temperature == 0:
-            yield "--temperature 0 makes a prompt's completions equal, which gives no pairs"
-
-    def check_outputs(self) -> Iterator[str]:
-        if self.completions_out and self.completions_out == self.out:
-            yield "--completions-out and --out name the same file"
 
 
 @amended(

@@ -119,11 +119,16 @@ class Sampler:
         before, since another one would start the output anew.
         """
         if self.engine.before_scorer:
-            load_scorer(spec, scorer_options(options, Compute(torch.device("cpu"), torch.float32), self.templates))
-            self._sample_ahead()
+            self.check_scorer(spec, options)
+            self.sample_ahead()
         return load_scorer(spec, scorer_options(options, self.compute, self.templates))
 
-    def _sample_ahead(self) -> None:
+    def check_scorer(self, spec: str, options: ScoringOptions) -> None:
+        """Raises InputError for a scorer that cannot be used, without the device's memory."""
+        load_scorer(spec, scorer_options(options, Compute(torch.device("cpu"), torch.float32), self.templates))
+
+    def sample_ahead(self) -> None:
+        """Sample all batches and close the engine; see `open_scorer`."""
         self.kept = KeptRows(self.output)
         total, done = self.shard.count * self.n, self.kept.rows[0]
         if self.kept.batches_done < len(self.batches):

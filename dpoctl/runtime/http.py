@@ -44,8 +44,9 @@ class Http:
     HTTPS_PROXY, NO_PROXY) are used, but for this machine's own address. Raises InputError for a malformed address.
     """
 
-    def __init__(self, url: str, timeout_s: float, key: str = ""):
-        self.url, self.timeout_s, self.key = url.rstrip("/"), timeout_s, key
+    def __init__(self, url: str, timeout_s: float, key: str = "", timeout_flag: str = "--timeout"):
+        """`timeout_flag`: the option that gives the time, for messages; empty where none does."""
+        self.url, self.timeout_s, self.key, self.timeout_flag = url.rstrip("/"), timeout_s, key, timeout_flag
         try:
             parts = urlsplit(self.url)
             self.host, self.port = parts.hostname or "", parts.port
@@ -95,7 +96,8 @@ class Http:
             text = response.read().decode("utf-8", "replace")
         except TimeoutError:
             self._close(connection)
-            raise NoResponse(f"no response within --timeout {self.timeout_s:g} s") from None
+            within = f"{self.timeout_flag} {self.timeout_s:g} s".lstrip()
+            raise NoResponse(f"no response within {within}") from None
         except ssl.SSLCertVerificationError as e:
             self._close(connection)
             raise InputError(f"{self.url}: its certificate is not trusted: {e.verify_message}", _CERTIFICATE) from None

@@ -31,6 +31,10 @@ def small(argv: list[str]) -> list[str]:
         values.pop("--generation-batch-size", None)
     if command == "judge" and "--backend" not in argv:
         values["--base-url"] = os.environ["DOCS_JUDGE"]
+    if command == "make-prefs" and "--judge-model" in argv:
+        values["--judge-base-url"] = os.environ["DOCS_JUDGE"]
+    if command == "make-prefs" and {"--samples", "--judgements"} & set(argv):
+        values = {flag: value for flag, value in values.items() if flag in ("--limit", "--judge-base-url")}
     for flag, value in values.items():
         if flag in argv:
             argv[argv.index(flag) + 1] = value

@@ -36,6 +36,20 @@ STAGES: dict[str, list[str]] = {
         f"make-prefs --model {UP}/sft --prompts {UP}/few.jsonl --max-new-tokens 6 --engine vllm --engine-batch-size 6 "
         f"--scorer {UP}/classifier --completions 3 --completions-out samples.jsonl --out prefs.jsonl"
     ).split(),
+    "prefs-given": (
+        f"make-prefs --samples {UP}/samples.jsonl --samples {UP}/other.jsonl --scorer {UP}/classifier "
+        "--completions-out scored.jsonl --out prefs.jsonl"
+    ).split(),
+    "prefs-judge": [
+        "make-prefs",
+        "--model",
+        f"{UP}/sft",
+        *SAMPLING,
+        *f"--completions 3 --judge scorer --scorer {UP}/classifier --out prefs.jsonl".split(),
+    ],
+    "prefs-votes": (
+        f"make-prefs --judgements {UP}/within.jsonl --samples {UP}/samples.jsonl --pairs random --out prefs.jsonl"
+    ).split(),
     "train-dpo": [
         *f"train-dpo --model {UP}/sft --data {UP}/prefs.jsonl".split(),
         *TRAINING,
@@ -85,11 +99,12 @@ def small_batches() -> None:
 
     In place of vLLM the local sampler generates, with the same order of work.
     """
+    from dpoctl.inference import sources
     from dpoctl.stages import judge, score
 
     from .engines import use_ahead
 
-    judge._BATCH = score._BATCH = 3
+    judge._BATCH = score._BATCH = sources.BATCH = 3
     use_ahead(setattr)
     serve_in_process()
 
@@ -125,7 +140,8 @@ def build(lab, tiny_world: Path) -> None:
         lines = (tiny_world / f"{source}.jsonl").read_text().splitlines()[:count]
         (world / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     other = ["--seed", "1", *STAGES["sample"][1:-1], "other.jsonl"]
-    chain = ["sft", "make-prefs", "train-dpo", "train-rm", "sample", ["sample", *other], "judge", "evaluate"]
+    within = f"judge --within {UP}/samples.jsonl --backend scorer --scorer {UP}/classifier --out within.jsonl".split()
+    chain = ["sft", "make-prefs", "train-dpo", "train-rm", "sample", ["sample", *other], "judge", within, "evaluate"]
     for stage in chain:
         argv = STAGES[stage] if isinstance(stage, str) else stage
         folder = lab.folder()
