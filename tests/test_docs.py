@@ -21,6 +21,7 @@ import pytest
 import dpoctl.cli.command
 from dpoctl.cli import app
 from dpoctl.config.commands import COMMANDS
+from helpers import real_models
 from helpers.chain import ROOT
 from helpers.judge_server import JudgeServer
 
@@ -107,6 +108,7 @@ def given(prefs, tmp_path_factory) -> dict[str, Path]:
     run("sample", "--model", "sft", "--prompts", "test.jsonl", "--max-new-tokens", "8", "--out", str(sampled))
     found |= {f"runs/{run}": made / run for run in ("dpo", "rm")}
     samples = [json.loads(line) for line in sampled.read_text().splitlines()]
+    found |= {f"models/{name}": real_models.write(made / name, name) for name in ("llama-8b", "llama-70b")}
     found |= {file: sampled for file in ("samples.jsonl", "dpo.jsonl", "sft.jsonl", "best.jsonl")}
     shot = {"prompt": "A film", "completion": " I liked."}
     rows = {

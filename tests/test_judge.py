@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from dpoctl.judging.client import _retry_after
+from dpoctl.runtime.http import retry_after_s
 from helpers.chain import ROOT
 from helpers.judge_server import JudgeServer
 from helpers.judging import KEY, candidates, fenced, likes_good, rows_of, run, write
@@ -161,7 +161,7 @@ def test_a_server_that_is_down_is_not_asked_everything(tmp_path):
     ],
 )
 def test_the_wait_that_a_server_asks_for(asked, seconds):
-    assert _retry_after({"retry-after": asked}) == seconds
+    assert retry_after_s({"retry-after": asked}) == seconds
 
 
 def test_a_traceback_does_not_hold_the_key(tmp_path):

@@ -45,15 +45,15 @@ INJECTIONS = [
 @pytest.mark.parametrize(
     ("flags", "temperature", "limit"),
     [
-        ({"base_url": "http://localhost:1/v1"}, 0.0, "max_tokens"),
-        ({"base_url": "http://localhost:1/v1", "judge_temperature": 0.7}, 0.7, "max_tokens"),
+        ({"judge_base_url": "http://localhost:1/v1"}, 0.0, "max_tokens"),
+        ({"judge_base_url": "http://localhost:1/v1", "judge_temperature": 0.7}, 0.7, "max_tokens"),
         ({}, None, "max_completion_tokens"),  # OpenAI's reasoning models take none, and no max_tokens either
         ({"judge_temperature": 0.0}, 0.0, "max_completion_tokens"),
     ],
 )
 def test_a_request_has_what_the_server_takes(flags, temperature, limit, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    config = Judge(candidates=("a",), out="o", model="m", cache_dir=str(tmp_path), **flags)
+    config = Judge(candidates=("a",), out="o", judge_model="m", judge_cache_dir=str(tmp_path), **flags)
     client = Client(config)
     body = client._body("Which?", client.parameters)
     assert body.get("temperature") == temperature and {"max_tokens", "max_completion_tokens"} & set(body) == {limit}

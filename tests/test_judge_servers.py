@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from dpoctl.judging.client import _retry_after
-from dpoctl.judging.server_errors import CONTENT, FATAL, REFUSED, TRANSIENT, read_error
+from dpoctl.runtime.http import retry_after_s
+from dpoctl.runtime.server_errors import CONTENT, FATAL, REFUSED, TRANSIENT, read_error
 from helpers.judge_server import JudgeServer, Special, choice
 from helpers.judging import candidates, judged, likes_good, manifest, rows_of, run
 from helpers.server_replies import BAD, REFUSALS, SAID, error
@@ -168,8 +168,8 @@ def test_a_first_request_that_keeps_failing_does_not_hold_up_the_others(tmp_path
         ({"retry-after": "Fri, 99 Foo 2100 99:99:99 GMT"}, 0),
     ],
 )
-def test_forms_of_retry_after(headers, seconds):
-    assert _retry_after(headers) == seconds
+def test_forms_ofretry_after_s(headers, seconds):
+    assert retry_after_s(headers) == seconds
 
 
 @pytest.mark.parametrize(

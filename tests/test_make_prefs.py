@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from dpoctl.inference.pairing import scored_pairs
 from dpoctl.models.load import untrained
-from dpoctl.stages.make_prefs import _pairs
 from helpers.chain import dpo, lines_in
 
 
@@ -23,7 +23,7 @@ def samples(*scores: float, texts: str = "abcd") -> tuple[list[dict], list[float
 def make(kind: str, *scores: float, min_margin: float = 0.0, texts: str = "abcd", seed: int = 0):
     config = SimpleNamespace(pairs=kind, min_margin=min_margin, seed=seed)
     counts = {"duplicates": 0, "ties": 0, "below_margin": 0, "not_picked": 0}
-    return _pairs(config, *samples(*scores, texts=texts), counts), counts
+    return scored_pairs(config, *samples(*scores, texts=texts), counts), counts
 
 
 def order(pairs: list[dict]) -> set[str]:

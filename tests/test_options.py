@@ -30,7 +30,7 @@ BASE = {  # values of the required options
     "sample": {"model": "m", "prompts": "p"},
     "score": {"data": "d", "scorer": "s"},
     "evaluate": {},
-    "judge": {"candidates": ["a"], "model": "m"},
+    "judge": {"candidates": ["a"], "judge_model": "m"},
     "merge": {"inputs": ["a.jsonl"]},
     "report": {"inputs": ["a"]},
     "preview": {"data": "d", "model": "m"},
@@ -47,6 +47,9 @@ PRESENT = {  # what makes a condition hold
     "lm": "l",
     "selection_scorer": "s",
     "compare": "j",
+    "within": True,
+    "samples": ["s"],
+    "judgements": ["j"],
     "form": "f",
     "eval_data": "e",
     "source": "s",
@@ -62,7 +65,19 @@ COMBINED = {  # settings of several options, for conditions of several
     "evaluate": [
         {"model": ["m"], "prompts": "p", "ref": "r"},
         {"completions": ["c"], "selection_scorer": "s"},
+        {"model": ["m"], "prompts": "p", "ref": "r", "engine": "vllm"},
+        {"model": ["m"], "prompts": "p", "ref": "r", "engine": "server", "base_url": "http://s/v1"},
         {"scorer": "python:s.py:f", "selection_scorer": "python:s.py:f"},
+    ],
+    "sample": [{"engine": "server", "base_url": "http://s/v1"}],
+    "make-prefs": [
+        {"judge": "openai", "judge_model": "m"},
+        {"samples": ["s"], "scorer": "s"},
+        {"samples": ["s"], "judge": "openai", "judge_model": "m", "pairs": "random"},
+        {"judgements": ["j"], "pairs": "random"},
+        {"samples": ["s"], "dry_run": True},
+        {"dry_run": True},
+        *({"engine": "server", "base_url": "http://s/v1", "scorer": scorer} for scorer in ("s", "python:s.py:f")),
     ],
     "merge": [{"inputs": ["adapter"]}],
     "judge": [
@@ -132,7 +147,7 @@ def settings_of(name: str) -> list[dict[str, Any]]:
     for f in fields(cls):
         if f.name in PRESENT:
             found.append({f.name: PRESENT[f.name]})
-        if f.name in ("loss", "backend", "normalize", "task", "optimizer", "for_"):
+        if f.name in ("loss", "backend", "judge", "engine", "normalize", "task", "optimizer", "for_"):
             found += [{f.name: choice} for choice in spec_of(f).choices]
         if spec_of(f).input == "scorer":
             found += [{f.name: "s"}, {f.name: "python:s.py:f"}]

@@ -77,6 +77,35 @@ def test_every_command_that_runs_a_model_tells_its_memory(small, capsys, command
     assert told["device"] == "4090, 24.00 GB: it fits"
 
 
+def test_an_engine_takes_its_share_of_a_gpu_and_needs_no_vllm(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    real_models.write(tmp_path / "big", "llama-8b")
+    real_models.write(tmp_path / "rm", "smollm2-135m", "reward")
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt_id": "a", "prompt": real_models.text(20)}) + "\n")
+    line = "make-prefs --model big --prompts p.jsonl --scorer rm --engine"
+    told = shown(capsys, f"{line} vllm --gpu-memory-utilization 0.5 --max-model-len 4096 --plan-device h100")
+    assert gigabytes(told["memory in generation"]) == pytest.approx(40, abs=0.01)
+    weights = gigabytes(told["memory: weights"])
+    assert weights == pytest.approx(2 * 8.03, rel=0.1)  # bfloat16
+    assert gigabytes(told["memory: vLLM's cache"]) == pytest.approx(40 - weights, abs=0.02)
+    assert told["device"].endswith("it fits") and "memory: key cache" not in told
+    told = shown(capsys, f"{line} vllm --max-model-len 4096 --plan-device 16")
+    assert told["device"].endswith("too small") and told["what would fit"].startswith("--tensor-parallel-size 2 (")
+    # one text of the whole context: 2 x 32 layers x 8 heads x 128 numbers of 2 bytes a token
+    told = shown(capsys, f"{line} vllm --gpu-memory-utilization 0.25 --plan-device h100")
+    assert gigabytes(told["memory: vLLM's cache"]) == pytest.approx(131072 * 2 * 32 * 8 * 128 * 2 / 1e9, rel=0.01)
+    served = shown(capsys, f"{line} server --base-url http://node:8000/v1 --plan-device h100")
+    assert served["engine"] == "server http://node:8000/v1" and gigabytes(served["memory of a device"]) < 8
+    told = shown(capsys, "sample --model big --prompts p.jsonl --engine server --base-url http://node:8000/v1")
+    assert "memory of a device" not in told and told["completions"] == "1"
+    both = "evaluate --model big --ref big --prompts p.jsonl --scorer rm --plan-device h100 --engine"
+    told = shown(capsys, f"{both} vllm --max-model-len 4096")
+    assert gigabytes(told["memory in generation"]) == pytest.approx(72, abs=0.01)
+    assert 30 < gigabytes(told["memory in evaluation"]) < 72
+    served = shown(capsys, f"{both} server --base-url http://node:8000/v1")
+    assert gigabytes(served["memory of a device"]) == pytest.approx(gigabytes(told["memory in evaluation"]), abs=0.1)
+
+
 @pytest.mark.parametrize(
     ("command", "world"),
     [

@@ -248,6 +248,20 @@ def test_evaluate_splits_prompts_and_has_the_bytes_of_one_process(here):
     assert "ranks split the work themselves" in refused[0]
 
 
+def test_an_engine_of_each_rank_samples_all_models_first(here):
+    """One rank is stopped while the second model is sampled: no row is sampled twice, and the rows are the same."""
+    common = [*EVALUATE, "--scorer", "classifier", "--max-new-tokens", "6", "--rank-timeout", "0.5"]
+    here.run(*common, "--generation-batch-size", "8", "--out", "local.jsonl")
+    ahead = [*common, "--engine", "vllm", "--engine-batch-size", "8", "--out", "ahead.jsonl"]
+    stopped = fault("dpoctl.inference.engines.local:generate", 2, "SIGTERM")
+    said = on_ranks(here, *ahead, codes={75}, DPOCTL_AHEAD="1", **stopped)
+    assert "after 40 samples, which are kept" in said[0]
+    kept = here.folder / "ahead.jsonl.samples.partial"
+    assert len(kept.read_text().splitlines()) == 40
+    on_ranks(here, *ahead, DPOCTL_AHEAD="1")
+    assert here.digest("ahead.jsonl") == here.digest("local.jsonl") and not kept.exists()
+
+
 def test_evaluate_keeps_the_models_that_are_done(here):
     """Rank 1 is killed at the second model, then stopped at it: the first row stays, and the bytes are the same."""
     args = [*EVALUATE, *SAMPLING, "--rank-timeout", "0.5", "--out", "kept.jsonl"]

@@ -288,6 +288,39 @@ def test_a_set_up_that_fails_fails_the_job(slurm, tmp_path, monkeypatch):
     assert job.returncode == 1 and not (tmp_path / "ran").exists() and asked(slurm) == []
 
 
+VLLM = f"""#!{sys.executable}
+import http.server, os, sys, time
+time.sleep(0.5)  # it loads the model
+open("server", "w").write(f"{{os.getpid()}} " + " ".join(sys.argv[1:]))
+address = ("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1]))
+http.server.HTTPServer(address, http.server.BaseHTTPRequestHandler).serve_forever()
+"""
+
+
+def test_a_server_and_the_command_that_asks_it(slurm, tmp_path, monkeypatch):
+    """The command starts once the server listens, and the server ends with the job."""
+    reach = '[[ "$*" =~ 127.0.0.1:([0-9]+) ]] && exec 3<>"/dev/tcp/127.0.0.1/${BASH_REMATCH[1]}" || exit 1'
+    fake(slurm, "dpoctl", f'echo "$@" > command; {reach}; echo "{{}}" > out.jsonl.manifest.json')
+    (slurm / "vllm").write_text(VLLM)
+    (slurm / "vllm").chmod(0o755)
+    for name, value in {"SLURM_GPUS_ON_NODE": "4", "VLLM_OPTIONS": "--dtype bfloat16", "DPOCTL_WAIT_S": "0.1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_JOB_ID", str(os.getpid() % 20000))  # of which the port is made
+    job = start("serve.sbatch", "runs/sft", "out.jsonl", "sample", "--n", "8", cwd=tmp_path)
+    _, said = job.communicate(timeout=20)
+    assert job.returncode == 0 and "out.jsonl: complete" in said, said
+    pid, *server = (tmp_path / "server").read_text().split()
+    port = server[server.index("--port") + 1]
+    assert server[:2] == ["serve", "runs/sft"] and server[-4:] == ["--tensor-parallel-size", "4", "--dtype", "bfloat16"]
+    assert (tmp_path / "command").read_text().split() == (
+        f"sample --n 8 --model runs/sft --engine server --base-url http://127.0.0.1:{port}/v1 --out out.jsonl".split()
+    )
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), seconds=10)
+    fake(slurm, "vllm", "echo no such model; exit 1")
+    job = start("serve.sbatch", "runs/sft", "other.jsonl", "sample", cwd=tmp_path)
+    assert "vllm serve runs/sft: ended; see serve-" in job.communicate(timeout=20)[1] and job.returncode == 1
+
+
 def test_out_of_memory_under_torchrun_is_not_requeued(slurm, tmp_path, monkeypatch):
     """One of two ranks runs out of memory: exit code 2 in that rank, 1 of torchrun, 2 of the job."""
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")

@@ -62,12 +62,12 @@ def test_a_win_counts_only_where_both_orders_agree():
         (("a", "invalid"), "invalid"),
         (("tie", "tie"), "tie"),
     ):
-        assert outcomes(rows(*verdicts)) == {("p", 0, None, None): expected}
+        assert outcomes(rows(*verdicts)) == {("p", 0, None, None, None): expected}
     found = summarise(rows("a", "b"))
     two = rows("a", "b") + [r | {"judge": "human:2"} for r in rows("a")]
-    assert outcomes(two) == {("p", 0, None, None): "a"}  # a tie and a vote for a
+    assert outcomes(two) == {("p", 0, None, None, None): "a"}  # a tie and a vote for a
     people = [r | {"judge": f"human:{i}"} for i, r in enumerate(rows("a", "b", "b", "invalid"))]
-    assert outcomes(people) == {("p", 0, None, None): "b"} and summarise(people[:2])["ties"] == 1
+    assert outcomes(people) == {("p", 0, None, None, None): "b"} and summarise(people[:2])["ties"] == 1
     assert summarise(people)["flips"] is None  # two people who disagree are no two orders
     assert found["flips"] == 1.0 and found["ties"] == 1 and (found["length_a"], found["length_b"]) == (2, 1)
     assert summarise(rows("invalid"))["win_rate"] is None

@@ -41,10 +41,18 @@ PAGES = {
     ),
     "make-prefs": Page(
         DATA,
-        "Sample completions, score them and write preference pairs.",
+        "Make preference pairs of samples: by scores, a judge or votes.",
         (
             "dpoctl make-prefs --model runs/sft --prompts imdb/prompts.train.jsonl \\\n"
             "  --scorer siebert/sentiment-roberta-large-english --out prefs.jsonl",
+            "# samples that exist, scored by a reward model\n"
+            "dpoctl make-prefs --samples samples.jsonl --scorer runs/rm --out prefs.jsonl",
+            "# a model as judge; the key is read from OPENAI_API_KEY\n"
+            "dpoctl make-prefs --samples samples.jsonl --judge openai \\\n"
+            "  --judge-model gpt-5-mini --out prefs.jsonl",
+            "# the votes of people, or of judges\n"
+            "dpoctl make-prefs --judgements ada.jsonl --judgements ben.jsonl --out prefs.jsonl",
+            "# more in the documentation\ndpoctl docs preferences",
         ),
     ),
     "sft": Page(
@@ -120,6 +128,8 @@ PAGES = {
             "# a classifier or reward model\n"
             "dpoctl judge dpo.jsonl sft.jsonl --backend scorer \\\n"
             "  --scorer runs/toy/classifier --criterion sentiment --out wins.jsonl",
+            "# the samples of one file, compared with each other\n"
+            "dpoctl judge --within samples.jsonl --model gpt-5-mini --out pairs.jsonl",
             "# people: write a form for the browser, then read what it exports\n"
             "dpoctl judge dpo.jsonl sft.jsonl --backend human --form form.html \\\n"
             "  --out wins.jsonl",
@@ -175,4 +185,5 @@ SCORER = (
     ("MODEL@prob", "the same; what to return for the positive label: @prob, @logit or @log-odds"),
     ("implicit:POLICY,REFERENCE", "DPO's implicit reward, beta log(policy / reference)"),
     ("python:FILE.py:FUNCTION", "your function: takes a list of {prompt, completion} rows, returns floats"),
+    ("http://HOST:PORT/PATH", "your server: takes the same rows as JSON; see dpoctl docs options"),
 )

@@ -21,6 +21,7 @@ from ..runtime import signals
 from .claiming import claim, run_claimed
 
 _EVERY_S = 0.5
+_GROWING = (".progress", ".samples.progress", ".plan.json")  # the files that a rank at work writes
 
 
 def run(name: str, config: Any) -> int:
@@ -86,7 +87,7 @@ def _wait(paths: list[str], minutes: float) -> None:
 
     seen, since = None, time.monotonic()
     while missing := unfinished(paths, paths[0]):
-        now = [_size(file + end) for file in missing for end in (".progress", ".plan.json")]
+        now = [_size(file + end) for file in missing for end in _GROWING]
         if now != seen:
             seen, since = now, time.monotonic()
         elif time.monotonic() - since > 60 * minutes:

@@ -2,9 +2,10 @@
 
 from .files import Merge, Prepare, Report
 from .judging import Judge
+from .make_prefs import MakePrefs
 from .ppo import TrainPPO
 from .preview import Preview
-from .sampling import Evaluate, MakePrefs, Sample, Score
+from .sampling import Evaluate, Sample, Score
 from .training import SFT, TrainDPO, TrainRM
 
 COMMANDS = {

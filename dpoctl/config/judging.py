@@ -4,15 +4,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .conditions import all_of, any_of, given, not_a_file, not_given, one_of
+from .judge_options import CRITERIA, JudgeOptions, address_problem, on_a_server
 from .sampling import Rows, Sharded
-from .schema import NAME_OR_FILE, amended, option
+from .schema import amended, option
 from .shared import (
     DATA,
     JUDGE,
     OFF_CPU,
     PEOPLE,
     SCORING,
-    SERVER,
     TEMPLATE_OPTIONS,
     Common,
     Planned,
@@ -24,13 +24,24 @@ from .shared import (
     names_models,
 )
 
-CRITERIA = ("summary-s", "summary-c", "helpful", "sentiment")
 _SERVER, _SCORER, _PEOPLE = (one_of("backend", name) for name in ("openai", "scorer", "human"))
 _NOT_PEOPLE = one_of("backend", "openai", "scorer")
 _ASKED = one_of("backend", "openai", "human")  # a scorer is not asked a question
+_SERVER_FLAGS = ("model", "base_url", "concurrency", "timeout", "retries", "max_tokens", "cache_dir")
+
+
+def _of_server() -> dict[str, dict]:
+    """The options of the server, of which this command has no others with the short names."""
+    found = on_a_server(_SERVER)
+    for name in _SERVER_FLAGS:
+        found[f"judge_{name}"]["flag"] = "--" + name.replace("_", "-")
+    return found
 
 
 @amended(
+    **_of_server(),
+    prompt_noun={"when": all_of(_ASKED, not_a_file("criterion", CRITERIA))},
+    order={"when": _NOT_PEOPLE},
     device={"panel": SCORING, "when": _SCORER},
     deterministic={"panel": SCORING, "when": all_of(_SCORER, OFF_CPU)},
     dtype={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
@@ -45,7 +56,7 @@ _ASKED = one_of("backend", "openai", "human")  # a scorer is not asked a questio
     json={"when": any_of(not_given("form"), given("dry_run"))},
 )
 @dataclass(frozen=True, kw_only=True)
-class Judge(Tabular, Sharded, Planned, Rows, WithScorer, Templates, RunsModels, Seeded, Common):
+class Judge(Tabular, JudgeOptions, Sharded, Planned, Rows, WithScorer, Templates, RunsModels, Seeded, Common):
     candidates: tuple[str, ...] = option(
         help="Completions files A and B; with A alone, B is the `reference` of its rows.",
         panel=DATA,
@@ -59,36 +70,22 @@ class Judge(Tabular, Sharded, Planned, Rows, WithScorer, Templates, RunsModels, 
         JUDGE,
         choices=("openai", "scorer", "human"),
     )
-    criterion: str = option(
-        "helpful",
-        "What the judge decides by: summary-s (simple), summary-c (concise; the paper's main prompt), helpful, "
-        "sentiment, or a template file; see dpoctl docs judging.",
-        JUDGE,
-        input=NAME_OR_FILE,
-    )
-    prompt_noun: str | None = option(
-        None,
-        "Noun for the prompt in the judge's question, such as 'news article' for cnn-dm.",
-        JUDGE,
-        when=all_of(_ASKED, not_a_file("criterion", CRITERIA)),
-    )
-    order: str = option(
-        "both",
-        "Show A and B in both orders (a win counts if both answers agree), or in a random one.",
-        JUDGE,
-        choices=("both", "random"),
-        when=_NOT_PEOPLE,
-    )
     limit: int | None = option(None, "Judge only the first N comparisons.", DATA, at_least=1)
+    within: bool = option(
+        False, "Compare the samples of each prompt in A with each other, for make-prefs --judgements.", JUDGE
+    )
     canary: str | None = option(
-        None, "Also judge this fixed text as A; a judge that lets it win cannot be trusted.", JUDGE, when=_NOT_PEOPLE
+        None,
+        "Also judge this fixed text as A; a judge that lets it win cannot be trusted.",
+        JUDGE,
+        when=all_of(_NOT_PEOPLE, not_given("within")),
     )
     compare: str | None = option(
         None,
         "Judgements of another policy on the same prompts: paired bootstrap of the difference.",
         JUDGE,
         input="file",
-        when=not_given("form"),
+        when=all_of(not_given("form"), not_given("within")),
     )
     against: str | None = option(
         None,
@@ -99,54 +96,6 @@ class Judge(Tabular, Sharded, Planned, Rows, WithScorer, Templates, RunsModels, 
     )
     scorer: str | None = option(
         None, "What scores A and B; the higher score wins.", SCORING, input="scorer", when=_SCORER
-    )
-    model: str | None = option(
-        None, "Name of the judge model on the server, for example gpt-5.2 or gpt-5-mini.", SERVER, when=_SERVER
-    )
-    base_url: str | None = option(
-        None, "Server other than OpenAI's, such as http://localhost:8000/v1.", SERVER, metavar="URL", when=_SERVER
-    )
-    concurrency: int = option(8, "Requests in flight.", SERVER, at_least=1, identity=False, when=_SERVER)
-    timeout: float = option(60.0, "Seconds to wait for an answer.", SERVER, above=0, identity=False, when=_SERVER)
-    retries: int = option(
-        6,
-        "Retries after transient failures (exponential backoff, or what the server asks for).",
-        SERVER,
-        at_least=0,
-        identity=False,
-        when=_SERVER,
-    )
-    max_tokens: int = option(
-        1024, "Longest answer of the judge in tokens, including hidden reasoning.", SERVER, at_least=8, when=_SERVER
-    )
-    judge_temperature: float | None = option(
-        None,
-        "Temperature of the judge (default: 0 with --base-url, else the model's own).",
-        SERVER,
-        at_least=0,
-        when=_SERVER,
-    )
-    price_in: float | None = option(
-        None, "US dollars per million prompt tokens.", SERVER, at_least=0, identity=False, when=_SERVER
-    )
-    price_out: float | None = option(
-        None, "US dollars per million completion tokens.", SERVER, at_least=0, identity=False, when=_SERVER
-    )
-    max_cost: float | None = option(
-        None,
-        "Stop before the answers cost more than X US dollars, earlier runs of the command included.",
-        SERVER,
-        above=0,
-        identity=False,
-        when=_SERVER,
-    )
-    cache_dir: str | None = option(
-        None,
-        "Where answers are cached (default: the user's cache).",
-        SERVER,
-        identity=False,
-        metavar="DIR",
-        when=_SERVER,
     )
     form: str | None = option(
         None, "Write the blinded HTML form to this file.", PEOPLE, identity=False, metavar="FILE", when=_PEOPLE
@@ -162,10 +111,12 @@ class Judge(Tabular, Sharded, Planned, Rows, WithScorer, Templates, RunsModels, 
     def check_candidates(self) -> Iterator[str]:
         if len(self.candidates) > 2:
             yield f"expected one or two completions files, got {len(self.candidates)}"
+        elif self.within and len(self.candidates) == 2:
+            yield "--within compares the samples of one file: give A alone"
 
     def check_backend(self) -> Iterator[str]:
         needs = {
-            "openai": ("--model", self.model),
+            "openai": ("--model", self.judge_model),
             "scorer": ("--scorer", self.scorer),
             "human": ("--form or --answers", self.form or self.answers),
         }
@@ -173,15 +124,8 @@ class Judge(Tabular, Sharded, Planned, Rows, WithScorer, Templates, RunsModels, 
         if not value:
             yield f"{flag} is required with --backend {self.backend}"
 
-    def check_prices(self) -> Iterator[str]:
-        if (self.price_in is None) != (self.price_out is None):
-            yield "--price-in and --price-out go together"
-        if self.max_cost and self.price_in is None:
-            yield "--max-cost needs --price-in and --price-out, dollars per million tokens"
-
     def check_base_url(self) -> Iterator[str]:
-        if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
-            yield f"--base-url {self.base_url}: expected http://... or https://..."
+        yield from address_problem("--base-url", self.judge_base_url)
 
     def check_people(self) -> Iterator[str]:
         if self.form and self.answers:

@@ -41,6 +41,7 @@ def resolve(cls: type, command: str, flags: dict[str, Any], recipe: str | None) 
     _apply_preset(cls, values, problems)
     resolved, invalid = _checked(cls, values, problems)
     view = _View(cls, resolved, invalid)
+    _derive(cls, values, view)
     problems += _without_effect(cls, values, view)
     problems += _impossible(cls, view)
     if problems:
@@ -91,6 +92,10 @@ class _View:
     def __init__(self, cls: type, resolved: dict[str, Any], invalid: set[str]):
         self._cls, self._resolved, self._invalid = cls, resolved, invalid
 
+    def add(self, more: dict[str, Any]) -> None:
+        """Add values, which become those of the config too."""
+        self._resolved.update(more)
+
     def __getattr__(self, name: str) -> Any:
         if name in self._invalid:
             raise _Invalid
@@ -100,6 +105,16 @@ class _View:
         if isinstance(member, property) and member.fget:
             return member.fget(self)
         return getattr(self._cls, name)
+
+
+def _derive(cls: type, values: dict[str, Value], view: _View) -> None:
+    """Add the defaults that depend on other options (of the config's method `derived`)."""
+    if not hasattr(cls, "derived"):
+        return
+    try:
+        view.add({name: value for name, value in cls.derived(view).items() if name not in values})
+    except _Invalid:
+        pass
 
 
 def _without_effect(cls: type, values: dict[str, Value], view: _View) -> Iterator[str]:

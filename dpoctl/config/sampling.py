@@ -7,13 +7,15 @@ from typing import Any
 
 from ..data.columns import NOTATION, parse_columns
 from ..errors import InputError
-from .conditions import When, all_of, any_of, given, not_given
+from .conditions import When, all_of, any_of, given, not_given, one_of
+from .engines import LOCAL, Engines
 from .schema import amended, option
 from .shared import (
     DATA,
     DEVICES,
     EVAL,
     GEN,
+    OFF_CPU,
     RUN,
     SIEBERT,
     TEMPLATE_OPTIONS,
@@ -118,38 +120,28 @@ class Sharded:
             yield f"--shard {self.shard}: expected I/N with I from 1 to N, such as 1/4"
 
 
-@dataclass(frozen=True, kw_only=True)
-class MakePrefs(Sharded, Planned, Prompted, Rows, WithScorer, Generation, ChatTemplates, ModelOptions, Seeded, Common):
-    model: str = option(help="Model that is sampled, usually the SFT model.", panel=DATA, input="model")
-    prompts: str = option(help="Prompt rows, or preferences.", panel=DATA, input="file")
-    scorer: str = option(SIEBERT, "What scores the completions.", DATA, input="scorer")
-    completions: int = option(4, "Completions per prompt.", GEN, at_least=2)
-    pairs: str = option(
-        "all", "Which pairs of a prompt's completions to keep.", DATA, choices=("all", "best-worst", "random")
-    )
-    min_margin: float = option(0.0, "Drop pairs whose scores differ by less.", DATA, at_least=0)
-    completions_out: str | None = option(
-        None, "Also write the completions with their scores to this .jsonl file.", DATA, identity=False, metavar="FILE"
-    )
-    limit: int | None = option(None, "Use only the first N prompts.", DATA, at_least=1)
-
-    def check_temperature(self) -> Iterator[str]:
-        if self.temperature == 0:
-            yield "--temperature 0 makes a prompt's completions equal, which gives no pairs"
-
-    def check_outputs(self) -> Iterator[str]:
-        if self.completions_out and self.completions_out == self.out:
-            yield "--completions-out and --out name the same file"
+HERE = one_of("engine", "transformers", "vllm")  # the policy is held by this command
+_SCORES = names_models("scorer")
+# where a server generates, only a scorer is run here; --deterministic concerns what this package computes
+ENGINE_CONDITIONS = {
+    "generation_batch_size": {"when": LOCAL},
+    "device": {"when": any_of(HERE, _SCORES)},
+    "dtype": {"when": any_of(HERE, _SCORES)},
+    "deterministic": {"when": all_of(OFF_CPU, any_of(LOCAL, _SCORES))},
+}
 
 
 @amended(
+    **ENGINE_CONDITIONS,
     seed={"when": RANDOM},
     score_text={"when": given("best_of"), "panel": GEN},
     scorer_revision={"panel": GEN},
     scorer_trust_remote_code={"panel": GEN},
 )
 @dataclass(frozen=True, kw_only=True)
-class Sample(Sharded, Planned, Prompted, Rows, WithScorer, Generation, ChatTemplates, ModelOptions, Seeded, Common):
+class Sample(
+    Sharded, Planned, Prompted, Rows, WithScorer, Engines, Generation, ChatTemplates, ModelOptions, Seeded, Common
+):
     model: str = option(help="Model to sample from.", panel=DATA, input="model")
     prompts: str = option(help="Prompt rows, or preferences.", panel=DATA, input="file")
     temperature: tuple[float, ...] = option(  # type: ignore[assignment]  # one in the other commands
@@ -191,7 +183,8 @@ class Score(Sharded, Planned, Rows, WithScorer, Templates, RunsModels, Common):
 
 
 @amended(
-    **generation_when(given("model")),
+    **(generation_when(given("model")) | {"generation_batch_size": {"when": all_of(given("model"), LOCAL)}}),
+    engine={"when": given("model")},
     seed={"when": all_of(given("model"), RANDOM)},
     max_prompt_length={"when": given("model")},
     scorer_trust_remote_code={
@@ -211,7 +204,18 @@ class Score(Sharded, Planned, Rows, WithScorer, Templates, RunsModels, Common):
 )
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(
-    Tabular, Sharded, Planned, Prompted, Rows, WithScorer, Generation, ChatTemplates, ModelOptions, Seeded, Common
+    Tabular,
+    Sharded,
+    Planned,
+    Prompted,
+    Rows,
+    WithScorer,
+    Engines,
+    Generation,
+    ChatTemplates,
+    ModelOptions,
+    Seeded,
+    Common,
 ):
     model: tuple[str, ...] = option((), "Model to evaluate; may be given several times.", DATA, input="model")
     completions: tuple[str, ...] = option(
@@ -267,3 +271,7 @@ class Evaluate(
     def check_model(self) -> Iterator[str]:
         if self.model and not (self.prompts and self.ref):
             yield "--prompts and --ref are required with --model"
+
+    def check_served(self) -> Iterator[str]:
+        if self.engine == "server" and len(set(self.model)) > 1:
+            yield "--engine server samples the one model that is served: give one --model, evaluate the others apart"

@@ -70,6 +70,11 @@ def flag_of(f: Field) -> str:
     return spec_of(f).flag or "--" + f.name.replace("_", "-")
 
 
+def flag_named(config: Any, name: str) -> str:
+    """The flag of an option by its field's name, for a message: commands may call the same option differently."""
+    return flag_of(field_of(config, name))
+
+
 def key_of(f: Field) -> str:
     """The option's name in a recipe and in messages: the flag without its dashes."""
     return f.name.replace("_", "-") if spec_of(f).argument else flag_of(f).removeprefix("--")

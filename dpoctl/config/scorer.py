@@ -3,10 +3,12 @@
 PATH_OR_HUB_ID[@prob|@logit|@log-odds]   a sequence classifier; a reward model's directory (without a score type)
 implicit:POLICY,REFERENCE                DPO's own reward (2305.18290, section 4)
 python:FILE.py:FUNCTION                  a function of a list of {"prompt", "completion"}
+http://HOST:PORT/PATH                    a server, also https; see inference/remote_scorer.py
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ..errors import InputError, closest
 
@@ -17,7 +19,8 @@ SCORE_TYPES = ("prob", "logit", "log-odds")
 class ScorerSpec:
     """A parsed SCORER.
 
-    `kind` is `model`, `implicit` or `python`; `parts` are (path,), (policy, reference) or (file, function);
+    `kind` is `model`, `implicit`, `python` or `remote`; `parts` are (path,), (policy, reference), (file, function) or
+    (address,);
     `score_type` is the one that the notation asks for, None where it leaves it open.
     """
 
@@ -28,7 +31,7 @@ class ScorerSpec:
     @property
     def paths(self) -> tuple[str, ...]:
         """The files and models that the scores depend on."""
-        return self.parts[:1] if self.kind == "python" else self.parts
+        return {"python": self.parts[:1], "remote": ()}.get(self.kind, self.parts)
 
     @property
     def input_kind(self) -> str:
@@ -37,7 +40,9 @@ class ScorerSpec:
 
     @property
     def variant(self) -> str:
-        """What the content of the paths does not say: the score type, or the function's name."""
+        """What the content of the paths does not say: the score type, the function's name, or a server's address."""
+        if self.kind == "remote":
+            return self.parts[0]
         return self.parts[1] if self.kind == "python" else f"@{self.score_type}" if self.score_type else ""
 
 
@@ -59,6 +64,8 @@ def model_revisions(spec: ScorerSpec, revision: str | None) -> tuple[str | None,
 def parse_scorer(text: str) -> ScorerSpec:
     """Parse the notation. Raises InputError where it is malformed or names an unknown score type."""
     kind, colon, rest = text.partition(":")
+    if colon and kind in ("http", "https"):
+        return ScorerSpec("remote", (_address(text),))
     if colon and kind == "implicit":
         policy, comma, reference = (part.strip() for part in rest.partition(","))
         if not (policy and comma and reference) or "," in reference:
@@ -81,6 +88,24 @@ def parse_scorer(text: str) -> ScorerSpec:
     if not path:
         raise InputError(f"scorer {text!r}: no model named", hint="a directory or hub id of a sequence classifier")
     return ScorerSpec("model", (path,), score_type or None)
+
+
+def _address(text: str) -> str:
+    """A server's address. Raises InputError where it is malformed, or holds a password, which would be recorded."""
+    hint = "write http://HOST:PORT/PATH"
+    try:
+        parts = urlsplit(text)
+        host, _ = parts.hostname, parts.port
+    except ValueError as e:
+        raise InputError(f"scorer {text!r}: not an address: {e}", hint) from None
+    if not host or any(c.isspace() for c in text):
+        raise InputError(f"scorer {text!r}: not an address", hint)
+    if parts.username or parts.password:
+        shown = text.replace(parts.netloc, host)
+        raise InputError(f"scorer {shown!r}: an address with a password", "give a key in DPOCTL_SCORER_API_KEY")
+    if parts.query or parts.fragment:
+        raise InputError(f"scorer {text!r}: an address with a query", hint)
+    return text
 
 
 def _refuse_prefix(text: str, prefix: str) -> None:

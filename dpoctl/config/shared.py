@@ -13,12 +13,12 @@ from .scorer import parse_scorer
 
 RUN, DATA, OPT, GEN, EVAL, LOSS = "Run", "Data", "Optimisation", "Generation", "Evaluation", "Objective"
 PPO, JUDGE, SERVER, SCORING, PEOPLE = "PPO", "Judging", "Server", "Scoring", "People"
-DEVICES = "Devices and memory"
+DEVICES, ENGINE = "Devices and memory", "Generation engine"
 # the order of the panels on a help page, below the required options
-PANELS = (DATA, JUDGE, SERVER, SCORING, PEOPLE, LOSS, PPO, OPT, GEN, EVAL, DEVICES, RUN)
+PANELS = (DATA, JUDGE, SERVER, SCORING, PEOPLE, LOSS, PPO, OPT, GEN, ENGINE, EVAL, DEVICES, RUN)
 # the options that come first in their panels, in this order; the others follow as they are declared
 MAIN = (
-    *("model", "completions", "data", "prompts", "reward", "source", "field", "overlong"),
+    *("model", "completions", "data", "prompts", "samples", "judgements", "reward", "source", "field", "overlong"),
     *("loss", "beta", "preset", "target_kl", "kl_coef"),
     *("lr", "batch_size", "epochs", "max_steps", "optimizer", "warmup_steps", "schedule"),
     *("n", "best_of", "temperature", "max_new_tokens"),
@@ -36,15 +36,16 @@ OFF_CPU = When(lambda c: c.device != "cpu", lambda c: "with --device cpu", "on a
 
 
 def names_models(name: str) -> When:
-    """With a SCORER that names models: a Python function comes from a file, never from the Hub."""
+    """With a SCORER that names models: a Python function comes from a file and a server has its own, never the Hub."""
     flag = "--" + name.replace("_", "-")
 
-    def is_python(config: Any) -> bool:
-        return bool(getattr(config, name)) and parse_scorer(getattr(config, name)).kind == "python"
+    def other(config: Any) -> str:
+        kind = parse_scorer(getattr(config, name)).kind if getattr(config, name) else ""
+        return {"python": "python:...", "remote": "http:..."}.get(kind, "")
 
     return When(
-        lambda c: bool(getattr(c, name)) and not is_python(c),
-        lambda c: f"with {flag} python:..." if is_python(c) else f"without {flag}",
+        lambda c: bool(getattr(c, name)) and not other(c),
+        lambda c: f"with {flag} {other(c)}" if other(c) else f"without {flag}",
         f"with a model as {flag}",
     )
 

@@ -61,6 +61,7 @@ def apply_columns(columns: Columns, row: dict) -> dict:
 
 
 _NOT_OF = {"prompts": ("chosen", "rejected", "completion", "text"), "completions": ("chosen", "rejected", "text")}
+_NOT_OF["samples"] = _NOT_OF["completions"]
 
 
 def check_columns(columns: Columns, row: dict, path: str | PathLike, kind: str) -> None:

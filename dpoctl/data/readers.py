@@ -52,7 +52,7 @@ def load_rows(
 ) -> Rows:
     """The rows of a file (the first `limit` valid ones), checked and in their normal form.
 
-    `path`: whatever `formats.rows_of` reads. `kind` is text, prompts, completions, preferences or evaluations.
+    `path`: whatever `formats.rows_of` reads. `kind`: see `schema.check_of`.
     `columns`: the value of --columns. `prompt_id` becomes a string (the 0-based row number where prompts and
     completions have none), `k` of completions counts up within its prompt_id where absent, full dialogues in
     preferences become `prompt`/`chosen`/`rejected`, a list of messages in `text` `messages`. Raises InputError for an

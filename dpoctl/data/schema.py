@@ -29,6 +29,7 @@ Check = Callable[[int, dict], dict]  # (0-based row number, row) -> the row in i
 
 _TEXT_SHAPES = "a string ('text', 'prompt' and 'completion', or 'messages')"
 _UNPAIRED = "pair a good and a bad answer to one prompt, as 'chosen' and 'rejected'; --loss kto takes such pairs too"
+VERDICTS = ("a", "b", "tie", "invalid")
 _EVALUATION_METRICS = (
     "step",
     "temperature",
@@ -52,7 +53,7 @@ _EVALUATION_METRICS = (
 
 
 def check_of(kind: str) -> Check:
-    """The check for a file of `kind`: text, prompts, completions, preferences or evaluations.
+    """The check for a file of `kind`: text, prompts, completions, samples, judgements, preferences or evaluations.
 
     Each file needs a check of its own: that of prompts and completions remembers earlier rows.
     """
@@ -163,6 +164,37 @@ class _CompletionRow:
         return row
 
 
+def _sample_row(number: int, row: dict) -> dict:
+    """`prompt` and `completion`; perhaps a prompt_id, a score, and a k that other rows may have too."""
+    check_text(row, "prompt")
+    check_prompt_id(row)
+    check_answer(row, "completion", "completion_ids", "finish")
+    check_ids(row, "prompt_ids")
+    check_k(row, "k")
+    for name in ("score", "temperature", "step"):
+        check_number(row, name)
+    return row
+
+
+def _judgement_row(number: int, row: dict) -> dict:
+    """`prompt_id`, `k`, `prompt`, the candidates `a` and `b` as text, and the `verdict`; perhaps `judge` and `b_k`."""
+    for name in ("prompt_id", "k", "prompt", "a", "b", "verdict"):
+        if row.get(name) is None:
+            raise BadRow(name, "what every row of dpoctl judge has", "nothing")
+    check_prompt_id(row)
+    for name in ("k", "b_k"):
+        check_k(row, name)
+    for name in ("prompt", "a", "b"):
+        check_string(row[name], name, empty=name != "prompt")
+    if row["verdict"] not in VERDICTS:
+        raise BadRow("verdict", f"one of {', '.join(VERDICTS)}", named(row["verdict"]))
+    if row.get("judge") is not None:
+        check_string(row["judge"], "judge")
+    for name in ("temperature", "step"):
+        check_number(row, name)
+    return row
+
+
 def _preference_row(number: int, row: dict) -> dict:
     """`prompt`, `chosen` and `rejected`; full dialogues in `chosen` and `rejected` are split into the three."""
     check_prompt_id(row)
@@ -200,6 +232,8 @@ _CHECKS: dict[str, Callable[[], Check]] = {
     "text": lambda: _text_row,
     "prompts": _PromptRow,
     "completions": _CompletionRow,
+    "samples": lambda: _sample_row,
+    "judgements": lambda: _judgement_row,
     "preferences": lambda: _preference_row,
     "evaluations": lambda: _evaluation_row,
 }

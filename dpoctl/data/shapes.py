@@ -53,7 +53,7 @@ class Shapes:
                 check_columns(self.columns, row, self.path, self.kind)
             row = apply_columns(self.columns, row)
         self.is_first = False
-        if self.kind == "evaluations":
+        if self.kind in ("evaluations", "judgements"):
             return row
         return row if _is_plain(row) else self._mapped(dict(row))
 
@@ -114,7 +114,11 @@ class Shapes:
 
     def _map_dialogue(self, row: dict) -> None:
         """A dialogue of ShareGPT: the prompt of preferences and prompts, else messages."""
-        field = "messages" if self.kind in ("text", "completions") and row.get("completion") is None else "prompt"
+        field = (
+            "messages"
+            if self.kind in ("text", "completions", "samples") and row.get("completion") is None
+            else "prompt"
+        )
         name = next((name for name in _DIALOGUES if row.get(name) is not None), None)
         if name is not None and row.get(field) is None and row.get("messages") is None:
             dialogue = as_messages(row[name], name)
@@ -153,7 +157,7 @@ class Shapes:
             row["prompt"] = row.pop(name)
             said.append(name)
             chat = name == "instruction"
-        if self.kind in ("text", "completions"):
+        if self.kind in ("text", "completions", "samples"):
             self._map_completion(row)
         if isinstance(row.get("input"), str) and isinstance(row.get("prompt"), str):
             more = row.pop("input")

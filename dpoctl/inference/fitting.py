@@ -12,6 +12,7 @@ Phases = Callable[[Any], list[Phase]]
 _WORLDS = (2, 4, 8, 16, 32, 64)
 _SMALLEST = {"tokens_per_batch": 256, "generation_batch_size": 1}
 _LORA_RANK = 16
+_SHARED_BY = (2, 4, 8, 16)  # GPUs for one copy of a model in vLLM
 
 
 def lines_of(config: Any, target: Target, phases: Phases) -> dict[str, Any]:
@@ -74,6 +75,10 @@ def _changes(config: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         for world in _WORLDS if may_shard else ():
             if world > now:
                 yield "devices", {"parallel": "fsdp", "plan_world_size": world, "activation_checkpointing": True}
+    if getattr(config, "engine", "") == "vllm":
+        for gpus in _SHARED_BY:
+            if gpus > config.tensor_parallel_size:
+                yield "GPUs", {"tensor_parallel_size": gpus}
     quantizes = "quantize" in known and not config.quantize
     if "lora" in known and not config.lora:
         adapters = {"lora": _LORA_RANK, "activation_checkpointing": True}

@@ -55,12 +55,14 @@ class PromptTokens(NamedTuple):
 class Completion:
     """A sampled text, its token ids, and how it ended: `stop` (end token or stop string) or `length`.
 
-    `ids` include the end token that was sampled; `text` does not.
+    `ids` include the end token that was sampled; `text` does not. `logp`: the sum of their log-probs as an engine other
+    than this package's gives them.
     """
 
     ids: list[int]
     text: str
     finish: str
+    logp: float | None = None
 
 
 def sampling_of(options: SamplingOptions, temperature: float, seed: int, stop: tuple[str, ...] = ()) -> Sampling:
@@ -108,11 +110,10 @@ def _generate(
     ks: list[int],
     sampling: Sampling,
 ) -> list[list[Completion]]:
-    limits = _limits(model, prompts, sampling.max_new_tokens)
+    limits = limits_of(prompts, context_length(model), sampling.max_new_tokens)
     rows = [(i, k) for i in range(len(prompts)) for k in ks]
     steps = max(limits)
     numbers = np.stack([uniforms(sampling.seed, prompts[i].key, k, steps) for i, k in rows])
-    tail = _tail_length(sampling.stop)
     tokens: list[list[int]] = [[] for _ in rows]
     finish = ["length"] * len(rows)
 
@@ -127,10 +128,7 @@ def _generate(
             if row not in active:
                 continue
             tokens[row].append(token)
-            ended = token in prompts[rows[row][0]].stops
-            if not ended:
-                ended = bool(tail) and _first_stop(tokenizer.decode(tokens[row][-tail:]), sampling.stop) is not None
-            if ended:
+            if _stops(tokenizer, prompts[rows[row][0]], tokens[row], sampling.stop):
                 finish[row] = "stop"
                 active.remove(row)
             elif len(tokens[row]) == limits[rows[row][0]]:
@@ -141,7 +139,7 @@ def _generate(
 
     completions = iter(
         [
-            _completion(tokenizer, prompts[i], ids, how, sampling.stop)
+            as_completion(tokenizer, prompts[i], ids, how, sampling.stop)
             for (i, _), ids, how in zip(rows, tokens, finish, strict=True)
         ]
     )
@@ -172,9 +170,8 @@ def _next_tokens(
     return sample_token(logits, u, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
 
 
-def _limits(model: PreTrainedModel, prompts: list[PromptTokens], max_new_tokens: int) -> list[int]:
+def limits_of(prompts: list[PromptTokens], context: int | None, max_new_tokens: int) -> list[int]:
     """The most new tokens of each prompt. Raises InputError for an empty prompt and one that fills the context."""
-    context = context_length(model)
     limits = []
     for key, prompt, *_ in prompts:
         if not prompt:
@@ -191,12 +188,28 @@ def _limits(model: PreTrainedModel, prompts: list[PromptTokens], max_new_tokens:
     return limits
 
 
+def ends_at(
+    tokenizer: PreTrainedTokenizerBase, prompt: PromptTokens, ids: list[int], stop: tuple[str, ...]
+) -> int | None:
+    """How many sampled ids there are when sampling stops at an end token or a stop string; None where it goes on."""
+    if not stop:
+        return next((n for n, id in enumerate(ids, start=1) if id in prompt.stops), None)
+    return next((n for n in range(1, len(ids) + 1) if _stops(tokenizer, prompt, ids[:n], stop)), None)
+
+
+def _stops(tokenizer: PreTrainedTokenizerBase, prompt: PromptTokens, ids: list[int], stop: tuple[str, ...]) -> bool:
+    """Whether sampling stops after the last of the ids."""
+    if ids[-1] in prompt.stops:
+        return True
+    return bool(stop) and _first_stop(tokenizer.decode(ids[-_tail_length(stop) :]), stop) is not None
+
+
 def _tail_length(stop: tuple[str, ...]) -> int:
-    """How many last tokens to search for a stop string; 0 without one.
+    """How many last tokens to search for a stop string.
 
     A token holds at least one byte; the margin covers bytes of the first tokens that precede the string.
     """
-    return max((len(s.encode()) for s in stop), default=-8) + 8
+    return max(len(s.encode()) for s in stop) + 8
 
 
 def _first_stop(text: str, stop: tuple[str, ...]) -> int | None:
@@ -204,7 +217,7 @@ def _first_stop(text: str, stop: tuple[str, ...]) -> int | None:
     return min(found, default=None)
 
 
-def _completion(
+def as_completion(
     tokenizer: PreTrainedTokenizerBase, prompt: PromptTokens, ids: list[int], finish: str, stop: tuple[str, ...]
 ) -> Completion:
     """Token ids to text, cut before the first stop string, with the longest run of ids that fits into that text."""

@@ -129,7 +129,7 @@ class PlannedScorer:
 def open_scorer(counted: Ledger, scorer: str, revision: str | None, target: Target) -> PlannedScorer:
     """The models that the SCORER notation names. Raises InputError."""
     spec = parse_scorer(scorer)
-    if spec.kind == "python":
+    if not spec.paths or spec.kind == "python":
         return PlannedScorer([], target)
     kind = "policy" if spec.kind == "implicit" else "classifier"
     revisions = model_revisions(spec, revision)

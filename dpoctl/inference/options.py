@@ -84,11 +84,41 @@ def template_options(options: TemplateArguments, output: Output | None = None) -
     )
 
 
-class SamplerOptions(SamplingOptions, TemplateArguments, Protocol):
-    """What the sampling commands have in common: model, device, prompts, seed and shard."""
+class EngineOptions(Protocol):
+    """What generates completions, and how models are loaded for it; see config/engines.py."""
 
     @property
-    def model(self) -> str: ...
+    def engine(self) -> str: ...
+
+    @property
+    def engine_batch_size(self) -> int: ...
+
+    @property
+    def tensor_parallel_size(self) -> int: ...
+
+    @property
+    def gpu_memory_utilization(self) -> float: ...
+
+    @property
+    def max_model_len(self) -> int | None: ...
+
+    @property
+    def engine_arg(self) -> tuple[str, ...]: ...
+
+    @property
+    def base_url(self) -> str | None: ...
+
+    @property
+    def served_model(self) -> str | None: ...
+
+    @property
+    def concurrency(self) -> int: ...
+
+    @property
+    def timeout(self) -> float: ...
+
+    @property
+    def retries(self) -> int: ...
 
     @property
     def revision(self) -> str | None: ...
@@ -101,6 +131,13 @@ class SamplerOptions(SamplingOptions, TemplateArguments, Protocol):
 
     @property
     def dtype(self) -> str: ...
+
+
+class SamplerOptions(SamplingOptions, EngineOptions, TemplateArguments, Protocol):
+    """What the sampling commands have in common: engine, model, prompts, seed and shard."""
+
+    @property
+    def model(self) -> str: ...
 
     @property
     def prompts(self) -> str: ...

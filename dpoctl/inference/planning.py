@@ -10,13 +10,13 @@ from ..models import ledger
 from ..models.ledger import Ledger
 from ..models.load import context_length, count_weights
 from ..models.tokenizers import load_codec
-from ..outputs.shards import shard_range
 from . import memory
+from .engine_planning import engine_lines, engine_phases
 from .fitting import lines_of
 from .generate import batch_slices
 from .memory import Batch, Phase
 from .options import SamplerOptions, template_options
-from .sampler import with_examples
+from .sampler import divide, with_examples
 
 
 class PlannedSampling(SamplerOptions, Protocol):
@@ -82,8 +82,7 @@ class SamplingPlan(RowPlan):
     def lines(self) -> dict[str, Any]:
         """What --dry-run prints."""
         config = self.config
-        batches = batch_slices(self.count, self.n, config.generation_batch_size) * len(self.temperatures)
-        completions = shard_range(config.shard, batches).count * self.n
+        completions = divide(config, self.count, self.n, self.temperatures).shard.count * self.n
         tokens = completions * config.max_new_tokens
         weights = count_weights(config.model, config.revision)
         shown = {
@@ -93,9 +92,13 @@ class SamplingPlan(RowPlan):
             "parameters": weights,
             "FLOPs at most": f"{2 * weights * tokens:.2e}",
         }
-        return shown | self.memory_lines()
+        return shown | engine_lines(config) | self.memory_lines()
 
     def phases_of(self, config: PlannedSampling, counted: Ledger) -> list[Phase]:
+        if config.engine != "transformers":
+            phases = engine_phases(config, counted, self.target, config.model)
+            scorer = self.open_scorer(counted, config.scorer, config.scorer_revision)
+            return phases + scoring_phases(scorer, counted, config.engine_batch_size)
         policy = memory.open_frozen(counted, config.model, "policy", config.revision, self.target)
         scorer = self.open_scorer(counted, config.scorer, config.scorer_revision)
         held = {"weights": policy.size, "scorer": scorer.size}

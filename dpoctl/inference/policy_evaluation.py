@@ -53,9 +53,15 @@ class PolicyEvaluation:
 
     @torch.no_grad()
     def measure(
-        self, policy: Loaded, reference: Reference | None, prompts: PromptSet, meter: log.Progress | None = None
+        self,
+        policy: Loaded,
+        reference: Reference | None,
+        prompts: PromptSet | list[dict],
+        meter: log.Progress | None = None,
     ) -> tuple[dict[str, Any], list[dict]]:
         """(metrics of an evaluation row, completions with their scores) of a policy; its mode is restored afterwards.
+
+        In place of the prompts there may be their completions, as rows: nothing is sampled then.
 
         KLs are those of the sampled distributions: both models' logits are divided by the temperature. At temperature 0
         and with top-p or top-k there is no such KL, and it is None. The ranks of a process group share the work, and
@@ -63,8 +69,11 @@ class PolicyEvaluation:
         """
         was_training = policy.model.training
         policy.model.eval()
-        sampling = sampling_of(self.options, self.options.temperature, self.seed)
-        completions = complete(policy, prompts, self.n, sampling, self.options.generation_batch_size, meter)
+        if isinstance(prompts, PromptSet):
+            sampling = sampling_of(self.options, self.options.temperature, self.seed)
+            completions = complete(policy, prompts, self.n, sampling, self.options.generation_batch_size, meter)
+        else:
+            completions = prompts
         scores = self.scorer.score(completions).values
         completions = [c | {"score": s} for c, s in zip(completions, scores, strict=True)]
         sequences = sequences_of(completions)

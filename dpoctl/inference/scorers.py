@@ -5,11 +5,9 @@ float32, and a row's score depends on what shares its batch by rounding only. Co
 in float32, which makes ties of texts that differ.
 """
 
-import importlib.util
 import math
-import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +29,9 @@ from ..runtime import collectives
 from ..runtime.devices import Compute
 from ..runtime.sharing import dealt, map_shared
 from .options import ScoringOptions
+from .remote_scorer import RemoteScores
 from .scorer_text import PairEncoder, PairTokens, TextEncoder, TruncationWarning, completion_of, describe
+from .user_function import imported, location
 
 _POSITIVE = ("positive", "pos")
 
@@ -84,7 +84,8 @@ class Scores:
 
 
 class Scorer(ABC):
-    """`name` is the SCORER as given; `score_type`: prob, logit, log-odds (classifiers), reward, implicit or python."""
+    """`name` is the SCORER as given; `score_type`: prob, logit, log-odds (classifiers), reward, implicit, python or
+    remote."""
 
     score_type: str
 
@@ -125,6 +126,8 @@ def load_scorer(spec: str, options: ScorerOptions | None = None) -> Scorer:
         raise InputError(f"scorer {spec!r}: it reads prompt and completion, never the completion alone")
     if parsed.kind == "python":
         return PythonScorer(spec, options, *parsed.parts)
+    if parsed.kind == "remote":
+        return RemoteScorer(spec, options, *parsed.parts)
     if parsed.kind == "implicit":
         return ImplicitScorer(spec, options, parsed)
     path = parsed.parts[0]
@@ -145,8 +148,8 @@ def load_scorer(spec: str, options: ScorerOptions | None = None) -> Scorer:
 
 def _check_paths(spec: str, parsed: ScorerSpec) -> None:
     """Raises InputError for a model or a file that does not exist."""
-    if parsed.kind != "python":
-        for path in parsed.parts:
+    if parsed.input_kind == "model":
+        for path in parsed.paths:
             check_path(path)
     elif not Path(parsed.parts[0]).expanduser().is_file():
         raise InputError(f"scorer {spec!r}: no such file: {parsed.parts[0]}", hint="check the path")
@@ -269,7 +272,7 @@ class PythonScorer(Scorer):
         """Raises InputError for a file that cannot be imported or does not define the function."""
         super().__init__(name, options)
         self.label, self.path = f"scorer {file}:{function}", Path(file).expanduser()
-        self.function = _imported(file, self.path, function)
+        self.function = imported(file, self.path, function)
 
     def _score(self, rows: list[dict]) -> Scores:
         values = map_shared(rows, self._values)
@@ -281,7 +284,7 @@ class PythonScorer(Scorer):
         try:
             values = self._call(rows)
         except Exception as e:
-            raise InputError(f"{self.label} failed: {_location(e, self.path)}{self._culprit(rows)}") from e
+            raise InputError(f"{self.label} failed: {location(e, self.path)}{self._culprit(rows)}") from e
         if len(values) != len(rows):
             raise InputError(
                 f"{self.label} returned {len(values)} numbers for {len(rows)} texts, the first of them "
@@ -302,6 +305,21 @@ class PythonScorer(Scorer):
             except Exception:
                 return f", on {describe(row)}"
         return ""
+
+
+class RemoteScorer(Scorer):
+    """A server of the user's: see remote_scorer.py."""
+
+    score_type = "remote"
+
+    def __init__(self, name: str, options: ScorerOptions, url: str):
+        """Raises InputError for a malformed address."""
+        super().__init__(name, options)
+        self.remote = RemoteScores(url)
+
+    def _score(self, rows: list[dict]) -> Scores:
+        values = map_shared(rows, self.remote.of)
+        return Scores(values, list(values))
 
 
 def is_own(model: Any) -> bool:
@@ -361,27 +379,3 @@ def _beta(path: str, revision: str | None) -> float:
     if not isinstance(beta, int | float) or isinstance(beta, bool) or not beta > 0:
         raise InputError(f"{config}: beta: expected a number above 0, got {beta!r}", "is it a train-dpo run directory?")
     return float(beta)
-
-
-def _imported(file: str, path: Path, name: str) -> Callable[[list[dict]], Any]:
-    """The function `name` of a Python file. Raises InputError."""
-    spec = importlib.util.spec_from_file_location(f"dpoctl_scorer_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"scorer {file}: not a Python file", "its name must end in .py")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as e:
-        raise InputError(f"scorer {file}: it cannot be imported: {_location(e, path)}") from e
-    function = getattr(module, name, None)
-    if not callable(function):
-        defined = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
-        raise InputError(f"scorer {file}: it has no function {name}", f"it has: {', '.join(defined) or 'none'}")
-    return function
-
-
-def _location(error: Exception, path: Path) -> str:
-    """The last line of the file that took part in an error, and the error's first line."""
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path]
-    at = f"line {lines[-1]}: " if lines else ""
-    return f"{at}{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}".rstrip(": ")

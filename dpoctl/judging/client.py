@@ -5,31 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from datetime import timezone
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import log
-from ..config.judging import Judge
+from ..config.judge_options import JudgeOptions
+from ..config.schema import flag_named
 from ..errors import InputError
 from ..outputs.files import cache_home, is_intact, seal, write_atomic
+from ..runtime.http import backoff_s, retry_after_s, without_key
+from ..runtime.server_errors import CONTENT, FATAL, TRANSIENT, ServerError, read_error
 from .parameters import Parameters
 from .replies import Answer, ErrorInside, NoChoice, Refusal, Reply, read_answer
-from .server_errors import CONTENT, FATAL, TRANSIENT, ServerError, read_error
 
 if TYPE_CHECKING:
     from openai import APIStatusError
 
-_FIRST_WAIT_S, _LONGEST_WAIT_S, _LONGEST_RETRY_AFTER_S = 0.5, 30.0, 60.0
 _COUNTS = ("asked", "from_cache", "retries", "prompt_tokens", "completion_tokens")
-_SHORTEST_SECRET = 8  # a shorter key, such as EMPTY for a local server, is no secret
 _MOST_IN_A_ROW = 32  # refusals without a stated reason: something else has changed than the content
 
 
@@ -60,24 +56,26 @@ class Client:
     its errors until it has answered once, then fixed.
     """
 
-    def __init__(self, config: Judge, state: dict[str, Any] | None = None):
+    def __init__(self, config: JudgeOptions, state: dict[str, Any] | None = None):
         try:
             import openai
         except ImportError:
             hint = "pip install 'dpoctl[judge]'"
-            raise InputError("--backend openai: the package openai is not installed", hint) from None
+            raise InputError("a judge on a server: the package openai is not installed", hint) from None
         key = os.environ.get("OPENAI_API_KEY", "")
-        if not key and not config.base_url:
-            raise InputError("OPENAI_API_KEY is not set", hint="or give --base-url of a server that needs no key")
+        if not key and not config.judge_base_url:
+            flag = flag_named(config, "judge_base_url")
+            raise InputError("OPENAI_API_KEY is not set", hint=f"or give {flag} of a server that needs no key")
         self.config, self.openai, self.key = config, openai, key
         self.client = openai.OpenAI(
-            api_key=key or "none", base_url=config.base_url, timeout=config.timeout, max_retries=0
+            api_key=key or "none", base_url=config.judge_base_url, timeout=config.judge_timeout, max_retries=0
         )
-        self.folder = Path(config.cache_dir) if config.cache_dir else cache_home() / "judge"
+        self.folder = Path(config.judge_cache_dir) if config.judge_cache_dir else cache_home() / "judge"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise InputError(f"--cache-dir {self.folder}: is a file; a directory is needed") from None
+            flag = flag_named(config, "judge_cache_dir")
+            raise InputError(f"{flag} {self.folder}: is a file; a directory is needed") from None
         self.lock = threading.Lock()
         before = state or {}
         self.counts: dict[str, int] = {name: before.get(name, 0) for name in _COUNTS}
@@ -127,17 +125,20 @@ class Client:
 
     def refuse(self, error: ServerError, more: str = "") -> InputError:
         """The error with which the command stops, since the server refuses every request."""
-        hint = "401: OPENAI_API_KEY; 404 and 400: --model, --base-url, --max-tokens"
+        model, url, most = (
+            flag_named(self.config, name) for name in ("judge_model", "judge_base_url", "judge_max_tokens")
+        )
+        hint = f"401: OPENAI_API_KEY; 404 and 400: {model}, {url}, {most}"
         if error.kind == CONTENT:
-            hint = "the server's limits: --max-tokens counts too; texts that are refused can be left out of the files"
+            hint = f"the server's limits: {most} counts too; texts that are refused can be left out of the files"
         return InputError(f"the judge's server refuses the request: {error}{more}", hint)
 
     def _body(self, request: str, parameters: Parameters) -> dict[str, Any]:
         message = {"role": "user", "content": request}
-        return {"model": self.config.model, "messages": [message]} | parameters.sent()
+        return {"model": self.config.judge_model, "messages": [message]} | parameters.sent()
 
     def _path(self, body: dict[str, Any]) -> Path:
-        key = json.dumps({"server": self.config.base_url or "openai", **body}, sort_keys=True)
+        key = json.dumps({"server": self.config.judge_base_url or "openai", **body}, sort_keys=True)
         digest = hashlib.sha256(key.encode()).hexdigest()
         return self.folder / digest[:2] / f"{digest}.json"
 
@@ -160,7 +161,7 @@ class Client:
                 if error.kind == FATAL:
                     raise self.refuse(error)
                 return Refusal(error, certain=error.kind == CONTENT)
-            if attempt == self.config.retries:
+            if attempt == self.config.judge_retries:
                 if outcome.without_choice:
                     return Refusal(ServerError(200, outcome.reason), certain=False)
                 raise Pending(outcome.reason)
@@ -172,8 +173,7 @@ class Client:
     def _wait(self, attempt: int, asked_s: float) -> None:
         with self.lock:
             self.counts["retries"] += 1
-        backoff = min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2**attempt) * (0.5 + random.random() / 2)
-        self.stopped.wait(max(asked_s, backoff))
+        self.stopped.wait(max(asked_s, backoff_s(attempt)))
 
     def _attempt(self, body: dict[str, Any]) -> Answer | _Failure:
         """One request. An answer is counted and cached. Raises InputError where --max-cost cannot be held."""
@@ -189,9 +189,10 @@ class Client:
             return _Failure(f"a response with {e}", without_choice=True)
         except openai.APIStatusError as e:
             error = self._error(e)
-            return _Failure(f"status {error}", error, _retry_after(e.response.headers))
+            return _Failure(f"status {error}", error, retry_after_s(e.response.headers))
         except openai.APITimeoutError:
-            return _Failure(f"no response within --timeout {self.config.timeout:g} s")
+            flag = flag_named(self.config, "judge_timeout")
+            return _Failure(f"no response within {flag} {self.config.judge_timeout:g} s")
         except openai.APIConnectionError as e:
             return _Failure(f"{type(e).__name__} ({self._without_key(str(e.__cause__ or e))[:160]})")
         except malformed as e:  # not JSON, or without the fields of a completion
@@ -231,7 +232,8 @@ class Client:
             if lost and self.rows_written:
                 raise InputError(
                     f"the judge's server refuses {lost[0]}, with which {self.answers} answers were given: {error}",
-                    hint="use --overwrite, and another --cache-dir, to judge all comparisons without it",
+                    hint=f"use --overwrite, and another {flag_named(self.config, 'judge_cache_dir')}, to judge all "
+                    "comparisons without it",
                 )
             self.parameters = changed
         if changed.limit != parameters.limit:
@@ -283,7 +285,7 @@ class Client:
 
     def _without_key(self, text: str) -> str:
         """The text without the key, which a server may repeat."""
-        return text.replace(self.key, "[the key]") if len(self.key) >= _SHORTEST_SECRET else text
+        return without_key(text, self.key)
 
 
 def _read(path: Path) -> Answer | None:
@@ -292,17 +294,3 @@ def _read(path: Path) -> Answer | None:
         return Answer(**{k: v for k, v in known.items() if k != "id"}) if is_intact(known) else None
     except (OSError, ValueError, TypeError, AttributeError):
         return None
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the server asks to wait, as a number or a date; at most a minute, 0 where it asks nothing."""
-    value, milliseconds = headers.get("retry-after") or "", headers.get("retry-after-ms")
-    try:
-        seconds = float(milliseconds) / 1000 if milliseconds else float(value)
-    except ValueError:
-        try:
-            date = parsedate_to_datetime(value)
-        except (TypeError, ValueError):
-            return 0.0
-        seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - time.time()
-    return min(_LONGEST_RETRY_AFTER_S, seconds) if seconds > 0 else 0.0

@@ -1,21 +1,29 @@
-"""What is judged: two candidates for a prompt, from two completions files or from one and its human answers."""
+"""What is judged: two candidates for a prompt, of two completions files, or of one and its human answers or itself."""
 
 import json
 import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 from .. import log
 from ..config.judging import Judge
 from ..data.readers import Rows, load_rows
+from ..data.samples import Reading, SampleFiles
 from ..data.stored import carried
 from ..errors import InputError
+from ..inference.pairing import are_equal
 from .summary import key_of
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two candidates for a prompt; `orders` are those in which they are judged, AB or BA."""
+    """Two candidates for a prompt; `orders` are those in which they are judged, AB or BA.
+
+    `b_k`: the sample number of b, where a and b are samples of one file; else it is `k`, that of a. `rows`: prompt and
+    completion of a and of b as their files hold them, for scorers.
+    """
 
     prompt_id: str
     k: int
@@ -26,11 +34,13 @@ class Comparison:
     temperature: float | None
     step: int | None = None  # the training step at which the candidate was sampled
     canary: bool = False
-    rows: tuple[dict[str, Any], ...] = ()  # prompt and completion of a and of b as their files hold them, for scorers
+    rows: tuple[dict[str, Any], ...] = ()
+    b_k: int | None = None
 
     @property
     def key(self) -> str:
-        return f"{self.prompt_id} {self.k} {self.temperature} {self.step}" + (" canary" if self.canary else "")
+        k = self.k if self.b_k is None else f"{self.k}-{self.b_k}"
+        return f"{self.prompt_id} {k} {self.temperature} {self.step}" + (" canary" if self.canary else "")
 
     def shown(self, order: str) -> tuple[str, str]:
         """The candidates as they are shown in an order."""
@@ -52,14 +62,21 @@ class Comparison:
             "judge": judge,
             "raw": raw,
         }
+        if self.b_k is not None:
+            row["b_k"] = self.b_k
+        if any(not isinstance(text, str) for of in self.rows for text in (of["prompt"], of["completion"])):
+            row["chat"] = True
         return row | ({"canary": True} if self.canary else {}) | ({} if self.step is None else {"step": self.step})
 
 
 def load(config: Judge) -> tuple[list[Comparison], dict[str, int]]:
     """(comparisons in the order of A's file, then those of the canary; how many of A's rows are compared and are not).
 
-    Raises InputError where nothing pairs, or where the prompts of a pair differ.
+    With --within the pairs of each prompt's samples. Raises InputError where nothing pairs, or where the prompts of a
+    pair differ.
     """
+    if config.within:
+        return _within(config)
     first = load_rows(config.candidates[0], "completions", skip_bad=config.skip_bad_rows, columns=config.columns)
     counterparts = _counterparts(config) if len(config.candidates) == 2 else None
     found: list[Comparison] = []
@@ -87,6 +104,41 @@ def load(config: Judge) -> tuple[list[Comparison], dict[str, int]]:
         once = {c.prompt_id: c for c in reversed(found)}
         found += [_with_canary(c, config.canary) for c in reversed(once.values())]
     return found, counts | first.skipped
+
+
+def _within(config: Judge) -> tuple[list[Comparison], dict[str, int]]:
+    """(the pairs of each prompt's samples, how many there are)."""
+    files = SampleFiles(config.candidates, Reading(config.skip_bad_rows, config.columns))
+    files.require_pairs()
+    orders = ("AB", "BA") if config.order == "both" and config.backend != "human" else ()
+    found: list[Comparison] = []
+    equal = 0
+    for rows in files.groups(slice(0, len(files.ids))):
+        pairs = [(a, b) for a, b in combinations(rows, 2) if not look_equal(a, b)]
+        equal += len(rows) * (len(rows) - 1) // 2 - len(pairs)
+        found += of_samples(pairs, orders, config.seed)
+    if not found:
+        raise InputError(f"{config.candidates[0]}: all samples of each prompt are equal", "there is nothing to compare")
+    if equal:
+        log.say(f"{config.candidates[0]}: {equal} pairs of equal samples are left out")
+    found = found[: config.limit]
+    return found, {"compared": len(found), "equal": equal} | dict(files.skipped)
+
+
+def of_samples(pairs: Sequence[tuple[dict, dict]], orders: Sequence[str], seed: int) -> Iterator[Comparison]:
+    """The comparisons of pairs of samples of a prompt; without `orders` each in a random one."""
+    for a, b in pairs:
+        same = {name: a.get(name) if a.get(name) == b.get(name) else None for name in ("temperature", "step")}
+        texts = text_of(a["prompt"]), text_of(a["completion"], answer=True), text_of(b["completion"], answer=True)
+        c = Comparison(a["prompt_id"], a["k"], *texts, tuple(orders), same["temperature"], same["step"], rows=(a, b))
+        c = replace(c, b_k=b["k"])
+        yield c if orders else replace(c, orders=_drawn(seed, a["prompt_id"], f"{a['k']}-{b['k']}"))
+
+
+def look_equal(a: dict, b: dict) -> bool:
+    """Whether a judge cannot tell two samples apart: it sees their texts alone."""
+    one, other = (text_of(row["completion"], answer=True) for row in (a, b))
+    return are_equal(a, b) or one == other
 
 
 @dataclass(frozen=True)
@@ -132,7 +184,11 @@ def _counterpart(others: _Counterparts, first: Rows, line: int, row: dict) -> di
 def _orders(config: Judge, row: dict) -> tuple[str, ...]:
     if config.order == "both" and config.backend != "human":
         return ("AB", "BA")
-    return (random.Random(f"order {config.seed} {row['prompt_id']} {row['k']}").choice(("AB", "BA")),)
+    return _drawn(config.seed, row["prompt_id"], row["k"])
+
+
+def _drawn(seed: int, prompt_id: str, k: int | str) -> tuple[str]:
+    return (random.Random(f"order {seed} {prompt_id} {k}").choice(("AB", "BA")),)
 
 
 def _with_canary(c: Comparison, text: str) -> Comparison:

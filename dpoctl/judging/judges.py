@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol
 
-from ..config.judging import Judge
+from ..config.judge_options import JudgeOptions
+from ..inference.options import ScoringOptions, TemplateArguments
 from ..outputs.claims import Output
 from ..runtime import signals
 from .client import Client, Pending
@@ -35,10 +36,26 @@ class Judging(Protocol):
         """What the judgements cost, for the manifest."""
 
 
+class ScorerJudgeOptions(ScoringOptions, TemplateArguments, Protocol):
+    """What a scorer as judge reads of a command's options."""
+
+    @property
+    def scorer(self) -> str | None: ...
+
+    @property
+    def criterion(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+
 class ScorerJudge:
     """The higher score wins, whatever the order."""
 
-    def __init__(self, config: Judge, output: Output):
+    def __init__(self, config: ScorerJudgeOptions, output: Output):
         from ..inference.options import template_options
         from ..inference.scorers import ScorerOptions, load_scorer
         from ..runtime.devices import open_compute
@@ -57,11 +74,13 @@ class ScorerJudge:
         self.scorer = load_scorer(self.name, options)
 
     def rows(self, batch: Sequence[Comparison]) -> list[dict[str, Any]]:
-        scores = self.scorer.score([row for c in batch for row in c.rows])
+        texts = {id(row): row for c in batch for row in c.rows}  # a sample may be in several comparisons
+        scores = self.scorer.score(list(texts.values()))
+        of = dict(zip(texts, zip(scores.keys, scores.values, strict=True), strict=True))
         rows = []
-        for i, c in enumerate(batch):
-            a, b = scores.keys[2 * i : 2 * i + 2]
-            raw = f"{scores.values[2 * i]:.6g} {scores.values[2 * i + 1]:.6g}"
+        for c in batch:
+            (a, value_a), (b, value_b) = (of[id(row)] for row in c.rows)
+            raw = f"{value_a:.6g} {value_b:.6g}"
             for order in c.orders:
                 choice = "tie" if a == b else "A" if (a > b) == (order == "AB") else "B"
                 rows.append(c.row(order, choice, self.criterion, self.name, raw))
@@ -80,7 +99,7 @@ class ScorerJudge:
 class ModelJudge:
     """A language model on a server, asked about every order in parallel; `state` holds the counts of earlier calls."""
 
-    def __init__(self, config: Judge, state: dict[str, Any]):
+    def __init__(self, config: JudgeOptions, state: dict[str, Any]):
         self.config = config
         self.criterion = load_criterion(config.criterion, config.prompt_noun)
         self.client = Client(config, state)
@@ -123,7 +142,7 @@ class ModelJudge:
 
     def _ask(self, requests: list[str], replies: list[Reply | None], left: list[int]) -> None:
         """Put the server's reply to each request `left` at its index; None stays where it failed for now."""
-        with ThreadPoolExecutor(self.config.concurrency) as pool:
+        with ThreadPoolExecutor(self.config.judge_concurrency) as pool:
             futures = {pool.submit(self.client.ask, requests[i]): i for i in left}
             try:
                 self._collect(futures, replies)
@@ -161,7 +180,7 @@ class ModelJudge:
     def _row(self, c: Comparison, order: str, reply: Reply) -> dict[str, Any]:
         written = isinstance(reply, Answer) and not reply.reason
         verdict = read_verdict(reply.raw) if written else Verdict(None, reply.reason)
-        row = c.row(order, verdict.choice, self.config.criterion, str(self.config.model), reply.raw)
+        row = c.row(order, verdict.choice, self.config.criterion, str(self.config.judge_model), reply.raw)
         return row | ({"reason": verdict.reason.partition(":")[0]} if verdict.reason else {})
 
     def state(self) -> dict[str, Any]:
@@ -177,6 +196,9 @@ class ModelJudge:
         return counts | ({"dollars": round(self.client.dollars, 6)} if self.client.priced else {})
 
 
-def open_judge(config: Judge, state: dict[str, Any], output: Output) -> Judging:
-    """The judge of --backend scorer or openai. Raises InputError as load_scorer, load_criterion and Client do."""
-    return ScorerJudge(config, output) if config.backend == "scorer" else ModelJudge(config, state)
+def open_judge(backend: str, config: Any, state: dict[str, Any], output: Output) -> Judging:
+    """The judge that `backend` names, scorer or openai, with the options of a command.
+
+    Raises InputError as load_scorer, load_criterion and Client do.
+    """
+    return ScorerJudge(config, output) if backend == "scorer" else ModelJudge(config, state)

@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..config.judging import Judge
-from .server_errors import OTHER, ServerError
+from ..config.judge_options import JudgeOptions
+from ..runtime.server_errors import OTHER, ServerError
 
 _LIMITS = ("max_tokens", "max_completion_tokens")
 _REFUSING = re.compile(
@@ -32,17 +32,17 @@ class Parameters:
     swapped: bool = False
 
     @classmethod
-    def first(cls, config: Judge, state: dict[str, Any]) -> "Parameters":
+    def first(cls, config: JudgeOptions, state: dict[str, Any]) -> "Parameters":
         """Those of a new run, or those that an earlier call of the command has learnt, from its `state`."""
         temperature = config.judge_temperature
-        if temperature is None and config.base_url:
+        if temperature is None and config.judge_base_url:
             temperature = 0.0
         values = () if temperature is None else (("temperature", temperature),)
-        limit = "max_tokens" if config.base_url else "max_completion_tokens"
+        limit = "max_tokens" if config.judge_base_url else "max_completion_tokens"
         without = state.get("without", ())
         return cls(
             state.get("limit", limit),
-            config.max_tokens,
+            config.judge_max_tokens,
             tuple(v for v in values if v[0] not in without),
             tuple(v for v in values if v[0] in without),
             state.get("limit", limit) != limit,

@@ -4,12 +4,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from .server_errors import CONTENT_FILTER, ServerError, read_error, status_of
+from ..runtime.server_errors import CONTENT_FILTER, TOO_LONG, ServerError, read_error, status_of
 
 CUT = "cut at the token limit"
 NO_ANSWER = "no answer"
 THOUGHT_ONLY = "thought without an answer"
 DECLINED = "declined by the judge"
+TOO_LONG_FOR_JUDGE = "too long for the judge"
 
 _CUT = ("length", "max_tokens", "model_length", "max_output_tokens")
 _FILTERED = (
@@ -61,7 +62,7 @@ class Refusal:
 
     @property
     def reason(self) -> str:
-        return self.error.content
+        return TOO_LONG_FOR_JUDGE if self.error.content == TOO_LONG else self.error.content
 
     @property
     def raw(self) -> str:

@@ -1,19 +1,20 @@
 """From judgements to a summary: wins, ties, flips with the order, what could not be parsed, lengths."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
 from . import statistics
 
-Key = tuple[str, int, float | None, int | None]
+Key = tuple[str, int, float | None, int | None, int | None]
 Summary = dict[str, Any]  # what summarise returns
 
 
 def key_of(row: dict) -> Key:
-    """What identifies a comparison: prompt_id and k of the candidates, their temperature and training step."""
-    return row["prompt_id"], row["k"], row.get("temperature"), row.get("step")
+    """What identifies a comparison: prompt_id and k of the candidates, their temperature and training step; of two
+    samples of one file also the k of b."""
+    return row["prompt_id"], row["k"], row.get("temperature"), row.get("step"), row.get("b_k")
 
 
 def outcomes(rows: Sequence[dict]) -> dict[Key, str]:
@@ -24,10 +25,14 @@ def outcomes(rows: Sequence[dict]) -> dict[Key, str]:
     """
     votes: dict[Key, list[str]] = {}
     for (key, _), judged in _by_judge(rows).items():
-        verdicts = {row["verdict"] for row in judged}
-        outcome = "invalid" if "invalid" in verdicts else verdicts.pop() if len(verdicts) == 1 else "tie"
-        votes.setdefault(key, []).append(outcome)
+        votes.setdefault(key, []).append(vote_of(row["verdict"] for row in judged))
     return {key: _majority(cast) for key, cast in votes.items()}
+
+
+def vote_of(verdicts: Iterable[str]) -> str:
+    """A judge's vote on a comparison, from its verdict or those of both orders."""
+    found = set(verdicts)
+    return "invalid" if "invalid" in found else found.pop() if len(found) == 1 else "tie"
 
 
 def _majority(votes: list[str]) -> str:

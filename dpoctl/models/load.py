@@ -344,9 +344,21 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 def context_without_weights(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int | None:
     """`context_length` of a model of which only config.json is read. Raises InputError."""
+    return _context(_config_alone(path, revision, trust_remote_code))
+
+
+def vocabulary_without_weights(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> int:
+    """Number of token ids that a model can give, from its config.json alone; 0 where that is silent.
+
+    Raises InputError.
+    """
+    return getattr(_config_alone(path, revision, trust_remote_code).get_text_config(), "vocab_size", None) or 0
+
+
+def _config_alone(path: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
     folder = _config_folder(path, revision)
     with quiet(), as_input_error(f"{path}: config.json cannot be read"):
-        return _context(AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code))
+        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def _context(config: PretrainedConfig) -> int | None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import DpoctlError, InputError, OutputInUse, StorageError
 from . import cleanup
+from .answers import Answers
 from .files import dump, seal, sha256_file, sync_directory, sync_file, write_atomic
 from .locks import lock
 from .manifests import (
@@ -31,7 +32,8 @@ from .manifests import (
 
 ROW_STAGES = ("make-prefs", "sample", "score", "evaluate", "judge")
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "timing.jsonl", "eval.jsonl", "samples.jsonl", "checkpoints", ".saving")
-_UNFINISHED_ROWS = (".partial", ".progress")  # suffixes of the files beside an incomplete row output
+# suffixes of the files beside an incomplete row output
+_UNFINISHED_ROWS = (".partial", ".progress", ".samples.partial", ".samples.progress", ".answers")
 _TEXT_SUFFIXES = (".txt", ".json", ".csv", ".jsonl")
 _RESTART = "use --overwrite to restart"
 _RESTART_OR_KEEP = f"{_RESTART}, or another --out to keep both"
@@ -64,6 +66,7 @@ class Output:
         self.is_rows = is_row_file(self.out)
         self.finished = self.resuming = self.holds_claim = False
         self.described: list[dict[str, Any]] = []  # the inputs as they were when the output was claimed
+        self.answers: Answers | None = None  # of a server, to the requests of the batch that is not yet written
         self.started = time.time()
 
     @property
@@ -281,8 +284,7 @@ def _clean_up_finished(output: Output, manifest: dict[str, Any]) -> None:
     """Remove what was needed until the manifest was written, where a kill came before its removal."""
     if output.is_rows:
         for path in (output.out, *(output.folder / o["path"] for o in manifest["outputs"])):
-            for leftover in _unfinished_files(path):
-                cleanup.remove(leftover)
+            remove_unfinished(path)
     elif (keep := output.options.get("keep-checkpoints")) is not None:
         cleanup.prune(output.out, keep, best=False)
     else:
@@ -333,6 +335,12 @@ def _refuse_changes(output: Output, before: dict[str, Any], inputs: list[dict[st
         names, names_now = {i["name"] for i in before["inputs"]}, {i["name"] for i in inputs}
         name = next(iter(names ^ names_now), "inputs")
         raise InputError(f"{output.out}: was started {'with' if name in names else 'without'} --{name}", hint=hint)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what a row output needs until it is complete."""
+    for leftover in _unfinished_files(path):
+        cleanup.remove(leftover)
 
 
 def _unfinished_files(path: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from ..runtime import pipes
 from ..runtime.hub_data import commit_of, is_hub_data, parse
 from .files import content_files, is_intact, is_model_file, sha256_file, sha256_path
 
+ENGINE_SETTING = "engine "  # in the identity, before the name of a setting of the engine, such as its version
 STARTED_ON = "started-on"  # in the identity: the day of an output's start, where chat templates write the date
 
 

@@ -7,34 +7,32 @@ stopped or killed command resumes after the last batch whose bytes are intact, w
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from .. import log
 from ..errors import DpoctlError, OutputInUse
 from ..runtime import signals
-from .claims import Output
+from .claims import Output, remove_unfinished
 from .files import is_intact, json_line, running_sha256, seal, sync_directory, writing
 from .locks import lock
 
 _AT_START: dict[str, Any] = {"batches": 0, "state": {}}
 
 
-class RowWriter:
-    """Writes the row files of an output in batches; `batches_done` and `state` say where to resume.
+class RowLog:
+    """Row files that grow together, batch by batch; `batches_done` and `state` say where to resume.
 
-    `further` are paths of row files beside --out; None is skipped. Raises OutputInUse where another process is writing
-    one of them, StorageError where they cannot be written.
+    What earlier runs left is removed if the output does not resume. Raises OutputInUse where another process is writing
+    one of the files, StorageError where they cannot be written.
     """
 
-    def __init__(self, output: Output, *further: str | None):
-        self.output = output
-        self.paths = [output.out, *(Path(p) for p in further if p)]
-        for path in self.paths[1:]:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        self.progress_path = output.out.with_name(output.out.name + ".progress")
+    def __init__(self, output: Output, paths: list[Path]):
+        self.output, self.paths = output, paths
+        self.progress_path = paths[0].with_name(paths[0].name + ".progress")
         entry, end = self._last_intact_batch() if output.resuming else (_AT_START, 0)
         zeros = [0] * len(self.paths)
         self.batches_done, self.state, self.rows = entry["batches"], entry["state"], list(entry.get("rows", zeros))
@@ -43,7 +41,7 @@ class RowWriter:
             self._sums = [_sum_from_start(f) for f in self._files]
             self._progress = _open_at(self.progress_path, end)
         if self.batches_done:
-            log.say(f"{output.out}: resuming after {self.rows[0]} rows")
+            log.say(f"{paths[0]}: resuming after {self.rows[0]} rows")
 
     def _partial(self, path: Path) -> Path:
         return path.with_name(path.name + ".partial")
@@ -72,7 +70,7 @@ class RowWriter:
         ]
         last = intact[-1] if intact else (_AT_START, 0)
         if entries and last[0] is not entries[-1][0]:
-            log.warn(f"{self.output.out}: rows after batch {last[0]['batches']} were damaged and are written again")
+            log.warn(f"{self.paths[0]}: rows after batch {last[0]['batches']} were damaged and are written again")
         return last
 
     def _open(self, path: Path, size: int) -> BinaryIO:
@@ -121,7 +119,24 @@ class RowWriter:
             self._progress.write(line.encode())
             self._progress.flush()
             os.fsync(self._progress.fileno())
+        if self.output.answers is not None:
+            self.output.answers.forget()
         signals.at_boundary(f"{self.rows[0]} rows, which are kept")
+
+    def close(self) -> None:
+        """Close the files, which stay as they are."""
+        for f in (*self._files, self._progress):
+            f.close()
+
+
+class RowWriter(RowLog):
+    """Writes the row files of an output; `further` are paths of row files beside --out, of which None is skipped."""
+
+    def __init__(self, output: Output, *further: str | None):
+        paths = [output.out, *(Path(p) for p in further if p)]
+        for path in paths[1:]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        super().__init__(output, paths)
 
     def finish(self, metrics: dict[str, Any], cost: dict[str, Any], shard: dict[str, Any] | None = None) -> None:
         """Rename the files into place, then write the manifest; `shard` says which part of a larger output they are."""
@@ -131,6 +146,25 @@ class RowWriter:
             sync_directory(path.parent)
         self._progress.close()
         self.output.finish([(p, n) for p, n in zip(self.paths, self.rows, strict=True)], metrics, cost, shard)
+        remove_unfinished(self.output.out)
+
+
+class KeptRows(RowLog):
+    """Rows that an unfinished output needs again, in FILE.samples.partial beside it, until the output is complete."""
+
+    def __init__(self, output: Output):
+        super().__init__(output, [output.out.with_name(output.out.name + ".samples")])
+
+    def read(self, first: int = 0) -> Iterator[dict[str, Any]]:
+        """The rows that have been written, from number `first` on."""
+        with open(self._partial(self.paths[0]), "rb") as f:
+            for line in islice(f, first, self.rows[0]):
+                yield json.loads(line)
+
+    def discard(self) -> None:
+        """Remove the files: the output is complete."""
+        self.close()
+        self._partial(self.paths[0]).unlink(missing_ok=True)
         self.progress_path.unlink(missing_ok=True)
 
 

@@ -30,15 +30,20 @@ def of_score(counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_make_prefs(counts: dict[str, Any]) -> dict[str, Any]:
-    """Pairs made and left out, by reason; mean score and length (tokens) of the samples, and their histogram."""
-    names = ("prompts", "samples", "pairs", "ties", "below_margin", "duplicates", "not_picked")
-    samples = max(1, counts["samples"])
-    return {name: counts[name] for name in names} | {
-        "mean_score": counts["score_sum"] / samples,
-        "mean_length": counts["tokens"] / samples,
-        "ended": counts["ended"] / samples,
-        "score_histogram": [counts["histogram"].get(str(i), 0) for i in range(BINS)],
-    }
+    """Pairs made and left out, by reason; mean length (tokens) of the samples that have ids, and which of them ended.
+
+    Where scores decide also the mean score and its histogram, where a judge or votes do the invalid pairs.
+    """
+    names = ("prompts", "samples", "pairs", "ties", "below_margin", "duplicates", "not_picked", "invalid")
+    shown: dict[str, Any] = {name: counts[name] for name in names if name in counts}
+    if "score_sum" in counts:
+        shown["mean_score"] = counts["score_sum"] / max(1, counts["samples"])
+    for name, total, of in (("mean_length", "tokens", "with_ids"), ("ended", "ended", "with_finish")):
+        known = counts.get(of, counts["samples"])
+        shown[name] = None if counts["samples"] and not known else counts[total] / max(1, known)
+    if "score_sum" in counts:
+        shown["score_histogram"] = [counts["histogram"].get(str(i), 0) for i in range(BINS)]
+    return shown
 
 
 def of_evaluate(counts: dict[str, Any]) -> dict[str, Any]:

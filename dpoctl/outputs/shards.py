@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import InputError
 from .files import sha256_file
-from .manifests import STARTED_ON, manifest_path, read_manifest
+from .manifests import ENGINE_SETTING, STARTED_ON, manifest_path, read_manifest
 
 _RERUN = "rerun the command that writes it"
 
@@ -134,6 +134,8 @@ def output_difference(one: dict[str, Any], other: dict[str, Any]) -> str:
         value, other_value = one["identity"].get(key), other["identity"].get(key)
         if value != other_value and key == STARTED_ON:
             return f"chat templates wrote {other_value} and {value}; --template-date gives all shards one date"
+        if value != other_value and key.startswith(ENGINE_SETTING):
+            return f"the engine's {key.removeprefix(ENGINE_SETTING)} was {other_value} and {value}"
         if value != other_value and key != "shard":
             return f"--{key} {other_value} and {value}"
     absent: dict[str, Any] = {}  # a scorer may name one file or two

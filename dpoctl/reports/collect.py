@@ -126,6 +126,9 @@ def _rows_of(path: Path) -> list[dict]:
 
 def _add_rows(found: Collected, path: str, manifest: dict | None) -> None:
     first = next((row for _, row in read_jsonl(path)), {})
+    if "verdict" in first and first.get("b_k") is not None:
+        hint = "make-prefs --judgements reads them; leave the file out"
+        raise InputError(f"{path}: compares samples of one file (judge --within), which is no win rate", hint)
     if "verdict" in first:
         found.judged.append(_judged(path, manifest))
     elif "reward" in first:

@@ -13,11 +13,15 @@ _MANY_INVALID = 0.1  # share of judgements
 def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
     """Print judge's metrics on stdout, and comparisons as log lines; `options` are judge's, by their recipe names."""
     names = [Path(p).name for p in options["candidates"]] + ["reference"]
-    named = {"A over B": metrics.get("summary"), "canary over B": metrics.get("canary")}
+    within = bool(options.get("within"))  # absent in manifests of older versions
+    named = {"lower k over higher": metrics.get("summary")} if within else {"A over B": metrics.get("summary")}
+    named["canary over B"] = metrics.get("canary")
     shown = {name: summary for name, summary in named.items() if summary} | metrics.get("people", {})
     shown |= {f"  {n} {s[n]:g}": s for n in ("temperature", "step") for s in metrics.get(f"by_{n}", [])}
     if shown:  # a shard may have judged nothing
         title = f"{names[0]} (A) against {names[1]} (B), criterion {options['criterion']}"
+        if within:
+            title = f"the samples of each prompt in {names[0]}, criterion {options['criterion']}"
         tables.show(tables.judgement_summaries(shown), title)
     for name, found in (("", metrics.get("summary", {})), (" of the canary", metrics.get("canary", {}))):
         if reasons := found.get("invalid_reasons"):

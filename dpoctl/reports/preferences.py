@@ -16,15 +16,21 @@ def say_preferences(out: str, metrics: dict[str, Any], how: str, score_types: Co
     )
     if score_types is None:
         return
-    log.say(
-        f"dropped: {metrics['ties']} ties, {metrics['duplicates']} pairs of equal texts, "
-        f"{metrics['below_margin']} below --min-margin"
-    )
-    kind = ", ".join(score_types)
-    log.say(
-        f"mean score {metrics['mean_score']:.3f} ({kind}), mean length {metrics['mean_length']:.1f} tokens, "
-        f"{metrics['ended']:.0%} ended with an end token"
-    )
+    dropped = f"dropped: {metrics['ties']} ties, {metrics['duplicates']} pairs of equal texts"
+    if "invalid" in metrics:
+        dropped += f", {metrics['invalid']} without a valid verdict"
+    if "below_margin" in metrics:
+        dropped += f", {metrics['below_margin']} below --min-margin"
+    log.say(dropped)
+    kind, told = ", ".join(score_types), []
+    if "mean_score" in metrics:
+        told.append(f"mean score {metrics['mean_score']:.3f} ({kind})")
+    if metrics["mean_length"] is not None:
+        told.append(f"mean length {metrics['mean_length']:.1f} tokens")
+    if metrics["ended"] is not None:
+        told.append(f"{metrics['ended']:.0%} ended with an end token")
+    if told:
+        log.say(", ".join(told))
     if kind == "prob":
         top = max(1, *metrics["score_histogram"])
         for i, n in enumerate(metrics["score_histogram"]):

@@ -10,6 +10,8 @@ from ..data.readers import Rows, load_rows
 from ..errors import InputError
 from ..inference import curves, memory
 from ..inference.completions import prompt_set
+from ..inference.engine_planning import engine_lines, engine_phases
+from ..inference.engine_samples import EngineSamples, compared
 from ..inference.memory import Phase
 from ..inference.options import template_options
 from ..inference.planning import RowPlan, batch_of, scoring_phases
@@ -33,7 +35,7 @@ from ..outputs.claims import Output
 from ..outputs.manifests import read_manifest
 from ..outputs.row_writer import RowWriter
 from ..outputs.shard_totals import of_evaluate
-from ..outputs.shards import shard_range, slices
+from ..outputs.shards import ShardRange, shard_range, slices
 from ..reports import tables
 from ..runtime import collectives, devices, sharing, signals
 from ..runtime.joining import open_together
@@ -46,11 +48,10 @@ def run(config: Evaluate, output: Output) -> None:
     """
     evaluator = Evaluator(config, output)
     writer = RowWriter(output) if collectives.rank() == 0 else None
-    subjects = _subjects(config)
-    shard = shard_range(config.shard, slices(len(subjects), 1))
+    subjects, shard = _selected(config)
     before = (writer.state.get("rows", []), writer.batches_done) if writer else None
     rows, done = collectives.from_rank_0(before)
-    for path, is_file in subjects[shard.batches][done:]:
+    for path, is_file in subjects[done:]:
         batch = evaluator.evaluate_file(path) if is_file else evaluator.evaluate_model(path)
         rows = [*rows, *batch]
         stopping = collectives.any_rank(bool(signals.stop.signal))
@@ -68,6 +69,8 @@ def run(config: Evaluate, output: Output) -> None:
     counts = {"rows": len(rows)}
     skipped = evaluator.prompts.skipped if evaluator.prompts else {}
     writer.finish(of_evaluate(counts) | skipped, cost, shard.record(counts))
+    if evaluator.samples:
+        evaluator.samples.discard()
     if rows:  # a shard may have none
         tables.show_evaluations(rows)
 
@@ -75,6 +78,13 @@ def run(config: Evaluate, output: Output) -> None:
 def _subjects(config: Evaluate) -> list[tuple[str, bool]]:
     """(path, is it a completions file) of everything to evaluate, models first."""
     return [(path, False) for path in config.model] + [(path, True) for path in config.completions]
+
+
+def _selected(config: Evaluate) -> tuple[list[tuple[str, bool]], ShardRange]:
+    """(the subjects of --shard, that shard)."""
+    subjects = _subjects(config)
+    shard = shard_range(config.shard, slices(len(subjects), 1))
+    return subjects[shard.batches], shard
 
 
 def _prompts(config: Evaluate) -> Rows | None:
@@ -97,6 +107,10 @@ class Evaluator:
         self.compute, output.resuming = open_together(config.device, config.dtype, output.resuming, config.rank_timeout)
         self.templates = template_options(config, output)
         self.prompts = _prompts(config)
+        self.samples: EngineSamples | None = None
+        if self.prompts and config.engine != "transformers":  # before a scorer takes the device's memory
+            selected = [path for path, is_file in _selected(config)[0] if not is_file]
+            self.samples = EngineSamples(config, output, self.templates, self.prompts, selected)
         scoring = scorer_options(config, self.compute, self.templates)
         self.scorer = load_scorer(config.scorer, scoring)
         self.reference = self._open_model(config.ref, config.ref_revision) if config.ref else None
@@ -120,9 +134,13 @@ class Evaluator:
         config, prompts, reference = self.config, self.prompts, self.reference
         assert prompts and reference and config.ref  # `Evaluate.check_model` requires them with --model
         policy = self._open_model(path, config.revision)
-        chosen = prompt_set(prompts, policy.codec, context_length(policy.model), config.max_prompt_length)
         require_same_tokenizer(policy.tokenizer, reference.tokenizer, path, config.ref)
         evaluation = PolicyEvaluation(self.scorer, config, config.seed, config.n, self.lm)
+        if self.samples:
+            with self.compute.autocast():
+                rows = compared(self.samples.rows_of(path), policy, config)
+                return [self._head(path) | evaluation.measure(policy, Reference(reference.model), rows)[0]]
+        chosen = prompt_set(prompts, policy.codec, context_length(policy.model), config.max_prompt_length)
         with log.progress(f"evaluate {path}", len(chosen) * config.n, "completions") as meter, self.compute.autocast():
             metrics, _ = evaluation.measure(policy, Reference(reference.model), chosen, meter)
         return [self._head(path) | metrics]
@@ -198,11 +216,11 @@ def _identity(path: str) -> dict[str, Any]:
 def plan(config: Evaluate) -> dict[str, Any]:
     """What --dry-run prints."""
     prompts = _prompts(config)
-    subjects = _subjects(config)
-    selected = subjects[shard_range(config.shard, slices(len(subjects), 1)).batches]
+    selected, _ = _selected(config)
     models, files = ([path for path, is_file in selected if is_file is kind] for kind in (False, True))
     shown: dict[str, Any] = {"models": json.dumps(models), "files": json.dumps(files)}
     shown |= {"completions": len(prompts.rows) * config.n * len(models)} if prompts else {}
+    shown |= engine_lines(config) if models else {}
     return shown | Plan(config, prompts, models).memory_lines()
 
 
@@ -237,6 +255,9 @@ class Plan(RowPlan):
             )
             if path
         }
+        generating: list[Phase] = []
+        if config.engine != "transformers":
+            generating = [phase for path in self.models for phase in engine_phases(config, counted, self.target, path)]
         held = {"scorer": sum(s.size for s in scorers)} | {name: each.size for name, each in others.items()}
         phases = []
         for path in self.models:
@@ -244,7 +265,7 @@ class Plan(RowPlan):
             phases.append(self._model_phase(config, counted, policy, scorers[0], others, held))
             del policy
         if self.models:
-            return [max(phases, key=lambda phase: phase.total)]
+            return [max(found, key=lambda phase: phase.total) for found in (generating, phases) if found]
         return [phase for scorer in scorers for phase in scoring_phases(scorer, counted, _TEXTS, held)]
 
     def _model_phase(
@@ -262,7 +283,7 @@ class Plan(RowPlan):
 
         def run() -> int:
             with self.target.autocast():
-                cache = memory.generate(policy.model, batch)
+                cache = memory.generate(policy.model, batch) if config.engine == "transformers" else 0
                 scorer.run(len(self.prompts.rows) * config.n if self.prompts else 0, batch.tokens)
                 for other in others.values():
                     memory.compare(policy.model, other.model, batch, config.tokens_per_batch)

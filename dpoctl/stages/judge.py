@@ -6,10 +6,11 @@ from typing import Any
 from .. import log
 from ..config.judging import Judge
 from ..data.jsonl import read_jsonl
-from ..errors import InputError, Interrupted
+from ..errors import InputError
 from ..judging import comparisons, form, people
-from ..judging.client import CostReached
+from ..judging.asking import Asking, judgements, say_cost
 from ..judging.comparisons import Comparison
+from ..judging.costs import cost_lines, tokens_of
 from ..judging.judges import open_judge
 from ..judging.prompts import CRITERIA, Criterion, load_criterion
 from ..judging.results import compared
@@ -18,10 +19,9 @@ from ..outputs.claims import Output
 from ..outputs.files import write_atomic
 from ..outputs.row_writer import RowWriter
 from ..outputs.shards import shard_range, slices
-from ..reports import judgements
+from ..reports import judgements as told
 
 _BATCH = 64  # comparisons written together, both orders of each
-_TOKENS_PER_WORD = 1.4  # of English, for the plan's estimate
 
 Batches = list[list[Comparison]]
 
@@ -43,53 +43,26 @@ def run(config: Judge, output: Output) -> None:
     if config.shard is None:  # of shards, merge compares the joined rows
         metrics = compared(metrics, rows, output.options)
     writer.finish(counts | metrics, cost, shard.record({}))
-    judgements.show(output.options, config.out, metrics)
+    told.show(output.options, config.out, metrics)
     if cost:
-        dollars = f", {cost['dollars']:.4f} dollars" if "dollars" in cost else ""
-        cached = f"; {cost['from_cache']} answers came from the cache" if cost["from_cache"] else ""
-        log.say(
-            f"{cost['prompt_tokens']} prompt tokens, {cost['completion_tokens']} completion tokens{dollars}{cached}"
-        )
+        log.say(say_cost(cost))
 
 
 def _by_judge(config: Judge, output: Output, batches: Batches) -> tuple[RowWriter, dict[str, Any]]:
     """Write every judgement, batch by batch. Raises Interrupted where some are pending, InputError at --max-cost."""
     writer = RowWriter(output)
-    judge = open_judge(config, writer.state, output)
-    pending = 0
+    judge = open_judge(config.backend, config, writer.state, output)
+    asking = Asking(judge, config, sum(map(judgements, batches)))
     done = sum(map(len, batches[: writer.batches_done]))
     with log.progress("judge", sum(map(len, batches)), "comparisons", done) as meter:
-        for i, batch in enumerate(batches[writer.batches_done :], start=writer.batches_done):
-            try:
-                rows = judge.rows(batch)
-            except CostReached:
-                raise _cost_reached(config, judge.cost(), _judgements(batches)) from None
-            if not rows:  # the server is down: retrying every other request too could take hours
-                pending += _judgements(batches[i:])
-                break
-            pending += _judgements([batch]) - len(rows)
-            if not pending:  # rows are written in order; answers after a gap stay in the cache
+        for batch in batches[writer.batches_done :]:
+            rows = asking.rows(batch)
+            if rows is not None:
                 writer.write_batch(rows, state=judge.state())
-            meter.advance(len(batch), **judge.metrics())
-    if pending:
-        raise Interrupted(
-            f"{pending} judgements are pending: {judge.last_failure}; the other answers are cached",
-            hint="rerun the command to request only these",
-        )
+            if not asking.is_down:
+                meter.advance(len(batch), **judge.metrics())
+    asking.finish()
     return writer, judge.cost()
-
-
-def _judgements(batches: Batches) -> int:
-    return sum(len(c.orders) for batch in batches for c in batch)
-
-
-def _cost_reached(config: Judge, cost: dict[str, Any], total: int) -> InputError:
-    answers = cost["asked"] + cost["from_cache"]
-    return InputError(
-        f"--max-cost {config.max_cost:g} is reached: {cost['dollars']:.4f} dollars for {answers} answers, "
-        f"{total - answers} are left",
-        hint="rerun the command with a higher --max-cost to resume; the answers are cached",
-    )
 
 
 # --- people
@@ -124,14 +97,9 @@ def plan(config: Judge) -> dict[str, Any]:
     every, _ = comparisons.load(config)
     batches = slices(len(every), _BATCH)
     asked = [c for place in batches[shard_range(config.shard, batches).batches] for c in every[place]]
-    shown: dict[str, Any] = {"comparisons": len(asked), "judgements": _judgements([asked])}
+    shown: dict[str, Any] = {"comparisons": len(asked), "judgements": judgements(asked)}
     if config.backend == "openai":
-        words = sum(len(criterion.request(c.prompt, c.a, c.b, c.key).split()) * len(c.orders) for c in asked)
-        prompt_tokens, completion_tokens = round(words * _TOKENS_PER_WORD), shown["judgements"] * config.max_tokens
-        shown |= {"prompt tokens, about": prompt_tokens, "completion tokens, at most": completion_tokens}
-        if config.price_in is not None and config.price_out is not None:
-            most = prompt_tokens * config.price_in + completion_tokens * config.price_out
-            shown["dollars, at most about"] = f"{most / 1e6:.2f}"
+        shown |= cost_lines(config, shown["judgements"], tokens_of(criterion, asked))
     return shown | (_memory_lines(config) if config.backend == "scorer" else {})
 
 

@@ -1,122 +1,99 @@
-"""Sample completions of every prompt, score them, and keep pairs in which the higher score is chosen.
+"""Preferences from samples of prompts: which of two is chosen, by their scores, by a judge, or by votes.
 
-As for controlled sentiment generation in 2305.18290, section 6 and appendix C.1.
+As for controlled sentiment generation in 2305.18290, section 6 and appendix C.1, where a model is sampled and a
+classifier scores.
 """
 
-import itertools
-import random
 import time
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 from .. import log
-from ..config.sampling import MakePrefs
-from ..data.stored import ID_FIELDS
-from ..inference.planning import SamplingPlan
-from ..inference.sampler import Sampler
-from ..inference.scorers import load_scorer, scorer_options
+from ..config.make_prefs import MakePrefs
+from ..data.samples import Reading, SampleFiles
+from ..inference.options import SamplerOptions
+from ..inference.pairing import Decider, ScoredPairs
+from ..inference.sources import InFiles, Sampled, Source, Texts
+from ..judging.asking import say_cost
+from ..judging.ballots import Ballots
+from ..judging.pair_plan import lines as plan_lines
+from ..judging.pairs import JudgedPairs, VotedPairs
 from ..outputs.claims import Output
 from ..outputs.row_writer import RowWriter
-from ..outputs.shard_totals import BINS, of_make_prefs
-from ..outputs.shards import shard_range
+from ..outputs.shard_totals import of_make_prefs
 from ..reports.preferences import say_preferences
-
-_NO_COUNTS: dict[str, Any] = {
-    **dict.fromkeys(("prompts", "samples", "pairs", "ties", "below_margin", "duplicates", "not_picked"), 0),
-    **{"score_sum": 0.0, "tokens": 0, "ended": 0, "histogram": {}, "score_types": {}},
-}
-_SAMPLE_FIELDS = ("completion", "k", "finish", "score", *ID_FIELDS)
 
 
 def run(config: MakePrefs, output: Output) -> None:
     """Write the preference rows, and on request the samples, batch by batch."""
-    sampler = Sampler(config, config.completions, output=output)
-    shard = shard_range(config.shard, sampler.batches)
-    scorer = load_scorer(config.scorer, scorer_options(config, sampler.compute, sampler.templates))
+    ballots = None
+    if config.judgements:
+        ballots = Ballots(config.judgements, Reading(config.skip_bad_rows, config.columns, config.limit))
+    with _source(config, output, ballots) as source:
+        _write(config, output, source, VotedPairs(config, ballots) if ballots else _decider(config, output, source))
+
+
+def _write(config: MakePrefs, output: Output, source: Source, decider: Decider) -> None:
     writer = RowWriter(output, config.completions_out)
-    counts = writer.state or _NO_COUNTS
-    started = time.monotonic()
-    before = counts["samples"]
-    with log.progress("make-prefs", shard.count * config.completions, "samples", before) as meter:
-        for batch in sampler.batches[shard.batches][writer.batches_done :]:
-            rows = sampler.rows(batch, meter, config.temperature)
-            scores = scorer.score(rows)
-            rows = [row | {"score": value} for row, value in zip(rows, scores.values, strict=True)]
-            counts = _count_samples(counts, rows, scorer.score_type)
-            pairs = []
-            for i in range(0, len(rows), config.completions):
-                samples = slice(i, i + config.completions)
-                pairs.extend(_pairs(config, rows[samples], scores.keys[samples], counts))
-            counts["pairs"] += len(pairs)
-            writer.write_batch(pairs, *([rows] if config.completions_out else []), state=counts)
+    state = writer.state or decider.start
+    decider.resume(writer.state)
+    started, before = time.monotonic(), state["samples"]
+    with log.progress("make-prefs", source.samples, "samples", before) as meter:
+        for groups in source.groups(writer.batches_done, meter):
+            counts = dict(state)
+            decided = decider.decide(groups, counts)
+            meter.advance(0, **decider.metrics())
+            if decided is None:  # what follows is asked for too, and written by the command that resumes
+                continue
+            state = counts | decider.state()
+            samples = [decided.samples] if config.completions_out else []
+            writer.write_batch(decided.pairs, *samples, state=state)
+    decider.finish()
     seconds = time.monotonic() - started
-    metrics = of_make_prefs(counts)
-    writer.finish(metrics | sampler.prompt_set.skipped, sampler.cost(), shard.record(counts))
-    rate = (counts["samples"] - before) / max(seconds, 1e-9)
-    say_preferences(
-        config.out, metrics, f"{rate:.1f} samples/s", None if config.shard else counts.get("score_types", {})
-    )
+    metrics, cost = of_make_prefs(state), decider.cost()
+    counts = {name: value for name, value in state.items() if name != "judge"}  # what merging adds up
+    writer.finish(metrics | dict(source.skipped), source.cost() | cost, source.shard.record(counts))
+    source.complete()
+    rate = (state["samples"] - before) / max(seconds, 1e-9)
+    score_types = None if config.shard else counts.get("score_types", {})
+    say_preferences(config.out, metrics, f"{rate:.1f} samples/s", score_types)
+    if "asked" in cost:
+        log.say(say_cost(cost))
 
 
-def _pairs(config: MakePrefs, rows: list[dict], keys: list[float], counts: dict) -> list[dict]:
-    """The preference rows of one prompt's samples; dropped pairs are counted in `counts`."""
-    kept = []
-    for i, j in itertools.combinations(range(len(rows)), 2):
-        if rows[i]["completion_ids"] == rows[j]["completion_ids"]:
-            counts["duplicates"] += 1
-        elif keys[i] == keys[j]:  # on log-odds, since equal probabilities may be saturated
-            counts["ties"] += 1
-        elif abs(rows[i]["score"] - rows[j]["score"]) < config.min_margin:
-            counts["below_margin"] += 1
-        else:
-            kept.append((i, j) if keys[i] > keys[j] else (j, i))
-    before = len(kept)
-    if config.pairs == "best-worst" and kept:
-        kept = [max(kept, key=lambda pair: keys[pair[0]] - keys[pair[1]])]
-    elif config.pairs == "random" and kept:
-        kept = [random.Random(f"{config.seed} {rows[0]['prompt_id']}").choice(kept)]
-    counts["not_picked"] += before - len(kept)
-    return [_pair(rows[w], rows[l]) for w, l in kept]  # noqa: E741
+def _source(config: MakePrefs, output: Output, ballots: Ballots | None) -> Source:
+    """Where samples come from. Raises InputError for whatever is wrong with them."""
+    reading = Reading(config.skip_bad_rows, config.columns)
+    if ballots and config.samples:
+        files = SampleFiles(config.samples, reading)
+        ballots.match(files)
+        return InFiles(config, output, files, ballots.skipped)
+    if ballots:
+        return Texts(config, output, ballots.groups(), ballots.skipped)
+    if config.samples:
+        by_own_scores = not config.judge and not config.scorer
+        files = SampleFiles(config.samples, replace(reading, limit=config.limit, scored=by_own_scores))
+        files.require_pairs()
+        return InFiles(config, output, files, {})
+    return Sampled(cast(SamplerOptions, config), config, config.completions, config.temperature, output)
 
 
-def _pair(chosen: dict, rejected: dict) -> dict:
-    """The preference row of two samples, with their token ids."""
-    row = {k: v for k, v in chosen.items() if k not in _SAMPLE_FIELDS}
-    for side, sample in (("chosen", chosen), ("rejected", rejected)):
-        row |= {
-            side: sample["completion"],
-            f"{side}_score": sample["score"],
-            f"{side}_k": sample["k"],
-            f"{side}_finish": sample["finish"],
-        }
-    row["margin"] = chosen["score"] - rejected["score"]
-    return row | {
-        "prompt_ids": chosen["prompt_ids"],
-        "chosen_ids": chosen["completion_ids"],
-        "rejected_ids": rejected["completion_ids"],
-        "tokenizer": chosen["tokenizer"],
-        "texts": chosen["texts"] + rejected["texts"],
-    }
+def _decider(config: MakePrefs, output: Output, source: Source) -> Decider:
+    """What decides the pairs. Raises InputError for whatever is wrong with it, before anything is sampled.
 
-
-def _count_samples(counts: dict, rows: list[dict], score_type: str) -> dict:
-    """`counts` with a batch of samples added."""
-    of_type = counts.get("score_types", {})  # absent in the progress files of older versions
-    counts = counts | {"histogram": dict(counts["histogram"])}
-    counts["score_types"] = of_type | {score_type: of_type.get(score_type, 0) + len(rows)}
-    counts["prompts"] += len({row["prompt_id"] for row in rows})
-    counts["samples"] += len(rows)
-    counts["ended"] += sum(row["finish"] == "stop" for row in rows)
-    for row in rows:
-        counts["score_sum"] += row["score"]
-        counts["tokens"] += len(row["completion_ids"])
-        low = str(min(BINS - 1, max(0, int(row["score"] * BINS))))
-        counts["histogram"][low] = counts["histogram"].get(low, 0) + 1
-    return counts
+    Where a judge decides, all samples are made first, so that a command that resumes asks about the same ones.
+    """
+    if config.judge == "scorer" and source.holds_device:
+        source.check_scorer(str(config.scorer))
+        source.make_all()
+        return JudgedPairs(config, output)
+    if config.judge:
+        judged = JudgedPairs(config, output)
+        source.make_all()
+        return judged
+    return ScoredPairs(config, source.open_scorer(config.scorer) if config.scorer else None)
 
 
 def plan(config: MakePrefs) -> dict[str, Any]:
     """What --dry-run prints."""
-    k = config.completions
-    pairs = k * (k - 1) // 2 if config.pairs == "all" else 1
-    shown = SamplingPlan(config, k, [config.temperature]).lines()
-    return shown | {"pairs at most": shown["completions"] // k * pairs}
+    return plan_lines(config)

@@ -6,34 +6,37 @@ from .. import log
 from ..config.sampling import Sample
 from ..inference.planning import SamplingPlan
 from ..inference.sampler import Sampler
-from ..inference.scorers import Scores, load_scorer, scorer_options
+from ..inference.scorers import Scores
 from ..outputs import shard_totals
 from ..outputs.claims import Output
 from ..outputs.row_writer import RowWriter
-from ..outputs.shards import shard_range
 
 
 def run(config: Sample, output: Output) -> None:
     """Write the completions, or of --best-of the best ones, batch by batch."""
-    sampler = Sampler(config, _per_prompt(config), output=output, few_shot=config.few_shot, stop=config.stop)
-    batches = [(temperature, batch) for temperature in config.temperature for batch in sampler.batches]
-    shard = shard_range(config.shard, [batch for _, batch in batches])
-    scorer = None
-    if config.scorer:
-        scorer = load_scorer(config.scorer, scorer_options(config, sampler.compute, sampler.templates))
+    per_prompt, temperatures = _per_prompt(config), config.temperature
+    opened = Sampler(config, per_prompt, temperatures, output=output, few_shot=config.few_shot, stop=config.stop)
+    with opened as sampler:
+        _write(config, output, sampler)
+
+
+def _write(config: Sample, output: Output, sampler: Sampler) -> None:
+    scorer = sampler.open_scorer(config.scorer, config) if config.scorer else None
     writer = RowWriter(output)
     state = writer.state or {"ended": 0}
-    total = shard.count * sampler.n
+    total = sampler.shard.count * sampler.n
+    done = writer.batches_done
     with log.progress("sample", total, "completions", writer.rows[0] * (config.best_of or 1)) as meter:
-        for temperature, batch in batches[shard.batches][writer.batches_done :]:
-            rows = [{"temperature": temperature} | row for row in sampler.rows(batch, meter, temperature)]
+        for batch, found in zip(sampler.batches[done:], sampler.rows(done, meter), strict=True):
+            rows = [{"temperature": batch.temperature} | row for row in found]
             if scorer and config.best_of:
                 rows = _best(rows, scorer.score(rows), config.best_of)
             state = {"ended": state["ended"] + sum(r["finish"] == "stop" for r in rows)}
             writer.write_batch(rows, state=state)
     counts = {"completions": writer.rows[0], "sampled": total, "ended": state["ended"]}
     metrics = {"prompts": len(sampler.prompt_set)} | shard_totals.of_sample(counts)
-    writer.finish(metrics | sampler.prompt_set.skipped, sampler.cost(), shard.record(counts))
+    writer.finish(metrics | sampler.prompt_set.skipped, sampler.cost(), sampler.shard.record(counts))
+    sampler.discard_kept()
     log.say(
         f"{config.out}: {writer.rows[0]} completions of {metrics['prompts']} prompts, "
         f"{metrics['ended']:.0%} ended with an end token"

@@ -4,6 +4,7 @@ A round runs every side of every cell once; the table has medians over the round
 taken within a round, with their lowest and highest. Peers are float32 too where the processor has no bfloat16 of its
 own, where TRL's default would be some ten times slower than its float32. TRL takes 8 pairs a forward, its default and
 its fastest here; dpoctl takes an update's pairs in one, and so does TRL in the row that says so.
+`engines` compares the two engines of dpoctl, where an environment with vLLM is there.
 """
 
 import argparse
@@ -19,7 +20,9 @@ import inputs
 
 HERE = Path(__file__).parent
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "4000000000"}  # what glibc needs to keep freed memory
-PARTS = ("train-dpo", "train-rm", "train-ppo", "sample")
+PARTS = ("train-dpo", "train-rm", "train-ppo", "sample", "engines")
+VLLM = Path(os.environ.get("BENCH_VLLM", ""))  # the interpreter of an environment with vLLM and dpoctl
+ENGINE_ROWS = ("64", "1024")
 AIMS = {  # by the cell: the ratios of rates aimed at, to each peer in turn
     "train-dpo small i bfloat16": (15, 8),
     "train-dpo small i float32": (10, 4.5),
@@ -43,7 +46,8 @@ def cells(only: list[str], models: list[str], data: list[str]) -> list[dict]:
     dtypes = ("bfloat16", "float32") if native_bfloat16() else ("float32",)
     for part in only:
         for model in models:
-            for rows in data if part in ("train-dpo", "train-rm") else ("",):
+            own_data = data if part in ("train-dpo", "train-rm") else ENGINE_ROWS if part == "engines" else ("",)
+            for rows in own_data:
                 found += [_cell(part, model, rows, dtype) for dtype in dtypes]
     return [c for c in found if c["model"] == "small" or c["part"] in ("train-dpo", "sample")]
 
@@ -64,6 +68,9 @@ def _cell(part: str, model: str, data: str, dtype: str) -> dict:
             "ours": shared | {"dtype": dtype},
             "peers": {f"generate {d}": shared | {"dtype": d} for d in dict.fromkeys(("float32", dtype))},
         }
+    if part == "engines":
+        shared = {"model": str(folder), "rows": int(data), "tokens": 48, "dtype": dtype}
+        return cell | {"unit": "tokens/s", "ours": shared, "peers": {"--engine vllm": shared}}
     if part == "train-ppo":
         shared = {"model": str(folder), "episodes": 64, "tokens": 48, "dtype": dtype}
         unit = "updates/s"
@@ -129,17 +136,20 @@ def compare(cell: dict, rounds: int) -> dict:
     python = {"ours": sys.executable, "peer": str(inputs.FOLDER.parent / f"trl-{cell['trl']}" / "bin" / "python")}
     runs: dict[str, list[dict]] = {"dpoctl": []} | {name: [] for name in cell["peers"]}
     for _ in range(rounds):
-        runs["dpoctl"].append(run_side("ours.py", python["ours"], cell["part"], cell["ours"], False))
+        own = "sample" if cell["part"] == "engines" else cell["part"]
+        runs["dpoctl"].append(run_side("ours.py", python["ours"], own, cell["ours"], False))
         for name, arguments in cell["peers"].items():
             tuned = bool(arguments.get("tuned"))
-            runs[name].append(run_side("peers.py", python["peer"], cell["part"], arguments, tuned))
+            side = ("ours.py", str(VLLM)) if cell["part"] == "engines" else ("peers.py", python["peer"])
+            part = "vllm" if cell["part"] == "engines" else cell["part"]
+            runs[name].append(run_side(*side, part, arguments, tuned))
     return cell | {"runs": runs}
 
 
 def rate_text(cell: dict, rate: float) -> str:
     if cell["part"] == "train-ppo":
         return f"{1 / rate:.1f} s/update"
-    if cell["part"] == "sample":
+    if cell["part"] in ("sample", "engines"):
         return f"{rate:,.0f} tokens/s"
     return f"{rate:.3g} pairs/s, {rate * cell['tokens_per_pair']:,.0f} tokens/s"
 
@@ -238,11 +248,16 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3, help="alternations of all sides")
     args = parser.parse_args()
+    asked = args.only
+    if not VLLM.is_file():
+        if args.only and "engines" in args.only:
+            raise SystemExit("engines: no environment with vLLM; make test-vllm makes it")
+        args.only = [part for part in args.only or PARTS if part != "engines"]
     inputs.make(inputs.FOLDER)
     peaks = matrix_peaks({})
     out = inputs.FOLDER.parent
     results = {}
-    if (out / "bench.json").exists() and (args.only or args.model or args.data):  # a part is added to what is known
+    if (out / "bench.json").exists() and (asked or args.model or args.data):  # a part is added to what is known
         results = {name_of(cell): cell for cell in json.loads((out / "bench.json").read_text())["cells"]}
     for cell in cells(args.only or list(PARTS), args.model or list(inputs.SHAPES), args.data or list(inputs.PAIRS)):
         print(f"{time.strftime('%H:%M:%S')} {name_of(cell)}", file=sys.stderr)

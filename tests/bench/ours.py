@@ -150,7 +150,7 @@ def operations_of_pairs(model: Path, data: Path, pairs: int, command: str) -> fl
 def sample(model: Path, rows: int, tokens: int, dtype: str) -> dict:
     """Tokens per second of `rows` completions, one of each prompt, as dpoctl sample draws them."""
     from dpoctl.data.chats import Prompt
-    from dpoctl.inference.generate import PromptTokens, Sampling, generate
+    from dpoctl.inference.generate import PromptTokens, Sampling, batch_slices, generate
     from dpoctl.models.load import load_policy
     from dpoctl.models.place import Place
     from dpoctl.runtime import devices
@@ -164,13 +164,46 @@ def sample(model: Path, rows: int, tokens: int, dtype: str) -> dict:
     times = []
     for seed in range(4):
         start = time.perf_counter()
+        drawn, again = [], dataclasses.replace(sampling, seed=seed)
         with compute.autocast():
-            drawn = generate(policy, tokenizer, named, [0], dataclasses.replace(sampling, seed=seed))
+            for batch in batch_slices(rows, 1):
+                drawn += generate(policy, tokenizer, named[batch], [0], again)
         times.append(sum(len(c.ids) - (c.finish == "stop") for [c] in drawn) / (time.perf_counter() - start))
     rate = statistics.median(times[1:])
     trunk, head = weights(model)
     needed = 2.0 * (trunk * (sum(map(len, prompts)) / (rows * tokens) + 1) + head)
     return {"rate": rate, "flops": rate * needed}
+
+
+def vllm(model: Path, rows: int, tokens: int, dtype: str) -> dict:
+    """`sample` with vLLM as the engine, once it has started."""
+    import os
+
+    from dpoctl.config.resolve import resolve
+    from dpoctl.config.sampling import Sample
+    from dpoctl.data.chats import Prompt
+    from dpoctl.inference.engines.vllm_engine import VllmEngine
+    from dpoctl.inference.generate import PromptTokens, Sampling
+    from dpoctl.models.load import context_without_weights
+    from dpoctl.models.tokenizers import load_codec
+
+    os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
+    path = str(model / "policy")
+    given = {"model": path, "prompts": "p", "out": "o.jsonl", "engine": "vllm", "dtype": dtype}
+    codec, prompts = load_codec(path), sample_prompts(rows)
+    stops = codec.stops_of(Prompt(""))
+    named = [PromptTokens(str(i), ids, stops) for i, ids in enumerate(prompts)]
+    times = []
+    with VllmEngine(resolve(Sample, "sample", given, None), path, codec, context_without_weights(path)) as engine:
+        for seed in range(4):
+            if seed == 0:
+                engine.complete(named[:2], [0], Sampling(max_new_tokens=tokens))  # it starts with the first call
+            start = time.perf_counter()
+            drawn = engine.complete(named, [0], Sampling(max_new_tokens=tokens, seed=seed))
+            times.append(sum(len(c.ids) - (c.finish == "stop") for [c] in drawn) / (time.perf_counter() - start))
+    rate = statistics.median(times[1:])
+    trunk, head = weights(model)
+    return {"rate": rate, "flops": rate * 2.0 * (trunk * (sum(map(len, prompts)) / (rows * tokens) + 1) + head)}
 
 
 def sample_prompts(rows: int) -> list[list[int]]:
@@ -180,8 +213,8 @@ def sample_prompts(rows: int) -> list[list[int]]:
 if __name__ == "__main__":
     what, arguments = sys.argv[1], json.loads(sys.argv[2])
     paths = {name: Path(arguments.pop(name)) for name in ("model", "data") if name in arguments}
-    if what in ("sample", "train-ppo"):
-        result = {"sample": sample, "train-ppo": ppo}[what](**paths, **arguments)
+    if what in ("sample", "train-ppo", "vllm"):
+        result = {"sample": sample, "train-ppo": ppo, "vllm": vllm}[what](**paths, **arguments)
     else:
         result = train(what, **paths, **arguments)
     result["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

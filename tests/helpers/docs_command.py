@@ -27,8 +27,14 @@ def small(argv: list[str]) -> list[str]:
         values |= {"--max-new-tokens": "8", "--eval-limit" if command != "evaluate" else "--limit": "4"}
     if command == "train-ppo" and "--preset" not in argv:
         values |= {"--batch-size": "8", "--minibatch-size": "8"}
+    if "--engine" in argv:
+        values.pop("--generation-batch-size", None)
     if command == "judge" and "--backend" not in argv:
         values["--base-url"] = os.environ["DOCS_JUDGE"]
+    if command == "make-prefs" and "--judge-model" in argv:
+        values["--judge-base-url"] = os.environ["DOCS_JUDGE"]
+    if command == "make-prefs" and {"--samples", "--judgements"} & set(argv):
+        values = {flag: value for flag, value in values.items() if flag in ("--limit", "--judge-base-url")}
     for flag, value in values.items():
         if flag in argv:
             argv[argv.index(flag) + 1] = value

@@ -3,7 +3,10 @@
 A command runs two folders below the world, where its inputs are; its outputs are beside it.
 """
 
+import functools
 from pathlib import Path
+
+from helpers.generation_server import GenerationServer
 
 UP = "../.."
 LENGTHS = ["--max-length", "64", "--max-prompt-length", "16", "--warmup-steps", "2"]
@@ -28,6 +31,25 @@ STAGES: dict[str, list[str]] = {
         *SAMPLING,
         *f"--scorer {UP}/classifier --completions 3 --completions-out samples.jsonl --out prefs.jsonl".split(),
     ],
+    # an engine that ends before the scorer is loaded: the samples are kept beside the output
+    "make-prefs-kept": (
+        f"make-prefs --model {UP}/sft --prompts {UP}/few.jsonl --max-new-tokens 6 --engine vllm --engine-batch-size 6 "
+        f"--scorer {UP}/classifier --completions 3 --completions-out samples.jsonl --out prefs.jsonl"
+    ).split(),
+    "prefs-given": (
+        f"make-prefs --samples {UP}/samples.jsonl --samples {UP}/other.jsonl --scorer {UP}/classifier "
+        "--completions-out scored.jsonl --out prefs.jsonl"
+    ).split(),
+    "prefs-judge": [
+        "make-prefs",
+        "--model",
+        f"{UP}/sft",
+        *SAMPLING,
+        *f"--completions 3 --judge scorer --scorer {UP}/classifier --out prefs.jsonl".split(),
+    ],
+    "prefs-votes": (
+        f"make-prefs --judgements {UP}/within.jsonl --samples {UP}/samples.jsonl --pairs random --out prefs.jsonl"
+    ).split(),
     "train-dpo": [
         *f"train-dpo --model {UP}/sft --data {UP}/prefs.jsonl".split(),
         *TRAINING,
@@ -55,6 +77,10 @@ STAGES: dict[str, list[str]] = {
         *SAMPLING,
         *"--n 2 --temperature 0.7,1 --out samples.jsonl".split(),
     ],
+    "sample-server": [
+        *f"sample --model {UP}/sft --prompts {UP}/few.jsonl --max-new-tokens 6 --n 2 --engine server".split(),
+        *"--base-url http://in-process/v1 --engine-batch-size 4 --concurrency 3 --out served.jsonl".split(),
+    ],
     "score": ["score", "--data", f"{UP}/samples.jsonl", "--scorer", f"{UP}/rm", "--out", "scored.jsonl"],
     "judge": (
         f"judge {UP}/samples.jsonl {UP}/other.jsonl --backend scorer --scorer {UP}/classifier --out judged.jsonl"
@@ -69,10 +95,40 @@ STAGES: dict[str, list[str]] = {
 
 
 def small_batches() -> None:
-    """Batches of a few rows also where a stage fixes their size, so that a fault falls between two of them."""
+    """Batches of a few rows also where a stage fixes their size, so that a fault falls between two of them.
+
+    In place of vLLM the local sampler generates, with the same order of work.
+    """
+    from dpoctl.inference import sources
     from dpoctl.stages import judge, score
 
-    judge._BATCH = score._BATCH = 3
+    from .engines import use_ahead
+
+    judge._BATCH = score._BATCH = sources.BATCH = 3
+    use_ahead(setattr)
+    serve_in_process()
+
+
+@functools.cache
+def server() -> GenerationServer:
+    """A server in this process, started with the first request to it."""
+    found = GenerationServer(f"{UP}/sft")
+    found.start()
+    return found
+
+
+def serve_in_process() -> None:
+    """Lead requests to the host `in-process` to this process's own server, whatever its port is."""
+    from dpoctl.runtime.http import Http
+
+    connect = Http._connect
+
+    def to_server(http):
+        if http.host == "in-process":
+            http.host, http.port = "127.0.0.1", server().port
+        return connect(http)
+
+    Http._connect = to_server
 
 
 def build(lab, tiny_world: Path) -> None:
@@ -84,7 +140,8 @@ def build(lab, tiny_world: Path) -> None:
         lines = (tiny_world / f"{source}.jsonl").read_text().splitlines()[:count]
         (world / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     other = ["--seed", "1", *STAGES["sample"][1:-1], "other.jsonl"]
-    chain = ["sft", "make-prefs", "train-dpo", "train-rm", "sample", ["sample", *other], "judge", "evaluate"]
+    within = f"judge --within {UP}/samples.jsonl --backend scorer --scorer {UP}/classifier --out within.jsonl".split()
+    chain = ["sft", "make-prefs", "train-dpo", "train-rm", "sample", ["sample", *other], "judge", within, "evaluate"]
     for stage in chain:
         argv = STAGES[stage] if isinstance(stage, str) else stage
         folder = lab.folder()

@@ -2,6 +2,7 @@
 
 `DPOCTL_RANK_FAULT="1 SIGKILL 3 MODULE:FUNCTION"`: rank 1 gets the signal before its third call of the function.
 `DPOCTL_RANK_SET="MODULE:NAME=EXPRESSION"` gives a module's name another value on every rank.
+`DPOCTL_AHEAD=1`: the local sampler generates in place of vLLM, in vLLM's order of work.
 """
 
 import importlib
@@ -11,7 +12,11 @@ from itertools import count
 
 
 def install() -> None:
-    """Do what the two variables ask for."""
+    """Do what the variables ask for."""
+    if os.environ.get("DPOCTL_AHEAD"):
+        from .engines import use_ahead
+
+        use_ahead(setattr)
     if constant := os.environ.get("DPOCTL_RANK_SET"):
         place, _, expression = constant.partition("=")
         module, _, name = place.partition(":")

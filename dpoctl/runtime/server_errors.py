@@ -1,4 +1,4 @@
-"""What a chat-completions server means by an error, which differs between OpenAI, Azure, vLLM, llama.cpp and others.
+"""What a language model's server means by an error: OpenAI, Azure, vLLM, llama.cpp and others differ.
 
 An error is about the account, the parameters of every request, the content of this one, or the server's state.
 """
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 FATAL, CONTENT, REFUSED, TRANSIENT = "fatal", "content", "refused", "transient"
-CONTENT_FILTER, TOO_LONG, OTHER = "content filter", "too long for the judge", "refused by the server"
+CONTENT_FILTER, TOO_LONG, OTHER = "content filter", "too long", "refused by the server"
 
 _TRANSIENT = (408, 409, 425, 429)  # and every status from 500 on
 _FATAL = (401, 402, 404, 405, 407)  # key, payment, model or address

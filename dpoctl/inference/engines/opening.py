@@ -1,0 +1,40 @@
+"""Open the engine of `--engine` for a model. Other engines than the default are imported when they are asked for."""
+
+from collections.abc import Callable
+
+from ...data.chats import TemplateOptions
+from ...models.load import context_without_weights, load_policy
+from ...models.place import Place
+from ...models.tokenizers import load_codec
+from ...runtime.devices import Compute, open_compute
+from ..options import EngineOptions
+from .engine import Engine
+from .local import LocalEngine
+
+OpenCompute = Callable[[], Compute]
+
+
+def open_engine(
+    options: EngineOptions, templates: TemplateOptions, model: str, compute: OpenCompute | None = None
+) -> Engine:
+    """The engine of the options for a model: a directory, an adapter's directory or a hub id.
+
+    `compute` opens the device of models in this process. Raises InputError for whatever is wrong with engine and model.
+    """
+    if options.engine == "transformers":
+        found = compute() if compute else open_compute(options.device, options.dtype)
+        place = Place(found.device, found.dtype)
+        code, revision = options.trust_remote_code, options.revision
+        policy = load_policy(model, place, revision=revision, trust_remote_code=code, templates=templates)
+        return LocalEngine(policy, found)
+    codec = load_codec(
+        model, revision=options.revision, trust_remote_code=options.trust_remote_code, templates=templates
+    )
+    context = context_without_weights(model, revision=options.revision, trust_remote_code=options.trust_remote_code)
+    if options.engine == "server":
+        from .server import ServerEngine
+
+        return ServerEngine(options, model, codec, context)
+    from .vllm_engine import VllmEngine
+
+    return VllmEngine(options, model, codec, context)

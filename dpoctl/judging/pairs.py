@@ -1,0 +1,159 @@
+"""From verdicts on a prompt's samples to its preferences: of a judge that is asked, or of votes in judgements files."""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ..config.make_prefs import MakePrefs
+from ..inference.pairing import BY_VERDICTS, Decided, PairingOptions, count_samples, different, picked, preference
+from ..outputs.claims import Output
+from .asking import Asking
+from .ballots import Ballots
+from .comparisons import Comparison, look_equal, of_samples
+from .judges import open_judge
+from .summary import key_of, outcomes, score_of
+
+Pair = tuple[int, int]  # indices of two samples of a prompt
+
+
+class Decision(NamedTuple):
+    """The share of the valid votes that are for the first of two samples, ties counted half; how many these are."""
+
+    share: float
+    votes: int
+
+
+def decision_of(votes: Sequence[str]) -> Decision:
+    """The decision of votes `a`, `b`, `tie` and `invalid`; of invalid ones alone no votes."""
+    valid = [score_of(vote) for vote in votes if vote != "invalid"]
+    return Decision(sum(valid) / len(valid) if valid else 0.5, len(valid))
+
+
+def judged_pairs(
+    options: PairingOptions, rows: Sequence[dict], decisions: Mapping[Pair, Decision], counts: dict[str, Any]
+) -> list[dict]:
+    """The preference rows of one prompt's samples, with the share of the votes for the chosen one.
+
+    Even votes and comparisons without a valid one are counted and dropped. The best sample has the most votes.
+    """
+    strengths = [0.0] * len(rows)
+    kept: list[Pair] = []
+    for (i, j), (share, votes) in decisions.items():
+        if not votes:
+            counts["invalid"] += 1
+            continue
+        strengths[i] += share
+        strengths[j] += 1 - share
+        if share == 0.5:
+            counts["ties"] += 1
+        else:
+            kept.append((i, j) if share > 0.5 else (j, i))
+    made = []
+    for w, l in picked(options, kept, strengths, rows, counts):  # noqa: E741
+        share, votes = decisions[w, l] if (w, l) in decisions else decisions[l, w]
+        made.append(preference(rows[w], rows[l], chosen_share=max(share, 1 - share), votes=votes))
+    counts["pairs"] += len(made)
+    return made
+
+
+class JudgedPairs:
+    """A judge is asked about the pairs of each prompt's samples; of --pairs random about one of them."""
+
+    start = BY_VERDICTS
+
+    def __init__(self, config: MakePrefs, output: Output):
+        """Raises InputError as `open_judge` does."""
+        self.config, self.output = config, output
+        self._open({})
+
+    def _open(self, state: dict[str, Any]) -> None:
+        self.judge = open_judge(str(self.config.judge), self.config, state, self.output)
+        self.asking = Asking(self.judge, self.config)
+
+    def resume(self, state: dict[str, Any]) -> None:
+        if state.get("judge"):  # of a server the answers and tokens so far, and the parameters that it takes
+            self._open(state["judge"])
+
+    def decide(self, groups: Sequence[list[dict]], counts: dict[str, Any]) -> Decided | None:
+        """The pairs of a batch of prompts, or None where judgements are pending. Raises as Asking.rows does."""
+        asked = [(rows, self._asked(rows, counts)) for rows in groups]
+        judged = self.asking.rows([c for rows, pairs in asked for c in self._comparisons(rows, pairs)])
+        if judged is None:
+            return None
+        found = outcomes(judged)
+        samples = [row for rows in groups for row in rows]
+        count_samples(counts, samples)
+        made = []
+        for rows, pairs in asked:
+            compared = zip(pairs, self._comparisons(rows, pairs), strict=True)
+            decisions = {pair: decision_of([found[_key(c)]]) for pair, c in compared}
+            made += judged_pairs(self.config, rows, decisions, counts)
+        return Decided(made, samples)
+
+    def _asked(self, rows: list[dict], counts: dict[str, Any]) -> list[Pair]:
+        pairs = list(different(rows, counts, look_equal))
+        if self.config.pairs == "random" and pairs:
+            counts["not_picked"] += len(pairs) - 1
+            pairs = [random.Random(f"{self.config.seed} {rows[0]['prompt_id']}").choice(pairs)]
+        return pairs
+
+    def _comparisons(self, rows: list[dict], pairs: Sequence[Pair]) -> Iterator[Comparison]:
+        orders = ("AB", "BA") if self.config.order == "both" else ()
+        return of_samples([(rows[i], rows[j]) for i, j in pairs], orders, self.config.seed)
+
+    def finish(self) -> None:
+        """Raises Interrupted where judgements are pending."""
+        self.asking.finish()
+
+    def state(self) -> dict[str, Any]:
+        return {"judge": self.judge.state()}
+
+    def cost(self) -> dict[str, Any]:
+        return self.judge.cost()
+
+    def metrics(self) -> dict[str, str]:
+        return self.judge.metrics()
+
+
+def _key(c: Comparison) -> tuple:
+    return key_of({"prompt_id": c.prompt_id, "k": c.k, "temperature": c.temperature, "step": c.step, "b_k": c.b_k})
+
+
+class VotedPairs:
+    """The votes of judgements files decide."""
+
+    start = BY_VERDICTS
+
+    def __init__(self, options: PairingOptions, ballots: Ballots):
+        self.options, self.ballots = options, ballots
+
+    def decide(self, groups: Sequence[list[dict]], counts: dict[str, Any]) -> Decided:
+        made: list[dict] = []
+        samples: list[dict] = []
+        for rows in groups:
+            voted, pairs = self.ballots.of_samples(rows)
+            decisions: dict[Pair, Decision] = {}
+            for pair, votes in pairs.items():
+                if look_equal(*(voted[i] for i in pair)):
+                    counts["duplicates"] += 1
+                else:
+                    decisions[pair] = decision_of(votes)
+            made += judged_pairs(self.options, voted, decisions, counts)
+            samples += voted
+        count_samples(counts, samples)
+        return Decided(made, samples)
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Nothing is kept between batches."""
+
+    def finish(self) -> None:
+        """Nothing is ever pending."""
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def cost(self) -> dict[str, Any]:
+        return {}
+
+    def metrics(self) -> dict[str, str]:
+        return {}

@@ -1,0 +1,112 @@
+"""The HTTP client: connections that are kept, closed and given up, proxies, and addresses that are refused."""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from dpoctl.errors import InputError
+from dpoctl.runtime.http import Http, NoResponse, backoff_s
+
+
+class Echo:
+    """Answers with the path and the body that were asked for; `hang` paths wait, `last` ones close the connection."""
+
+    def __enter__(self):
+        outer = self
+        self.connections, self.lines = 0, []
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            timeout = 0.4  # an idle connection is closed
+
+            def setup(self):
+                super().setup()
+                outer.connections += 1
+
+            def log_message(self, *args):
+                pass
+
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+                outer.lines.append(f"{self.path} {self.headers.get('Authorization')}")
+                if "hang" in self.path:
+                    time.sleep(2)
+                payload = json.dumps({"path": self.path, "body": body}).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(payload)))
+                if "last" in self.path:
+                    self.send_header("Connection", "close")
+                self.end_headers()
+                self.wfile.write(payload)
+
+            do_GET = do_POST
+
+        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.httpd.daemon_threads = True
+        self.httpd.handle_error = lambda *args: None  # the client has hung up
+        threading.Thread(target=self.httpd.serve_forever, args=(0.02,), daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.httpd.server_address[1]}"
+        return self
+
+    def __exit__(self, *exc):
+        self.httpd.shutdown()
+        self.httpd.server_close()
+
+
+def test_a_connection_is_kept_and_replaced():
+    with Echo() as server:
+        http = Http(f"{server.url}/v1/", 5, "key")
+        assert json.loads(http.get("/models").text)["path"] == "/v1/models"
+        found = http.post("/completions", {"a": [1, 2]})
+        assert (found.status, found.fresh, json.loads(json.loads(found.text)["body"])) == (200, False, {"a": [1, 2]})
+        assert server.connections == 1 and server.lines[0] == "/v1/models Bearer key"
+        assert http.get("/last").status == 200
+        assert http.get("/again").fresh and server.connections == 2  # as the server asked
+        time.sleep(0.8)
+        assert http.get("/idle").fresh and server.connections == 3  # closed meanwhile, which is no error
+        thread = threading.Thread(target=http.get, args=("/thread",))
+        thread.start()
+        thread.join()
+        assert server.connections == 4
+        http.close()
+
+
+def test_what_gives_no_response():
+    with Echo() as server:
+        with pytest.raises(NoResponse, match="--timeout 0.2 s"):
+            Http(server.url, 0.2).get("/hang")
+        http = Http(server.url, 60)
+        threading.Timer(0.2, http.abort).start()
+        start = time.monotonic()
+        with pytest.raises(NoResponse):
+            http.get("/hang")
+        assert time.monotonic() - start < 1.5
+    with pytest.raises(NoResponse, match="ConnectionRefusedError"):
+        Http(server.url, 5).get("/")
+
+
+def test_a_proxy_but_not_for_this_machine(monkeypatch):
+    with Echo() as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.setenv("no_proxy", "node7")
+        assert json.loads(Http("http://gpu.example:8000/v1", 5).get("/models").text)["path"] == (
+            "http://gpu.example:8000/v1/models"
+        )
+        with Echo() as server:
+            assert json.loads(Http(server.url, 5).get("/here").text)["path"] == "/here"
+        assert len(proxy.lines) == 1 and Http("http://node7:8000", 5).proxy == ""
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://x:port", "http://me:secret@x/v1"])
+def test_an_address_that_is_refused(url):
+    with pytest.raises(InputError) as error:
+        Http(url, 5)
+    assert "secret" not in str(error.value)
+
+
+def test_waits_double_and_end():
+    waits = [max(backoff_s(n) for _ in range(50)) for n in range(10)]
+    assert 0.25 <= waits[0] <= 0.5 and 1 <= waits[2] <= 2 and 15 <= waits[9] <= 30
