@@ -1,7 +1,10 @@
-"""Reward, sequence KL to the reference, lengths and fluency of models, or of completions files, on unseen prompts."""
+"""Reward, sequence KL to the reference, lengths and fluency of models, or of completions files, on unseen prompts.
+
+A completions file has a KL where its rows carry their token ids, and --model is the policy that sampled them.
+"""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import log
@@ -24,6 +27,7 @@ from ..inference.policy_evaluation import (
     statistics,
 )
 from ..inference.scorers import Scorer, load_scorer, scorer_options
+from ..inference.stored_samples import longest, stored_samples
 from ..models.ledger import Ledger
 from ..models.load import Loaded, context_length, load_policy
 from ..models.place import Place
@@ -74,7 +78,8 @@ def run(config: Evaluate, output: Output) -> None:
 
 def _subjects(config: Evaluate) -> list[tuple[str, bool]]:
     """(path, is it a completions file) of everything to evaluate, models first."""
-    return [(path, False) for path in config.model] + [(path, True) for path in config.completions]
+    models = () if config.sampled_by else config.model
+    return [(path, False) for path in models] + [(path, True) for path in config.completions]
 
 
 def _prompts(config: Evaluate) -> Rows | None:
@@ -101,6 +106,7 @@ class Evaluator:
         self.scorer = load_scorer(config.scorer, scoring)
         self.reference = self._open_model(config.ref, config.ref_revision) if config.ref else None
         self.lm = NamedModel(config.lm, self._open_model(config.lm, config.lm_revision)) if config.lm else None
+        self.policy: Loaded | None = None  # that sampled --completions
         self.selection_scorer: Scorer | None = None
         if config.selection_scorer:
             selecting = replace(scoring, revision=config.selection_scorer_revision, text="joined")
@@ -127,9 +133,29 @@ class Evaluator:
             metrics, _ = evaluation.measure(policy, Reference(reference.model), chosen, meter)
         return [self._head(path) | metrics]
 
+    def evaluate_samples(self, path: str, policy_path: str) -> list[dict]:
+        """The row of a policy from the samples of a completions file, and the rows of the file's curves."""
+        config, reference = self.config, self.reference
+        assert reference and config.ref  # `Evaluate.check_model` requires it with --model
+        policy = self.policy = self.policy or self._open_model(policy_path, config.revision)
+        require_same_tokenizer(policy.tokenizer, reference.tokenizer, policy_path, config.ref)
+        read = load_rows(path, "completions", skip_bad=config.skip_bad_rows, columns=config.columns)
+        samples = stored_samples(read, policy_path, policy, reference)
+        scores = self.scorer.score(samples.rows).values
+        metrics = statistics(samples.rows, [len(ids) - start for ids, start in samples.sequences], scores)
+        with self.compute.autocast():
+            metrics |= samples.measure(policy, reference, config.tokens_per_batch)
+            if self.lm:
+                metrics |= perplexity_of_lm(self.lm, samples.rows, config.tokens_per_batch)
+        skipped = {"skipped": samples.skipped} if samples.skipped else {}
+        row = self._head(policy_path) | metrics | {"temperature": samples.temperature, "completions": path} | skipped
+        return [row, *self._curve_rows(path, samples.rows, scores, samples.temperature, row["scorer"])]
+
     def evaluate_file(self, path: str) -> list[dict]:
         """The row of a completions file, without a KL since its policy is unknown, and the rows of its curves."""
         config = self.config
+        if config.sampled_by:
+            return self.evaluate_samples(path, config.sampled_by)
         read = load_rows(path, "completions", skip_bad=config.skip_bad_rows, columns=config.columns)
         rows = read.rows
         scores = self.scorer.score(rows).values
@@ -143,9 +169,14 @@ class Evaluator:
         temperature = temperatures.pop() if len(temperatures) == 1 else None
         skipped = {"skipped": read.skipped} if read.skipped else {}
         row = self._head(path) | metrics | {"temperature": temperature} | skipped
+        return [row, *self._curve_rows(path, rows, scores, temperature, row["scorer"])]
+
+    def _curve_rows(
+        self, path: str, rows: list[dict], scores: list[float], temperature: float | None, scorer: str
+    ) -> list[dict]:
+        """The rows of a file's curves."""
         shared = {"model": path, "step": None, "temperature": temperature}
-        points = self._curves(path, rows, scores, temperature)
-        return [row, *(shared | point | {"scorer": row["scorer"]} for point in points)]
+        return [shared | point | {"scorer": scorer} for point in self._curves(path, rows, scores, temperature)]
 
     def _curves(self, path: str, rows: list[dict], scores: list[float], temperature: float | None) -> list[dict]:
         """The points of the best-of-n curve and of the exact optimum, where they are asked for."""
@@ -202,8 +233,9 @@ def plan(config: Evaluate) -> dict[str, Any]:
     selected = subjects[shard_range(config.shard, slices(len(subjects), 1)).batches]
     models, files = ([path for path, is_file in selected if is_file is kind] for kind in (False, True))
     shown: dict[str, Any] = {"models": json.dumps(models), "files": json.dumps(files)}
+    shown |= {"sampled by": config.sampled_by} if config.sampled_by else {}
     shown |= {"completions": len(prompts.rows) * config.n * len(models)} if prompts else {}
-    return shown | Plan(config, prompts, models).memory_lines()
+    return shown | Plan(config, prompts, models, files).memory_lines()
 
 
 class Plan(RowPlan):
@@ -211,10 +243,14 @@ class Plan(RowPlan):
 
     config: Evaluate
 
-    def __init__(self, config: Evaluate, prompts: Rows | None, models: list[str]):
+    def __init__(self, config: Evaluate, prompts: Rows | None, models: list[str], files: list[str]):
         super().__init__(config)
         self.prompts, self.models = prompts, models
         self.width = 0
+        self.samples: list[memory.Batch] = []  # of each completions file that --model sampled
+        for path in files if config.sampled_by else ():
+            rows = load_rows(path, "completions", skip_bad=config.skip_bad_rows, columns=config.columns).rows
+            self.samples.append(memory.Batch(len(rows), len(rows), *longest(rows)))
         if prompts and models:
             codec = load_codec(
                 models[0],
@@ -238,34 +274,57 @@ class Plan(RowPlan):
             if path
         }
         held = {"scorer": sum(s.size for s in scorers)} | {name: each.size for name, each in others.items()}
+        beside = _Beside(scorers[0], others)
         phases = []
         for path in self.models:
             policy = memory.open_frozen(counted, path, "policy", config.revision, self.target)
-            phases.append(self._model_phase(config, counted, policy, scorers[0], others, held))
+            phases.append(self._model_phase(config, counted, policy, beside, held))
             del policy
-        if self.models:
+        phases += [self._samples_phase(config, counted, batch, beside, held) for batch in self.samples]
+        if phases:
             return [max(phases, key=lambda phase: phase.total)]
         return [phase for scorer in scorers for phase in scoring_phases(scorer, counted, _TEXTS, held)]
 
     def _model_phase(
-        self,
-        config: Evaluate,
-        counted: Ledger,
-        policy: memory.Held,
-        scorer: memory.PlannedScorer,
-        others: dict[str, memory.Held],
-        held: dict[str, int],
+        self, config: Evaluate, counted: Ledger, policy: memory.Held, beside: "_Beside", held: dict[str, int]
     ) -> Phase:
+        """Sampling from a policy, and measuring its completions."""
         assert self.prompts is not None
         batch = batch_of(len(self.prompts.rows), config.n, self.width, config)
         batch = batch.within(context_length(policy.model))
+        texts = len(self.prompts.rows) * config.n
 
         def run() -> int:
             with self.target.autocast():
                 cache = memory.generate(policy.model, batch)
-                scorer.run(len(self.prompts.rows) * config.n if self.prompts else 0, batch.tokens)
-                for other in others.values():
-                    memory.compare(policy.model, other.model, batch, config.tokens_per_batch)
+                beside.measure(policy, batch, texts, config.tokens_per_batch)
             return cache
 
         return memory.work(counted, "evaluation", {"weights": policy.size} | held, run)
+
+    def _samples_phase(
+        self, config: Evaluate, counted: Ledger, batch: memory.Batch, beside: "_Beside", held: dict[str, int]
+    ) -> Phase:
+        """Measuring completions that a policy sampled earlier."""
+        assert config.sampled_by is not None
+        policy = memory.open_frozen(counted, config.sampled_by, "policy", config.revision, self.target)
+
+        def run() -> None:
+            with self.target.autocast():
+                beside.measure(policy, batch.within(context_length(policy.model)), batch.rows, config.tokens_per_batch)
+
+        return memory.work(counted, "evaluation", {"weights": policy.size} | held, run)
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """The models that measure a policy's completions: the scorer, and the reference and --lm where they are given."""
+
+    scorer: memory.PlannedScorer
+    others: dict[str, memory.Held]
+
+    def measure(self, policy: memory.Held, batch: memory.Batch, texts: int, tokens_per_batch: int) -> None:
+        """Score completions and compare log-probs, on fake tensors."""
+        self.scorer.run(texts, batch.tokens)
+        for other in self.others.values():
+            memory.compare(policy.model, other.model, batch, tokens_per_batch)
