@@ -192,18 +192,18 @@ class Score(Sharded, Planned, Rows, WithScorer, Templates, RunsModels, Common):
 
 # Without --prompts nothing is sampled: --model is the policy that sampled --completions.
 _SAMPLING = all_of(given("model"), given("prompts"))
+_SCORING = replace(
+    any_of(names_models("scorer"), names_models("selection_scorer")),
+    help="with models as --scorer or --selection-scorer",
+)
 
 
 @amended(
     **generation_when(_SAMPLING),
     seed={"when": all_of(_SAMPLING, RANDOM)},
     max_prompt_length={"when": _SAMPLING},
-    scorer_trust_remote_code={
-        "when": replace(
-            any_of(names_models("scorer"), names_models("selection_scorer")),
-            help="with models as --scorer or --selection-scorer",
-        )
-    },
+    scorer_trust_remote_code={"when": _SCORING},
+    scorer_tokens_per_batch={"when": _SCORING},
     revision={"when": given("model")},
     dtype={
         "when": any_of(

@@ -262,8 +262,8 @@ class Plan(RowPlan):
 
     def phases_of(self, config: Evaluate, counted: Ledger) -> list[Phase]:
         scorers = [
-            self.open_scorer(counted, config.scorer, config.scorer_revision),
-            self.open_scorer(counted, config.selection_scorer, config.selection_scorer_revision),
+            self.open_scorer(config, counted),
+            self.open_scorer(config, counted, "selection_scorer"),
         ]
         others = {
             name: memory.open_frozen(counted, path, "policy", revision, self.target)
