@@ -147,8 +147,18 @@ def perplexity_of_lm(lm: NamedModel, completions: Sequence[dict], tokens_per_bat
 
 def perplexity(lm: Loaded, completions: Sequence[dict], tokens_per_batch: int) -> float:
     """Perplexity per token of the completions, given their prompts, under a language model with its tokenizer."""
-    encoded = [row_tokens(lm.codec, row, finished=row.get("finish") == "stop") for row in completions]
-    sequences = [(prompt + ids, len(prompt)) for prompt, ids in encoded if prompt and ids]
+    sequences = _sequences_of(lm, completions)
     logps = response_logps(lm.model, sequences, tokens_per_batch=tokens_per_batch)
     tokens = sum(len(ids) - start for ids, start in sequences)
     return math.exp(-logps.double().sum().item() / tokens)
+
+
+def tokens_of(lm: Loaded, completions: Sequence[dict]) -> int:
+    """How many tokens the perplexity of the completions is taken over."""
+    return sum(len(ids) - start for ids, start in _sequences_of(lm, completions))
+
+
+def _sequences_of(lm: Loaded, completions: Sequence[dict]) -> list[tuple[list[int], int]]:
+    """(ids, start of the completion) of completions, by a language model's tokenizer."""
+    encoded = [row_tokens(lm.codec, row, finished=row.get("finish") == "stop") for row in completions]
+    return [(prompt + ids, len(prompt)) for prompt, ids in encoded if prompt and ids]

@@ -137,6 +137,8 @@ def _add_rows(found: Collected, path: str, manifest: dict | None) -> None:
         found.judged.append(_judged(path, manifest))
     elif "reward" in first:
         rows = load_rows(path, "evaluations").rows
+        if any("part" in row for row in rows):
+            raise InputError(f"{path}: a shard of evaluate, of a part of the prompts", hint="dpoctl merge joins shards")
         found.evaluations.extend(Point(_evaluation(row), origins.of_row(row, path, manifest)) for row in rows)
     elif "completion" in first:
         rows = [row for row in load_rows(path, "completions").rows if row["k"] == 0]

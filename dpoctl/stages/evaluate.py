@@ -13,6 +13,8 @@ from ..data.readers import Rows, load_rows
 from ..errors import InputError
 from ..inference import curves, memory
 from ..inference.completions import prompt_set
+from ..inference.evaluation_shards import PART, part_of
+from ..inference.generate import batch_slices
 from ..inference.memory import Phase
 from ..inference.options import template_options
 from ..inference.planning import RowPlan, batch_of, scoring_phases
@@ -25,7 +27,9 @@ from ..inference.policy_evaluation import (
     perplexity,
     perplexity_of_lm,
     statistics,
+    tokens_of,
 )
+from ..inference.scorer_text import completion_of
 from ..inference.scorers import Scorer, load_scorer, scorer_options
 from ..inference.stored_samples import longest, stored_samples
 from ..models.ledger import Ledger
@@ -37,7 +41,7 @@ from ..outputs.claims import Output
 from ..outputs.manifests import read_manifest
 from ..outputs.row_writer import RowWriter
 from ..outputs.shard_totals import of_evaluate
-from ..outputs.shards import shard_range, slices
+from ..outputs.shards import ShardRange, shard_range, slices
 from ..reports import tables
 from ..runtime import collectives, devices, sharing, signals
 from ..runtime.joining import open_together
@@ -50,11 +54,10 @@ def run(config: Evaluate, output: Output) -> None:
     """
     evaluator = Evaluator(config, output)
     writer = RowWriter(output) if collectives.rank() == 0 else None
-    subjects = _subjects(config)
-    shard = shard_range(config.shard, slices(len(subjects), 1))
+    subjects, shard = _subjects(config), evaluator.shard
     before = (writer.state.get("rows", []), writer.batches_done) if writer else None
     rows, done = collectives.from_rank_0(before)
-    for path, is_file in subjects[shard.batches][done:]:
+    for path, is_file in subjects[done:]:
         batch = evaluator.evaluate_file(path) if is_file else evaluator.evaluate_model(path)
         rows = [*rows, *batch]
         stopping = collectives.any_rank(bool(signals.stop.signal))
@@ -77,9 +80,22 @@ def run(config: Evaluate, output: Output) -> None:
 
 
 def _subjects(config: Evaluate) -> list[tuple[str, bool]]:
-    """(path, is it a completions file) of everything to evaluate, models first."""
+    """(path, is it a completions file) of everything that a shard evaluates: all models on its prompts, its files."""
     models = () if config.sampled_by else config.model
-    return [(path, False) for path in models] + [(path, True) for path in config.completions]
+    files = config.completions[_shard_of_files(config).batches]
+    return [(path, False) for path in models] + [(path, True) for path in files]
+
+
+def _shard_of_files(config: Evaluate) -> ShardRange:
+    return shard_range(config.shard, slices(len(config.completions), 1))
+
+
+def _shard_of_prompts(config: Evaluate, prompts: Rows) -> tuple[Rows, ShardRange]:
+    """(the prompts of --shard, which are complete generation batches; that shard)."""
+    batches = batch_slices(len(prompts.rows), config.n, config.generation_batch_size)
+    shard = shard_range(config.shard, batches)
+    mine = slice(shard.first, shard.first + shard.count)
+    return replace(prompts, rows=prompts.rows[mine], lines=prompts.lines[mine]), shard
 
 
 def _prompts(config: Evaluate) -> Rows | None:
@@ -101,7 +117,9 @@ class Evaluator:
         silence_transformers()
         self.compute, output.resuming = open_together(config.device, config.dtype, output.resuming, config.rank_timeout)
         self.templates = template_options(config, output)
-        self.prompts = _prompts(config)
+        self.prompts, self.shard = _prompts(config), _shard_of_files(config)
+        if self.prompts:
+            self.prompts, self.shard = _shard_of_prompts(config, self.prompts)
         scoring = scorer_options(config, self.compute, self.templates)
         self.scorer = load_scorer(config.scorer, scoring)
         self.reference = self._open_model(config.ref, config.ref_revision) if config.ref else None
@@ -125,13 +143,22 @@ class Evaluator:
         """The row of a model: completions of the prompts, scored, and the KL to the reference."""
         config, prompts, reference = self.config, self.prompts, self.reference
         assert prompts and reference and config.ref  # `Evaluate.check_model` requires them with --model
+        if not prompts.rows:  # more shards than batches
+            return []
         policy = self._open_model(path, config.revision)
         chosen = prompt_set(prompts, policy.codec, context_length(policy.model), config.max_prompt_length)
         require_same_tokenizer(policy.tokenizer, reference.tokenizer, path, config.ref)
         evaluation = PolicyEvaluation(self.scorer, config, config.seed, config.n, self.lm)
         with log.progress(f"evaluate {path}", len(chosen) * config.n, "completions") as meter, self.compute.autocast():
-            metrics, _ = evaluation.measure(policy, Reference(reference.model), chosen, meter)
-        return [self._head(path) | metrics]
+            metrics, completions = evaluation.measure(policy, Reference(reference.model), chosen, meter)
+        return [self._head(path) | metrics | (self._part(completions) if config.shard else {})]
+
+    def _part(self, completions: list[dict]) -> dict[str, Any]:
+        """What merging needs to know of a shard's completions beside their means."""
+        tokens = sum(len(c["completion_ids"]) for c in completions)
+        lm_tokens = tokens_of(self.lm.loaded, completions) if self.lm else 0
+        texts = [completion_of(c) for c in completions]
+        return {PART: part_of(texts, [c["prompt_id"] for c in completions], tokens, lm_tokens)}
 
     def evaluate_samples(self, path: str, policy_path: str) -> list[dict]:
         """The row of a policy from the samples of a completions file, and the rows of the file's curves."""
@@ -229,9 +256,10 @@ def _identity(path: str) -> dict[str, Any]:
 def plan(config: Evaluate) -> dict[str, Any]:
     """What --dry-run prints."""
     prompts = _prompts(config)
-    subjects = _subjects(config)
-    selected = subjects[shard_range(config.shard, slices(len(subjects), 1)).batches]
-    models, files = ([path for path, is_file in selected if is_file is kind] for kind in (False, True))
+    if prompts:
+        prompts, _ = _shard_of_prompts(config, prompts)
+    models, files = ([path for path, is_file in _subjects(config) if is_file is kind] for kind in (False, True))
+    models = [] if prompts and not prompts.rows else models
     shown: dict[str, Any] = {"models": json.dumps(models), "files": json.dumps(files)}
     shown |= {"sampled by": config.sampled_by} if config.sampled_by else {}
     shown |= {"completions": len(prompts.rows) * config.n * len(models)} if prompts else {}
