@@ -27,6 +27,7 @@ from .policy_evaluation import kl_metrics
 from .text_statistics import mean_se
 
 _HINT = "dpoctl sample writes such rows; without --model the file is evaluated without a KL"
+_IDS = ("prompt_ids", "completion_ids")
 _ALLOWED, _LEAST, _ENOUGH = 5.0, 0.01, 8  # standard errors, nats, and prompts from which chance is ruled out
 
 
@@ -108,10 +109,8 @@ def stored_samples(read: Rows, policy_path: str, policy: Loaded, reference: Load
 
 def longest(rows: Sequence[dict]) -> tuple[int, int]:
     """(tokens of the longest prompt, of the longest completion) of rows with ids; 1 where none has any."""
-    return tuple(max((len(row.get(name) or ()) for row in rows), default=1) or 1 for name in _IDS)  # type: ignore[return-value]
-
-
-_IDS = ("prompt_ids", "completion_ids")
+    prompt, completion = (max([1, *(len(row.get(name) or ()) for row in rows)]) for name in _IDS)
+    return prompt, completion
 
 
 def _ids_of(row: dict, codec: Codec, limit: int | None) -> tuple[str, tuple[list[int], int]]:

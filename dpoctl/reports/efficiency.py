@@ -19,8 +19,8 @@ _NO_CURVE = "no optimum in the report: evaluate --completions SAMPLES --optimum 
 class Efficiency(NamedTuple):
     """A policy's efficiency with its standard error, or why there is none.
 
-    `at_least`: a lower bound. `error` takes the policy's and the optimum's errors as independent; nan where they are
-    not known.
+    `at_least`: a lower bound. `error` takes the policy's and the optimum's errors as independent; nan where they are not
+    known. `why` is empty for a point without a KL.
     """
 
     value: float | None
@@ -63,7 +63,7 @@ def efficiency(point: Point, found: Sequence[Curve]) -> Efficiency:
     if kl is None:
         kl, kl_se = point.get("kl"), point.get("kl_se")
     if kl is None:
-        return Efficiency(None, why="it has no KL")
+        return Efficiency(None)
     if not found:
         return Efficiency(None, why=_NO_CURVE)
     if kl <= 2 * _known(kl_se):

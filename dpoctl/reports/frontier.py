@@ -259,8 +259,9 @@ def _limit_at(curve: Sequence[Point], point: Point) -> tuple[float, float]:
 
 def kl_against_beta(collected: Collected) -> Drawing | None:
     """The final KL of each beta; several seeds of a beta are several points. Later rounds are left out."""
-    later = {run.origin.policy for run in collected.runs if rounds.is_later_round(run)} - {None}
-    points = [p for p in collected.points if p.origin.policy not in later]
+    first = rounds.without_later(collected.runs)
+    later = {run.origin.policy for run in collected.runs if run not in first}
+    points = [p for p in collected.points if p.origin.policy is None or p.origin.policy not in later]
     last = {p["model"]: p for p in points if p.get("kl") is not None and (p.get("options") or {}).get("beta")}
     final = sorted((p for p in last.values() if p["method"] == "dpo"), key=lambda p: p["options"]["beta"])
     betas = [p["options"]["beta"] for p in final]
@@ -279,9 +280,9 @@ def kl_against_beta(collected: Collected) -> Drawing | None:
 def reward_against_pairs(collected: Collected) -> Drawing | None:
     """Final reward against the number of preference pairs, over runs that differ in nothing else."""
     groups: dict[tuple[Any, ...], list[tuple[int, dict]]] = defaultdict(list)
-    for run in collected.runs:
+    for run in rounds.without_later(collected.runs):
         pairs = ((run.manifest or {}).get("metrics") or {}).get("pairs")
-        if run.stage == "train-dpo" and pairs and run.points and not rounds.is_later_round(run):
+        if run.stage == "train-dpo" and pairs and run.points:
             key = tuple(run.options.get(k) for k in ("loss", "beta", "alpha", "lr"))
             groups[key].append((pairs, run.points[-1]))
     groups = {key: group for key, group in groups.items() if len({pairs for pairs, _ in group}) > 1}

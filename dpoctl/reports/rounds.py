@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from .collect import Collected, Run
-from .origins import hash_of, inputs_of
+from .origins import inputs_of
 
 POLICIES = ("train-dpo", "train-ppo")  # the stages whose policies have a KL to a reference
 
@@ -20,10 +20,9 @@ def starts_from(run: Run, other: Run) -> bool:
     )
 
 
-def is_later_round(run: Run) -> bool:
-    """Whether a run's policy did not start as its reference: what it reached, earlier training has a part in."""
-    start = next(iter(inputs_of(run.manifest, "model")), None)
-    return start is not None and run.origin.reference != hash_of(start)
+def without_later(runs: Sequence[Run]) -> list[Run]:
+    """The runs that start from no other of them: in what a later round reaches, the earlier ones have a part."""
+    return [run for run in runs if not any(starts_from(run, other) for other in runs)]
 
 
 def paths(runs: Sequence[Run]) -> list[list[Run]]:
