@@ -19,8 +19,8 @@ _NO_CURVE = "no optimum in the report: evaluate --completions SAMPLES --optimum 
 class Efficiency(NamedTuple):
     """A policy's efficiency with its standard error, or why there is none.
 
-    `at_least`: a lower bound. `error` takes the policy's and the optimum's errors as independent; nan where they are not
-    known. `why` is empty for a point without a KL.
+    `at_least`: a lower bound. `error` takes the policy's and the optimum's errors as independent; nan where they are
+    not known. `why` is empty for a point without a KL.
     """
 
     value: float | None
