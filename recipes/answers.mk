@@ -24,7 +24,8 @@ POINTS := --eval-prompts $(TEST) --scorer $(W)/rm --keep-samples $(POINT_FLAGS)
 SFT_DONE ?= $(WORLD)/manifest.json
 
 .PHONY: all smoke clean
-.SECONDARY:
+# Targets of pattern rules are kept. They are made where they are missing, whatever was complete before.
+.PRECIOUS: $(W)/samples.best-of-%.jsonl.manifest.json $(W)/samples.%.jsonl.manifest.json $(W)/wins.%.jsonl.manifest.json
 all: $(W)/report/manifest.json
 
 $(WORLD)/manifest.json: recipe.yaml

@@ -3,6 +3,7 @@
 # run in parallel, by -j or as one batch job per target.
 # The command: dpoctl of `make install` if there is one, else of the PATH.
 DPOCTL ?= $(firstword $(wildcard $(abspath ../../.venv/bin/dpoctl)) dpoctl)
+CONFIG ?= recipe.yaml
 W ?= runs
 BETAS ?= 0.05 0.1 1 5
 TARGET_KLS ?= 3 6 9 12
@@ -14,9 +15,11 @@ REF_SAMPLES ?= 64
 REF_LIMIT ?= 200
 # completions per prompt at the final evaluation
 EVAL_N ?= 1
+# what best-of-n selects by: the reward model, or a SCORER
+SELECTION ?= $(W)/rm
 FT_EVERY ?= 50
 
-RUN = $(DPOCTL) $(1) --config recipe.yaml
+RUN = $(DPOCTL) $(1) --config $(CONFIG)
 TRAIN := $(WORLD)/prompts.train.jsonl
 TEST := $(WORLD)/prompts.test.jsonl
 POINTS := --eval-prompts $(TEST) --scorer $(SCORER)
@@ -31,12 +34,16 @@ SHOWN ?= sft $(DPO)
 WINNERS ?= $(filter-out sft,$(SHOWN))
 
 .PHONY: all frontier stability clean
-.SECONDARY:
-all: $(W)/report/manifest.json
+# Targets of pattern rules are kept. They are made where they are missing, whatever was complete before.
+RUNS := dpo-% unlikelihood-% preferred-ft-% ppo-gt-trl-% ppo-gt-% ppo-% seed-% prompts-%
+ROWS := samples.best-of-% samples.% scored.% wins.% prefs-% resampled-%
+.PRECIOUS: $(addprefix $(W)/,$(addsuffix /manifest.json,$(RUNS)) $(addsuffix .jsonl.manifest.json,$(ROWS)))
+ALL ?= $(W)/report/manifest.json
+all: $(ALL)
 frontier: $(W)/frontier/manifest.json
 stability: $(W)/stability/manifest.json
 
-$(WORLD)/manifest.json: recipe.yaml
+$(WORLD)/manifest.json: $(CONFIG)
 	$(call RUN,prepare $(PREPARE)) --out $(WORLD)
 
 $(W)/sft/manifest.json: $(WORLD)/manifest.json
@@ -78,8 +85,8 @@ $(W)/eval.jsonl.manifest.json: $(call DONE,$(SHOWN))
 $(W)/ref.jsonl.manifest.json: $(W)/sft/manifest.json
 	$(call RUN,sample) --n $(REF_SAMPLES) --limit $(REF_LIMIT) --model $(W)/sft --prompts $(TEST) --out $(W)/ref.jsonl
 
-$(W)/curves.jsonl.manifest.json: $(W)/ref.jsonl.manifest.json $(W)/rm/manifest.json
-	$(call RUN,evaluate) --completions $(W)/ref.jsonl --selection-scorer $(W)/rm --optimum --scorer $(SCORER) --out $(W)/curves.jsonl
+$(W)/curves.jsonl.manifest.json: $(W)/ref.jsonl.manifest.json $(if $(filter $(W)/rm,$(SELECTION)),$(W)/rm/manifest.json)
+	$(call RUN,evaluate) --completions $(W)/ref.jsonl --selection-scorer $(SELECTION) --optimum --scorer $(SCORER) --out $(W)/curves.jsonl
 
 $(W)/samples.best-of-%.jsonl.manifest.json: $(W)/sft/manifest.json $(W)/rm/manifest.json
 	$(call RUN,sample) --best-of $* --scorer $(W)/rm --model $(W)/sft --prompts $(TEST) --out $(W)/samples.best-of-$*.jsonl

@@ -252,6 +252,7 @@ RECIPES = {
     "toy": "all frontier stability",
     "imdb": "all frontier stability",
     "imdb-small": "all frontier stability",
+    "online": "all",
     "hh": "all smoke",
     "tldr": "all smoke",
     "cnn-dm": "all smoke",

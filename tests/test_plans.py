@@ -14,6 +14,8 @@ from dpoctl.stages import evaluate
 from helpers import real_models
 from test_make_prefs import plan
 
+HELD = ("weights", "gradients", "optimizer", "scorer")
+SCORE = "score --data prefs.jsonl --columns completion=chosen --scorer rm"
 ROWS = [{"prompt": real_models.text(200, i), "chosen": " w5 w6", "rejected": " w7"} for i in range(64)]
 
 
@@ -61,7 +63,7 @@ def gigabytes(told: str) -> float:
         ("sft --model lm --data prefs.jsonl --field chosen", []),
         ("make-prefs --model lm --prompts prefs.jsonl --scorer rm", ["sampling", "scoring"]),
         ("sample --model lm --prompts prefs.jsonl", []),
-        ("score --data prefs.jsonl --columns completion=chosen --scorer rm", []),
+        (SCORE, []),
         ("evaluate --model lm --ref lm --prompts prefs.jsonl --scorer rm", []),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -145,23 +147,36 @@ def test_a_device_decides_on_precision(small, capsys):
         ("sample --model lm --prompts prefs.jsonl --max-new-tokens 400", 0.5, r"--generation-batch-size \d+ \("),
         ("train-dpo --model lm --data prefs.jsonl", -0.2, r"--parallel fsdp .*on \d+ devices \("),
         ("sample --model lm --prompts prefs.jsonl", -0.2, "no change of these options"),
+        (f"{SCORE} --scorer-tokens-per-batch 8000", 0.5, r"--scorer-tokens-per-batch \d+ \("),
+        ("make-prefs --model lm --prompts prefs.jsonl --scorer rm", 0.5, r"--scorer-tokens-per-batch \d+ \("),
     ],
-    ids=["tokens", "generation", "devices", "nothing"],
+    ids=["tokens", "generation", "devices", "nothing", "scores", "samples and scores"],
 )
 def test_what_does_not_fit_is_told_with_what_would(small, capsys, command, share, suggested):
     """On a device whose memory lies between what is held and what is needed, or (share < 0) below what is held."""
     told = shown(capsys, command, "--plan-device 24")
     total = gigabytes(told["memory of a device"])
-    held = sum(gigabytes(told.get(f"memory: {part}", "0 GB")) for part in ("weights", "gradients", "optimizer"))
+    held = sum(gigabytes(told.get(f"memory: {part}", "0 GB")) for part in HELD)
     device = f"--plan-device {held + share * (total - held if share > 0 else held):.4f}"
     told = shown(capsys, command, device)
     assert told["device"].endswith("too small"), told
     assert re.search(suggested, told["what would fit"]), told
-    found = re.match(r"(--(?:tokens-per-batch|generation-batch-size) \d+) \(([\d.]+ [GM]B)", told["what would fit"])
+    found = re.match(r"((?:--\S+-batch(?:-size)? \d+ )+)\(([\d.]+ [GM]B)", told["what would fit"])
     assert bool(found) == (share > 0)
     if found:
         again = shown(capsys, command, device, found[1])
         assert again["device"].endswith("it fits") and again["memory of a device"].startswith(found[2])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [SCORE, "evaluate --model lm --ref lm --prompts prefs.jsonl --scorer rm --n 8"],
+    ids=["score", "evaluate"],
+)
+def test_a_scorers_batches_decide_on_its_memory(small, capsys, command):
+    told = {n: shown(capsys, command, f"--plan-device 24 --scorer-tokens-per-batch {n}") for n in (8000, 32000)}
+    less, more = (gigabytes(told[n]["memory: temporary"]) for n in (8000, 32000))
+    assert less < 0.6 * more and told[8000]["memory: scorer"] == told[32000]["memory: scorer"]
 
 
 def test_an_unknown_device_is_refused(small, capsys):

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from dpoctl.errors import InputError
-from dpoctl.reports import figures, frontier, page, tables, wins
+from dpoctl.reports import efficiency, figures, page, tables, wins
 from dpoctl.reports.collect import collect
 
 POINT = {
@@ -152,5 +152,6 @@ def test_the_table_of_evaluations_has_every_number_of_its_rows():
 def test_an_optimum_written_by_version_0_1_is_read(tmp_path):
     point = POINT | {"method": "ceiling", "options": {"samples": 64}, "effective_samples": 12.0}
     found = collect((write(tmp_path / "curves.jsonl", [point, point | {"kl": 1.0}]),))
-    assert [p["kl"] for p in frontier.optimum_curve(found)] == [1.0, 3.25]
+    [curve] = efficiency.curves(found)
+    assert [p["kl"] for p in curve.points] == [1.0, 3.25]
     assert tables.evaluations(found.evaluations).rows == []

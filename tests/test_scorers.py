@@ -7,6 +7,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    Cache,
     GPT2Config,
     GPT2ForSequenceClassification,
     GPT2LMHeadModel,
@@ -200,6 +201,14 @@ def test_a_reward_model_reads_the_last_token_with_eos_only_where_the_text_ended(
     assert scores.values == pytest.approx(one_by_one, abs=1e-5)
     with pytest.raises(InputError, match="one label.* no score type @prob"):
         load_scorer(str(root / "reward@prob"))
+
+
+def test_a_decoder_keeps_no_keys_and_values_while_it_scores(root):
+    scorer = load_scorer(str(root / "reward"))
+    outputs = []
+    scorer.model.register_forward_hook(lambda model, args, output: outputs.append(output))
+    scorer.score(ROWS)
+    assert outputs and not any(isinstance(value, Cache) for output in outputs for value in output.values())
 
 
 def test_a_reward_model_padded_with_its_eos_is_not_shown_one(root, tmp_path):

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpoctl.cli.app import run as command_line
+from dpoctl.inference.evaluation_shards import pooled
+from dpoctl.inference.text_statistics import mean_se
 from dpoctl.outputs.shards import shard_range, slices
 from dpoctl.stages import judge, score
 from helpers.chain import ROOT, lines_in
@@ -31,15 +33,17 @@ COMMANDS = {
         LENGTHS,
         *"--canary so --compare base.jsonl".split(),
     ],
-    "evaluate": (
-        "--model lm --ref lm --prompts test.jsonl --completions sample.jsonl --scorer classifier --max-new-tokens 4"
-    ).split(),
 }
+EVALUATE = (
+    "evaluate --model sft --model lm --ref lm --lm sft --prompts test.jsonl --completions sample.jsonl "
+    "--completions other.jsonl --scorer classifier --n 2 --max-new-tokens 6 --generation-batch-size 6"
+).split()
 
 
 @pytest.fixture
-def here(world, monkeypatch):
+def here(prefs, monkeypatch):
     """The miniature world as the working directory, with batches small enough for its few rows."""
+    world = prefs
     monkeypatch.chdir(world.folder)
     monkeypatch.setenv("XDG_CACHE_HOME", world.env["XDG_CACHE_HOME"])
     monkeypatch.setattr(score, "_BATCH", 9)
@@ -95,10 +99,46 @@ def test_merged_shards_are_byte_identical_to_one_run(stage, inputs, run, here):
     places = [here.manifest(name)["shard"] for name in shards]
     assert [p["first"] for p in places] == [sum(p["count"] for p in places[:i]) for i in range(SHARDS)]
     assert sum(p["count"] for p in places) == places[0]["total"]
-    if stage == "evaluate":  # two subjects among three shards
-        assert sorted((here.folder / name).stat().st_size > 0 for name in shards) == [False, True, True]
-    else:
-        assert all(p["count"] for p in places)
+    assert all(p["count"] for p in places)
+
+
+def test_shards_of_evaluate_share_the_prompts_and_merge_to_the_numbers_of_one_run(inputs, run, here):
+    """12 prompts in batches of 3: three shards of 3, 3 and 6; two files: one for each of the last two shards."""
+    run(*EVALUATE, "--out", "e.whole.jsonl")
+    shards = [f"e.{i}.jsonl" for i in range(1, SHARDS + 1)]
+    for i, name in enumerate(shards, 1):
+        run(*EVALUATE, "--shard", f"{i}/{SHARDS}", "--out", name)
+    assert [[row["n"] for row in here.rows(name)] for name in shards] == [[6, 6], [6, 6, 48], [12, 12, 48]]
+    run("merge", *reversed(shards), "--out", "e.joined.jsonl")
+    joined, whole = here.rows("e.joined.jsonl"), here.rows("e.whole.jsonl")
+    assert [row["model"] for row in joined] == ["sft", "lm", "sample.jsonl", "other.jsonl"]
+    for one, other in zip(joined, whole, strict=True):
+        assert {k: pytest.approx(v, rel=1e-5, abs=1e-6) if isinstance(v, float) else v for k, v in one.items()} == other
+    assert whole[0]["kl"] > 0 and whole[0]["perplexity_lm"] != whole[0]["perplexity_ref"]
+    made, one = here.manifest("e.joined.jsonl"), here.manifest("e.whole.jsonl")
+    assert "shard" not in made and made["identity"] == one["identity"] and made["metrics"] == one["metrics"]
+    assert made["outputs"][0]["rows"] == 4
+    assert "nothing to do" in run(*EVALUATE, "--out", "e.joined.jsonl")
+    said = run("report", shards[0], "--out", "e.report", code=2)
+    assert "e.1.jsonl: a shard of evaluate" in said and "dpoctl merge joins shards" in said
+
+
+def test_with_more_shards_than_batches_of_prompts_some_have_no_row_of_a_model(inputs, run, here):
+    command = "evaluate --model sft --ref lm --prompts test.jsonl --scorer classifier --max-new-tokens 4".split()
+    for i in (1, 2):
+        run(*command, "--shard", f"{i}/2", "--out", f"f.{i}.jsonl")
+    assert [len(here.rows(f"f.{i}.jsonl")) for i in (1, 2)] == [0, 1]
+    run("merge", "f.1.jsonl", "f.2.jsonl", "--out", "f.jsonl")
+    assert [row["n"] for row in here.rows("f.jsonl")] == [12]
+    plan = [*command, "--shard", "1/2", "--out", "never.jsonl", "--dry-run"]
+    assert run(*plan) == ""
+
+
+@given(st.lists(st.lists(st.floats(-9, 9), min_size=1, max_size=5), min_size=1, max_size=5))
+def test_pooled_means_and_errors_are_those_of_all_values(parts):
+    mean, error = pooled([(*mean_se(part), len(part)) for part in parts])
+    expected = mean_se([value for part in parts for value in part])
+    assert (mean, error) == pytest.approx(expected, rel=1e-9, abs=1e-9, nan_ok=True)
 
 
 @given(st.lists(st.integers(1, 9), max_size=40), st.integers(1, 12))

@@ -17,7 +17,10 @@ from .command import add_command
 from .help import Command, Group
 from .pages import DESCRIPTION, PAGES
 
-_MEMORY_HINT = "a smaller --tokens-per-batch (training) or --generation-batch-size (generation), or --dtype bfloat16"
+_MEMORY_HINT = (
+    "a smaller --tokens-per-batch (training, log-probs), --generation-batch-size (generation) or "
+    "--scorer-tokens-per-batch (scoring), or --dtype bfloat16"
+)
 
 app = typer.Typer(
     name="dpoctl",

@@ -114,6 +114,9 @@ PAGES = {
         (
             "dpoctl evaluate --model runs/sft --model runs/dpo --ref runs/sft \\\n"
             "  --prompts imdb/prompts.test.jsonl --out eval.jsonl",
+            "# samples that runs/dpo made earlier, with their KL\n"
+            "dpoctl evaluate --completions samples.jsonl --model runs/dpo \\\n"
+            "  --ref runs/sft --out eval-samples.jsonl",
         ),
     ),
     "judge": Page(

@@ -49,6 +49,7 @@ def _of_server() -> dict[str, dict]:
     score_text={"panel": SCORING, "when": _SCORER},
     scorer_revision={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
     scorer_trust_remote_code={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
+    scorer_tokens_per_batch={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
     **dict.fromkeys(TEMPLATE_OPTIONS, {"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))}),
     shard={"when": _NOT_PEOPLE},
     rank_timeout={"when": all_of(_NOT_PEOPLE, not_given("shard"))},

@@ -37,16 +37,20 @@ _TRL_2023 = {
 }
 
 
+_SCORING = replace(
+    any_of(names_models("reward"), all_of(EVAL_PROMPTS, names_models("scorer"))),
+    help="with models as --reward or --scorer",
+)
+
+
 @amended(
     **generation_when(ALWAYS),
     score_text={"when": ALWAYS, "panel": GEN},
     scorer_trust_remote_code={
         "help": "Run code that comes with a scorer or reward from the Hub.",
-        "when": replace(
-            any_of(names_models("reward"), all_of(EVAL_PROMPTS, names_models("scorer"))),
-            help="with models as --reward or --scorer",
-        ),
+        "when": _SCORING,
     },
+    scorer_tokens_per_batch={"when": _SCORING},
     eval_every={"when": EVAL_PROMPTS},
 )
 @dataclass(frozen=True, kw_only=True)

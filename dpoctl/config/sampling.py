@@ -182,17 +182,21 @@ class Score(Sharded, Planned, Rows, WithScorer, Templates, RunsModels, Common):
     scorer: str = option(help="What scores the rows.", panel=DATA, input="scorer")
 
 
+# Without --prompts nothing is sampled: --model is the policy that sampled --completions.
+_SAMPLING = all_of(given("model"), given("prompts"))
+_SCORING = replace(
+    any_of(names_models("scorer"), names_models("selection_scorer")),
+    help="with models as --scorer or --selection-scorer",
+)
+
+
 @amended(
-    **(generation_when(given("model")) | {"generation_batch_size": {"when": all_of(given("model"), LOCAL)}}),
-    engine={"when": given("model")},
-    seed={"when": all_of(given("model"), RANDOM)},
-    max_prompt_length={"when": given("model")},
-    scorer_trust_remote_code={
-        "when": replace(
-            any_of(names_models("scorer"), names_models("selection_scorer")),
-            help="with models as --scorer or --selection-scorer",
-        )
-    },
+    **(generation_when(_SAMPLING) | {"generation_batch_size": {"when": all_of(_SAMPLING, LOCAL)}}),
+    engine={"when": _SAMPLING},
+    seed={"when": all_of(_SAMPLING, RANDOM)},
+    max_prompt_length={"when": _SAMPLING},
+    scorer_trust_remote_code={"when": _SCORING},
+    scorer_tokens_per_batch={"when": _SCORING},
     revision={"when": given("model")},
     dtype={
         "when": any_of(
@@ -217,16 +221,26 @@ class Evaluate(
     Seeded,
     Common,
 ):
-    model: tuple[str, ...] = option((), "Model to evaluate; may be given several times.", DATA, input="model")
+    model: tuple[str, ...] = option(
+        (),
+        "Model to sample from and evaluate; may be given several times. With --completions and without --prompts: the "
+        "model that sampled them.",
+        DATA,
+        input="model",
+    )
     completions: tuple[str, ...] = option(
-        (), "Completions file to evaluate instead of a model (no KL); may be given several times.", DATA, input="file"
+        (),
+        "Completions file to evaluate; may be given several times. There is a KL where --model sampled it and its rows "
+        "carry their token ids.",
+        DATA,
+        input="file",
     )
     ref: str | None = option(None, "Reference model for the KL and the perplexity.", DATA, input="model")
     ref_revision: str | None = option(
         None, "Branch, tag or commit of --ref on the Hub.", DATA, metavar="REVISION", when=given("ref")
     )
     prompts: str | None = option(
-        None, "Prompts for the models, unseen in training.", DATA, input="file", when=given("model")
+        None, "Prompts for the models to sample from, unseen in training.", DATA, input="file", when=given("model")
     )
     scorer: str = option(SIEBERT, "What scores the completions.", EVAL, input="scorer")
     lm: str | None = option(None, "Another language model to measure perplexity with.", EVAL, input="model")
@@ -253,8 +267,8 @@ class Evaluate(
         EVAL,
         when=given("completions"),
     )
-    n: int = option(1, "Completions per prompt.", GEN, at_least=1, when=given("model"))
-    limit: int | None = option(None, "Use only the first N prompts.", DATA, at_least=1, when=given("model"))
+    n: int = option(1, "Completions per prompt.", GEN, at_least=1, when=_SAMPLING)
+    limit: int | None = option(None, "Use only the first N prompts.", DATA, at_least=1, when=_SAMPLING)
     tokens_per_batch: int = option(
         8192,
         "Most tokens in one forward pass; affects memory and speed, results only by rounding.",
@@ -268,9 +282,18 @@ class Evaluate(
         if not self.model and not self.completions:
             yield "--model or --completions is required (what to evaluate)"
 
+    @property
+    def sampled_by(self) -> str | None:
+        """The model that sampled --completions, where no model is sampled here."""
+        return self.model[0] if self.model and self.completions and not self.prompts else None
+
     def check_model(self) -> Iterator[str]:
-        if self.model and not (self.prompts and self.ref):
+        if self.model and not self.completions and not (self.prompts and self.ref):
             yield "--prompts and --ref are required with --model"
+        elif self.model and not self.ref:
+            yield "--ref is required with --model: it is the reference of the KL"
+        if self.sampled_by and len(self.model) > 1:
+            yield "several --model need --prompts to sample from; without it, --model is what sampled --completions"
 
     def check_served(self) -> Iterator[str]:
         if self.engine == "server" and len(set(self.model)) > 1:

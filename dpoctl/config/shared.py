@@ -194,3 +194,12 @@ class WithScorer:
     scorer_trust_remote_code: bool = option(
         False, "Run code that comes with a scorer from the Hub.", EVAL, when=names_models("scorer")
     )
+    scorer_tokens_per_batch: int = option(
+        16384,
+        "Most tokens in one forward pass of a scorer, padding included; affects memory and speed, scores only by "
+        "rounding.",
+        DEVICES,
+        at_least=1,
+        identity=False,
+        when=names_models("scorer"),
+    )

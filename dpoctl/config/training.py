@@ -171,6 +171,7 @@ class Balanced:
     score_text={"when": EVAL_PROMPTS},
     scorer_revision={"when": all_of(EVAL_PROMPTS, names_models("scorer"))},
     scorer_trust_remote_code={"when": all_of(EVAL_PROMPTS, names_models("scorer"))},
+    scorer_tokens_per_batch={"when": all_of(EVAL_PROMPTS, names_models("scorer"))},
 )
 @dataclass(frozen=True, kw_only=True)
 class Frontier(WithScorer, Generation, Training):

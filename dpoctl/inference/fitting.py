@@ -10,7 +10,7 @@ from .memory import Phase, Target
 Phases = Callable[[Any], list[Phase]]
 
 _WORLDS = (2, 4, 8, 16, 32, 64)
-_SMALLEST = {"tokens_per_batch": 256, "generation_batch_size": 1}
+_SMALLEST = {"tokens_per_batch": 256, "scorer_tokens_per_batch": 256, "generation_batch_size": 1}
 _LORA_RANK = 16
 _SHARED_BY = (2, 4, 8, 16)  # GPUs for one copy of a model in vLLM
 
@@ -105,6 +105,7 @@ def _shrunk(config: Any, phases: Phases, limit: int, found: Sequence[Phase] | No
         if largest.total <= limit:
             return config, largest.total
         name = "generation_batch_size" if "key cache" in largest.parts else "tokens_per_batch"
+        name = "scorer_tokens_per_batch" if largest.name == "scoring" else name
         variable = {"key cache", "temporary", "activations"}
         held = sum(size for part, size in largest.parts.items() if part not in variable)
         now = getattr(config, name, None)

@@ -20,7 +20,7 @@ from ..models.probes import vocabulary
 from ..runtime import devices, hardware
 from ..runtime.hardware import Hardware
 from .decoding import Mode, assume_mode, open_decoding
-from .scorers import ScorerOptions, classifier_logits
+from .scorers import classifier_logits
 
 _CANDIDATES = 64  # prompts with the most characters, among which the one with the most tokens is looked for
 
@@ -106,7 +106,7 @@ class PlannedScorer:
 
     models: list[Held]
     target: Target
-    tokens_per_batch: int = ScorerOptions().tokens_per_batch
+    tokens_per_batch: int
 
     @property
     def size(self) -> int:
@@ -126,15 +126,18 @@ class PlannedScorer:
                     classifier_logits(held.model, padding, [[1] * width] * count, self.tokens_per_batch)
 
 
-def open_scorer(counted: Ledger, scorer: str, revision: str | None, target: Target) -> PlannedScorer:
+def open_scorer(
+    counted: Ledger, scorer: str, revision: str | None, target: Target, tokens_per_batch: int
+) -> PlannedScorer:
     """The models that the SCORER notation names. Raises InputError."""
     spec = parse_scorer(scorer)
     if not spec.paths or spec.kind == "python":
-        return PlannedScorer([], target)
+        return PlannedScorer([], target, tokens_per_batch)
     kind = "policy" if spec.kind == "implicit" else "classifier"
     revisions = model_revisions(spec, revision)
     found = zip(spec.parts, revisions, strict=True)
-    return PlannedScorer([open_frozen(counted, path, kind, each, target) for path, each in found], target)
+    models = [open_frozen(counted, path, kind, each, target) for path, each in found]
+    return PlannedScorer(models, target, tokens_per_batch)
 
 
 # --- work ------------------------------------------------------------------------------------------------------------

@@ -52,6 +52,9 @@ class ScoringOptions(Protocol):
     @property
     def scorer_trust_remote_code(self) -> bool: ...
 
+    @property
+    def scorer_tokens_per_batch(self) -> int: ...
+
 
 class TemplateArguments(Protocol):
     """How chat templates are applied."""

@@ -31,6 +31,9 @@ class PlannedSampling(SamplerOptions, Protocol):
     @property
     def scorer_revision(self) -> str | None: ...
 
+    @property
+    def scorer_tokens_per_batch(self) -> int: ...
+
 
 class RowPlan(ABC):
     """The plan of a command that runs models and writes rows; `config` is that of the command."""
@@ -51,11 +54,12 @@ class RowPlan(ABC):
         """The lines that concern memory."""
         return lines_of(self.config, self.target, self.phases)
 
-    def open_scorer(self, counted: Ledger, scorer: str | None, revision: str | None) -> memory.PlannedScorer:
-        """The models of a SCORER, if there is one."""
-        if scorer is None:
-            return memory.PlannedScorer([], self.target)
-        return memory.open_scorer(counted, scorer, revision, self.target)
+    def open_scorer(self, config: Any, counted: Ledger, option: str = "scorer") -> memory.PlannedScorer:
+        """The models of the SCORER that an option of the config names, if there is one."""
+        tokens = config.scorer_tokens_per_batch
+        if (scorer := getattr(config, option)) is None:
+            return memory.PlannedScorer([], self.target, tokens)
+        return memory.open_scorer(counted, scorer, getattr(config, f"{option}_revision"), self.target, tokens)
 
 
 class SamplingPlan(RowPlan):
@@ -97,10 +101,10 @@ class SamplingPlan(RowPlan):
     def phases_of(self, config: PlannedSampling, counted: Ledger) -> list[Phase]:
         if config.engine != "transformers":
             phases = engine_phases(config, counted, self.target, config.model)
-            scorer = self.open_scorer(counted, config.scorer, config.scorer_revision)
+            scorer = self.open_scorer(config, counted)
             return phases + scoring_phases(scorer, counted, config.engine_batch_size)
         policy = memory.open_frozen(counted, config.model, "policy", config.revision, self.target)
-        scorer = self.open_scorer(counted, config.scorer, config.scorer_revision)
+        scorer = self.open_scorer(config, counted)
         held = {"weights": policy.size, "scorer": scorer.size}
         batch = batch_of(self.count, self.n, self.width, config).within(context_length(policy.model))
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from .. import log
 from ..data.answers import row_tokens
 from ..data.stored import stored_completion
 from ..models.load import Loaded
-from ..models.logprobs import policy_kl, response_logps
+from ..models.logprobs import Sequences, policy_kl, response_logps
 from .completions import PromptSet, complete, sequences_of
 from .generate import sampling_of
 from .options import EvaluationOptions
@@ -105,12 +106,22 @@ class PolicyEvaluation:
             tokens_per_batch=options.tokens_per_batch,
             as_reference=reference.as_reference,
         )
-        metrics: dict[str, Any] = {}
-        for name, values in (("kl", log_ratio), ("kl_exact", exact)):
-            mean, se = mean_se(values.tolist(), prompt_of)
-            metrics |= {name: mean if unrestricted else None, f"{name}_se": se if unrestricted else None}
-        tokens = sum(len(ids) - start for ids, start in sequences)
-        return metrics | {"perplexity_ref": math.exp(-ref_logps.double().sum().item() / tokens)}
+        return kl_metrics(log_ratio, exact, ref_logps, sequences, prompt_of, plain=unrestricted)
+
+
+def kl_metrics(
+    log_ratio: Tensor, exact: Tensor, ref_logps: Tensor, sequences: Sequences, prompt_of: Sequence[str], *, plain: bool
+) -> dict[str, Any]:
+    """KLs in nats with standard errors over prompts, and the perplexity under the reference, from `policy_kl` [N].
+
+    None for the KLs of samples that are not `plain`: greedy, or of a restricted distribution.
+    """
+    metrics: dict[str, Any] = {}
+    for name, values in (("kl", log_ratio), ("kl_exact", exact)):
+        mean, se = mean_se(values.tolist(), prompt_of)
+        metrics |= {name: mean if plain else None, f"{name}_se": se if plain else None}
+    tokens = sum(len(ids) - start for ids, start in sequences)
+    return metrics | {"perplexity_ref": math.exp(-ref_logps.double().sum().item() / tokens)}
 
 
 def statistics(completions: Sequence[dict], lengths: Sequence[int], scores: Sequence[float]) -> dict[str, Any]:
@@ -145,8 +156,18 @@ def perplexity_of_lm(lm: NamedModel, completions: Sequence[dict], tokens_per_bat
 
 def perplexity(lm: Loaded, completions: Sequence[dict], tokens_per_batch: int) -> float:
     """Perplexity per token of the completions, given their prompts, under a language model with its tokenizer."""
-    encoded = [row_tokens(lm.codec, row, finished=row.get("finish") == "stop") for row in completions]
-    sequences = [(prompt + ids, len(prompt)) for prompt, ids in encoded if prompt and ids]
+    sequences = _sequences_of(lm, completions)
     logps = response_logps(lm.model, sequences, tokens_per_batch=tokens_per_batch)
     tokens = sum(len(ids) - start for ids, start in sequences)
     return math.exp(-logps.double().sum().item() / tokens)
+
+
+def tokens_of(lm: Loaded, completions: Sequence[dict]) -> int:
+    """How many tokens the perplexity of the completions is taken over."""
+    return sum(len(ids) - start for ids, start in _sequences_of(lm, completions))
+
+
+def _sequences_of(lm: Loaded, completions: Sequence[dict]) -> list[tuple[list[int], int]]:
+    """(ids, start of the completion) of completions, by a language model's tokenizer."""
+    encoded = [row_tokens(lm.codec, row, finished=row.get("finish") == "stop") for row in completions]
+    return [(prompt + ids, len(prompt)) for prompt, ids in encoded if prompt and ids]

@@ -5,6 +5,7 @@ float32, and a row's score depends on what shares its batch by rounding only. Co
 in float32, which makes ties of texts that differ.
 """
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -70,6 +71,7 @@ def scorer_options(options: ScoringOptions, compute: Compute, templates: Templat
         options.scorer_revision,
         options.scorer_trust_remote_code,
         options.score_text,
+        tokens_per_batch=options.scorer_tokens_per_batch,
         templates=replace(templates, template=None),
         dtype=compute.dtype,
     )
@@ -344,6 +346,8 @@ def classifier_logits(model: Any, tokenizer: Any, sequences: list[list[int]], to
             batches.append(order[:size])
             order = order[size:]
     logits = torch.zeros(len(sequences), model.config.num_labels, dtype=torch.float64)
+    # a decoder would keep keys and values of all layers for tokens that nothing generates
+    cacheless = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     for batch in dealt(batches):
         width = max(1, len(sequences[batch[0]]))
         ids = torch.full((len(batch), width), _padding(model, tokenizer, [sequences[n][-1:] for n in batch]))
@@ -352,7 +356,7 @@ def classifier_logits(model: Any, tokenizer: Any, sequences: list[list[int]], to
             ids[line, : len(sequences[n])] = torch.tensor(sequences[n], dtype=torch.long)
             mask[line, : len(sequences[n])] = 1
         rope.reset(model)
-        output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
+        output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **cacheless)
         logits[batch] = output.logits.double().cpu()
     return collectives.sum_over_ranks(logits)
 

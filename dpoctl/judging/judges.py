@@ -68,6 +68,7 @@ class ScorerJudge:
             config.scorer_revision,
             config.scorer_trust_remote_code,
             config.score_text,
+            tokens_per_batch=config.scorer_tokens_per_batch,
             templates=template_options(config, output),
             dtype=compute.dtype,
         )

@@ -87,4 +87,4 @@ class Plan(RowPlan):
     """Samples that exist, scored batch by batch."""
 
     def phases_of(self, config: MakePrefs, counted: Ledger) -> list[Phase]:
-        return scoring_phases(self.open_scorer(counted, config.scorer, config.scorer_revision), counted, BATCH)
+        return scoring_phases(self.open_scorer(config, counted), counted, BATCH)

@@ -13,4 +13,4 @@ class Plan(RowPlan):
 
     def phases_of(self, config: Judge, counted: Ledger) -> list[Phase]:
         """Scoring alone."""
-        return scoring_phases(self.open_scorer(counted, config.scorer, config.scorer_revision), counted, _TEXTS)
+        return scoring_phases(self.open_scorer(config, counted), counted, _TEXTS)

@@ -13,6 +13,8 @@ from ..data.readers import load_rows
 from ..errors import InputError
 from ..judging.summary import Summary, summaries_by, summarise
 from ..outputs.manifests import is_row_file, read_manifest
+from . import origins
+from .origins import Origin, Point
 
 _STAGES = ("train-dpo", "train-ppo")  # first in the order of colours, as their methods are in the reward-KL plane
 _JUDGEMENT_FIELDS = ("prompt_id", "k", "a", "b", "verdict", "criterion", "judge")
@@ -29,9 +31,10 @@ class Run:
     stage: str
     options: dict[str, Any]
     metrics: list[dict]
-    points: list[dict]
+    points: list[Point]
     manifest: dict | None
     index: int = 0
+    origin: Origin = Origin()
 
 
 @dataclass
@@ -60,20 +63,22 @@ class Collected:
     """Everything a report shows; `costs` are (name, manifest) of each input that has one."""
 
     runs: list[Run] = field(default_factory=list)
-    evaluations: list[dict] = field(default_factory=list)
+    evaluations: list[Point] = field(default_factory=list)
     samples: list[Samples] = field(default_factory=list)
     judged: list[Judged] = field(default_factory=list)
     costs: list[tuple[str, dict]] = field(default_factory=list)
 
     @property
-    def points(self) -> list[dict]:
+    def points(self) -> list[Point]:
         """Every measured point of the reward-KL plane."""
         return [p for run in self.runs for p in run.points] + self.evaluations
 
     @property
-    def final_points(self) -> list[dict]:
-        """What the table of evaluations shows: the evaluation files, else the last point of each run."""
-        return self.evaluations or [run.points[-1] for run in self.runs if run.points]
+    def final_points(self) -> list[Point]:
+        """What the table of evaluations shows: the evaluation files, and the last point of each run not in them."""
+        evaluated = {p.origin.policy or Path(p["model"]).name for p in self.evaluations}
+        others = [run for run in self.runs if run.points and not {run.origin.policy, run.name} & evaluated]
+        return [run.points[-1] for run in others] + self.evaluations
 
 
 def collect(paths: Iterable[str]) -> Collected:
@@ -111,7 +116,9 @@ def _run(path: Path, manifest: dict | None) -> Run:
     options = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     metrics, points = (_rows_of(path / f"{name}.jsonl") for name in ("metrics", "eval"))
     stage = options.pop("stage", "run")
-    return Run(path.name, stage, options, metrics, [_with_errors(row) for row in points], manifest)
+    origin = origins.of_run(manifest)
+    measured = [Point(_with_errors(row), origin) for row in points]
+    return Run(path.name, stage, options, metrics, measured, manifest, origin=origin)
 
 
 def _with_errors(point: dict) -> dict:
@@ -132,7 +139,10 @@ def _add_rows(found: Collected, path: str, manifest: dict | None) -> None:
     if "verdict" in first:
         found.judged.append(_judged(path, manifest))
     elif "reward" in first:
-        found.evaluations.extend(_evaluation(row) for row in load_rows(path, "evaluations").rows)
+        rows = load_rows(path, "evaluations").rows
+        if any("part" in row for row in rows):
+            raise InputError(f"{path}: a shard of evaluate, of a part of the prompts", hint="dpoctl merge joins shards")
+        found.evaluations.extend(Point(_evaluation(row), origins.of_row(row, path, manifest)) for row in rows)
     elif "completion" in first:
         rows = [row for row in load_rows(path, "completions").rows if row["k"] == 0]
         found.samples.append(Samples(name_of(path), {row["prompt_id"]: row for row in rows}))

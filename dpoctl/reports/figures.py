@@ -110,7 +110,7 @@ def drawings(collected: Collected) -> list[Drawing | None]:
     implicit = [_after_first_update(run) for run in with_reference]
     return [
         frontier.plane(collected),
-        frontier.kl_against_beta(collected.points),
+        frontier.kl_against_beta(collected),
         frontier.reward_against_pairs(collected),
         wins.against_temperature(collected.judged),
         wins.against_step(collected.judged),

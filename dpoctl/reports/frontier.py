@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import shared
-from .collect import Collected
+from . import efficiency, rounds, shared
+from .collect import Collected, Run
+from .origins import Point
 from .shared import Drawing
 
 if TYPE_CHECKING:
@@ -25,38 +28,47 @@ _METHODS = (
     "sft",
 )  # these keep their colours
 _CURVES = ("best-of-n", "optimum")
-_LABEL_OFFSETS = ((8, -15), (-8, 8), (8, 8), (-8, -15))  # of a point's label, by method: points may lie close together
+_ROUNDS = " in rounds"  # behind the method, where policies are rounds of one path
+_LABEL_OFFSETS = ((8, -15), (-8, 8), (8, 8), (8, -8))  # of a point's label, by method: points may lie close together
+
+
+@dataclass
+class Line:
+    """Points of the plane that a line joins in this order; a series has its colour and its entry in the legend.
+
+    `labels`: (point, text beside it). Points that are not `joined` have no line.
+    """
+
+    series: str
+    points: list[Point]
+    labels: list[tuple[Point, str]]
+    joined: bool = True
 
 
 def plane(collected: Collected) -> Drawing | None:
-    """Mean reward against sequence KL, with standard errors of both; a line joins the points of a run in order."""
-    lines: dict[tuple[str, str], list[dict]] = defaultdict(list)
-    for run in collected.runs:
-        for p in run.points:
-            lines[p["method"], run.name].append(p)
-    for p in collected.evaluations:
-        lines[p["method"], f"{p['model']} evaluated"].append(p)
-    lines = {
-        (method, name): drawn
-        for (method, name), points in lines.items()
-        if method not in _CURVES and (drawn := [p for p in points if p.get("kl") is not None])
-    }
+    """Mean reward against sequence KL, with standard errors of both; a line joins the points of a run in order.
+
+    Rounds are one line.
+    """
+    lines = _lines(collected)
     if not lines:
         return None
     figure, axes = shared.axes()
-    place = {m: i for i, m in enumerate(_order({method for method, _ in lines}))}
+    place = {m: i for i, m in enumerate(_order({line.series for line in lines}))}
     labelled: set[str] = set()
-    for (method, _), points in sorted(lines.items(), key=lambda item: place[item[0][0]]):
-        points.sort(key=lambda p: (p.get("step") is None, p.get("step") or 0))
-        _draw_line(axes, points, place[method], label=None if method in labelled else method)
-        labelled.add(method)
-        swept = swept_option(points[-1])
-        if swept and f"{method} {swept}" not in labelled:  # the points of a run and its evaluation share one label
-            labelled.add(f"{method} {swept}")
-            _annotate(axes, points[-1], swept, place[method])
-    every = [p for points in lines.values() for p in points]
+    for line in sorted(lines, key=lambda line: place[line.series]):
+        i = place[line.series]
+        style = shared.line(0 if line.series.endswith(_ROUNDS) else i) if line.joined else "none"
+        _draw_line(axes, line.points, i, None if line.series in labelled else line.series, style)
+        labelled.add(line.series)
+        for point, text in line.labels:
+            if f"{line.series} {text}" not in labelled:  # the points of a run and its evaluation share one label
+                labelled.add(f"{line.series} {text}")
+                _annotate(axes, point, text, i)
+    every = [p for line in lines for p in line.points]
     _draw_best_of_n(axes, collected.evaluations)
-    _draw_optimum(axes, optimum_curve(collected), max(p["kl"] for p in every))
+    found = efficiency.curves(collected)
+    _draw_optimum(axes, found[0].points if found else [], max(p["kl"] for p in every))
     axes.set_xlabel("sequence KL to the reference (nats)")
     axes.set_ylabel(f"mean reward ({every[0].get('scorer', 'reward').rpartition('@')[2]})")
     shared.legend(figure, axes)
@@ -64,7 +76,54 @@ def plane(collected: Collected) -> Drawing | None:
         "The reward-KL plane: mean reward of completions of test prompts against the sequence KL to the reference, n = "
         f"{shared.count_range({p['n'] for p in every})} completions per point; bars are one standard error."
     )
-    return Drawing("frontier", caption + _caption_of_optimum(collected), figure)
+    if any(line.series.endswith(_ROUNDS) for line in lines):
+        caption += " Rounds are one line, from the policy of each to the next."
+    caption += "".join(f" {text}." for text in rounds.told(collected))
+    return Drawing("frontier", caption + _caption_of_optimum(found), figure)
+
+
+def _lines(collected: Collected) -> list[Line]:
+    """The lines of training and evaluated policies, those of rounds joined."""
+    chains = rounds.paths(collected.runs)
+    joined = {id(run) for chain in chains for run in chain}
+    by_policy: dict[str | None, list[Point]] = defaultdict(list)
+    for p in collected.evaluations:
+        if p["method"] not in _CURVES:
+            by_policy[p.origin.policy].append(p)
+    lines = []
+    for chain in chains:
+        drawn = [(run, _drawable(run.points)) for run in chain]
+        measured = [(run, _drawable(by_policy.pop(run.origin.policy, []))) for run in chain if run.origin.policy]
+        found = [_path(each) for each in (drawn, measured) if any(points for _, points in each)]
+        lines += [replace(line, joined=line is found[0]) for line in found]  # the same policies: one line is enough
+    for run in collected.runs:
+        if id(run) not in joined:
+            lines += _by_method(run.points)
+    return lines + [line for points in by_policy.values() for line in _by_method(points)]
+
+
+def _path(chain: list[tuple[Run, list[Point]]]) -> Line:
+    """The line of rounds, with each round's name at its last point."""
+    points = [p for _, found in chain for p in found]
+    labels = [(found[-1], run.name) for run, found in chain if found]
+    return Line(f"{points[0]['method']}{_ROUNDS}", points, labels)
+
+
+def _by_method(points: Sequence[Point]) -> list[Line]:
+    """A line for each method and model of some points, with the swept option at its end."""
+    groups: dict[tuple[str, str], list[Point]] = defaultdict(list)
+    for p in _drawable(points):
+        groups[p["method"], p["model"]].append(p)
+    return [
+        Line(method, group, [(group[-1], swept)] if (swept := swept_option(group[-1])) else [])
+        for (method, _), group in groups.items()
+    ]
+
+
+def _drawable(points: Sequence[Point]) -> list[Point]:
+    """The points that have a KL, in the order of training."""
+    found = [p for p in points if p.get("kl") is not None]
+    return sorted(found, key=lambda p: (p.get("step") is None, p.get("step") or 0))
 
 
 def _order(methods: set[str]) -> list[str]:
@@ -80,7 +139,7 @@ def swept_option(point: dict) -> str:
     return ""
 
 
-def _draw_line(axes: Axes, points: list[dict], i: int, label: str | None) -> None:
+def _draw_line(axes: Axes, points: Sequence[Point], i: int, label: str | None, style: str) -> None:
     axes.errorbar(
         [p["kl"] for p in points],
         [p["reward"] for p in points],
@@ -89,7 +148,7 @@ def _draw_line(axes: Axes, points: list[dict], i: int, label: str | None) -> Non
         color=shared.colour(i),
         marker=shared.marker(i),
         markersize=4.5,
-        linestyle=shared.line(i),
+        linestyle=style,
         linewidth=1.1,
         elinewidth=0.6,
         label=label,
@@ -113,7 +172,7 @@ def _annotate(axes: Axes, point: dict, text: str, i: int) -> None:
     )
 
 
-def _draw_best_of_n(axes: Axes, evaluations: list[dict]) -> None:
+def _draw_best_of_n(axes: Axes, evaluations: Sequence[Point]) -> None:
     curve = sorted((p for p in evaluations if p["method"] == "best-of-n"), key=lambda p: p["kl"])
     if not curve:
         return
@@ -133,7 +192,7 @@ def _draw_best_of_n(axes: Axes, evaluations: list[dict]) -> None:
     axes.annotate(text, at, textcoords="offset points", xytext=(5, 4), fontsize=7, color="#555555")
 
 
-def _draw_optimum(axes: Axes, curve: list[dict], widest: float) -> None:
+def _draw_optimum(axes: Axes, curve: Sequence[Point], widest: float) -> None:
     """The exact optimum over the KL range that its samples support, dotted from there to `widest`."""
     if not curve:
         return
@@ -146,34 +205,33 @@ def _draw_optimum(axes: Axes, curve: list[dict], widest: float) -> None:
         axes.plot([kl[-1], widest], [reward[-1]] * 2, color="#000000", linewidth=1, linestyle=(0, (1, 4)))
 
 
-def optimum_curve(collected: Collected) -> list[dict]:
-    """The supported points of the optimum, by rising KL."""
-    curve = [p for p in collected.evaluations if p["method"] == "optimum" and p.get("supported", True)]
-    return sorted(curve, key=lambda p: p["kl"])
-
-
-def _caption_of_optimum(collected: Collected) -> str:
-    curve = optimum_curve(collected)
-    if not curve:
+def _caption_of_optimum(found: Sequence[efficiency.Curve]) -> str:
+    if not found:
         return ""
+    curve = found[0].points
     samples, prompts = curve[0]["options"]["samples"], curve[0]["n"]
     effective = min(p["effective_samples"] for p in curve)
+    others = f" Of {len(found)} estimates of an optimum the first is drawn." if len(found) > 1 else ""
     return (
         f" Black: the KL-constrained optimum, estimated from {samples} reference samples of each of {prompts} prompts "
         f"at temperature {curve[0].get('temperature') or 1:g}, drawn where it rests on at least {effective:.0f} "
-        "effective samples per prompt (dotted beyond). With few samples the estimate is too low."
+        f"effective samples per prompt (dotted beyond). With few samples the estimate is too low.{others}"
     )
 
 
 def above_optimum(collected: Collected) -> list[str]:
     """The points more than two standard errors above the optimum at their KL, described in words.
 
-    Beyond the last supported KL of the optimum nothing is known, and nothing is flagged.
+    Beyond the last supported KL of the optimum nothing is known, and nothing is flagged; neither are points of another
+    reference, scorer or temperature than the optimum's.
     """
-    curve = optimum_curve(collected)
+    curves = efficiency.curves(collected)
     found = []
-    for p in collected.points if curve else []:
-        if p["method"] in _CURVES or p.get("kl") is None or not curve[0]["kl"] <= p["kl"] <= curve[-1]["kl"]:
+    for p in collected.points:
+        curve = next((curve.points for curve in curves if efficiency.may_match(p, curve)), None)
+        if curve is None or p["method"] in _CURVES or p.get("kl") is None:
+            continue
+        if not curve[0]["kl"] <= p["kl"] <= curve[-1]["kl"]:
             continue
         limit, error = _limit_at(curve, p)
         if p["reward"] > limit + 2 * error:
@@ -185,7 +243,7 @@ def above_optimum(collected: Collected) -> list[str]:
     return found
 
 
-def _limit_at(curve: list[dict], point: dict) -> tuple[float, float]:
+def _limit_at(curve: Sequence[Point], point: Point) -> tuple[float, float]:
     """(reward of the optimum at the point's KL, by linear interpolation; standard error of the difference to it).
 
     The KL of the point is an estimate too: its error counts by the slope of the curve.
@@ -199,8 +257,11 @@ def _limit_at(curve: list[dict], point: dict) -> tuple[float, float]:
     return limit, math.hypot(point["reward_se"], high["reward_se"], slope * point["kl_se"])
 
 
-def kl_against_beta(points: list[dict]) -> Drawing | None:
-    """The final KL of each beta; several seeds of a beta are several points."""
+def kl_against_beta(collected: Collected) -> Drawing | None:
+    """The final KL of each beta; several seeds of a beta are several points. Later rounds are left out."""
+    first = rounds.without_later(collected.runs)
+    later = {run.origin.policy for run in collected.runs if run not in first}
+    points = [p for p in collected.points if p.origin.policy is None or p.origin.policy not in later]
     last = {p["model"]: p for p in points if p.get("kl") is not None and (p.get("options") or {}).get("beta")}
     final = sorted((p for p in last.values() if p["method"] == "dpo"), key=lambda p: p["options"]["beta"])
     betas = [p["options"]["beta"] for p in final]
@@ -219,7 +280,7 @@ def kl_against_beta(points: list[dict]) -> Drawing | None:
 def reward_against_pairs(collected: Collected) -> Drawing | None:
     """Final reward against the number of preference pairs, over runs that differ in nothing else."""
     groups: dict[tuple[Any, ...], list[tuple[int, dict]]] = defaultdict(list)
-    for run in collected.runs:
+    for run in rounds.without_later(collected.runs):
         pairs = ((run.manifest or {}).get("metrics") or {}).get("pairs")
         if run.stage == "train-dpo" and pairs and run.points:
             key = tuple(run.options.get(k) for k in ("loss", "beta", "alpha", "lr"))

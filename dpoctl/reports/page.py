@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from . import frontier, tables
+from . import efficiency, frontier, rounds, tables
 from .collect import Collected
 from .figures import SavedFigure
 
@@ -26,7 +26,7 @@ def write(collected: Collected, figures: Sequence[SavedFigure], title: str) -> s
     """The HTML: tables, figures (as SVG within the page), samples side by side, options of each run."""
     points = collected.final_points
     content: dict[str, Any] = {
-        "evaluations": tables.evaluations(points) if points else None,
+        "evaluations": tables.evaluations(points, efficiency.of_table(collected)) if points else None,
         "win_rates": tables.win_rates(collected.judged) if collected.judged else None,
         "figures": [{"svg": _inline(figure), "caption": figure.caption} for figure in figures],
         "samples": _samples(collected),
@@ -48,6 +48,9 @@ def write(collected: Collected, figures: Sequence[SavedFigure], title: str) -> s
         scorers=", ".join(sorted({p.get("scorer", "") for p in points})),
         best_of_n=any(p["method"] == "best-of-n" for p in points),
         seeds=tables.seeds(collected),
+        efficiency=efficiency.of_table(collected) is not None,
+        without_efficiency=efficiency.told(collected),
+        references=rounds.told(collected),
         above_optimum=frontier.above_optimum(collected),
         judges=", ".join(dict.fromkeys(f"{j.judge} ({j.criterion})" for j in collected.judged)),
         dpo_against_rlhf=tables.dpo_against_rlhf(collected),

@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..judging.summary import Summary
+from . import efficiency, rounds
 from .collect import Collected, Judged
+from .efficiency import Efficiency
 
 NONE = "–"
 _PIPE_WIDTH = 150  # columns where stdout is no terminal, so that no row wraps
@@ -38,27 +40,42 @@ def show(table: Rows, title: str, console: Console | None = None) -> None:
     console.print(drawn)
 
 
-def show_evaluations(points: Sequence[dict], console: Console | None = None) -> None:
+def show_evaluations(
+    points: Sequence[dict], console: Console | None = None, efficiencies: Sequence[Efficiency] | None = None
+) -> None:
     """Print the table of evaluation rows with which evaluate, merge and report end."""
-    show(evaluations(points), "Evaluation (± one standard error over prompts)", console)
+    show(evaluations(points, efficiencies), "Evaluation (± one standard error over prompts)", console)
 
 
 # --- evaluations
 
 
-def evaluations(points: Iterable[dict]) -> Rows:
+def evaluations(points: Sequence[dict], efficiencies: Sequence[Efficiency] | None = None) -> Rows:
     """Reward, KL (nats), lengths (tokens) and fluency of evaluated models; ± is one standard error over prompts.
 
-    The points of an optimum are left out: they are a curve, which the report draws.
+    With `efficiencies`, one of each point, there is a column of them. The points of an optimum are left out: they are a
+    curve, which the report draws.
     """
     head = ["model", "reward", "KL", "KL exact", "length", "ended", "ppl ref", "distinct-1/2/3", "loops", "n"]
-    return Rows(head, [_evaluation(p) for p in points if p["method"] != "optimum"])
+    found = [(i, _evaluation(p)) for i, p in enumerate(points) if p["method"] != "optimum"]
+    if efficiencies is None:
+        return Rows(head, [row for _, row in found])
+    at = head.index("length")
+    rows = [[*row[:at], _efficiency(efficiencies[i]), *row[at:]] for i, row in found]
+    return Rows([*head[:at], "efficiency", *head[at:]], rows)
+
+
+def _efficiency(found: Efficiency) -> str:
+    if found.value is None:
+        return NONE
+    error = "" if math.isnan(found.error) else f" ± {found.error:.1%}"
+    return f"{'≥ ' if found.at_least else ''}{found.value:.1%}{error}"
 
 
 def _evaluation(point: dict) -> list[str]:
     distinct = "/".join(f"{point[f'distinct_{n}']:.3f}" for n in (1, 2, 3) if f"distinct_{n}" in point)
     return [
-        f"best of {point['options']['n']}" if point["method"] == "best-of-n" else Path(point["model"]).name,
+        efficiency.name_of_point(point),
         _with_error(point, "reward", 3),
         _with_error(point, "kl", 2),
         _with_error(point, "kl_exact", 2),
@@ -84,7 +101,7 @@ def seeds(collected: Collected) -> Rows | None:
     Training seeds: runs that differ in nothing else. Sampling seeds: evaluations of one model more than once.
     """
     trained: dict[str, list[tuple[Any, dict]]] = {}
-    for p in (run.points[-1] for run in collected.runs if run.points):
+    for p in (run.points[-1] for run in rounds.without_later(collected.runs) if run.points):
         options = p.get("options") or {}
         others = {k: v for k, v in options.items() if k != "seed"}
         trained.setdefault(f"{p['method']} {others}", []).append((options.get("seed"), p))
@@ -218,6 +235,7 @@ def numbers(collected: Collected) -> dict[str, Any]:
     """The numbers of the tables of a report, unformatted; keys without numbers are left out."""
     found: dict[str, Any] = {
         "evaluations": collected.final_points,
+        "efficiency": efficiency.numbers(collected),
         "win_rates": [{"policy": j.name, "against": j.against, **s} for j in collected.judged for s in _shown(j)],
         "costs": [{"output": name, "stage": m["stage"], **m.get("cost", {})} for name, m in collected.costs],
         "dpo_against_rlhf": _mean_costs(collected),

@@ -1,7 +1,10 @@
-"""Reward, sequence KL to the reference, lengths and fluency of models, or of completions files, on unseen prompts."""
+"""Reward, sequence KL to the reference, lengths and fluency of models, or of completions files, on unseen prompts.
+
+A completions file has a KL where its rows carry their token ids, and --model is the policy that sampled them.
+"""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import log
@@ -12,6 +15,8 @@ from ..inference import curves, memory
 from ..inference.completions import prompt_set
 from ..inference.engine_planning import engine_lines, engine_phases
 from ..inference.engine_samples import EngineSamples, compared
+from ..inference.evaluation_shards import PART, part_of
+from ..inference.generate import batch_slices
 from ..inference.memory import Phase
 from ..inference.options import template_options
 from ..inference.planning import RowPlan, batch_of, scoring_phases
@@ -24,8 +29,11 @@ from ..inference.policy_evaluation import (
     perplexity,
     perplexity_of_lm,
     statistics,
+    tokens_of,
 )
+from ..inference.scorer_text import completion_of
 from ..inference.scorers import Scorer, load_scorer, scorer_options
+from ..inference.stored_samples import longest, stored_samples
 from ..models.ledger import Ledger
 from ..models.load import Loaded, context_length, load_policy
 from ..models.place import Place
@@ -48,7 +56,7 @@ def run(config: Evaluate, output: Output) -> None:
     """
     evaluator = Evaluator(config, output)
     writer = RowWriter(output) if collectives.rank() == 0 else None
-    subjects, shard = _selected(config)
+    subjects, shard = _subjects(config), evaluator.shard
     before = (writer.state.get("rows", []), writer.batches_done) if writer else None
     rows, done = collectives.from_rank_0(before)
     for path, is_file in subjects[done:]:
@@ -76,15 +84,22 @@ def run(config: Evaluate, output: Output) -> None:
 
 
 def _subjects(config: Evaluate) -> list[tuple[str, bool]]:
-    """(path, is it a completions file) of everything to evaluate, models first."""
-    return [(path, False) for path in config.model] + [(path, True) for path in config.completions]
+    """(path, is it a completions file) of everything that a shard evaluates: all models on its prompts, its files."""
+    models = () if config.sampled_by else config.model
+    files = config.completions[_shard_of_files(config).batches]
+    return [(path, False) for path in models] + [(path, True) for path in files]
 
 
-def _selected(config: Evaluate) -> tuple[list[tuple[str, bool]], ShardRange]:
-    """(the subjects of --shard, that shard)."""
-    subjects = _subjects(config)
-    shard = shard_range(config.shard, slices(len(subjects), 1))
-    return subjects[shard.batches], shard
+def _shard_of_files(config: Evaluate) -> ShardRange:
+    return shard_range(config.shard, slices(len(config.completions), 1))
+
+
+def _shard_of_prompts(config: Evaluate, prompts: Rows) -> tuple[Rows, ShardRange]:
+    """(the prompts of --shard, which are complete generation batches; that shard)."""
+    batches = batch_slices(len(prompts.rows), config.n, config.generation_batch_size)
+    shard = shard_range(config.shard, batches)
+    mine = slice(shard.first, shard.first + shard.count)
+    return replace(prompts, rows=prompts.rows[mine], lines=prompts.lines[mine]), shard
 
 
 def _prompts(config: Evaluate) -> Rows | None:
@@ -106,15 +121,17 @@ class Evaluator:
         silence_transformers()
         self.compute, output.resuming = open_together(config.device, config.dtype, output.resuming, config.rank_timeout)
         self.templates = template_options(config, output)
-        self.prompts = _prompts(config)
+        self.prompts, self.shard = _prompts(config), _shard_of_files(config)
         self.samples: EngineSamples | None = None
-        if self.prompts and config.engine != "transformers":  # before a scorer takes the device's memory
-            selected = [path for path, is_file in _selected(config)[0] if not is_file]
-            self.samples = EngineSamples(config, output, self.templates, self.prompts, selected)
+        if self.prompts:
+            self.prompts, self.shard = _shard_of_prompts(config, self.prompts)
+            if self.prompts.rows and config.engine != "transformers":  # before a scorer takes the device's memory
+                self.samples = EngineSamples(config, output, self.templates, self.prompts, config.model)
         scoring = scorer_options(config, self.compute, self.templates)
         self.scorer = load_scorer(config.scorer, scoring)
         self.reference = self._open_model(config.ref, config.ref_revision) if config.ref else None
         self.lm = NamedModel(config.lm, self._open_model(config.lm, config.lm_revision)) if config.lm else None
+        self.policy: Loaded | None = None  # that sampled --completions
         self.selection_scorer: Scorer | None = None
         if config.selection_scorer:
             selecting = replace(scoring, revision=config.selection_scorer_revision, text="joined")
@@ -133,21 +150,53 @@ class Evaluator:
         """The row of a model: completions of the prompts, scored, and the KL to the reference."""
         config, prompts, reference = self.config, self.prompts, self.reference
         assert prompts and reference and config.ref  # `Evaluate.check_model` requires them with --model
+        if not prompts.rows:  # more shards than batches
+            return []
         policy = self._open_model(path, config.revision)
         require_same_tokenizer(policy.tokenizer, reference.tokenizer, path, config.ref)
         evaluation = PolicyEvaluation(self.scorer, config, config.seed, config.n, self.lm)
+        against = Reference(reference.model)
         if self.samples:
             with self.compute.autocast():
                 rows = compared(self.samples.rows_of(path), policy, config)
-                return [self._head(path) | evaluation.measure(policy, Reference(reference.model), rows)[0]]
-        chosen = prompt_set(prompts, policy.codec, context_length(policy.model), config.max_prompt_length)
-        with log.progress(f"evaluate {path}", len(chosen) * config.n, "completions") as meter, self.compute.autocast():
-            metrics, _ = evaluation.measure(policy, Reference(reference.model), chosen, meter)
-        return [self._head(path) | metrics]
+                metrics, completions = evaluation.measure(policy, against, rows)
+        else:
+            chosen = prompt_set(prompts, policy.codec, context_length(policy.model), config.max_prompt_length)
+            shown = log.progress(f"evaluate {path}", len(chosen) * config.n, "completions")
+            with shown as meter, self.compute.autocast():
+                metrics, completions = evaluation.measure(policy, against, chosen, meter)
+        return [self._head(path) | metrics | (self._part(completions) if config.shard else {})]
+
+    def _part(self, completions: list[dict]) -> dict[str, Any]:
+        """What merging needs to know of a shard's completions beside their means."""
+        tokens = sum(len(c["completion_ids"]) for c in completions)
+        lm_tokens = tokens_of(self.lm.loaded, completions) if self.lm else 0
+        texts = [completion_of(c) for c in completions]
+        return {PART: part_of(texts, [c["prompt_id"] for c in completions], tokens, lm_tokens)}
+
+    def evaluate_samples(self, path: str, policy_path: str) -> list[dict]:
+        """The row of a policy from the samples of a completions file, and the rows of the file's curves."""
+        config, reference = self.config, self.reference
+        assert reference and config.ref  # `Evaluate.check_model` requires it with --model
+        policy = self.policy = self.policy or self._open_model(policy_path, config.revision)
+        require_same_tokenizer(policy.tokenizer, reference.tokenizer, policy_path, config.ref)
+        read = load_rows(path, "completions", skip_bad=config.skip_bad_rows, columns=config.columns)
+        samples = stored_samples(read, policy_path, policy, reference)
+        scores = self.scorer.score(samples.rows).values
+        metrics = statistics(samples.rows, [len(ids) - start for ids, start in samples.sequences], scores)
+        with self.compute.autocast():
+            metrics |= samples.measure(policy, reference, config.tokens_per_batch)
+            if self.lm:
+                metrics |= perplexity_of_lm(self.lm, samples.rows, config.tokens_per_batch)
+        skipped = {"skipped": samples.skipped} if samples.skipped else {}
+        row = self._head(policy_path) | metrics | {"temperature": samples.temperature, "completions": path} | skipped
+        return [row, *self._curve_rows(path, samples.rows, scores, samples.temperature, row["scorer"])]
 
     def evaluate_file(self, path: str) -> list[dict]:
         """The row of a completions file, without a KL since its policy is unknown, and the rows of its curves."""
         config = self.config
+        if config.sampled_by:
+            return self.evaluate_samples(path, config.sampled_by)
         read = load_rows(path, "completions", skip_bad=config.skip_bad_rows, columns=config.columns)
         rows = read.rows
         scores = self.scorer.score(rows).values
@@ -161,9 +210,14 @@ class Evaluator:
         temperature = temperatures.pop() if len(temperatures) == 1 else None
         skipped = {"skipped": read.skipped} if read.skipped else {}
         row = self._head(path) | metrics | {"temperature": temperature} | skipped
+        return [row, *self._curve_rows(path, rows, scores, temperature, row["scorer"])]
+
+    def _curve_rows(
+        self, path: str, rows: list[dict], scores: list[float], temperature: float | None, scorer: str
+    ) -> list[dict]:
+        """The rows of a file's curves."""
         shared = {"model": path, "step": None, "temperature": temperature}
-        points = self._curves(path, rows, scores, temperature)
-        return [row, *(shared | point | {"scorer": row["scorer"]} for point in points)]
+        return [shared | point | {"scorer": scorer} for point in self._curves(path, rows, scores, temperature)]
 
     def _curves(self, path: str, rows: list[dict], scores: list[float], temperature: float | None) -> list[dict]:
         """The points of the best-of-n curve and of the exact optimum, where they are asked for."""
@@ -216,12 +270,15 @@ def _identity(path: str) -> dict[str, Any]:
 def plan(config: Evaluate) -> dict[str, Any]:
     """What --dry-run prints."""
     prompts = _prompts(config)
-    selected, _ = _selected(config)
-    models, files = ([path for path, is_file in selected if is_file is kind] for kind in (False, True))
+    if prompts:
+        prompts, _ = _shard_of_prompts(config, prompts)
+    models, files = ([path for path, is_file in _subjects(config) if is_file is kind] for kind in (False, True))
+    models = [] if prompts and not prompts.rows else models
     shown: dict[str, Any] = {"models": json.dumps(models), "files": json.dumps(files)}
+    shown |= {"sampled by": config.sampled_by} if config.sampled_by else {}
     shown |= {"completions": len(prompts.rows) * config.n * len(models)} if prompts else {}
     shown |= engine_lines(config) if models else {}
-    return shown | Plan(config, prompts, models).memory_lines()
+    return shown | Plan(config, prompts, models, files).memory_lines()
 
 
 class Plan(RowPlan):
@@ -229,10 +286,14 @@ class Plan(RowPlan):
 
     config: Evaluate
 
-    def __init__(self, config: Evaluate, prompts: Rows | None, models: list[str]):
+    def __init__(self, config: Evaluate, prompts: Rows | None, models: list[str], files: list[str]):
         super().__init__(config)
         self.prompts, self.models = prompts, models
         self.width = 0
+        self.samples: list[memory.Batch] = []  # of each completions file that --model sampled
+        for path in files if config.sampled_by else ():
+            rows = load_rows(path, "completions", skip_bad=config.skip_bad_rows, columns=config.columns).rows
+            self.samples.append(memory.Batch(len(rows), len(rows), *longest(rows)))
         if prompts and models:
             codec = load_codec(
                 models[0],
@@ -244,8 +305,8 @@ class Plan(RowPlan):
 
     def phases_of(self, config: Evaluate, counted: Ledger) -> list[Phase]:
         scorers = [
-            self.open_scorer(counted, config.scorer, config.scorer_revision),
-            self.open_scorer(counted, config.selection_scorer, config.selection_scorer_revision),
+            self.open_scorer(config, counted),
+            self.open_scorer(config, counted, "selection_scorer"),
         ]
         others = {
             name: memory.open_frozen(counted, path, "policy", revision, self.target)
@@ -259,34 +320,57 @@ class Plan(RowPlan):
         if config.engine != "transformers":
             generating = [phase for path in self.models for phase in engine_phases(config, counted, self.target, path)]
         held = {"scorer": sum(s.size for s in scorers)} | {name: each.size for name, each in others.items()}
+        beside = _Beside(scorers[0], others)
         phases = []
         for path in self.models:
             policy = memory.open_frozen(counted, path, "policy", config.revision, self.target)
-            phases.append(self._model_phase(config, counted, policy, scorers[0], others, held))
+            phases.append(self._model_phase(config, counted, policy, beside, held))
             del policy
-        if self.models:
+        phases += [self._samples_phase(config, counted, batch, beside, held) for batch in self.samples]
+        if phases:
             return [max(found, key=lambda phase: phase.total) for found in (generating, phases) if found]
         return [phase for scorer in scorers for phase in scoring_phases(scorer, counted, _TEXTS, held)]
 
     def _model_phase(
-        self,
-        config: Evaluate,
-        counted: Ledger,
-        policy: memory.Held,
-        scorer: memory.PlannedScorer,
-        others: dict[str, memory.Held],
-        held: dict[str, int],
+        self, config: Evaluate, counted: Ledger, policy: memory.Held, beside: "_Beside", held: dict[str, int]
     ) -> Phase:
+        """Sampling from a policy, and measuring its completions."""
         assert self.prompts is not None
         batch = batch_of(len(self.prompts.rows), config.n, self.width, config)
         batch = batch.within(context_length(policy.model))
+        texts = len(self.prompts.rows) * config.n
 
         def run() -> int:
             with self.target.autocast():
                 cache = memory.generate(policy.model, batch) if config.engine == "transformers" else 0
-                scorer.run(len(self.prompts.rows) * config.n if self.prompts else 0, batch.tokens)
-                for other in others.values():
-                    memory.compare(policy.model, other.model, batch, config.tokens_per_batch)
+                beside.measure(policy, batch, texts, config.tokens_per_batch)
             return cache
 
         return memory.work(counted, "evaluation", {"weights": policy.size} | held, run)
+
+    def _samples_phase(
+        self, config: Evaluate, counted: Ledger, batch: memory.Batch, beside: "_Beside", held: dict[str, int]
+    ) -> Phase:
+        """Measuring completions that a policy sampled earlier."""
+        assert config.sampled_by is not None
+        policy = memory.open_frozen(counted, config.sampled_by, "policy", config.revision, self.target)
+
+        def run() -> None:
+            with self.target.autocast():
+                beside.measure(policy, batch.within(context_length(policy.model)), batch.rows, config.tokens_per_batch)
+
+        return memory.work(counted, "evaluation", {"weights": policy.size} | held, run)
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """The models that measure a policy's completions: the scorer, and the reference and --lm where they are given."""
+
+    scorer: memory.PlannedScorer
+    others: dict[str, memory.Held]
+
+    def measure(self, policy: memory.Held, batch: memory.Batch, texts: int, tokens_per_batch: int) -> None:
+        """Score completions and compare log-probs, on fake tensors."""
+        self.scorer.run(texts, batch.tokens)
+        for other in self.others.values():
+            memory.compare(policy.model, other.model, batch, tokens_per_batch)

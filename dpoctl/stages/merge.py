@@ -1,7 +1,7 @@
 """Join the shards of a row output into one file, or merge an adapter into its base model.
 
 A joined file has the manifest of the command without --shard: its stage, options and inputs. That command, and every
-later one, finds it complete. Shards are concatenated byte for byte, without torch.
+later one, finds it complete. Shards are concatenated byte for byte, those of evaluate pooled, without torch.
 """
 
 import os
@@ -18,7 +18,7 @@ from ..data.jsonl import read_jsonl
 from ..errors import InputError
 from ..outputs import adapter_base, shard_totals
 from ..outputs.claims import Output, Request, claim
-from ..outputs.files import sha256_path, sync_directory
+from ..outputs.files import json_line, sha256_path, sync_directory
 from ..outputs.manifests import read_manifest
 from ..outputs.shards import Part, output_difference, read_parts
 
@@ -102,21 +102,32 @@ def _relative_to(folder: Path, part: Part, described: dict[str, Any]) -> dict[st
 
 def _join(parts: list[Part], output: Output) -> None:
     metrics = _judge_metrics(parts, output) if output.stage == "judge" else _metrics(parts)
+    evaluated = _evaluations(parts) if output.stage == "evaluate" else None
     partial = output.out.with_name(output.out.name + ".partial")
     with open(partial, "wb") as joined:
-        for part in parts:
+        if evaluated is not None:
+            joined.write("".join(map(json_line, evaluated)).encode())
+        for part in parts if evaluated is None else ():
             with open(part.path, "rb") as rows:
                 shutil.copyfileobj(rows, joined)
         joined.flush()
         os.fsync(joined.fileno())
     os.replace(partial, output.out)
     sync_directory(output.folder)
-    count = _row_count(parts)
+    count = _row_count(parts) if evaluated is None else len(evaluated)
+    metrics |= {"rows": count} if evaluated is not None else {}
     output.finish([(output.out, count)], metrics, _cost(parts))
     # An unfinished run without --shard may have left its progress here.
     output.out.with_name(output.out.name + ".progress").unlink(missing_ok=True)
     log.say(f"{output.out}: {count} rows from {len(parts)} shards")
     _show(output, metrics, parts)
+
+
+def _evaluations(parts: list[Part]) -> list[dict[str, Any]]:
+    """The evaluation rows of all prompts, from those of each shard's prompts."""
+    from ..inference.evaluation_shards import merged
+
+    return merged([[row for _, row in read_jsonl(part.path)] for part in parts])
 
 
 def _row_count(parts: list[Part]) -> int:

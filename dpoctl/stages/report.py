@@ -6,7 +6,7 @@ from .. import log
 from ..config.files import Report
 from ..outputs.claims import Output
 from ..outputs.files import write_atomic
-from ..reports import figures, frontier, page, tables
+from ..reports import efficiency, figures, frontier, page, rounds, tables
 from ..reports.collect import Collected, collect
 
 
@@ -24,12 +24,16 @@ def run(config: Report, output: Output) -> None:
 def _show(collected: Collected) -> None:
     """The tables on stdout, and a warning for each point above the optimum."""
     if collected.final_points:
-        tables.show_evaluations(collected.final_points)
+        tables.show_evaluations(collected.final_points, efficiencies=efficiency.of_table(collected))
+        for text in efficiency.told(collected):
+            log.say(f"efficiency: {text}")
     if collected.judged:
         tables.show(tables.win_rates(collected.judged), "Win rates")
     tables.show(tables.costs(collected), "Cost")
     if compared := tables.dpo_against_rlhf(collected):
         tables.show(compared, "DPO against RLHF, one run of each")
+    for text in rounds.told(collected):
+        log.warn(text)
     for text in frontier.above_optimum(collected):
         log.warn(f"above the optimum: {text}")
 

@@ -79,5 +79,5 @@ class Plan(RowPlan):
     """Batches of rows, scored."""
 
     def phases_of(self, config: Score, counted: Ledger) -> list[Phase]:
-        scorer = self.open_scorer(counted, config.scorer, config.scorer_revision)
+        scorer = self.open_scorer(config, counted)
         return scoring_phases(scorer, counted, _BATCH)

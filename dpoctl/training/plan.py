@@ -151,7 +151,8 @@ class TrainingPlan(ABC):
         """The scorer of --eval-prompts, which is held from the beginning."""
         if not getattr(config, "eval_prompts", None):
             return None
-        return memory.open_scorer(counted, config.scorer, config.scorer_revision, self.target)
+        tokens = config.scorer_tokens_per_batch
+        return memory.open_scorer(counted, config.scorer, config.scorer_revision, self.target, tokens)
 
     def _build(self, config: AdapterOptions) -> Any:
         """The model with its adapters, of fake tensors."""

@@ -75,6 +75,7 @@ class PPO(Task):
             config.scorer_trust_remote_code,
             config.score_text,
             config.score_type,
+            config.scorer_tokens_per_batch,
             templates=replace(self.templates, template=None),
             dtype=self.compute.dtype,
         )

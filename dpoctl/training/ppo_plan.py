@@ -83,7 +83,9 @@ class PPOPlan(TrainingPlan):
     def phases_of(self, config: TrainPPO, counted: Ledger, trained: Held) -> list[Phase]:
         """Roll-outs, scoring, log-probs and learning of a step, and a point of the frontier."""
         reference = self._open_reference(config, counted, trained)
-        reward = memory.open_scorer(counted, config.reward, config.reward_revision, self.target)
+        reward = memory.open_scorer(
+            counted, config.reward, config.reward_revision, self.target, config.scorer_tokens_per_batch
+        )
         if on_base := _on_base(config):
             reward = replace(reward, models=[_on_shared_base(counted, held, trained.model) for held in reward.models])
         before = counted.restart()

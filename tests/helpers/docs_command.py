@@ -23,7 +23,7 @@ def small(argv: list[str]) -> list[str]:
     """The arguments with few steps, prompts and tokens, and the test's server in place of a real one."""
     command, argv = argv[0], list(argv)
     values = dict(_SMALL.get(command, {}))
-    if ("--eval-prompts" in argv and command != "preview") or (command == "evaluate" and "--model" in argv):
+    if ("--eval-prompts" in argv and command != "preview") or (command == "evaluate" and "--prompts" in argv):
         values |= {"--max-new-tokens": "8", "--eval-limit" if command != "evaluate" else "--limit": "4"}
     if command == "train-ppo" and "--preset" not in argv:
         values |= {"--batch-size": "8", "--minibatch-size": "8"}
