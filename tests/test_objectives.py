@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpoctl.config.schema import spec_of
-from dpoctl.config.training import TrainDPO
+from dpoctl.config.dpo import TrainDPO
 from dpoctl.objectives.preference import LOSSES, PairLogps, _log_odds
 
 OPTIONS = {  # values under which every option of every loss matters

@@ -1,11 +1,12 @@
 """The commands by name, each with its config class."""
 
+from .dpo import TrainDPO
 from .files import Merge, Prepare, Report
 from .judging import Judge
 from .ppo import TrainPPO
 from .preview import Preview
 from .sampling import Evaluate, MakePrefs, Sample, Score
-from .training import SFT, TrainDPO, TrainRM
+from .training import SFT, TrainRM
 
 COMMANDS = {
     "prepare": Prepare,

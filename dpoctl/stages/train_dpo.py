@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ..config.training import TrainDPO
+from ..config.dpo import TrainDPO
 from ..models.logprobs import Sequences, summed_logps
 from ..objectives.catalogue import OBJECTIVES
 from ..outputs.claims import Output

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import log
-from ..config.training import TrainDPO
+from ..config.dpo import TrainDPO
 from ..data.encode import PairData, encode_pairs
 from ..data.readers import Rows
 from ..errors import NumericalError
