@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from dpoctl.objectives.divergence import DIVERGENCES
 from dpoctl.objectives.kl import best_of_n_kl_bound, kl, kl_regularised_optimum, optimal_point
-from dpoctl.objectives.preference import LOSSES, PairLogps
+from dpoctl.objectives.pair_logps import PairLogps
+from dpoctl.objectives.preference import LOSSES
 
 PROMPTS, TOKENS, END = 3, 3, 3
 COMPLETIONS = [(END,), *((a, END) for a in range(TOKENS)), *itertools.product(range(TOKENS), repeat=2)]
@@ -47,11 +49,13 @@ def bradley_terry(rewards: Tensor) -> Tensor:
     return torch.sigmoid(rewards[:, :, None] - rewards[:, None, :])
 
 
-def train(name: str, weights: Tensor, ref_tables: Tensor, beta: float, **options) -> Tensor:
+def train(name: str, weights: Tensor, ref_tables: Tensor, beta: float, rows: dict | None = None, **options) -> Tensor:
     """Log-probs [PROMPTS, K] of the policy that minimises the weighted loss over all ordered pairs, from the reference.
 
-    weights [PROMPTS, 156]: how often the pair's first completion was preferred to its second.
+    weights [PROMPTS, 156]: how often the pair's first completion was preferred to its second. `rows`: what else the
+    loss reads, such as the `gap` [PROMPTS, 156] of the scores.
     """
+    more = {key: value.reshape(-1) if isinstance(value, Tensor) else value for key, value in (rows or {}).items()}
     ref = completion_logps(ref_tables)
     tables = ref_tables.clone().requires_grad_()
     w, l = PAIRS.unbind(1)  # noqa: E741
@@ -64,7 +68,7 @@ def train(name: str, weights: Tensor, ref_tables: Tensor, beta: float, **options
         policy = completion_logps(tables)
         lengths = LENGTHS.expand(PROMPTS, K)
         sides = (policy[:, w], policy[:, l], ref[:, w], ref[:, l], lengths[:, w], lengths[:, l])
-        losses = LOSSES[name].loss(PairLogps(*(t.reshape(-1) for t in sides)), beta, **options)
+        losses = LOSSES[name].loss(PairLogps(*(t.reshape(-1) for t in sides), **more), beta, **options)
         total = (weights.reshape(-1) * losses).sum() / weights.sum()
         total.backward()
         return total
@@ -90,6 +94,43 @@ def test_dpo_reaches_the_kl_regularised_optimum(beta):
     assert total_variation(reached, optimum).max() < 1e-6
     # and is it this beta's optimum alone
     assert total_variation(reached, kl_regularised_optimum(completion_logps(tables), rewards, 1.2 * beta)).min() > 1e-2
+
+
+def ranked(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """(weights, s_w - s_l), each [PROMPTS, 156]: every pair once, the completion with the higher score chosen."""
+    gap = scores[:, PAIRS[:, 0]] - scores[:, PAIRS[:, 1]]
+    return (gap > 0).double(), gap
+
+
+@pytest.mark.parametrize(("beta", "tau"), [(1.0, 1.0), (0.5, 0.4), (0.1, 3.0)])
+def test_scores_in_the_loss_reach_the_optimum_that_hard_labels_do_not(beta, tau):
+    """The higher score is chosen: soft labels and distillation give pi_ref exp(s / (beta tau)) / Z all the same."""
+    tables, scores = world(9)
+    once, gap = ranked(scores)
+    optimum = kl_regularised_optimum(completion_logps(tables), scores, beta * tau)
+    assert total_variation(completion_logps(tables), optimum).min() > 0.1
+    soft = train("sigmoid", once, tables, beta, {"label": torch.sigmoid(gap / tau)})
+    assert total_variation(soft, optimum).max() < 1e-5
+    distilled = train("distill", once, tables, beta * tau, {"gap": gap})
+    assert total_variation(distilled, optimum).max() < 1e-5
+    # pairs that are drawn, and with them an incomplete graph of comparisons, change nothing: there is no noise in them
+    some = once * (torch.rand(once.shape, generator=torch.Generator().manual_seed(0)) < 0.5)
+    assert total_variation(train("distill", some, tables, beta * tau, {"gap": gap}), optimum).max() < 1e-5
+    # hard labels have no finite minimiser: the policy leaves the optimum for the completion that wins every pair
+    assert total_variation(train("sigmoid", once, tables, beta), optimum).max() > 0.5
+
+
+@pytest.mark.parametrize("name", ["forward-kl", "js", "alpha"])
+def test_another_divergence_has_another_optimum(name):
+    """beta f'(pi / pi_ref) is the score up to a constant of the prompt (2309.16240, theorem 1)."""
+    tables, scores = world(10)
+    once, gap = ranked(scores)
+    ref, beta = completion_logps(tables), 3.0
+    slope = DIVERGENCES[name]
+    reached = train("distill", once, tables, beta, {"gap": gap, "slope": slope})
+    rest = beta * slope(reached - ref) - scores
+    assert (rest - rest.mean(-1, keepdim=True)).abs().max() < 1e-4
+    assert total_variation(reached, kl_regularised_optimum(ref, scores, beta)).min() > 1e-3
 
 
 def test_robust_dpo_reaches_it_from_flipped_labels():

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpoctl.config.schema import spec_of
 from dpoctl.config.dpo import TrainDPO
-from dpoctl.objectives.catalogue import OBJECTIVES, canonical, having, parse_loss, traits_of
+from dpoctl.config.schema import spec_of
+from dpoctl.objectives.catalogue import canonical, having, parse_loss, traits_of
 from dpoctl.objectives.divergence import DIVERGENCES
 from dpoctl.objectives.pair_logps import PairLogps, Ranks, ranks_of
 from dpoctl.objectives.preference import LOSSES, _log_odds, objective_of

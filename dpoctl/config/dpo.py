@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..objectives.catalogue import OBJECTIVES, Traits, canonical, defaults_of, having, parse_loss, reading, traits_of
 from .conditions import When, all_of, any_of, given, not_given, one_of
@@ -121,8 +120,8 @@ class TrainDPO(Balanced, WithReference, Frontier):
     )
     score_type: str | None = option(
         None,
-        "Scale of the rows' scores (default: what the manifest of --data says). Probabilities are trained on only where "
-        "this says prob.",
+        "Scale of the rows' scores (default: what the manifest of --data says). Probabilities are trained on only "
+        "where this says prob.",
         LOSS,
         choices=SCORE_TYPES,
         when=any_of(_takes("needs_scores"), given("soft_labels")),

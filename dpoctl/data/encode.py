@@ -49,9 +49,9 @@ class PairData:
 
     `prompts`: ids of each unique prompt, in order of first appearance. `completions`: ids of each unique (prompt,
     completion), EOS included where the text is finished; `prompt_of` is the index of each one's prompt. `pairs`:
-    (chosen, rejected) as indices of completions; `lines` the source line of each and `margins` the row's `margin`, if
-    it has one. `counts`: rows, pairs, truncated, equal_dropped, empty_dropped, duplicates, special_text, from_ids, all
-    in pairs.
+    (chosen, rejected) as indices of completions; `lines` the source line of each; `margins`, `scores` (of chosen and
+    rejected) and `weights` what the row has of these, None where it lacks one. `counts`: rows, pairs, truncated,
+    equal_dropped, empty_dropped, duplicates, special_text, from_ids, all in pairs.
     """
 
     prompts: list[list[int]] = field(default_factory=list)
@@ -60,6 +60,8 @@ class PairData:
     pairs: list[tuple[int, int]] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     margins: list[float | None] = field(default_factory=list)
+    scores: list[tuple[float | None, float | None]] = field(default_factory=list)
+    weights: list[float | None] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
 
 
@@ -264,13 +266,19 @@ def encode_pairs(rows: Rows, codec: Codec, limits: Limits) -> PairData:
         counts["truncated"] += chosen[2] or rejected[2]
         unique.data.pairs.append((unique.index(*chosen[:2]), unique.index(*rejected[:2])))
         unique.data.lines.append(rows.lines[i])
-        unique.data.margins.append(None if row.get("margin") is None else float(row["margin"]))
+        unique.data.margins.append(_number(row, "margin"))
+        unique.data.scores.append((_number(row, "chosen_score"), _number(row, "rejected_score")))
+        unique.data.weights.append(_number(row, "weight"))
     read = [[a.prompt, a.completion, b.completion] for a, b in _pairs_of(answers) if a.ids is None or b.ids is None]
     _count_special(rows, codec, read, counts)
     counts["pairs"] = len(unique.data.pairs)
     counts["duplicates"] = counts["pairs"] - len(set(unique.data.pairs))
     _finish_counts(rows, counts, "pairs")
     return unique.data
+
+
+def _number(row: dict, name: str) -> float | None:
+    return None if row.get(name) is None else float(row[name])
 
 
 def _pairs_of(answers: list[Answer]) -> list[tuple[Answer, Answer]]:

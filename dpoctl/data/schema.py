@@ -179,6 +179,9 @@ def _preference_row(number: int, row: dict) -> dict:
         check_number(row, f"{name}_score")
         check_k(row, f"{name}_k")
     check_number(row, "margin")
+    check_number(row, "weight")
+    if (row.get("weight") or 0) < 0:
+        raise BadRow("weight", "a number of 0 or more", named(row["weight"]))
     return row
 
 

@@ -28,15 +28,15 @@ class Traits:
     bounded_below: bool = True
 
 
-_OF_D = {"takes_divergence": True, "takes_ld": True}
-
 OBJECTIVES: dict[str, Traits] = {
-    "sigmoid": Traits({"label_smoothing": 0.0}, takes_labels=True, **_OF_D),
-    "robust": Traits({"label_smoothing": 0.1}, takes_labels=True, bounded_below=False, **_OF_D),
-    "ipo": Traits(**_OF_D),
+    "sigmoid": Traits({"label_smoothing": 0.0}, takes_labels=True, takes_divergence=True, takes_ld=True),
+    "robust": Traits(
+        {"label_smoothing": 0.1}, takes_labels=True, bounded_below=False, takes_divergence=True, takes_ld=True
+    ),
+    "ipo": Traits(takes_divergence=True, takes_ld=True),
     "ipo-mean": Traits(),
-    "hinge": Traits(**_OF_D),
-    "rpo": Traits({"alpha": 1.0}, takes_labels=True, **_OF_D),
+    "hinge": Traits(takes_divergence=True, takes_ld=True),
+    "rpo": Traits({"alpha": 1.0}, takes_labels=True, takes_divergence=True, takes_ld=True),
     "dpop": Traits({"lambda_": 50.0}, takes_ld=True),
     "sigmoid-norm": Traits(),
     "simpo": Traits({"gamma": 1.0}, needs_reference=False),
@@ -44,7 +44,7 @@ OBJECTIVES: dict[str, Traits] = {
     "kto": Traits({"lambda_chosen": 1.0, "lambda_rejected": 1.0}, needs_batch_mean=True, takes_ld=True),
     "unlikelihood": Traits({"alpha": 0.1}, needs_reference=False, bounded_below=False),
     "distill": Traits(needs_scores=True, takes_divergence=True),
-    "exo_pair": Traits({"label_smoothing": 0.001}, takes_labels=True, **_OF_D),
+    "exo_pair": Traits({"label_smoothing": 0.001}, takes_labels=True, takes_divergence=True, takes_ld=True),
     "nca_pair": Traits(takes_ld=True),
     "bco_pair": Traits(needs_running_mean=True, takes_ld=True),
     "sppo_hard": Traits(takes_ld=True),
@@ -52,7 +52,7 @@ OBJECTIVES: dict[str, Traits] = {
     "aot_unpaired": Traits({"label_smoothing": 0.0}, needs_ranks=True, takes_ld=True),
     "apo_zero": Traits(takes_ld=True),
     "apo_down": Traits(takes_ld=True),
-    "discopop": Traits({"discopop_tau": 0.05}, **_OF_D),
+    "discopop": Traits({"discopop_tau": 0.05}, takes_divergence=True, takes_ld=True),
     "sft": Traits(needs_reference=False),
 }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class PairLogps:
     """The inputs of a loss, [P] float32 where nothing else is said; the reference's are zeros where a loss needs none.
 
     Beside the log-probs: of the batch, `batch_mean` [], the mean of c and r over the global batch (KTO's z before its
-    clamp), `running_mean` [], that over all updates so far, `mean_tokens` [], the chosen completions' mean number of
+    clamp), `running_mean` [], that over all updates so far, `mean_tokens`, the chosen completions' mean number of
     tokens, and `ranks`. Of the rows, `gap`: s_w - s_l of the scores, and `label`: the probability that w is better.
     `slope` gives f' of a log-ratio for another divergence than the reverse KL. `whole_chosen`: log p_w where `chosen`
     discounts its last tokens. What a loss does not read may be None.
@@ -39,7 +40,7 @@ class PairLogps:
     rejected_tokens: Tensor
     batch_mean: Tensor | None = None
     running_mean: Tensor | None = None
-    mean_tokens: Tensor | float | None = None
+    mean_tokens: float | None = None
     ranks: Ranks | None = None
     gap: Tensor | None = None
     label: Tensor | None = None
@@ -80,7 +81,7 @@ class PairLogps:
     def only(self, kept: Tensor) -> "PairLogps":
         """Some of the pairs: `kept` [P] bool, or indices. `ranks` are dropped: they are those of a whole batch."""
         found = {f.name: getattr(self, f.name) for f in fields(self)}
-        per_pair = {k: v[kept] for k, v in found.items() if isinstance(v, Tensor) and v.dim() == 1}
+        per_pair: dict[str, Any] = {k: v[kept] for k, v in found.items() if isinstance(v, Tensor) and v.dim() == 1}
         return replace(self, ranks=None, **per_pair)
 
 

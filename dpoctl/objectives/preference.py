@@ -182,12 +182,12 @@ def aot_unpaired(p: PairLogps, beta: float, label_smoothing: float = 0.0) -> Ten
 
 
 def apo_zero(p: PairLogps, beta: float) -> Tensor:
-    """APO-zero (arXiv 2408.06266, eq. 7): 1 - s(beta c) + s(beta r), for chosen completions better than the policy's."""
+    """APO-zero (arXiv 2408.06266, eq. 7): 1 - s(beta c) + s(beta r); chosen completions are better than the policy's."""
     return torch.sigmoid(-beta * p.c) + torch.sigmoid(beta * p.r)
 
 
 def apo_down(p: PairLogps, beta: float) -> Tensor:
-    """APO-down (arXiv 2408.06266, eq. 8): s(beta c) + 1 - s(beta D), for a policy better than the chosen completions."""
+    """APO-down (arXiv 2408.06266, eq. 8): s(beta c) + 1 - s(beta D); the policy is better than chosen completions."""
     return torch.sigmoid(beta * p.c) + torch.sigmoid(-beta * p.d)
 
 
@@ -207,7 +207,8 @@ def sft(p: PairLogps, beta: float) -> Tensor:
 
     Raises ValueError without `mean_tokens`.
     """
-    return -p.whole_chosen / _known(p.mean_tokens, "sft needs the mean number of chosen tokens of the global batch")
+    mean: float = _known(p.mean_tokens, "sft needs the mean number of chosen tokens of the global batch")
+    return -p.whole_chosen / mean
 
 
 def _smoothed(p: PairLogps, e: float) -> tuple[Tensor | float, Tensor | float]:

@@ -6,7 +6,7 @@ import torch
 
 from ..config.dpo import TrainDPO
 from ..models.logprobs import Sequences, summed_logps
-from ..objectives.catalogue import OBJECTIVES
+from ..objectives.catalogue import traits_of
 from ..outputs.claims import Output
 from ..training import loop
 from ..training.dpo import DPO
@@ -30,4 +30,5 @@ class Plan(PairsPlan):
         return summed_logps(model, sequences).sum()
 
     def reference_of(self, config: TrainDPO) -> tuple[str, str | None] | None:
-        return config.reference if OBJECTIVES[config.loss].needs_reference else None
+        cached = traits_of(config.loss).needs_reference and not config.sync_ref_every
+        return config.reference if cached else None
