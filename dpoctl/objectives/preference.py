@@ -182,7 +182,7 @@ def aot_unpaired(p: PairLogps, beta: float, label_smoothing: float = 0.0) -> Ten
 
 
 def apo_zero(p: PairLogps, beta: float) -> Tensor:
-    """APO-zero (arXiv 2408.06266, eq. 7): 1 - s(beta c) + s(beta r); chosen completions are better than the policy's."""
+    """APO-zero (arXiv 2408.06266, eq. 7): 1 - s(beta c) + s(beta r); for chosen completions that beat the policy's."""
     return torch.sigmoid(-beta * p.c) + torch.sigmoid(beta * p.r)
 
 

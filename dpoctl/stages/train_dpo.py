@@ -5,12 +5,13 @@ from typing import Any
 import torch
 
 from ..config.dpo import TrainDPO
+from ..inference.memory import Held
 from ..models.logprobs import Sequences, summed_logps
 from ..objectives.catalogue import traits_of
 from ..outputs.claims import Output
 from ..training import loop
 from ..training.dpo import DPO
-from ..training.plan import PairsPlan
+from ..training.plan import PairsPlan, is_sharded
 
 
 def run(config: TrainDPO, output: Output) -> None:
@@ -32,3 +33,9 @@ class Plan(PairsPlan):
     def reference_of(self, config: TrainDPO) -> tuple[str, str | None] | None:
         cached = traits_of(config.loss).needs_reference and not config.sync_ref_every
         return config.reference if cached else None
+
+    def held_beside(self, config: TrainDPO, trained: Held) -> dict[str, int]:
+        if not config.sync_ref_every:
+            return {}
+        world = (config.plan_world_size or 1) if is_sharded(config) else 1
+        return {"moving reference": -(-trained.size // world)}  # of the same shapes, in float32 too

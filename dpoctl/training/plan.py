@@ -57,6 +57,10 @@ class TrainingPlan(ABC):
         """(path, revision) of a reference whose log-probs are computed before the updates; None without one."""
         return None
 
+    def held_beside(self, config: Any, trained: Held) -> dict[str, int]:
+        """Bytes by name of what is held during the updates beside the trained model, on one device."""
+        return {}
+
     def lines(self) -> dict[str, Any]:
         """What --dry-run prints."""
         config, world = self.config, self.config.plan_world_size or 1
@@ -102,6 +106,7 @@ class TrainingPlan(ABC):
         phases.append(self._update_phase(config, counted, trained, scorer))
         if scorer:
             held = {name: phases[-1].parts.get(name, 0) for name in ("weights", "optimizer", "gathered")}
+            held |= self.held_beside(config, trained)
             phases.append(evaluation_phase(config, counted, Evaluated(trained.model, scorer, held), self))
         return phases
 
@@ -117,7 +122,8 @@ class TrainingPlan(ABC):
             recompute=config.activation_checkpointing,
         )
         phase = update_phase(counted, trained.model, trained.size, update, self.target)
-        return replace(phase, parts=phase.parts | {"scorer": scorer.size}) if scorer and scorer.size else phase
+        held = self.held_beside(config, trained) | ({"scorer": scorer.size} if scorer and scorer.size else {})
+        return replace(phase, parts=phase.parts | held) if held else phase
 
     def _passes(self, config: Any) -> list[Pass]:
         """The largest of the updates' first micro-batches, and the largest of those after them."""
