@@ -33,12 +33,16 @@ def of_make_prefs(counts: dict[str, Any]) -> dict[str, Any]:
     """Pairs made and left out, by reason; mean score and length (tokens) of the samples, and their histogram."""
     names = ("prompts", "samples", "pairs", "ties", "below_margin", "duplicates", "not_picked")
     samples = max(1, counts["samples"])
-    return {name: counts[name] for name in names} | {
-        "mean_score": counts["score_sum"] / samples,
-        "mean_length": counts["tokens"] / samples,
-        "ended": counts["ended"] / samples,
-        "score_histogram": [counts["histogram"].get(str(i), 0) for i in range(BINS)],
-    } | _score_type(counts)
+    return (
+        {name: counts[name] for name in names}
+        | {
+            "mean_score": counts["score_sum"] / samples,
+            "mean_length": counts["tokens"] / samples,
+            "ended": counts["ended"] / samples,
+            "score_histogram": [counts["histogram"].get(str(i), 0) for i in range(BINS)],
+        }
+        | _score_type(counts)
+    )
 
 
 def _score_type(counts: dict[str, Any]) -> dict[str, Any]:
