@@ -6,7 +6,9 @@ Numbers are compared with a plain float64 computation on the same ids; micro-bat
 import hashlib
 import json
 import math
+import os
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +22,9 @@ from dpoctl.outputs.manifests import read_manifest
 from dpoctl.runtime import signals
 from dpoctl.training import loop
 from dpoctl.training.batch_statistics import places
+from helpers.chain import COLD, ROOT, lines_in, wait_until
 from helpers.encoding import build
+from helpers.ranks import start_ranks, torchrun
 from helpers.tiny_models import tiny_model
 
 WORDS = "the film was good bad long short dull and warm plot made me laugh cry sleep it is a story".split()
@@ -208,6 +212,37 @@ def test_micro_batches_change_nothing(name, command, here):
         assert b["loss"] == pytest.approx(a["loss"], rel=2e-4, abs=1e-5)
 
 
+def test_two_ranks_change_nothing(command, here):
+    """Running means, ranks in the batch and references that move are those of all ranks' pairs."""
+    world = SimpleNamespace(folder=here, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    names = {"sum": "ddp", "aot-unpaired": "ddp", "weighted-sum": "fsdp", "moving": "fsdp"}
+    line = f"{BASE} --batch-size 4 --tokens-per-batch 40 --eval-data rows.jsonl"
+    lines = [f"{line} {CASES[name]} --parallel {kind} --out two-{name}" for name, kind in names.items()]
+    torchrun(world, *(one.split() for one in lines))
+    for name in names:
+        assert command(f"{line} {CASES[name]} --out one-{name}")[0] == 0
+        for a, b in zip(metrics(here / f"one-{name}"), metrics(here / f"two-{name}"), strict=True):
+            assert b["loss"] == pytest.approx(a["loss"], rel=2e-4, abs=1e-5), name
+            assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=2e-3), name
+        assert b["eval/loss"] == pytest.approx(a["eval/loss"], rel=1e-3), name
+
+
+@pytest.mark.slow
+def test_a_sharded_reference_that_moves_is_resumed_by_one_process(command, here):
+    """Checkpoints hold each rank's rows of it."""
+    world = SimpleNamespace(folder=here, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    line = f"{BASE} {CASES['moving']} --lr 1e-3 --epochs 999 --max-steps 60 --save-every 3 --tokens-per-batch 40 --out"
+    ranks = start_ranks(world, *f"{line} two --parallel fsdp".split(), command=COLD)
+    wait_until(lambda: lines_in(here / "two/metrics.jsonl") >= 5, *ranks)
+    ranks[0].send_signal(signal.SIGTERM)
+    assert [rank.wait(timeout=120) for rank in ranks] == [75, 75]
+    [checkpoint] = list((here / "two/checkpoints").glob("step-*"))[-1:]
+    assert len(list(checkpoint.glob("reference-*.safetensors"))) == 2
+    assert command(f"{line} two")[0] == 0 and command(f"{line} one")[0] == 0
+    one, two = ([row["loss"] for row in metrics(here / out)] for out in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-3)
+
+
 @pytest.mark.parametrize("name", ["sum", "moving"])
 def test_a_resumed_run_has_the_same_bytes(name, command, here, monkeypatch):
     """What is carried from update to update is in the checkpoint: the running mean, the reference that moves."""
@@ -332,6 +367,16 @@ def test_files_of_different_scales_are_refused(command, here):
     assert code == 0 and "scores: logit" in said and "soft labels: 0." in said
     manifest = read_manifest(here / "o")
     assert manifest["identity"]["soft-labels"] == 1 and "score-type" in manifest["identity"]
+
+
+def test_a_dry_run_refuses_what_a_run_refuses(command, here):
+    manifest_of("rows.jsonl", metrics={"score_type": "prob"})
+    code, said = command(f"{BASE} --loss distill --dry-run --out o")
+    assert code == 2 and "its scores are probabilities" in said
+    write("rows.jsonl", [{name: value for name, value in row.items() if "score" not in name} for row in rows_of(1)])
+    (here / "rows.jsonl.manifest.json").unlink()
+    code, said = command(f"{BASE} --soft-labels 2 --dry-run --out o")
+    assert code == 2 and "rows.jsonl:1: field 'chosen_score': expected a number (--soft-labels)" in said
 
 
 def test_scores_against_the_labels_are_told(command, here):

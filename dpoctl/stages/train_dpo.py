@@ -12,6 +12,7 @@ from ..outputs.claims import Output
 from ..training import loop
 from ..training.dpo import DPO
 from ..training.plan import PairsPlan, is_sharded
+from ..training.targets import check_score_type, targets_of
 
 
 def run(config: TrainDPO, output: Output) -> None:
@@ -21,11 +22,16 @@ def run(config: TrainDPO, output: Output) -> None:
 
 def plan(config: TrainDPO) -> dict:
     """What --dry-run prints."""
-    return Plan(config, config.shuffle).lines()
+    return Plan(config).lines()
 
 
 class Plan(PairsPlan):
     """The reference's log-probs, updates, and points of the frontier."""
+
+    def __init__(self, config: TrainDPO):
+        super().__init__(config, config.shuffle)
+        check_score_type(config, config.data, [self.data])
+        targets_of(config, self.rows, self.data)  # refuses what a run refuses
 
     def loss(self, model: Any, sequences: Sequences) -> torch.Tensor:
         return summed_logps(model, sequences).sum()

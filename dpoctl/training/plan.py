@@ -235,6 +235,7 @@ class PairsPlan(TrainingPlan):
         rows, _ = load_training_rows(config, "preferences")
         context = context_without_weights(config.model, revision=config.revision)
         limits = setup.limits_within(context, config.max_length, config.max_prompt_length)
+        self.rows = rows
         self.data: PairData = encode_pairs(rows, setup.codec_of(config), limits)
         self.sequences = pairs.sequences(self.data)
         self.stream = pairs.pair_stream(self.data, config, *shuffle)
