@@ -8,6 +8,7 @@ form is the objective's doing. All in float64.
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from dpoctl.objectives.divergence import DIVERGENCES
 from dpoctl.objectives.kl import best_of_n_kl_bound, kl, kl_regularised_optimum, optimal_point
 from dpoctl.objectives.pair_logps import PairLogps
 from dpoctl.objectives.preference import LOSSES
+from dpoctl.objectives.unpaired import UNPAIRED_LOSSES
 
 PROMPTS, TOKENS, END = 3, 3, 3
 COMPLETIONS = [(END,), *((a, END) for a in range(TOKENS)), *itertools.product(range(TOKENS), repeat=2)]
@@ -131,6 +133,47 @@ def test_another_divergence_has_another_optimum(name):
     rest = beta * slope(reached - ref) - scores
     assert (rest - rest.mean(-1, keepdim=True)).abs().max() < 1e-4
     assert total_variation(reached, kl_regularised_optimum(ref, scores, beta)).min() > 1e-3
+
+
+def rated(name: str, share: Tensor, tables: Tensor, beta: float, **means: float) -> Tensor:
+    """Log-probs [PROMPTS, K] of the policy that minimises an unpaired loss; `share` [PROMPTS, K] of them are good."""
+    ref, policy = completion_logps(tables), tables.clone().requires_grad_()
+    given = {key: torch.tensor(value, dtype=torch.float64) for key, value in means.items()}
+    zeros, ones = torch.zeros(PROMPTS * K, dtype=torch.float64), torch.ones(PROMPTS * K, dtype=torch.float64)
+    optimiser = torch.optim.LBFGS(
+        [policy], lr=1.0, max_iter=500, tolerance_grad=1e-10, tolerance_change=0.0, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        p = PairLogps(completion_logps(policy).reshape(-1), zeros, ref.reshape(-1), zeros, ones, ones, **given)
+        both = [UNPAIRED_LOSSES[name].loss(replace(p, label=label), beta) for label in (ones, zeros)]
+        total = (share.reshape(-1) * both[0] + (1 - share.reshape(-1)) * both[1]).mean()
+        total.backward()
+        return total
+
+    optimiser.step(closure)
+    return completion_logps(policy.detach())
+
+
+def test_unpaired_bco_reaches_the_odds_of_the_labels():
+    """At its minimum c = delta + logit(q) / beta for a share q of good ratings."""
+    tables, rewards = world(11)
+    ref, beta = completion_logps(tables), 2.0
+    optimum = kl_regularised_optimum(ref, rewards, beta)
+    log_z = (ref + rewards / beta).logsumexp(-1)
+    share = torch.sigmoid(rewards - beta * log_z[:, None])  # shifted by prompt, so that delta = 0 fits all of them
+    assert total_variation(ref, optimum).min() > 0.1
+    assert total_variation(rated("bco", share, tables, beta, running_mean=0.0), optimum).max() < 1e-5
+
+
+def test_unpaired_kto_gives_its_mass_to_what_most_ratings_call_good():
+    """Its value saturates (2402.01306, section 4.3): completions below a share of 1/2 lose all of their mass."""
+    tables, rewards = world(12)
+    share = torch.sigmoid(rewards)
+    good = share > 0.5
+    assert (completion_logps(tables).exp() * good).sum(-1).max() < 0.95
+    assert (rated("kto", share, tables, 1.0, batch_mean=0.0).exp() * good).sum(-1).min() > 0.99
 
 
 def test_robust_dpo_reaches_it_from_flipped_labels():

@@ -16,6 +16,7 @@ from dpoctl.objectives.catalogue import canonical, having, parse_loss, traits_of
 from dpoctl.objectives.divergence import DIVERGENCES
 from dpoctl.objectives.pair_logps import PairLogps, Ranks, ranks_of
 from dpoctl.objectives.preference import LOSSES, _log_odds, objective_of
+from dpoctl.objectives.unpaired import UNPAIRED_LOSSES
 
 OPTIONS = {  # values under which every option of every loss matters
     "sigmoid": {"label_smoothing": 0.2},
@@ -381,7 +382,7 @@ def test_the_catalogue_has_the_defaults_of_the_functions():
 
 def test_the_command_line_knows_the_same_losses_and_options():
     known = {f.name: f for f in fields(TrainDPO)}
-    assert set(spec_of(known["loss"]).choices) == set(LOSSES)
+    assert set(spec_of(known["loss"]).choices) == set(LOSSES) | set(UNPAIRED_LOSSES)
     # what is not given falls to the loss's own default
     assert all(known[option].default is None for objective in LOSSES.values() for option in objective.options)
 
@@ -477,6 +478,49 @@ def test_divergences_have_the_slope_of_their_generators():
         slope = torch.autograd.grad(f.sum(), u)[0]
         got = DIVERGENCES[name](u.detach().log(), a)
         assert (slope - got).std() < 1e-12, name
+
+
+# --- single completions with a label ----------------------------------------------------------------------------------
+
+UNPAIRED_BY_HAND = [  # c = 1 (pair A's chosen completion), beta 2, l_D = 3, l_U = 0.5
+    # z = 0.5: 3 s(-1) and 0.5 s(1) = 0.5 * 0.7310585786
+    ("kto", 0.5, 0.8068242641, 0.3655292893),
+    # z = max(0, -2) = 0: 3 s(-2) and 0.5 s(2)
+    ("kto", -2.0, 0.3576087661, 0.4403985390),
+    # delta = 0.5: 3 log(1 + e^-1) and 0.5 log(1 + e)
+    ("bco", 0.5, 0.9397850626, 0.6566308438),
+    ("apo_zero_unpaired", 9.0, 0.3576087661, 0.4403985390),  # as kto with z = 0, whatever the means are
+]
+
+
+@pytest.mark.parametrize(("name", "mean", "desirable", "undesirable"), UNPAIRED_BY_HAND)
+def test_unpaired_losses_by_hand(name, mean, desirable, undesirable):
+    for label, expected in ((1.0, desirable), (0.0, undesirable)):
+        p = pairs(*A, mean, label=[label])
+        value = UNPAIRED_LOSSES[name].loss(p, 2.0, lambda_chosen=3.0, lambda_rejected=0.5).item()
+        assert value == pytest.approx(expected, rel=0, abs=6e-11)
+
+
+def test_unpaired_losses_read_what_their_traits_say():
+    p = replace(some_pairs(), label=(torch.arange(64) % 3 == 0).double())
+    for name, objective in UNPAIRED_LOSSES.items():
+        value = objective.loss(p, 0.5)
+        assert value.min() >= 0 and objective.bounded_below
+        other = objective.loss(replace(p, batch_mean=p.batch_mean + 1), 0.5)
+        assert torch.equal(value, other) != objective.needs_batch_mean, name
+        other = objective.loss(replace(p, running_mean=p.running_mean + 1), 0.5)
+        assert torch.equal(value, other) != objective.needs_running_mean, name
+        for option, sign in (("lambda_chosen", p.label == 1), ("lambda_rejected", p.label == 0)):
+            changed_where = objective.loss(p, 0.5, **{option: 2.0}) != value
+            assert torch.equal(changed_where, sign), name
+        with pytest.raises(ValueError):
+            objective.loss(replace(p, label=None), 0.5)
+    # KTO on pairs is the sum of its two halves, where z is the same
+    halves = [
+        UNPAIRED_LOSSES["kto"].loss(replace(each, label=torch.full((64,), label, dtype=torch.float64)), 0.5)
+        for each, label in ((p, 1.0), (replace(swapped(p), batch_mean=p.batch_mean), 0.0))
+    ]
+    torch.testing.assert_close(loss("kto", p), sum(halves), rtol=1e-13, atol=0)
 
 
 # --- extreme inputs --------------------------------------------------------------------------------------------------

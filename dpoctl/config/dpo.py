@@ -3,7 +3,17 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from ..objectives.catalogue import OBJECTIVES, Traits, canonical, defaults_of, having, parse_loss, reading, traits_of
+from ..objectives.catalogue import (
+    ALWAYS_UNPAIRED,
+    OBJECTIVES,
+    Traits,
+    canonical,
+    defaults_of,
+    having,
+    parse_loss,
+    reading,
+    traits_of,
+)
 from .conditions import When, all_of, any_of, given, not_given, one_of
 from .schema import amended, option
 from .shared import DATA, EVAL, EVAL_PROMPTS, LOSS, OPT, RUN
@@ -31,6 +41,11 @@ def _takes(flag: str) -> When:
 
 _WITH_REFERENCE = _loss(lambda traits: traits.needs_reference, "with losses that have a reference")
 _PAIR_BY_PAIR = _loss(lambda traits: not traits.needs_ranks, f"without {_one_of(having('needs_ranks'))[5:]}")
+_UNPAIRED_ROWS = When(
+    lambda c: c.is_unpaired,
+    lambda c: f"with --loss {c.loss}" + (" and without --unpaired" if c.loss == "kto" else ""),
+    "with --unpaired, or with --loss bco or apo_zero_unpaired",
+)
 _REFERENCE = any_of(_WITH_REFERENCE, EVAL_PROMPTS)
 
 
@@ -52,7 +67,7 @@ class TrainDPO(Balanced, WithReference, Frontier):
         "sigmoid",
         "Objective; sigmoid is DPO. A weighted sum: sigmoid:0.8,bco_pair:0.2,sft:1. See dpoctl docs losses.",
         LOSS,
-        choices=tuple(OBJECTIVES),
+        choices=(*OBJECTIVES, *ALWAYS_UNPAIRED),
         summed=canonical,
         synonyms={"dpo": "DPO's loss is sigmoid", "cdpo": "cDPO is sigmoid with --label-smoothing"},
     )
@@ -102,6 +117,18 @@ class TrainDPO(Balanced, WithReference, Frontier):
         LOSS,
         at_least=0,
         when=_reads("lambda_rejected"),
+    )
+    unpaired: bool = option(
+        False,
+        "Rows are single completions with a `label`, not pairs; bco and apo_zero_unpaired always read such rows.",
+        LOSS,
+        when=one_of("loss", "kto"),
+    )
+    threshold: float | None = option(
+        None,
+        "Completions are desirable whose `label`, or else `score`, is at least this (default: the label is true).",
+        LOSS,
+        when=_UNPAIRED_ROWS,
     )
     discopop_tau: float | None = option(
         None,
@@ -195,6 +222,16 @@ class TrainDPO(Balanced, WithReference, Frontier):
     optimizer: str = option("rmsprop", OPTIMIZER_HELP, OPT, choices=OPTIMIZERS)
     max_grad_norm: float = option(10.0, "Gradients are clipped to this norm.", OPT, above=0)
 
+    @property
+    def is_unpaired(self) -> bool:
+        """Whether rows are single completions with a label."""
+        return self.loss in ALWAYS_UNPAIRED or (self.loss == "kto" and self.unpaired)
+
+    def check_unpaired(self) -> Iterator[str]:
+        for name, asked in (("--wpo", self.wpo), ("--ld-alpha", self.ld_alpha is not None)):
+            if asked and self.is_unpaired:
+                yield f"{name} compares the completions of a pair, and these rows have one each"
+
     def check_smoothing(self) -> Iterator[str]:
         if "exo_pair" in _names(self.loss) and self.label_smoothing == 0:
             yield "--label-smoothing 0: exo_pair needs labels that are not certain, such as 0.001"
@@ -216,4 +253,4 @@ class TrainDPO(Balanced, WithReference, Frontier):
 
 
 def _names(loss: str) -> list[str]:
-    return [name for name, _ in parse_loss(loss)]
+    return [] if loss in ALWAYS_UNPAIRED else [name for name, _ in parse_loss(loss)]

@@ -153,7 +153,7 @@ class Shapes:
             row["prompt"] = row.pop(name)
             said.append(name)
             chat = name == "instruction"
-        if self.kind in ("text", "completions"):
+        if self.kind in ("text", "completions", "unpaired"):
             self._map_completion(row)
         if isinstance(row.get("input"), str) and isinstance(row.get("prompt"), str):
             more = row.pop("input")

@@ -56,6 +56,14 @@ OBJECTIVES: dict[str, Traits] = {
     "sft": Traits(needs_reference=False),
 }
 
+_WEIGHTS = {"lambda_chosen": 1.0, "lambda_rejected": 1.0}
+UNPAIRED: dict[str, Traits] = {  # on single completions with a label
+    "kto": Traits(_WEIGHTS, needs_batch_mean=True),
+    "bco": Traits(_WEIGHTS, needs_running_mean=True),
+    "apo_zero_unpaired": Traits(_WEIGHTS),
+}
+ALWAYS_UNPAIRED = tuple(name for name in UNPAIRED if name not in OBJECTIVES)
+
 _FLAGS = [name for name, default in Traits().__dict__.items() if isinstance(default, bool)]
 _OF_ALL = ("bounded_below",)  # holds for a sum where it holds for every term; the others where it does for one
 
@@ -95,6 +103,8 @@ def canonical(text: str) -> str:
 @lru_cache
 def traits_of(text: str) -> Traits:
     """The traits of a loss or of a sum: it needs, takes and reads what one of its terms does."""
+    if text in ALWAYS_UNPAIRED:
+        return UNPAIRED[text]
     terms = [OBJECTIVES[name] for name, _ in parse_loss(text)]
     options = {option: value for traits in terms for option, value in traits.options.items()}
     held = {flag: (all if flag in _OF_ALL else any)(getattr(t, flag) for t in terms) for flag in _FLAGS}
@@ -108,7 +118,7 @@ def having(flag: str) -> tuple[str, ...]:
 
 def reading(option: str) -> tuple[str, ...]:
     """The names of the objectives that read an option."""
-    return tuple(name for name, traits in OBJECTIVES.items() if option in traits.options)
+    return tuple(name for name, traits in (OBJECTIVES | UNPAIRED).items() if option in traits.options)
 
 
 def defaults_of(option: str) -> str:

@@ -124,7 +124,7 @@ def distill(p: PairLogps, beta: float) -> Tensor:
     With the policy of the round before as reference it is REBEL's regression (2404.16767, eta = 1/beta). Its
     minimiser on full support is pi_ref exp(s / beta) / Z. Raises ValueError without scores.
     """
-    return (beta * p.d - _known(p.gap, "distill needs the scores of both completions")) ** 2
+    return (beta * p.d - known(p.gap, "distill needs the scores of both completions")) ** 2
 
 
 def exo_pair(p: PairLogps, beta: float, label_smoothing: float = 0.001) -> Tensor:
@@ -150,7 +150,7 @@ def bco_pair(p: PairLogps, beta: float) -> Tensor:
 
     delta is the mean of c and r over all updates so far, detached, from `running_mean`. Raises ValueError without it.
     """
-    delta = _known(p.running_mean, "bco_pair needs the running mean of c and r").detach()
+    delta = known(p.running_mean, "bco_pair needs the running mean of c and r").detach()
     return -F.logsigmoid(beta * (p.c - delta)) - F.logsigmoid(-beta * (p.r - delta))
 
 
@@ -165,7 +165,7 @@ def aot(p: PairLogps, beta: float, label_smoothing: float = 0.0) -> Tensor:
 
     v is `ranks.margin`. Raises ValueError without it.
     """
-    ranks = _known(p.ranks, "aot needs what has the same rank in the global batch")
+    ranks = known(p.ranks, "aot needs what has the same rank in the global batch")
     return _logistic(beta * (p.chosen - p.rejected - ranks.margin), label_smoothing)
 
 
@@ -175,7 +175,7 @@ def aot_unpaired(p: PairLogps, beta: float, label_smoothing: float = 0.0) -> Ten
     A pair's c and r have different partners, `ranks.rejected` and `ranks.chosen`: the value is half of both terms, so
     that each counts once in the batch, the gradient that of both. Raises ValueError without them.
     """
-    ranks = _known(p.ranks, "aot_unpaired needs what has the same rank in the global batch")
+    ranks = known(p.ranks, "aot_unpaired needs what has the same rank in the global batch")
     of_c = _logistic(beta * (p.c - ranks.rejected), label_smoothing)
     both = of_c + _logistic(beta * (ranks.chosen - p.r), label_smoothing)
     return both - 0.5 * both.detach()
@@ -207,7 +207,7 @@ def sft(p: PairLogps, beta: float) -> Tensor:
 
     Raises ValueError without `mean_tokens`.
     """
-    mean: float = _known(p.mean_tokens, "sft needs the mean number of chosen tokens of the global batch")
+    mean: float = known(p.mean_tokens, "sft needs the mean number of chosen tokens of the global batch")
     return -p.whole_chosen / mean
 
 
@@ -226,7 +226,7 @@ def _logistic(x: Tensor, e: float) -> Tensor:
 T = TypeVar("T")
 
 
-def _known(value: T | None, otherwise: str) -> T:
+def known(value: T | None, otherwise: str) -> T:
     if value is None:
         raise ValueError(otherwise)
     return value

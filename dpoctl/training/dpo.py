@@ -13,7 +13,7 @@ from ..errors import NumericalError
 from ..models.logprobs import Sequences
 from ..models.tokenizers import require_same_tokenizer
 from ..objectives.pair_logps import PairLogps
-from ..objectives.preference import objective_of
+from ..objectives.preference import Objective, objective_of
 from ..outputs.claims import Output
 from ..runtime import collectives, fsdp
 from ..runtime.fsdp_root import is_sharded
@@ -44,28 +44,30 @@ class DPO(PairTask):
     """A policy that learns from pairs by the objective of --loss, relative to its reference."""
 
     config: TrainDPO
+    rows_kind = "preferences"
     next_command = "dpoctl evaluate --model {out} --ref {ref} --prompts PROMPTS.jsonl --out eval.jsonl"
 
     def __init__(self, config: TrainDPO, output: Output):
         super().__init__(config, output)
         self.ref = config.ref or config.model
-        self.objective = objective_of(config.loss)
+        self.objective = self.find_objective()
         given = {name: getattr(config, name) for name in self.objective.options}
         self.loss_options = {name: value for name, value in given.items() if value is not None}
-        rows, held_out_rows = held_out_files.load_rows(config, "preferences")
+        rows, held_out_rows = held_out_files.load_rows(config, self.rows_kind)
         held_out_files.warn_of_shared(rows, held_out_rows)
-        self.data = self._encode(rows)
+        self.data = self.encode(rows)
         self.trains_chats = self.data.counts["chats"] > 0
-        held_out = self._encode(held_out_rows) if held_out_rows else None
+        held_out = self.encode(held_out_rows) if held_out_rows else None
         check_score_type(config, (*config.data, *config.eval_data), [self.data, *([held_out] if held_out else [])])
         targets = targets_of(config, rows, self.data)
         held_out_targets = targets_of(config, held_out_rows, held_out) if held_out_rows and held_out else Targets()
-        self.running: tuple[float, float] | None = None
+        self.running: Any = None  # running means with the update under way
+        self.mismatches: dict[int, Dataset] = {}
         self.moving = self._open_moving() if config.sync_ref_every else None
         self.comparison = Comparison(config, self.model, self.moving, self.compute.device)
-        self.train_set = self._with_reference(self.data, targets)
+        self.train_set = self.with_reference(self.data, targets)
         self.stream = pairs.pair_stream(self.data, config, config.shuffle)
-        self.held_out = self._with_reference(held_out, held_out_targets) if held_out else None
+        self.held_out = self.with_reference(held_out, held_out_targets) if held_out else None
         self.has_held_out = held_out is not None
         self._check_start()
         self.parts = held_out_files.parts_of(held_out.lines, config.eval_data) if held_out else {}
@@ -75,7 +77,10 @@ class DPO(PairTask):
             trained_on = {tuple(p) for p in self.data.prompts}
             self.frontier = FrontierEvaluation(config, self, method_name(config), trained_on)
 
-    def _encode(self, rows: Rows) -> PairData:
+    def find_objective(self) -> Objective:
+        return objective_of(self.config.loss)
+
+    def encode(self, rows: Rows) -> PairData:
         data = encode_pairs(rows, self.codec, setup.lengths(self.config, self.model))
         size = f"{len(data.pairs)} pairs over {len(data.completions)} completions of {len(data.prompts)} prompts"
         log.say(f"{rows.path}: {size}")
@@ -93,7 +98,7 @@ class DPO(PairTask):
     def further_tensors(self) -> dict[str, Tensor]:
         return self.moving.tensors if self.moving else {}
 
-    def _with_reference(self, data: PairData, targets: Targets) -> Dataset:
+    def with_reference(self, data: PairData, targets: Targets) -> Dataset:
         """The data with the reference's log-probs; zeros for an objective without a reference."""
         config, sequences = self.config, pairs.sequences(data)
         if self.moving:
@@ -128,31 +133,35 @@ class DPO(PairTask):
 
     def step(self, step: int, trainer: Any) -> float:
         loss = super().step(step, trainer)
-        if self.running is not None:
-            self.state[batch_statistics.RUNNING] = self.running
+        self.commit()
         every = self.config.sync_ref_every
         if self.moving and every and (step + 1) % every == 0:
             self.moving.move(self.model)
         return loss
 
+    def commit(self) -> None:
+        """Keep the running means of an update that is done: a rerun of the update begins with those before it."""
+        if self.running is not None:
+            self.state[batch_statistics.RUNNING] = self.running
+
     def micro_batches(self, step: int) -> list[Micro]:
         batches, rows = self.pair_batches(step), self.stream.batch(step)
-        statistics = self._statistics(batches, rows)
+        statistics = self.statistics(batches, rows)
         return [Micro(batch, statistics) for batch in batches]
 
     @torch.no_grad()
-    def _statistics(self, batches: list[PairBatch], rows: list[int]) -> Statistics:
+    def statistics(self, batches: list[PairBatch], rows: list[int]) -> Statistics:
         """What the losses of an update read of the whole batch; one more pass where it takes the policy."""
         compared: list[tuple[list[int], Compared]] = []
         if batch_statistics.needs_pass(self.objective):
-            compared = self._compare_all(batches, self.train_set)
+            compared = self.compare_all(batches, self.train_set)
         found = batch_statistics.of_batch(self.objective, compared, rows, self.train_set, self.compute.device)
         if self.objective.needs_running_mean:
             self.running = batch_statistics.running(self.state, found.batch_mean, found.weight)
             found = found.with_running_mean(self.running)
         return found
 
-    def _compare_all(self, batches: list[PairBatch], dataset: Dataset) -> list[tuple[list[int], Compared]]:
+    def compare_all(self, batches: list[PairBatch], dataset: Dataset) -> list[tuple[list[int], Compared]]:
         """The rows of each micro-batch, and its pairs under policy and reference."""
         with self.compute.autocast():
             in_lockstep = fsdp.in_lockstep(self.model, batches, self.dummy_loss)
@@ -164,7 +173,11 @@ class DPO(PairTask):
         compared = self.comparison.compare(batch, self.train_set, routed)
         losses = self._losses(compared, micro.statistics, batch.rows)
         balance, logged = self.balance.loss(routed, len(batch.pairs) / n)
-        return losses.sum() / n + balance, _sums(compared.logps, self.config.beta) | logged
+        return losses.sum() / n + balance, self.logged(compared.logps, micro.statistics) | logged
+
+    def logged(self, p: PairLogps, statistics: Statistics) -> Sums:
+        """Sums and weights of what is logged of a micro-batch."""
+        return _sums(p, self.config.beta)
 
     def _losses(self, compared: Compared, statistics: Statistics, rows: list[int]) -> Tensor:
         """[P]: the loss of each of a micro-batch's pairs, times its weight."""
@@ -191,7 +204,7 @@ class DPO(PairTask):
         data = self.held_out.pairs
         every, rank, world = list(range(len(data.pairs))), collectives.rank(), collectives.world_size()
         batches = pairs.micro_batches(data, every, self.config.tokens_per_batch, rank, world)
-        compared = self._compare_all(batches, self.held_out)
+        compared = self.compare_all(batches, self.held_out)
         metrics = self._held_out_metrics(compared, every)
         for name, members in self.parts.items():
             if members:
@@ -204,14 +217,21 @@ class DPO(PairTask):
         assert self.held_out is not None
         data, meter = self.held_out, Meter()
         compared = [(mine, each) for mine, each in compared if mine]
-        found = batch_statistics.of_batch(self.objective, compared, rows, data, self.compute.device, late=True)
-        if self.objective.needs_running_mean:
-            found = found.with_running_mean(batch_statistics.running(self.state))
+        found = self.held_out_statistics(compared, rows)
         for mine, each in compared:
             losses, weights = self._losses(each, found, mine), data.targets.weights
             meter.add("loss", losses.double().sum(), float(len(mine) if weights is None else weights[mine].sum()))
-            meter.add_all(_sums(each.logps, self.config.beta))
+            meter.add_all(self.logged(each.logps, found))
         return meter.take()
+
+    def held_out_statistics(self, compared: list[tuple[list[int], Compared]], rows: list[int]) -> Statistics:
+        """What the losses of held-out pairs read of all of them."""
+        assert self.held_out is not None
+        device = self.compute.device
+        found = batch_statistics.of_batch(self.objective, compared, rows, self.held_out, device, late=True)
+        if self.objective.needs_running_mean:
+            found = found.with_running_mean(batch_statistics.running(self.state))
+        return found
 
     def on_log(self, row: dict[str, float]) -> None:
         self.monitor.check(row)
@@ -235,7 +255,7 @@ class DPO(PairTask):
 
     def _check_log_ratios(self, micros: list[Micro], bound: float | None) -> None:
         """`bound`: the largest log-ratio by the root of a completion's tokens; None: `_LARGEST_START` for each."""
-        compared = self._compare_all([micro.batch for micro in micros], self.train_set)
+        compared = self.compare_all([micro.batch for micro in micros], self.train_set)
         every = collectives.gather([_largest_ratios(each.logps) for _, each in compared])
         largest, by_root = (start_check.highest(x[i] for found in every for x in found) for i in (0, 1))
         config = self.config
@@ -253,6 +273,8 @@ class DPO(PairTask):
 def method_name(config: TrainDPO) -> str:
     """The name of the method in evaluation rows."""
     name = "dpo" if config.loss == "sigmoid" else config.loss
+    if config.is_unpaired and config.loss == "kto":
+        return "kto-unpaired"
     return name if config.soft_labels is None else f"{name}-soft"
 
 

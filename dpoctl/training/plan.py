@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import log
-from ..data.encode import PairData, encode_pairs
-from ..data.readers import load_rows
+from ..data.encode import Limits, PairData, encode_pairs
+from ..data.readers import Rows, load_rows
 from ..inference import memory
 from ..inference.fitting import lines_of
 from ..inference.memory import Batch, Held, Phase, PlannedScorer
@@ -229,19 +229,24 @@ class PairsPlan(TrainingPlan):
     """The plan of a training on preferences, in the order of `pairs.pair_stream`."""
 
     config: PairPlanOptions
+    kind_of_rows = "preferences"
 
     def __init__(self, config: PairPlanOptions, *shuffle: str):
         super().__init__(config)
-        rows, _ = load_training_rows(config, "preferences")
+        rows, _ = load_training_rows(config, self.kind_of_rows)
         context = context_without_weights(config.model, revision=config.revision)
         limits = setup.limits_within(context, config.max_length, config.max_prompt_length)
         self.rows = rows
-        self.data: PairData = encode_pairs(rows, setup.codec_of(config), limits)
+        self.data = self.encode(config, rows, limits)
         self.sequences = pairs.sequences(self.data)
         self.stream = pairs.pair_stream(self.data, config, *shuffle)
         self.steps = self.stream.steps
         data = self.data
         self.head = {"pairs": len(data.pairs), "prompts": len(data.prompts), "completions": len(data.completions)}
+
+    def encode(self, config: Any, rows: Rows, limits: Limits) -> PairData:
+        """The pairs of the rows."""
+        return encode_pairs(rows, setup.codec_of(config), limits)
 
     def micros(self, config: Any, step: int) -> list[Sequences]:
         world = config.plan_world_size or 1
