@@ -1,9 +1,7 @@
-"""train-dpo on single completions with a label: a plain computation, micro-batches, ranks, resuming, refusals."""
+"""train-dpo on single completions with a label: a plain computation, micro-batches, resuming, refusals."""
 
 import json
-import os
 import signal
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +12,7 @@ from dpoctl.data.encode import Limits, PairData
 from dpoctl.data.unpaired import mismatched
 from dpoctl.runtime import signals
 from dpoctl.training import loop
-from helpers.chain import ROOT
 from helpers.losses import Plain, metrics, small_models, write
-from helpers.ranks import torchrun
 
 WORDS = "the film was good bad long short dull and warm plot made me laugh cry sleep".split()
 BASE = (
@@ -108,20 +104,14 @@ def test_the_first_loss_is_that_of_a_plain_computation(command, here):
 
 
 @pytest.mark.parametrize("name", ["bco", "weighted"])
-def test_micro_batches_and_ranks_change_nothing(name, command, here):
+def test_micro_batches_change_nothing(name, command, here):
     line = f"{BASE} {CASES[name]} --eval-data rows.jsonl"
     assert command(f"{line} --out one")[0] == 0
     assert command(f"{line} --tokens-per-batch 15 --out many")[0] == 0
-    outs = ["many"]
-    if name == "weighted":
-        world = SimpleNamespace(folder=here, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
-        torchrun(world, f"{line} --parallel fsdp --tokens-per-batch 15 --out ranks".split())
-        outs.append("ranks")
-    for out in outs:
-        for a, b in zip(metrics(here / "one"), metrics(here / out), strict=True):
-            assert b["loss"] == pytest.approx(a["loss"], rel=2e-4, abs=1e-5)
-            assert all(b[key] == pytest.approx(value, rel=3e-3, abs=3e-4) for key, value in a.items()), (a, b)
-        assert "eval/loss" in b and "eval/rewards/chosen" in b
+    for a, b in zip(metrics(here / "one"), metrics(here / "many"), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=2e-4, abs=1e-5)
+        assert all(b[key] == pytest.approx(value, rel=3e-3, abs=3e-4) for key, value in a.items()), (a, b)
+    assert "eval/loss" in b and "eval/rewards/chosen" in b
 
 
 def test_a_resumed_run_has_the_same_bytes(command, here, monkeypatch):
