@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-fake-gpu test-architectures test-families test-gpu test-vllm torture lint bench bench-rows clean
+.PHONY: install demo test test-slow test-fake-gpu test-architectures test-families test-gpu test-vllm torture lint bench bench-losses bench-rows clean
 .DELETE_ON_ERROR:
 
 install: $(STAMP)
@@ -72,6 +72,10 @@ lint: install
 BENCH := work/bench
 bench: install $(BENCH)/trl-1.16.0/.installed $(BENCH)/trl-1.12.0/.installed
 	BENCH_VLLM="$(abspath $(VLLM_ENV))/bin/python" $(BIN)/python tests/bench/bench.py $(if $(ONLY),--only $(ONLY)) $(if $(MODEL),--model $(MODEL)) $(if $(DATA),--data $(DATA)) $(if $(ROUNDS),--rounds $(ROUNDS))
+
+# every objective that TRL has too: loss and gradients on the same batch
+bench-losses: install $(BENCH)/trl-1.16.0/.installed
+	$(BIN)/python tests/bench/losses.py
 
 # score over ten million generated rows, beside a tenth of them: rows/s and peak memory
 bench-rows: install

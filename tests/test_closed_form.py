@@ -8,13 +8,17 @@ form is the objective's doing. All in float64.
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from dpoctl.objectives.divergence import DIVERGENCES
 from dpoctl.objectives.kl import best_of_n_kl_bound, kl, kl_regularised_optimum, optimal_point
-from dpoctl.objectives.preference import LOSSES, PairLogps
+from dpoctl.objectives.pair_logps import PairLogps
+from dpoctl.objectives.preference import LOSSES
+from dpoctl.objectives.unpaired import UNPAIRED_LOSSES
 
 PROMPTS, TOKENS, END = 3, 3, 3
 COMPLETIONS = [(END,), *((a, END) for a in range(TOKENS)), *itertools.product(range(TOKENS), repeat=2)]
@@ -47,11 +51,13 @@ def bradley_terry(rewards: Tensor) -> Tensor:
     return torch.sigmoid(rewards[:, :, None] - rewards[:, None, :])
 
 
-def train(name: str, weights: Tensor, ref_tables: Tensor, beta: float, **options) -> Tensor:
+def train(name: str, weights: Tensor, ref_tables: Tensor, beta: float, rows: dict | None = None, **options) -> Tensor:
     """Log-probs [PROMPTS, K] of the policy that minimises the weighted loss over all ordered pairs, from the reference.
 
-    weights [PROMPTS, 156]: how often the pair's first completion was preferred to its second.
+    weights [PROMPTS, 156]: how often the pair's first completion was preferred to its second. `rows`: what else the
+    loss reads, such as the `gap` [PROMPTS, 156] of the scores.
     """
+    more = {key: value.reshape(-1) if isinstance(value, Tensor) else value for key, value in (rows or {}).items()}
     ref = completion_logps(ref_tables)
     tables = ref_tables.clone().requires_grad_()
     w, l = PAIRS.unbind(1)  # noqa: E741
@@ -64,7 +70,7 @@ def train(name: str, weights: Tensor, ref_tables: Tensor, beta: float, **options
         policy = completion_logps(tables)
         lengths = LENGTHS.expand(PROMPTS, K)
         sides = (policy[:, w], policy[:, l], ref[:, w], ref[:, l], lengths[:, w], lengths[:, l])
-        losses = LOSSES[name].loss(PairLogps(*(t.reshape(-1) for t in sides)), beta, **options)
+        losses = LOSSES[name].loss(PairLogps(*(t.reshape(-1) for t in sides), **more), beta, **options)
         total = (weights.reshape(-1) * losses).sum() / weights.sum()
         total.backward()
         return total
@@ -90,6 +96,84 @@ def test_dpo_reaches_the_kl_regularised_optimum(beta):
     assert total_variation(reached, optimum).max() < 1e-6
     # and is it this beta's optimum alone
     assert total_variation(reached, kl_regularised_optimum(completion_logps(tables), rewards, 1.2 * beta)).min() > 1e-2
+
+
+def ranked(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """(weights, s_w - s_l), each [PROMPTS, 156]: every pair once, the completion with the higher score chosen."""
+    gap = scores[:, PAIRS[:, 0]] - scores[:, PAIRS[:, 1]]
+    return (gap > 0).double(), gap
+
+
+@pytest.mark.parametrize(("beta", "tau"), [(1.0, 1.0), (0.5, 0.4), (0.1, 3.0)])
+def test_scores_in_the_loss_reach_the_optimum_that_hard_labels_do_not(beta, tau):
+    """The higher score is chosen: soft labels and distillation give pi_ref exp(s / (beta tau)) / Z all the same."""
+    tables, scores = world(9)
+    once, gap = ranked(scores)
+    optimum = kl_regularised_optimum(completion_logps(tables), scores, beta * tau)
+    assert total_variation(completion_logps(tables), optimum).min() > 0.1
+    soft = train("sigmoid", once, tables, beta, {"label": torch.sigmoid(gap / tau)})
+    assert total_variation(soft, optimum).max() < 1e-5
+    distilled = train("distill", once, tables, beta * tau, {"gap": gap})
+    assert total_variation(distilled, optimum).max() < 1e-5
+    # pairs that are drawn, and with them an incomplete graph of comparisons, change nothing: there is no noise in them
+    some = once * (torch.rand(once.shape, generator=torch.Generator().manual_seed(0)) < 0.5)
+    assert total_variation(train("distill", some, tables, beta * tau, {"gap": gap}), optimum).max() < 1e-5
+    # hard labels have no finite minimiser: the policy leaves the optimum for the completion that wins every pair
+    assert total_variation(train("sigmoid", once, tables, beta), optimum).max() > 0.5
+
+
+@pytest.mark.parametrize("name", ["forward-kl", "js", "alpha"])
+def test_another_divergence_has_another_optimum(name):
+    """beta f'(pi / pi_ref) is the score up to a constant of the prompt (2309.16240, theorem 1)."""
+    tables, scores = world(10)
+    once, gap = ranked(scores)
+    ref, beta = completion_logps(tables), 3.0
+    slope = DIVERGENCES[name]
+    reached = train("distill", once, tables, beta, {"gap": gap, "slope": slope})
+    rest = beta * slope(reached - ref) - scores
+    assert (rest - rest.mean(-1, keepdim=True)).abs().max() < 1e-4
+    assert total_variation(reached, kl_regularised_optimum(ref, scores, beta)).min() > 1e-3
+
+
+def rated(name: str, share: Tensor, tables: Tensor, beta: float, **means: float) -> Tensor:
+    """Log-probs [PROMPTS, K] of the policy that minimises an unpaired loss; `share` [PROMPTS, K] of them are good."""
+    ref, policy = completion_logps(tables), tables.clone().requires_grad_()
+    given = {key: torch.tensor(value, dtype=torch.float64) for key, value in means.items()}
+    zeros, ones = torch.zeros(PROMPTS * K, dtype=torch.float64), torch.ones(PROMPTS * K, dtype=torch.float64)
+    optimiser = torch.optim.LBFGS(
+        [policy], lr=1.0, max_iter=500, tolerance_grad=1e-10, tolerance_change=0.0, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        p = PairLogps(completion_logps(policy).reshape(-1), zeros, ref.reshape(-1), zeros, ones, ones, **given)
+        both = [UNPAIRED_LOSSES[name].loss(replace(p, label=label), beta) for label in (ones, zeros)]
+        total = (share.reshape(-1) * both[0] + (1 - share.reshape(-1)) * both[1]).mean()
+        total.backward()
+        return total
+
+    optimiser.step(closure)
+    return completion_logps(policy.detach())
+
+
+def test_unpaired_bco_reaches_the_odds_of_the_labels():
+    """At its minimum c = delta + logit(q) / beta for a share q of good ratings."""
+    tables, rewards = world(11)
+    ref, beta = completion_logps(tables), 2.0
+    optimum = kl_regularised_optimum(ref, rewards, beta)
+    log_z = (ref + rewards / beta).logsumexp(-1)
+    share = torch.sigmoid(rewards - beta * log_z[:, None])  # shifted by prompt, so that delta = 0 fits all of them
+    assert total_variation(ref, optimum).min() > 0.1
+    assert total_variation(rated("bco", share, tables, beta, running_mean=0.0), optimum).max() < 1e-5
+
+
+def test_unpaired_kto_gives_its_mass_to_what_most_ratings_call_good():
+    """Its value saturates (2402.01306, section 4.3): completions below a share of 1/2 lose all of their mass."""
+    tables, rewards = world(12)
+    share = torch.sigmoid(rewards)
+    good = share > 0.5
+    assert (completion_logps(tables).exp() * good).sum(-1).max() < 0.95
+    assert (rated("kto", share, tables, 1.0, batch_mean=0.0).exp() * good).sum(-1).min() > 0.99
 
 
 def test_robust_dpo_reaches_it_from_flipped_labels():

@@ -133,6 +133,16 @@ def given(prefs, tmp_path_factory) -> dict[str, Path]:
     alpaca = [
         {"instruction": r["prompt"], "input": "", "chosen": r["chosen"], "rejected": r["rejected"]} for r in pairs
     ]
+    found["weighted-prefs.jsonl"] = made / "weighted-prefs.jsonl"
+    weighted = [json.dumps(row | {"weight": 1.0 + i % 3}) + "\n" for i, row in enumerate(pairs)]
+    found["weighted-prefs.jsonl"].write_text("".join(weighted))
+    found["feedback.jsonl"] = made / "feedback.jsonl"
+    rated = [
+        {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}
+        for row in pairs
+        for side in ("chosen", "rejected")
+    ]
+    found["feedback.jsonl"].write_text("".join(json.dumps(row) + "\n" for row in rated))
     (made / "my-alpaca.json").write_text(json.dumps(alpaca))
     for file, (block,) in shown.items():
         found[file] = made / file

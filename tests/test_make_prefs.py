@@ -103,6 +103,14 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(prefs, command, expected):
     assert expected.items() <= plan(prefs, command).items()
 
 
+def test_the_manifest_says_what_the_scores_are(prefs):
+    """Which a loss that reads the scores asks for."""
+    assert prefs.manifest("prefs.jsonl")["metrics"]["score_type"] == "prob"
+    line = "train-dpo --model sft --data prefs.jsonl --loss distill --dry-run --out distilled"
+    assert "its scores are probabilities" in prefs.run(line, code=2)[1]
+    prefs.run(f"{line} --score-type prob")
+
+
 def test_a_dry_run_of_train_dpo(prefs):
     shown = plan(prefs, *dpo("planned"))
     pairs = len(prefs.rows("prefs.jsonl"))

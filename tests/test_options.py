@@ -59,6 +59,8 @@ PRESENT = {  # what makes a condition hold
     "field": "chosen",
     "json": True,
     "device": "cpu",
+    "soft_labels": 1.0,
+    "sync_ref_every": 2,
 }
 COMBINED = {  # settings of several options, for conditions of several
     "sft": [{"eval_prompts": "p", "ref": "r"}, {"field": "chosen"}],
@@ -147,7 +149,7 @@ def settings_of(name: str) -> list[dict[str, Any]]:
     for f in fields(cls):
         if f.name in PRESENT:
             found.append({f.name: PRESENT[f.name]})
-        if f.name in ("loss", "backend", "judge", "engine", "normalize", "task", "optimizer", "for_"):
+        if f.name in ("loss", "backend", "judge", "engine", "normalize", "task", "optimizer", "f_divergence", "for_"):
             found += [{f.name: choice} for choice in spec_of(f).choices]
         if spec_of(f).input == "scorer":
             found += [{f.name: "s"}, {f.name: "python:s.py:f"}]

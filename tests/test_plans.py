@@ -6,7 +6,7 @@ import re
 import pytest
 
 from dpoctl.cli.app import run
-from dpoctl.config.training import TrainDPO
+from dpoctl.config.dpo import TrainDPO
 from dpoctl.inference import fitting
 from dpoctl.inference.memory import Phase
 from dpoctl.models.tokenizers import load_codec

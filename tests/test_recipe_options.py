@@ -7,9 +7,9 @@ import pytest
 
 from dpoctl.cli.app import run
 from dpoctl.config.commands import COMMANDS
+from dpoctl.config.dpo import TrainDPO
 from dpoctl.config.resolve import resolve
 from dpoctl.config.schema import flag_of, spec_of
-from dpoctl.config.training import TrainDPO
 from dpoctl.errors import InputError
 
 

@@ -8,8 +8,10 @@ import torch
 
 from dpoctl.data.encode import PairData
 from dpoctl.models import logprobs, tiled_head
-from dpoctl.objectives.preference import PairLogps, sigmoid
+from dpoctl.objectives.pair_logps import PairLogps
+from dpoctl.objectives.preference import sigmoid
 from dpoctl.training import pairs
+from dpoctl.training.forward import Forward
 from helpers.tiny_models import tiny_model
 
 
@@ -66,12 +68,13 @@ def shared_step(model, data: PairData, chosen_pairs: list[int], ref: torch.Tenso
     seqs = pairs.sequences(data)
     total, forwarded = 0.0, 0
     for batch in pairs.micro_batches(data, chosen_pairs, tokens):
-        policy = pairs.batch_logps(model, seqs, batch)
+        sides = Forward().sides(model, seqs, batch)
         forwarded += len(batch.completions)
-        other = ref[batch.completions].to(policy.dtype)
+        other = ref[batch.completions].to(sides.chosen.dtype)
         w, l = batch.pairs.unbind(1)  # noqa: E741
         ones = torch.ones(len(w))
-        loss = sigmoid(PairLogps(policy[w], policy[l], other[w], other[l], ones, ones), 0.1).sum() / batch.n_global
+        logps = PairLogps(sides.chosen, sides.rejected, other[w], other[l], ones, ones)
+        loss = sigmoid(logps, 0.1).sum() / batch.n_global
         loss.backward()
         total += loss.item()
     return total, {n: p.grad.clone() for n, p in model.named_parameters()}, forwarded

@@ -1,12 +1,13 @@
 """The commands by name, each with its config class."""
 
+from .dpo import TrainDPO
 from .files import Merge, Prepare, Report
 from .judging import Judge
 from .make_prefs import MakePrefs
 from .ppo import TrainPPO
 from .preview import Preview
 from .sampling import Evaluate, Sample, Score
-from .training import SFT, TrainDPO, TrainRM
+from .training import SFT, TrainRM
 
 COMMANDS = {
     "prepare": Prepare,

@@ -221,6 +221,13 @@ def _check_one(value: Any, kind: type, spec: Spec) -> tuple[str, Any]:
         value = str(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         return f"expected {_kind(kind)}, got {_written(value)}", value
+    if spec.summed and value not in spec.choices:
+        text = str(value)
+        if "," in text or ":" in text or text in _respelt(spec):
+            try:
+                return "", spec.summed(text)
+            except ValueError as e:
+                return str(e), value
     if spec.choices and value not in spec.choices:
         wrong, name = f"{value!r} is not one of {', '.join(spec.choices)}", str(value).lower()
         return wrong + (_advice(spec.synonyms.get(name, "")) or _did_you_mean(name, spec.choices)), value
@@ -230,6 +237,11 @@ def _check_one(value: Any, kind: type, spec: Spec) -> tuple[str, Any]:
         except InputError as e:
             return e.message.removeprefix("scorer ") + _advice(e.hint), value
     return (_out_of_range(float(value), spec) if kind in (int, float) else ""), value  # type: ignore[arg-type]
+
+
+def _respelt(spec: Spec) -> set[str]:
+    """The choices with `-` for `_`, and the other way round."""
+    return {c.replace("_", "-") for c in spec.choices} | {c.replace("-", "_") for c in spec.choices}
 
 
 def _out_of_range(value: float, spec: Spec) -> str:

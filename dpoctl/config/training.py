@@ -1,11 +1,10 @@
-"""Options that the training commands share, and those of sft, train-dpo and train-rm."""
+"""Options that the training commands share, and those of sft and train-rm."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from ..objectives.catalogue import OBJECTIVES, defaults_of, reading
-from .conditions import When, all_of, any_of, given, not_given, one_of
+from .conditions import all_of, any_of, given, not_given, one_of
 from .sampling import Generation, Rows, generation_when
 from .schema import amended, option
 from .shared import (
@@ -29,7 +28,7 @@ from .shared import (
 
 OPTIMIZERS = ("adamw", "rmsprop", "adamw-8bit")
 OPTIMIZER_HELP = "Optimizer; adamw-8bit keeps its state in 8 bits (needs bitsandbytes)."
-_EVALUATED = any_of(given("eval_data"), EVAL_PROMPTS)
+EVALUATED = any_of(given("eval_data"), EVAL_PROMPTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +211,7 @@ class WithReference:
         "when": EVAL_PROMPTS,
     },
     ref_revision={"panel": EVAL, "when": all_of(EVAL_PROMPTS, given("ref"))},
-    eval_every={"when": _EVALUATED},
+    eval_every={"when": EVALUATED},
 )
 @dataclass(frozen=True, kw_only=True)
 class SFT(Balanced, WithReference, Frontier):
@@ -243,102 +242,6 @@ class SFT(Balanced, WithReference, Frontier):
     batch_size: int = option(32, "Rows per update, over all devices.", OPT, at_least=1)
     optimizer: str = option("adamw", OPTIMIZER_HELP, OPT, choices=OPTIMIZERS)
     max_grad_norm: float = option(1.0, "Gradients are clipped to this norm.", OPT, above=0)
-
-
-_WITH_REFERENCE = When(
-    lambda c: OBJECTIVES[c.loss].needs_reference,
-    lambda c: f"with --loss {c.loss}",
-    "with losses that have a reference",
-)
-_REFERENCE = any_of(_WITH_REFERENCE, EVAL_PROMPTS)
-
-
-@amended(
-    ref={"when": _REFERENCE},
-    ref_revision={"when": replace(all_of(_REFERENCE, given("ref")), help="with --ref")},
-    eval_every={"when": _EVALUATED},
-)
-@dataclass(frozen=True, kw_only=True)
-class TrainDPO(Balanced, WithReference, Frontier):
-    model: str = option(help="Policy to start from, usually the SFT model.", panel=DATA, input="model")
-    data: tuple[str, ...] = option(
-        help="Preference rows; may be given several times.", panel=DATA, input="file", several=True
-    )
-    eval_data: tuple[str, ...] = option(
-        (), "Held-out preference rows; may be given several times.", EVAL, input="file", several=True
-    )
-    loss: str = option(
-        "sigmoid",
-        "Objective; sigmoid is DPO. See dpoctl docs losses.",
-        LOSS,
-        choices=tuple(OBJECTIVES),
-        synonyms={"dpo": "DPO's loss is sigmoid", "cdpo": "cDPO is sigmoid with --label-smoothing"},
-    )
-    beta: float = option(
-        0.1, "Strength of the KL constraint: larger stays closer to the reference (ipo: tau).", LOSS, above=0
-    )
-    label_smoothing: float | None = option(
-        None,
-        f"Assumed share of flipped labels ({defaults_of('label_smoothing')}).",
-        LOSS,
-        at_least=0,
-        at_most=0.4999,
-        when=one_of("loss", *reading("label_smoothing")),
-    )
-    alpha: float | None = option(
-        None,
-        f"Weight of the NLL term or of the unlikelihood term ({defaults_of('alpha')}).",
-        LOSS,
-        at_least=0,
-        when=one_of("loss", *reading("alpha")),
-    )
-    gamma: float | None = option(
-        None,
-        f"SimPO's target reward margin ({defaults_of('gamma')}).",
-        LOSS,
-        at_least=0,
-        when=one_of("loss", *reading("gamma")),
-    )
-    lambda_: float | None = option(
-        None,
-        f"Weight of the penalty or of the odds-ratio term ({defaults_of('lambda_')}).",
-        LOSS,
-        at_least=0,
-        flag="--lambda",
-        when=one_of("loss", *reading("lambda_")),
-    )
-    lambda_chosen: float | None = option(
-        None,
-        f"KTO's weight of chosen completions ({defaults_of('lambda_chosen')}).",
-        LOSS,
-        at_least=0,
-        when=one_of("loss", *reading("lambda_chosen")),
-    )
-    lambda_rejected: float | None = option(
-        None,
-        f"KTO's weight of rejected completions ({defaults_of('lambda_rejected')}).",
-        LOSS,
-        at_least=0,
-        when=one_of("loss", *reading("lambda_rejected")),
-    )
-    shuffle: str = option(
-        "prompts",
-        "What to shuffle: prompts (faster: a prompt's pairs share forward passes) or single pairs.",
-        OPT,
-        choices=("prompts", "pairs"),
-    )
-    cache_dir: str | None = option(
-        None,
-        "Where log-probabilities of the reference are cached for later runs (default: the user's cache).",
-        RUN,
-        identity=False,
-        metavar="DIR",
-        when=_WITH_REFERENCE,
-    )
-    lr: float = option(1e-6, "Learning rate.", OPT, above=0)
-    batch_size: int = option(64, "Pairs per update, over all devices.", OPT, at_least=1)
-    optimizer: str = option("rmsprop", OPTIMIZER_HELP, OPT, choices=OPTIMIZERS)
-    max_grad_norm: float = option(10.0, "Gradients are clipped to this norm.", OPT, above=0)
 
 
 @amended(eval_every={"help": "Updates between evaluations (default: four per epoch)."})

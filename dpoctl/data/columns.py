@@ -10,7 +10,7 @@ from .jsonl import named
 
 FIELDS = (
     "prompt completion chosen rejected messages text reference system input instruction history conversations tools "
-    "chat_template_kwargs prompt_id k finish score margin temperature step chosen_score rejected_score"
+    "chat_template_kwargs prompt_id k finish score margin temperature step chosen_score rejected_score weight label"
 ).split()
 NOTATION = "FIELD=COLUMN,..."
 

@@ -49,9 +49,10 @@ class PairData:
 
     `prompts`: ids of each unique prompt, in order of first appearance. `completions`: ids of each unique (prompt,
     completion), EOS included where the text is finished; `prompt_of` is the index of each one's prompt. `pairs`:
-    (chosen, rejected) as indices of completions; `lines` the source line of each and `margins` the row's `margin`, if
-    it has one. `counts`: rows, pairs, truncated, equal_dropped, empty_dropped, duplicates, special_text, from_ids, all
-    in pairs.
+    (chosen, rejected) as indices of completions; `lines` the source line of each; `margins`, `scores` (of chosen and
+    rejected) and `weights` what the row has of these, None where it lacks one. `labels`: of unpaired rows, whose pairs
+    are (i, i), whether each completion is desirable. `counts`: rows, pairs, truncated,
+    equal_dropped, empty_dropped, duplicates, special_text, from_ids, all in pairs.
     """
 
     prompts: list[list[int]] = field(default_factory=list)
@@ -60,6 +61,9 @@ class PairData:
     pairs: list[tuple[int, int]] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     margins: list[float | None] = field(default_factory=list)
+    scores: list[tuple[float | None, float | None]] = field(default_factory=list)
+    weights: list[float | None] = field(default_factory=list)
+    labels: list[bool] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
 
 
@@ -138,12 +142,12 @@ def encode_examples(
         examples[row] += [example] if example else []
 
     read = [[rows.rows[i]["text"]] for i in texts] + [[a.prompt, a.completion] for a in answers if a.ids is None]
-    _count_special(rows, codec, read, counts)
+    count_special(rows, codec, read, counts)
     flat = [replace(example, line=line) for line, row in zip(rows.lines, examples, strict=True) for example in row]
     counts |= {"examples": len(flat), "trained_tokens": sum(example.trained for example in flat)}
     counts["duplicates"] = len(flat) - len({(e.start, *e.ids) for e in flat})
     counts["chats"] = sum(answer.prompt.is_chat for answer in answers)
-    _finish_counts(rows, counts, "examples")
+    finish_counts(rows, counts, "examples")
     return flat, counts
 
 
@@ -244,7 +248,7 @@ def encode_pairs(rows: Rows, codec: Codec, limits: Limits) -> PairData:
     encoded = encode_answers(rows, codec, answers)
     counts |= {"refused": len(encoded.refused), "ids_not_used": encoded.edited} | rows.skipped
     counts["chats"] = sum(answer.prompt.is_chat for answer in answers) // 2
-    unique = _UniqueCompletions(PairData(counts=counts))
+    unique = UniqueCompletions(PairData(counts=counts))
     for i, row in enumerate(rows.rows):
         if i in encoded.refused:
             continue
@@ -264,13 +268,19 @@ def encode_pairs(rows: Rows, codec: Codec, limits: Limits) -> PairData:
         counts["truncated"] += chosen[2] or rejected[2]
         unique.data.pairs.append((unique.index(*chosen[:2]), unique.index(*rejected[:2])))
         unique.data.lines.append(rows.lines[i])
-        unique.data.margins.append(None if row.get("margin") is None else float(row["margin"]))
+        unique.data.margins.append(_number(row, "margin"))
+        unique.data.scores.append((_number(row, "chosen_score"), _number(row, "rejected_score")))
+        unique.data.weights.append(_number(row, "weight"))
     read = [[a.prompt, a.completion, b.completion] for a, b in _pairs_of(answers) if a.ids is None or b.ids is None]
-    _count_special(rows, codec, read, counts)
+    count_special(rows, codec, read, counts)
     counts["pairs"] = len(unique.data.pairs)
     counts["duplicates"] = counts["pairs"] - len(set(unique.data.pairs))
-    _finish_counts(rows, counts, "pairs")
+    finish_counts(rows, counts, "pairs")
     return unique.data
+
+
+def _number(row: dict, name: str) -> float | None:
+    return None if row.get(name) is None else float(row[name])
 
 
 def _pairs_of(answers: list[Answer]) -> list[tuple[Answer, Answer]]:
@@ -278,7 +288,7 @@ def _pairs_of(answers: list[Answer]) -> list[tuple[Answer, Answer]]:
     return list(zip(answers[::2], answers[1::2], strict=True))
 
 
-class _UniqueCompletions:
+class UniqueCompletions:
     """Finds prompts and completions in `data` by their ids, and adds new ones."""
 
     def __init__(self, data: PairData):
@@ -302,7 +312,7 @@ class _UniqueCompletions:
 # --- both ------------------------------------------------------------------------------------------------------------
 
 
-def _count_special(rows: Rows, codec: Codec, parts: Iterable[Sequence[Prompt | Text]], counts: dict[str, int]) -> None:
+def count_special(rows: Rows, codec: Codec, parts: Iterable[Sequence[Prompt | Text]], counts: dict[str, int]) -> None:
     """Count and warn of the rows whose texts spell a special token, among `parts`: those that are tokenised."""
     counts["special_text"] = codec.count_special(parts)
     if counts["special_text"]:
@@ -312,7 +322,7 @@ def _count_special(rows: Rows, codec: Codec, parts: Iterable[Sequence[Prompt | T
         )
 
 
-def _finish_counts(rows: Rows, counts: dict[str, int], what: str) -> None:
+def finish_counts(rows: Rows, counts: dict[str, int], what: str) -> None:
     """Say the counts. Raises InputError where nothing is left to train on."""
     if not counts[what]:
         reasons = ", ".join(f"{counts[key]} {key}" for key in _REASONS if counts.get(key))

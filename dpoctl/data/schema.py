@@ -28,7 +28,7 @@ from .shapes import ASSISTANT, HUMAN
 Check = Callable[[int, dict], dict]  # (0-based row number, row) -> the row in its normal form; raises BadRow
 
 _TEXT_SHAPES = "a string ('text', 'prompt' and 'completion', or 'messages')"
-_UNPAIRED = "pair a good and a bad answer to one prompt, as 'chosen' and 'rejected'; --loss kto takes such pairs too"
+_UNPAIRED = "train-dpo --loss kto --unpaired (or --loss bco) trains on single completions with a label"
 VERDICTS = ("a", "b", "tie", "invalid")
 _EVALUATION_METRICS = (
     "step",
@@ -53,7 +53,8 @@ _EVALUATION_METRICS = (
 
 
 def check_of(kind: str) -> Check:
-    """The check for a file of `kind`: text, prompts, completions, samples, judgements, preferences or evaluations.
+    """The check for a file of `kind`: text, prompts, completions, samples, judgements, preferences, unpaired or
+    evaluations.
 
     Each file needs a check of its own: that of prompts and completions remembers earlier rows.
     """
@@ -211,6 +212,31 @@ def _preference_row(number: int, row: dict) -> dict:
         check_number(row, f"{name}_score")
         check_k(row, f"{name}_k")
     check_number(row, "margin")
+    check_number(row, "weight")
+    if (row.get("weight") or 0) < 0:
+        raise BadRow("weight", "a number of 0 or more", named(row["weight"]))
+    return row
+
+
+def _unpaired_row(number: int, row: dict) -> dict:
+    """`prompt`, `completion` and a `label`, or with --threshold a `score`."""
+    check_prompt_id(row)
+    if row.get("chosen") is not None and row.get("completion") is None:
+        raise BadRow(
+            "completion",
+            "a completion with a 'label'",
+            "a pair",
+            "these are pairs: leave --unpaired out, or choose a loss of pairs",
+        )
+    check_text(row, "prompt")
+    check_answer(row, "completion", "completion_ids", "finish")
+    check_ids(row, "prompt_ids")
+    if not isinstance(row.get("label"), bool):
+        check_number(row, "label")
+    for name in ("score", "weight"):
+        check_number(row, name)
+    if (row.get("weight") or 0) < 0:
+        raise BadRow("weight", "a number of 0 or more", named(row["weight"]))
     return row
 
 
@@ -235,6 +261,7 @@ _CHECKS: dict[str, Callable[[], Check]] = {
     "samples": lambda: _sample_row,
     "judgements": lambda: _judgement_row,
     "preferences": lambda: _preference_row,
+    "unpaired": lambda: _unpaired_row,
     "evaluations": lambda: _evaluation_row,
 }
 

@@ -157,7 +157,7 @@ class Shapes:
             row["prompt"] = row.pop(name)
             said.append(name)
             chat = name == "instruction"
-        if self.kind in ("text", "completions", "samples"):
+        if self.kind in ("text", "completions", "samples", "unpaired"):
             self._map_completion(row)
         if isinstance(row.get("input"), str) and isinstance(row.get("prompt"), str):
             more = row.pop("input")

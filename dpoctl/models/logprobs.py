@@ -52,6 +52,31 @@ def _response_token_logps(
     return token_logps(model, response_rows(model, layout), layout.targets, temperature)[0], layout.owner
 
 
+def aligned_token_logps(
+    model: PreTrainedModel, sequences: Sequences, routed: RoutedTokens | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(log-probs [N], owner [N], alignments [N]) of all response tokens, as `response_token_logps` at temperature 1.
+
+    An alignment is log p of the token less log sum_v p_v^2 of its distribution, without gradient: at most 0 on average
+    over the model's own samples, it tells how far a text is from these (WPO, 2406.11827, section 3.2).
+    """
+    return with_gathered_weights(model, partial(_aligned_token_logps, model, sequences, routed))
+
+
+def _aligned_token_logps(
+    model: PreTrainedModel, sequences: Sequences, routed: RoutedTokens | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    layout = lay_out([model], sequences, routed=routed)
+    rows = response_rows(model, layout)
+    logps = token_logps(model, rows, layout.targets, 1.0)[0]
+    output, known = model.get_output_embeddings(), rows.detach()
+    if has_plain_head(model):
+        collisions = tiled_head.log_collisions(known, output.weight, getattr(output, "bias", None))
+    else:  # the rows are logits
+        collisions = (2.0 * F.log_softmax(known.float(), dim=-1)).logsumexp(-1)
+    return logps, layout.owner, logps.detach() - collisions
+
+
 def token_logps(
     model: PreTrainedModel, rows: Tensor, targets: Tensor, temperature: float, *, entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:

@@ -56,6 +56,17 @@ def logps_and_entropies(rows: Tensor, weight: Tensor, bias: Tensor | None, targe
     return (at_target - highest) - log_sum, (shares * (log_sum - (torch.stack(means) - highest))).sum(0)
 
 
+@torch.no_grad()
+def log_collisions(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """log sum_v p_v^2 [N] of the next-token distributions: the log-prob that two draws agree; without gradient."""
+    rows = _cast(rows)
+    sums, within = _Sums(), []
+    for _, w, b in _tiles(weight.to(rows.dtype), bias):
+        within.append(sums.softmax(_logits(rows, w, b)).square().sum(-1))
+    _, _, shares = sums.over_all()
+    return (shares.square() * torch.stack(within)).sum(0).log()
+
+
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:

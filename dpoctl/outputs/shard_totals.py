@@ -43,7 +43,12 @@ def of_make_prefs(counts: dict[str, Any]) -> dict[str, Any]:
         shown[name] = None if counts["samples"] and not known else counts[total] / max(1, known)
     if "score_sum" in counts:
         shown["score_histogram"] = [counts["histogram"].get(str(i), 0) for i in range(BINS)]
-    return shown
+    return shown | _score_type(counts)
+
+
+def _score_type(counts: dict[str, Any]) -> dict[str, Any]:
+    """What the scores are (prob, log-odds, reward ...), where it was counted: a loss that reads them asks for it."""
+    return {"score_type": ", ".join(sorted(counts["score_types"]))} if counts.get("score_types") else {}
 
 
 def of_evaluate(counts: dict[str, Any]) -> dict[str, Any]:

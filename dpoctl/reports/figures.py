@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..objectives.catalogue import traits_of
 from ..outputs.files import writing
 from . import frontier, shared, wins
 from .collect import Collected, Run
@@ -128,10 +129,10 @@ def drawings(collected: Collected) -> list[Drawing | None]:
 
 def _has_reference(run: Run) -> bool:
     """Does the run's loss compare the policy to a reference, so that implicit rewards are log-ratios?"""
-    from ..objectives.preference import LOSSES  # imports torch: only a report of such runs takes the time
-
-    loss = LOSSES.get(run.options.get("loss", "sigmoid"))
-    return loss is None or loss.needs_reference
+    try:
+        return traits_of(run.options.get("loss") or "sigmoid").needs_reference
+    except ValueError:  # a loss of another version
+        return True
 
 
 def _after_first_update(run: Run) -> Run:

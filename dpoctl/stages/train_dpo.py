@@ -4,30 +4,62 @@ from typing import Any
 
 import torch
 
-from ..config.training import TrainDPO
+from ..config.dpo import TrainDPO
+from ..data.encode import Limits, PairData
+from ..data.readers import Rows
+from ..data.unpaired import encode_unpaired
+from ..inference.memory import Held
 from ..models.logprobs import Sequences, summed_logps
-from ..objectives.catalogue import OBJECTIVES
+from ..objectives.catalogue import traits_of
 from ..outputs.claims import Output
 from ..training import loop
 from ..training.dpo import DPO
-from ..training.plan import PairsPlan
+from ..training.plan import PairsPlan, is_sharded
+from ..training.setup import codec_of
+from ..training.targets import check_score_type, targets_of
+from ..training.unpaired import Unpaired
 
 
 def run(config: TrainDPO, output: Output) -> None:
     """Train and save the run directory."""
-    loop.train(DPO(config, output))
+    loop.train((Unpaired if config.is_unpaired else DPO)(config, output))
 
 
 def plan(config: TrainDPO) -> dict:
     """What --dry-run prints."""
-    return Plan(config, config.shuffle).lines()
+    return (UnpairedPlan if config.is_unpaired else Plan)(config).lines()
 
 
 class Plan(PairsPlan):
     """The reference's log-probs, updates, and points of the frontier."""
 
+    def __init__(self, config: TrainDPO):
+        super().__init__(config, config.shuffle)
+        check_score_type(config, config.data, [self.data])
+        targets_of(config, self.rows, self.data)  # refuses what a run refuses
+
     def loss(self, model: Any, sequences: Sequences) -> torch.Tensor:
         return summed_logps(model, sequences).sum()
 
     def reference_of(self, config: TrainDPO) -> tuple[str, str | None] | None:
-        return config.reference if OBJECTIVES[config.loss].needs_reference else None
+        cached = traits_of(config.loss).needs_reference and not config.sync_ref_every
+        return config.reference if cached else None
+
+    def held_beside(self, config: TrainDPO, trained: Held) -> dict[str, int]:
+        if not config.sync_ref_every:
+            return {}
+        world = (config.plan_world_size or 1) if is_sharded(config) else 1
+        return {"moving reference": -(-trained.size // world)}  # of the same shapes, in float32 too
+
+
+class UnpairedPlan(Plan):
+    """The plan of a training on single completions."""
+
+    kind_of_rows = "unpaired"
+
+    def __init__(self, config: TrainDPO):
+        super().__init__(config)
+        self.head = {"examples": self.head.pop("pairs")} | self.head
+
+    def encode(self, config: TrainDPO, rows: Rows, limits: Limits) -> PairData:
+        return encode_unpaired(rows, codec_of(config), limits, config.threshold)

@@ -28,19 +28,28 @@ KEPT = 2
 _SHARED = ("qmap1", "qmap2")  # tables that all weights' 8-bit states share
 
 
-def save(out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def save(
+    out: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    further: dict[str, Tensor] | None = None,
+) -> None:
     """Write `out/checkpoints/step-XXXXXXXX`, then remove all but the newest two.
 
-    `state["sizes"]` holds the bytes of the run's logs so far, by name; `state["best"]` is set where best weights have
-    been saved. Called on every rank: each writes its shard of a sharded model, and rank 0 the rest. Raises
-    StorageError, and keeps the earlier checkpoints.
+    `further` tensors are those of a reference that moves; of a sharded model they are sharded too. `state["sizes"]`
+    holds the bytes of the run's logs so far, by name; `state["best"]` is set where best weights have been saved. Called
+    on every rank: each writes its shard of a sharded model, and rank 0 the rest. Raises StorageError, and keeps the
+    earlier checkpoints.
     """
     folder, first, sharded = out / "checkpoints", collectives.rank() == 0, is_sharded(model)
     final, tmp = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
+    further = further or {}
     weights, optimizer_tensors = _weights(model), _optimizer_tensors(model, optimizer)
     if first:
         shutil.rmtree(tmp, ignore_errors=True)
-    with writing(tmp, _bytes(weights) + _bytes(optimizer_tensors)):
+    with writing(tmp, sum(map(_bytes, (weights, optimizer_tensors, further)))):
         try:
             if first:
                 tmp.mkdir(parents=True)
@@ -50,6 +59,7 @@ def save(out: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimize
                 if first or sharded:
                     written.append(sharded_tensors.write(tmp, "model", weights, sharded))
                     written.append(sharded_tensors.write(tmp, "optimizer", optimizer_tensors, sharded))
+                    written += [sharded_tensors.write(tmp, "reference", further, sharded)] if further else []
                 if first:
                     written += _write_state(out, tmp, state | {"step": step})
                 for file in written:
@@ -124,8 +134,10 @@ def load_best(out: Path, model: nn.Module, sha256: str) -> None:
     sharded_tensors.read((out / BEST).parent, BEST.stem, _weights(model))
 
 
-def load_latest(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Load the newest undamaged checkpoint into model, optimizer and run directory, and return its state.
+def load_latest(
+    out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, further: dict[str, Tensor] | None = None
+) -> dict[str, Any] | None:
+    """Load the newest undamaged checkpoint into model, optimizer, `further` tensors and run directory; its state.
 
     Damaged ones are skipped with a warning. None where there is no checkpoint; InputError where all are damaged. Called
     on every rank: each verifies a share of the files.
@@ -136,6 +148,7 @@ def load_latest(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -
         with long_work():
             sharded_tensors.read(found, "model", _weights(model))
             _restore_optimizer(model, optimizer, found)
+            sharded_tensors.read(found, "reference", further or {})
             state = json.loads((found / "state.json").read_text())
             if collectives.rank() == 0:
                 _restore_files(out, found, state)

@@ -1,71 +1,73 @@
 """Direct preference optimization and its relatives: reference log-probs once, then updates on pairs (2305.18290)."""
 
-from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import log
-from ..config.training import TrainDPO
+from ..config.dpo import TrainDPO
 from ..data.encode import PairData, encode_pairs
 from ..data.readers import Rows
 from ..errors import NumericalError
-from ..models.logprobs import Sequences, summed_logps
-from ..models.routing import RoutedTokens
+from ..models.logprobs import Sequences
 from ..models.tokenizers import require_same_tokenizer
-from ..objectives.preference import LOSSES, PairLogps
+from ..objectives.pair_logps import PairLogps
+from ..objectives.preference import Objective, objective_of
 from ..outputs.claims import Output
 from ..runtime import collectives, fsdp
-from ..runtime.devices import to_device
 from ..runtime.fsdp_root import is_sharded
+from . import batch_statistics, pairs, setup, start_check
 from . import held_out as held_out_files
-from . import pairs, setup, start_check
+from .batch_statistics import Statistics
+from .comparison import Compared, Comparison, Dataset, only, prefixes_of
 from .displacement import LogRatioMonitor
 from .frontier import FrontierEvaluation
 from .metrics import Meter, Sums
+from .moving_reference import MovingReference
 from .pair_task import PairTask
 from .pairs import PairBatch
 from .reference_cache import ReferenceCache
+from .targets import Targets, check_score_type, targets_of
 
 _LARGEST_START = 1e-2  # float32's rounding of a sum over a response
 
 
-class Dataset(NamedTuple):
-    """Pairs, the sequences of their unique completions, and the reference's summed log-probs of those [completions]."""
-
-    pairs: PairData
-    sequences: Sequences
-    ref_logps: Tensor
-
-
 class Micro(NamedTuple):
-    """Pairs forwarded together, and the batch mean that KTO's loss reads (None for the others)."""
+    """Pairs forwarded together, and what their losses read of the other pairs of the batch."""
 
     batch: PairBatch
-    batch_mean: Tensor | None
+    statistics: Statistics
 
 
 class DPO(PairTask):
     """A policy that learns from pairs by the objective of --loss, relative to its reference."""
 
     config: TrainDPO
+    rows_kind = "preferences"
     next_command = "dpoctl evaluate --model {out} --ref {ref} --prompts PROMPTS.jsonl --out eval.jsonl"
 
     def __init__(self, config: TrainDPO, output: Output):
         super().__init__(config, output)
         self.ref = config.ref or config.model
-        self.objective = LOSSES[config.loss]
+        self.objective = self.find_objective()
         given = {name: getattr(config, name) for name in self.objective.options}
         self.loss_options = {name: value for name, value in given.items() if value is not None}
-        rows, held_out_rows = held_out_files.load_rows(config, "preferences")
+        rows, held_out_rows = held_out_files.load_rows(config, self.rows_kind)
         held_out_files.warn_of_shared(rows, held_out_rows)
-        self.data = self._encode(rows)
+        self.data = self.encode(rows)
         self.trains_chats = self.data.counts["chats"] > 0
-        held_out = self._encode(held_out_rows) if held_out_rows else None
-        self.train_set = self._with_reference(self.data)
+        held_out = self.encode(held_out_rows) if held_out_rows else None
+        check_score_type(config, (*config.data, *config.eval_data), [self.data, *([held_out] if held_out else [])])
+        targets = targets_of(config, rows, self.data)
+        held_out_targets = targets_of(config, held_out_rows, held_out) if held_out_rows and held_out else Targets()
+        self.running: Any = None  # running means with the update under way
+        self.mismatches: dict[int, Dataset] = {}
+        self.moving = self._open_moving() if config.sync_ref_every else None
+        self.comparison = Comparison(config, self.model, self.moving, self.compute.device)
+        self.train_set = self.with_reference(self.data, targets)
         self.stream = pairs.pair_stream(self.data, config, config.shuffle)
-        self.held_out = self._with_reference(held_out) if held_out else None
+        self.held_out = self.with_reference(held_out, held_out_targets) if held_out else None
         self.has_held_out = held_out is not None
         self._check_start()
         self.parts = held_out_files.parts_of(held_out.lines, config.eval_data) if held_out else {}
@@ -75,17 +77,35 @@ class DPO(PairTask):
             trained_on = {tuple(p) for p in self.data.prompts}
             self.frontier = FrontierEvaluation(config, self, method_name(config), trained_on)
 
-    def _encode(self, rows: Rows) -> PairData:
+    def find_objective(self) -> Objective:
+        return objective_of(self.config.loss)
+
+    def encode(self, rows: Rows) -> PairData:
         data = encode_pairs(rows, self.codec, setup.lengths(self.config, self.model))
         size = f"{len(data.pairs)} pairs over {len(data.completions)} completions of {len(data.prompts)} prompts"
         log.say(f"{rows.path}: {size}")
         return data
 
-    def _with_reference(self, data: PairData) -> Dataset:
+    def _open_moving(self) -> MovingReference:
+        """The reference in memory, where it moves; sharded as the policy is."""
+        path, revision = self.config.reference
+        model, tokenizer, _ = setup.open_in_float32(self.config, self.compute, path, revision, self.templates)
+        require_same_tokenizer(self.tokenizer, tokenizer, self.config.model, self.ref)
+        setup.shard_model(self.config, model, self.compute)
+        return MovingReference(model, self.model, self.config.sync_ref_mix, path)
+
+    @property
+    def further_tensors(self) -> dict[str, Tensor]:
+        return self.moving.tensors if self.moving else {}
+
+    def with_reference(self, data: PairData, targets: Targets) -> Dataset:
         """The data with the reference's log-probs; zeros for an objective without a reference."""
         config, sequences = self.config, pairs.sequences(data)
+        if self.moving:
+            return Dataset(data, sequences, targets)
         if not self.objective.needs_reference:
-            return Dataset(data, sequences, torch.zeros(len(sequences)))
+            return Dataset(data, sequences, targets, torch.zeros(len(sequences)))
+        prefixes, cut = prefixes_of(data, sequences) if config.ld_alpha is not None else ({}, [])
         key: dict[str, Any] = {
             "weights": setup.content_of(*config.reference),
             "tokenizer": self.codec.fingerprint,
@@ -98,7 +118,8 @@ class DPO(PairTask):
         if is_sharded(self.model) and self.compute.dtype != torch.float32:
             key["sharded"] = True  # FSDP rounds the hidden states between blocks to the precision
         cache = ReferenceCache(config.cache_dir, key, config.tokens_per_batch)
-        return Dataset(data, sequences, cache.logps(self._load_reference, sequences, self.compute))
+        found = cache.logps(self._load_reference, [*sequences, *cut], self.compute)
+        return Dataset(data, sequences, targets, found, prefixes)
 
     def _load_reference(self) -> Any:
         if self.ref == self.config.model:
@@ -110,54 +131,69 @@ class DPO(PairTask):
 
     # --- an update
 
+    def step(self, step: int, trainer: Any) -> float:
+        loss = super().step(step, trainer)
+        self.commit()
+        every = self.config.sync_ref_every
+        if self.moving and every and (step + 1) % every == 0:
+            self.moving.move(self.model)
+        return loss
+
+    def commit(self) -> None:
+        """Keep the running means of an update that is done: a rerun of the update begins with those before it."""
+        if self.running is not None:
+            self.state[batch_statistics.RUNNING] = self.running
+
     def micro_batches(self, step: int) -> list[Micro]:
-        batches = self.pair_batches(step)
-        mean = self._batch_mean(batches) if self.objective.needs_batch_mean else None
-        return [Micro(batch, mean) for batch in batches]
+        batches, rows = self.pair_batches(step), self.stream.batch(step)
+        statistics = self.statistics(batches, rows)
+        return [Micro(batch, statistics) for batch in batches]
+
+    @torch.no_grad()
+    def statistics(self, batches: list[PairBatch], rows: list[int]) -> Statistics:
+        """What the losses of an update read of the whole batch; one more pass where it takes the policy."""
+        compared: list[tuple[list[int], Compared]] = []
+        if batch_statistics.needs_pass(self.objective):
+            compared = self.compare_all(batches, self.train_set)
+        found = batch_statistics.of_batch(self.objective, compared, rows, self.train_set, self.compute.device)
+        if self.objective.needs_running_mean:
+            self.running = batch_statistics.running(self.state, found.batch_mean, found.weight)
+            found = found.with_running_mean(self.running)
+        return found
+
+    def compare_all(self, batches: list[PairBatch], dataset: Dataset) -> list[tuple[list[int], Compared]]:
+        """The rows of each micro-batch, and its pairs under policy and reference."""
+        with self.compute.autocast():
+            in_lockstep = fsdp.in_lockstep(self.model, batches, self.dummy_loss)
+            return [(batch.rows, self.comparison.compare(batch, dataset)) for batch in in_lockstep]
 
     def loss(self, micro: Micro) -> tuple[Tensor, Sums]:
         batch, n = micro.batch, micro.batch.n_global
         routed = self.balance.watch(pairs.counts(batch))
-        logps = self._pair_logps(batch, self.train_set, micro.batch_mean, routed)
-        losses = self.objective.loss(logps, self.config.beta, **self.loss_options)
+        compared = self.comparison.compare(batch, self.train_set, routed)
+        losses = self._losses(compared, micro.statistics, batch.rows)
         balance, logged = self.balance.loss(routed, len(batch.pairs) / n)
-        return losses.sum() / n + balance, _sums(logps, self.config.beta) | logged
+        return losses.sum() / n + balance, self.logged(compared.logps, micro.statistics) | logged
+
+    def logged(self, p: PairLogps, statistics: Statistics) -> Sums:
+        """Sums and weights of what is logged of a micro-batch."""
+        return _sums(p, self.config.beta)
+
+    def _losses(self, compared: Compared, statistics: Statistics, rows: list[int]) -> Tensor:
+        """[P]: the loss of each of a micro-batch's pairs, times its weight."""
+        logps = statistics.added_to(compared.logps, rows)
+        losses = self.objective.loss(logps, self.config.beta, **self.loss_options)
+        return losses if compared.weights is None else losses * compared.weights
 
     def texts(self, micro: Micro) -> tuple[Sequences, list[float]]:
         sequences = [self.train_set.sequences[i] for i in micro.batch.completions]
         return sequences, pairs.counts(micro.batch)
 
     def dummy_loss(self) -> Tensor:
-        return summed_logps(self.model, [([0, 0], 1)]).sum()
+        return self.comparison.dummy()
 
     def tokens(self, micro: Micro) -> int:
         return pairs.batch_tokens(self.data, micro.batch)
-
-    def _pair_logps(
-        self,
-        batch: PairBatch,
-        dataset: Dataset,
-        batch_mean: Tensor | None = None,
-        routed: RoutedTokens | None = None,
-    ) -> PairLogps:
-        """The policy's and the reference's log-probs of a micro-batch's pairs."""
-        device = self.compute.device
-        policy = pairs.batch_logps(self.model, dataset.sequences, batch, routed)
-        reference = to_device(dataset.ref_logps[batch.completions], device)
-        lengths = [float(len(dataset.pairs.completions[i])) for i in batch.completions]
-        tokens = to_device(torch.tensor(lengths), device)
-        w, l = to_device(batch.pairs, device).unbind(1)  # noqa: E741
-        return PairLogps(policy[w], policy[l], reference[w], reference[l], tokens[w], tokens[l], batch_mean)
-
-    @torch.no_grad()
-    def _batch_mean(self, batches: list[PairBatch]) -> Tensor:
-        """Mean of c and r over the global batch: KTO's z before its clamp."""
-        total = torch.zeros((), device=self.compute.device)
-        with self.compute.autocast():
-            for batch in fsdp.in_lockstep(self.model, batches, self.dummy_loss):
-                p = self._pair_logps(batch, self.train_set)
-                total += (p.c.sum() + p.r.sum()) / (2 * batch.n_global)
-        return collectives.sum_over_ranks(total)
 
     # --- around the updates
 
@@ -168,27 +204,34 @@ class DPO(PairTask):
         data = self.held_out.pairs
         every, rank, world = list(range(len(data.pairs))), collectives.rank(), collectives.world_size()
         batches = pairs.micro_batches(data, every, self.config.tokens_per_batch, rank, world)
-        with self.compute.autocast():
-            in_lockstep = fsdp.in_lockstep(self.model, batches, self.dummy_loss)
-            compared = [(batch.rows, self._pair_logps(batch, self.held_out)) for batch in in_lockstep]
-        metrics = self._held_out_metrics([p for _, p in compared], len(every))
+        compared = self.compare_all(batches, self.held_out)
+        metrics = self._held_out_metrics(compared, every)
         for name, members in self.parts.items():
             if members:
-                kept = [_only(p, rows, set(members)) for rows, p in compared]
-                of_part = self._held_out_metrics([p for p in kept if len(p.chosen)], len(members))
+                of_part = self._held_out_metrics([only(*each, members) for each in compared], members)
                 metrics |= {f"{name}/{key}": value for key, value in of_part.items()}
         return metrics
 
-    def _held_out_metrics(self, compared: list[PairLogps], pairs_of_all_ranks: int) -> dict[str, float]:
-        mean, meter = None, Meter()
-        if self.objective.needs_batch_mean:
-            total = sum((p.c.sum() + p.r.sum() for p in compared), torch.zeros((), device=self.compute.device))
-            mean = collectives.sum_over_ranks(total / (2 * pairs_of_all_ranks))
-        for p in compared:
-            losses = self.objective.loss(replace(p, batch_mean=mean), self.config.beta, **self.loss_options)
-            meter.add("loss", losses.double().sum(), float(len(p.chosen)))
-            meter.add_all(_sums(p, self.config.beta))
+    def _held_out_metrics(self, compared: list[tuple[list[int], Compared]], rows: list[int]) -> dict[str, float]:
+        """The metrics of held-out pairs, `rows` those of all ranks, which are one batch."""
+        assert self.held_out is not None
+        data, meter = self.held_out, Meter()
+        compared = [(mine, each) for mine, each in compared if mine]
+        found = self.held_out_statistics(compared, rows)
+        for mine, each in compared:
+            losses, weights = self._losses(each, found, mine), data.targets.weights
+            meter.add("loss", losses.double().sum(), float(len(mine) if weights is None else weights[mine].sum()))
+            meter.add_all(self.logged(each.logps, found))
         return meter.take()
+
+    def held_out_statistics(self, compared: list[tuple[list[int], Compared]], rows: list[int]) -> Statistics:
+        """What the losses of held-out pairs read of all of them."""
+        assert self.held_out is not None
+        device = self.compute.device
+        found = batch_statistics.of_batch(self.objective, compared, rows, self.held_out, device, late=True)
+        if self.objective.needs_running_mean:
+            found = found.with_running_mean(batch_statistics.running(self.state))
+        return found
 
     def on_log(self, row: dict[str, float]) -> None:
         self.monitor.check(row)
@@ -212,10 +255,8 @@ class DPO(PairTask):
 
     def _check_log_ratios(self, micros: list[Micro], bound: float | None) -> None:
         """`bound`: the largest log-ratio by the root of a completion's tokens; None: `_LARGEST_START` for each."""
-        with self.compute.autocast():
-            in_lockstep = fsdp.in_lockstep(self.model, micros, self.dummy_loss)
-            compared = [self._pair_logps(micro.batch, self.train_set) for micro in in_lockstep]
-        every = collectives.gather([_largest_ratios(p) for p in compared])
+        compared = self.compare_all([micro.batch for micro in micros], self.train_set)
+        every = collectives.gather([_largest_ratios(each.logps) for _, each in compared])
         largest, by_root = (start_check.highest(x[i] for found in every for x in found) for i in (0, 1))
         config = self.config
         same = setup.content_of(*config.reference) == setup.content_of(config.model, config.revision)
@@ -231,20 +272,16 @@ class DPO(PairTask):
 
 def method_name(config: TrainDPO) -> str:
     """The name of the method in evaluation rows."""
-    return "dpo" if config.loss == "sigmoid" else config.loss
+    name = "dpo" if config.loss == "sigmoid" else config.loss
+    if config.is_unpaired and config.loss == "kto":
+        return "kto-unpaired"
+    return name if config.soft_labels is None else f"{name}-soft"
 
 
 def _largest_ratios(p: PairLogps) -> tuple[float, float]:
     """The largest log-ratio of a micro-batch's completions, and the largest by the root of a completion's tokens."""
     ratios, tokens = torch.cat([p.c, p.r]).abs(), torch.cat([p.chosen_tokens, p.rejected_tokens])
     return float(ratios.max()), float((ratios / tokens.sqrt()).max())
-
-
-def _only(p: PairLogps, rows: list[int], members: set[int]) -> PairLogps:
-    """The pairs of a micro-batch, whose indices are `rows`, that are among `members`."""
-    kept = torch.tensor([row in members for row in rows], device=p.chosen.device)
-    tensors = {f.name: getattr(p, f.name)[kept] for f in fields(p) if f.name != "batch_mean"}
-    return replace(p, **tensors)
 
 
 def _sums(p: PairLogps, beta: float) -> Sums:

@@ -15,7 +15,8 @@ from .options import FrontierOptions
 if TYPE_CHECKING:
     from .task import Task
 
-_OPTIONS = ("beta", "loss", "alpha", "target_kl", "kl_coef", "preset")  # what tells the points of a sweep apart
+# what tells the points of a sweep apart
+_OPTIONS = ("beta", "loss", "alpha", "soft_labels", "sync_ref_every", "target_kl", "kl_coef", "preset")
 
 
 class FrontierEvaluation:

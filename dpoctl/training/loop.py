@@ -98,7 +98,9 @@ class Trainer:
     def restore(self) -> int:
         """Load the last checkpoint of a run that is resumed, open the logs, and return the update to go on from."""
         task, config = self.task, self.config
-        state = checkpoints.load_latest(self.out, self.model, self.optimizer) if self.output.resuming else None
+        state = None
+        if self.output.resuming:
+            state = checkpoints.load_latest(self.out, self.model, self.optimizer, task.further_tensors)
         state = state or {"step": 0, "sizes": {}, "tokens": 0, "meter": {}, "best": None, "task": {}}
         task.state.update(state["task"])
         if state["step"]:
@@ -253,7 +255,7 @@ class Trainer:
         state = {"sizes": sizes, "tokens": self.tokens, "meter": self.meter.state, "best": self.best}
         state["task"] = self.task.state
         checkpoints.check_finite(self.model, self.optimizer, self._where(step), self.last_good())
-        checkpoints.save(self.out, step, self.model, self.optimizer, state)
+        checkpoints.save(self.out, step, self.model, self.optimizer, state, self.task.further_tensors)
 
     def last_row(self) -> dict[str, float]:
         """The last row of metrics.jsonl, which an earlier start wrote."""

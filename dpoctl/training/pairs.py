@@ -9,8 +9,6 @@ from torch import Tensor
 from ..data.batching import Stream, pack, permutation, share, shuffled, shuffled_groups
 from ..data.encode import PairData
 from ..errors import InputError
-from ..models.logprobs import Sequences, summed_logps
-from ..models.routing import RoutedTokens
 
 
 class StreamOptions(Protocol):
@@ -73,7 +71,8 @@ def without_prompts(data: PairData, other: PairData) -> PairData:
 
 def only(data: PairData, pairs: list[int]) -> PairData:
     """The same completions with fewer pairs."""
-    kept: dict[str, Any] = {name: [getattr(data, name)[i] for i in pairs] for name in ("pairs", "lines", "margins")}
+    names = ("pairs", "lines", "margins", "scores", "weights", "labels")
+    kept: dict[str, Any] = {name: [values[i] for i in pairs] for name in names if (values := getattr(data, name))}
     return replace(data, **kept)
 
 
@@ -112,8 +111,3 @@ def batch_tokens(data: PairData, batch: PairBatch) -> int:
 def counts(batch: PairBatch) -> list[float]:
     """In how many pairs of a micro-batch each of its completions is."""
     return torch.bincount(batch.pairs.flatten(), minlength=len(batch.completions)).tolist()
-
-
-def batch_logps(model: Any, seqs: Sequences, batch: PairBatch, routed: RoutedTokens | None = None) -> Tensor:
-    """Summed log-probs [C] of a micro-batch's completions; differentiable."""
-    return summed_logps(model, [seqs[i] for i in batch.completions], routed=routed)

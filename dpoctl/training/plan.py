@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import log
-from ..data.encode import PairData, encode_pairs
-from ..data.readers import load_rows
+from ..data.encode import Limits, PairData, encode_pairs
+from ..data.readers import Rows, load_rows
 from ..inference import memory
 from ..inference.fitting import lines_of
 from ..inference.memory import Batch, Held, Phase, PlannedScorer
@@ -57,6 +57,10 @@ class TrainingPlan(ABC):
         """(path, revision) of a reference whose log-probs are computed before the updates; None without one."""
         return None
 
+    def held_beside(self, config: Any, trained: Held) -> dict[str, int]:
+        """Bytes by name of what is held during the updates beside the trained model, on one device."""
+        return {}
+
     def lines(self) -> dict[str, Any]:
         """What --dry-run prints."""
         config, world = self.config, self.config.plan_world_size or 1
@@ -102,6 +106,7 @@ class TrainingPlan(ABC):
         phases.append(self._update_phase(config, counted, trained, scorer))
         if scorer:
             held = {name: phases[-1].parts.get(name, 0) for name in ("weights", "optimizer", "gathered")}
+            held |= self.held_beside(config, trained)
             phases.append(evaluation_phase(config, counted, Evaluated(trained.model, scorer, held), self))
         return phases
 
@@ -117,7 +122,8 @@ class TrainingPlan(ABC):
             recompute=config.activation_checkpointing,
         )
         phase = update_phase(counted, trained.model, trained.size, update, self.target)
-        return replace(phase, parts=phase.parts | {"scorer": scorer.size}) if scorer and scorer.size else phase
+        held = self.held_beside(config, trained) | ({"scorer": scorer.size} if scorer and scorer.size else {})
+        return replace(phase, parts=phase.parts | held) if held else phase
 
     def _passes(self, config: Any) -> list[Pass]:
         """The largest of the updates' first micro-batches, and the largest of those after them."""
@@ -224,18 +230,24 @@ class PairsPlan(TrainingPlan):
     """The plan of a training on preferences, in the order of `pairs.pair_stream`."""
 
     config: PairPlanOptions
+    kind_of_rows = "preferences"
 
     def __init__(self, config: PairPlanOptions, *shuffle: str):
         super().__init__(config)
-        rows, _ = load_training_rows(config, "preferences")
+        rows, _ = load_training_rows(config, self.kind_of_rows)
         context = context_without_weights(config.model, revision=config.revision)
         limits = setup.limits_within(context, config.max_length, config.max_prompt_length)
-        self.data: PairData = encode_pairs(rows, setup.codec_of(config), limits)
+        self.rows = rows
+        self.data = self.encode(config, rows, limits)
         self.sequences = pairs.sequences(self.data)
         self.stream = pairs.pair_stream(self.data, config, *shuffle)
         self.steps = self.stream.steps
         data = self.data
         self.head = {"pairs": len(data.pairs), "prompts": len(data.prompts), "completions": len(data.completions)}
+
+    def encode(self, config: Any, rows: Rows, limits: Limits) -> PairData:
+        """The pairs of the rows."""
+        return encode_pairs(rows, setup.codec_of(config), limits)
 
     def micros(self, config: Any, step: int) -> list[Sequences]:
         world = config.plan_world_size or 1

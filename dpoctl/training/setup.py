@@ -82,6 +82,18 @@ def open_frozen(
     return load(config, held, lambda place: load_policy(path, place, **options))
 
 
+def open_in_float32(
+    config: LoadingOptions, compute: Compute, path: str, revision: str | None, templates: TemplateOptions
+) -> Loaded:
+    """A causal language model with float32 weights that is not trained by gradients: a reference that moves."""
+    options: dict[str, Any] = {
+        "revision": revision,
+        "trust_remote_code": config.trust_remote_code,
+        "templates": templates,
+    }
+    return load(config, Place(compute.device), lambda place: load_policy(path, place, **options))
+
+
 def load(config: ShardingOptions, place: Place, load_at: Callable[[Place], Any]) -> Any:
     """`load_at(place)`; a model to be sharded, in main memory on rank 0 and as shapes on the others.
 

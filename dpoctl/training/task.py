@@ -83,6 +83,11 @@ class Task(ABC):
         """A causal language model on this run's device that is not trained, such as the reference."""
         return setup.open_frozen(self.config, self.compute, path, revision, self.templates)
 
+    @property
+    def further_tensors(self) -> dict[str, Tensor]:
+        """Tensors that checkpoints hold beside the trained weights and the optimizer's state."""
+        return {}
+
     # --- an update
 
     @abstractmethod

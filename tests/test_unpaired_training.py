@@ -1,0 +1,205 @@
+"""train-dpo on single completions with a label: a plain computation, micro-batches, resuming, refusals."""
+
+import json
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from dpoctl.cli.app import run
+from dpoctl.data.encode import Limits, PairData
+from dpoctl.data.unpaired import mismatched
+from dpoctl.runtime import signals
+from dpoctl.training import loop
+from helpers.losses import Plain, metrics, small_models, write
+
+WORDS = "the film was good bad long short dull and warm plot made me laugh cry sleep".split()
+BASE = (
+    "train-dpo --model m --ref r --data rows.jsonl --batch-size 6 --epochs 9 --max-steps 3 --log-every 1 --lr 1e-2 "
+    "--warmup-steps 0 --optimizer adamw --beta 0.5"
+)
+CASES = {
+    "kto": "--loss kto --unpaired --lambda-rejected 1.5",
+    "bco": "--loss bco",
+    "apo": "--loss apo_zero_unpaired --lambda-chosen 0.7",
+    "weighted": "--loss kto --unpaired --use-weights",
+}
+
+
+def rows_of(n: int = 10) -> list[dict]:
+    """Completions of four prompts, a third of them desirable, with scores and weights."""
+    g = np.random.default_rng(1)
+    rows = []
+    for i in range(n):
+        text = " " + " ".join(g.choice(WORDS, size=2 + i % 5))
+        row = {"prompt": f"{WORDS[i % 4]} film", "completion": text, "label": i % 3 == 0}
+        rows.append(row | {"score": 0.9 if i % 3 == 0 else 0.1 * (i % 3), "weight": round(float(g.uniform(0.5, 2)), 2)})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return small_models(tmp_path_factory.mktemp("unpaired"))
+
+
+@pytest.fixture
+def here(folder, tmp_path, monkeypatch):
+    for name in ("m", "r"):
+        (tmp_path / name).symlink_to(folder / name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.chdir(tmp_path)
+    write("rows.jsonl", rows_of())
+    return tmp_path
+
+
+@pytest.fixture
+def command(here, capsys):
+    """A function from a command line to (exit code, what it said)."""
+
+    def call(line: str) -> tuple[int, str]:
+        capsys.readouterr()
+        code = run(line.split())
+        return code, " ".join(capsys.readouterr().err.split())
+
+    return call
+
+
+def test_the_first_loss_is_that_of_a_plain_computation(command, here):
+    """KTO's z from each prompt with the completion of the next row of another prompt, which is the next row here."""
+    rows = rows_of()
+    policy, reference = Plain("m"), Plain("r")
+
+    def log_ratio(prompt: str, completion: str) -> torch.Tensor:
+        return (policy.tokens(prompt, completion)[0].sum() - reference.tokens(prompt, completion)[0].sum()).detach()
+
+    c = torch.stack([log_ratio(row["prompt"], row["completion"]) for row in rows])
+    following = [*rows[1:], rows[0]]
+    others = [log_ratio(row["prompt"], other["completion"]) for row, other in zip(rows, following, strict=True)]
+    kl, good = torch.stack(others), torch.tensor([row["label"] for row in rows])
+    w = torch.tensor([row["weight"] for row in rows], dtype=torch.float64)
+    w = w / w.mean()
+    z, zw = kl.mean().clamp(min=0), ((w * kl).sum() / w.sum()).clamp(min=0)
+    delta = (c[good].mean() + c[~good].mean()) / 2
+
+    def kto(z, of_bad):
+        return torch.where(good, torch.sigmoid(-0.5 * (c - z)), of_bad * torch.sigmoid(0.5 * (c - z)))
+
+    softplus = torch.nn.functional.softplus
+    expected = {
+        "kto": kto(z, 1.5).mean(),
+        "weighted": (w * kto(zw, 1.0)).mean(),
+        "bco": torch.where(good, softplus(-0.5 * (c - delta)), softplus(0.5 * (c - delta))).mean(),
+        "apo": torch.where(good, 0.7 * torch.sigmoid(-0.5 * c), torch.sigmoid(0.5 * c)).mean(),
+    }
+    for name, value in expected.items():
+        code, said = command(f"{BASE} {CASES[name]} --batch-size 10 --max-steps 1 --tokens-per-batch 30 --out {name}")
+        assert code == 0 and "4 desirable and 6 undesirable completions of 4 prompts" in said, said
+        row = metrics(here / name)[0]
+        assert row["loss"] == pytest.approx(value.item(), rel=2e-5, abs=2e-6), name
+        assert row["rewards/chosen"] == pytest.approx(0.5 * c[good].mean().item(), rel=1e-4, abs=1e-5)
+        assert row["rewards/rejected"] == pytest.approx(0.5 * c[~good].mean().item(), rel=1e-4, abs=1e-5)
+    assert metrics(here / "kto")[0]["kl"] == pytest.approx(kl.mean().item(), rel=1e-4, abs=1e-5)
+    assert metrics(here / "bco")[0]["delta"] == pytest.approx(delta.item(), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bco", "weighted"])
+def test_micro_batches_change_nothing(name, command, here):
+    line = f"{BASE} {CASES[name]} --eval-data rows.jsonl"
+    assert command(f"{line} --out one")[0] == 0
+    assert command(f"{line} --tokens-per-batch 15 --out many")[0] == 0
+    for a, b in zip(metrics(here / "one"), metrics(here / "many"), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=2e-4, abs=1e-5)
+        assert all(b[key] == pytest.approx(value, rel=3e-3, abs=3e-4) for key, value in a.items()), (a, b)
+    assert "eval/loss" in b and "eval/rewards/chosen" in b
+
+
+def test_a_resumed_run_has_the_same_bytes(command, here, monkeypatch):
+    line = f"{BASE} {CASES['bco']} --max-steps 5 --out"
+    assert command(f"{line} whole")[0] == 0
+    update = loop.Trainer.update
+
+    def stopped(self, step, meter):
+        found = update(self, step, meter)
+        signals.stop.signal = signal.SIGTERM if step == 2 else None
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Trainer, "update", stopped)
+        assert command(f"{line} cut")[0] == 75
+        signals.stop.signal = None
+    assert "resuming after update 3" in command(f"{line} cut")[1]
+    for file in ("model.safetensors", "metrics.jsonl"):
+        assert (here / "whole" / file).read_bytes() == (here / "cut" / file).read_bytes(), file
+
+
+def test_a_threshold_makes_labels_of_scores(command, here):
+    rows = rows_of()
+    line = f"{BASE} --loss bco --max-steps 2 --out"
+    assert command(f"{line} labels")[0] == 0
+    for field in ("label", "score"):
+        write("rows.jsonl", [{k: v for k, v in row.items() if k != "label"} | {field: row["score"]} for row in rows])
+        assert command(f"{line} {field} --threshold 0.5")[0] == 0
+        assert metrics(here / field) == metrics(here / "labels")
+
+
+def test_unbalanced_labels_are_told_with_the_weight_that_balances_them(command, here):
+    write("rows.jsonl", [row | {"label": i == 0} for i, row in enumerate(rows_of())])
+    code, said = command(f"{BASE} --loss bco --max-steps 1 --out o")
+    assert code == 0 and "unbalanced (weighted 0.11 : 1); --lambda-chosen 9 would balance them" in said
+    code, said = command(f"{BASE} --loss bco --max-steps 1 --lambda-chosen 9 --out p")
+    assert code == 0 and "unbalanced" not in said
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "said"),
+    [
+        ("--loss bco", {"label": None}, "rows.jsonl:2: field 'label': expected true or false, got nothing"),
+        ("--loss bco", {"label": 0.5}, "rows.jsonl:2: field 'label': expected true or false, got 0.5"),
+        ("--loss bco", {"label": "yes"}, "rows.jsonl:2: field 'label': expected a finite number, got \"yes\""),
+        ("--loss bco --threshold 1", {}, "rows.jsonl:1: field 'label': expected a number, got true"),
+        ("--loss bco --threshold nan", {}, "--threshold: expected a number, got nan"),
+        ("--loss bco", {"weight": -1}, "rows.jsonl:2: field 'weight': expected a number of 0 or more"),
+        ("--loss bco", {"completion": None}, "rows.jsonl:2: field 'completion': expected"),
+        ("--loss kto --unpaired --wpo", {}, "--wpo compares the completions of a pair"),
+        ("--loss kto --unpaired --ld-alpha 1", {}, "--ld-alpha compares the completions of a pair"),
+        ("--loss sigmoid --unpaired", {}, "--unpaired has no effect with --loss sigmoid"),
+        ("--loss kto --threshold 1", {}, "--threshold has no effect with --loss kto and without --unpaired"),
+        ("--loss sigmoid,bco", {}, "--loss: 'bco' is not one of"),
+        ("--loss kto", {}, "train-dpo --loss kto --unpaired (or --loss bco) trains on single completions"),
+    ],
+)
+def test_rows_and_options_that_are_refused(options, changes, said, command):
+    rows = rows_of(4)
+    write("rows.jsonl", [rows[0], rows[1] | changes, *rows[2:]])
+    code, found = command(f"{BASE} {options} --out o")
+    assert code == 2 and said in found, found
+
+
+def test_one_kind_and_one_prompt_are_refused(command, here):
+    write("rows.jsonl", [row | {"label": True} for row in rows_of(4)])
+    code, said = command(f"{BASE} --loss bco --out o")
+    assert code == 2 and "every completion is desirable" in said
+    write("rows.jsonl", [row | {"prompt": "A film"} for row in rows_of(4)])
+    code, said = command(f"{BASE} --loss kto --unpaired --out o")
+    assert code == 2 and "there is one prompt" in said
+    write("rows.jsonl", [{"prompt": "A", "chosen": " b", "rejected": " c"}])
+    code, said = command(f"{BASE} --loss bco --out o")
+    assert code == 2 and "these are pairs: leave --unpaired out, or choose a loss of pairs" in said
+
+
+def test_a_plan_reads_the_same_rows(command, here, capsys):
+    assert run(f"{BASE} --loss bco --dry-run --out o".split()) == 0
+    shown = capsys.readouterr().out
+    assert "examples" in shown and "pairs" not in shown
+
+
+def test_mismatched_completions_are_of_other_prompts():
+    """The next row of another prompt, cyclically; completions are cut to the length that is left."""
+    data = PairData(prompts=[[1], [2]], completions=[[3], [4], [5], [6, 7]], prompt_of=[0, 0, 1, 0])
+    data.pairs = [(0, 0), (1, 1), (2, 2), (3, 3)]
+    data.labels, data.lines = [True, False, True, False], [1, 2, 3, 4]
+    found = mismatched(data, Limits(2, 1))
+    texts = [(found.prompts[found.prompt_of[i]], found.completions[i]) for i, _ in found.pairs]
+    assert texts == [([1], [5]), ([1], [5]), ([2], [6]), ([1], [5])]
+    assert json.dumps(found.labels) == json.dumps(data.labels)
