@@ -201,7 +201,7 @@ def longer(text: str) -> str:
 
 
 def judged(server, more: str = "") -> str:
-    asked = f"--judge openai --judge-model m --judge-base-url {server.url} --judge-retries 0"
+    asked = f"--judge openai --judge-model m --judge-base-url {server.url} --judge-retries 1"
     return f"make-prefs --samples s.jsonl {asked} --out p.jsonl {more}"
 
 
