@@ -51,7 +51,8 @@ PAGES = {
             "dpoctl make-prefs --samples samples.jsonl --judge openai \\\n"
             "  --judge-model gpt-5-mini --out prefs.jsonl",
             "# the votes of people, or of judges\n"
-            "dpoctl make-prefs --judgements ada.jsonl --judgements ben.jsonl --out prefs.jsonl",
+            "dpoctl make-prefs --judgements ada.jsonl --judgements ben.jsonl \\\n"
+            "  --out prefs.jsonl",
             "# more in the documentation\ndpoctl docs preferences",
         ),
     ),

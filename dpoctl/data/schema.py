@@ -28,7 +28,10 @@ from .shapes import ASSISTANT, HUMAN
 Check = Callable[[int, dict], dict]  # (0-based row number, row) -> the row in its normal form; raises BadRow
 
 _TEXT_SHAPES = "a string ('text', 'prompt' and 'completion', or 'messages')"
-_UNPAIRED = "train-dpo --loss kto --unpaired (or --loss bco) trains on single completions with a label"
+_UNPAIRED = (
+    "pair a good and a bad answer to one prompt, as 'chosen' and 'rejected'; train-dpo --loss kto --unpaired "
+    "(or --loss bco) trains on single completions with a label"
+)
 VERDICTS = ("a", "b", "tie", "invalid")
 _EVALUATION_METRICS = (
     "step",

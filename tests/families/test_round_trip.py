@@ -12,7 +12,7 @@ from dpoctl.data.codec import Codec
 from dpoctl.data.encode import Limits, encode_examples, encode_pairs
 from dpoctl.inference.completions import PromptSet, completion_rows
 from dpoctl.inference.generate import Completion
-from dpoctl.stages.make_prefs import _pair
+from dpoctl.inference.pairing import preference
 from families import reference, zoo
 from helpers.encoding import make_rows
 
@@ -73,7 +73,7 @@ def test_a_sample_is_encoded_as_what_was_sampled(name, data):
     assert counts["from_ids"] == 2 and counts["trained_tokens"] == len(one) + len(other)
 
     if one != other:
-        pair = json.loads(json.dumps(_pair(rows[0] | {"score": 1.0}, rows[1] | {"score": 0.0})))
+        pair = json.loads(json.dumps(preference(rows[0] | {"score": 1.0}, rows[1] | {"score": 0.0})))
         found = encode_pairs(make_rows(pair), codec, Limits())
         [(chosen, rejected)] = found.pairs
         assert (found.completions[chosen], found.completions[rejected]) == (one, other) and found.prompts == [before]

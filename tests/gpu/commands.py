@@ -19,7 +19,7 @@ import torch
 from transformers import AutoTokenizer
 
 from dpoctl.cli.app import run
-from dpoctl.inference import sampler
+from dpoctl.inference.engines import local
 from dpoctl.models import place
 from dpoctl.models.pretrained import Source
 from gpu import models
@@ -100,7 +100,7 @@ def sample(folder: Path, name: str, device: torch.device, rows: int, tokens: int
 def timed(device: torch.device) -> Iterator[list[float]]:
     """Tokens per second of each batch that the sampler generates meanwhile."""
     rates: list[float] = []
-    own = sampler.generate
+    own = local.generate
 
     def generate(*args: Any, **options: Any) -> Any:
         start = time.perf_counter()
@@ -110,7 +110,7 @@ def timed(device: torch.device) -> Iterator[list[float]]:
         rates.append(sum(len(c.ids) for each in found for c in each) / (time.perf_counter() - start))
         return found
 
-    with mock.patch.object(sampler, "generate", generate):
+    with mock.patch.object(local, "generate", generate):
         yield rates
 
 
