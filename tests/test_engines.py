@@ -93,6 +93,7 @@ def test_arguments_of_vllm_are_values():
         (["enforce_eager"], "--engine-arg enforce_eager: expected KEY=VALUE"),
         (["a=1", "a=2"], "--engine-arg a: given twice"),
         (["tensor-parallel-size=2"], "use --tensor-parallel-size"),
+        (["device=cpu"], "use --device"),
         (["generation_config=auto"], "is set by dpoctl"),
         (["a={"], "not a valid value"),
     ],

@@ -82,9 +82,9 @@ class Engines:
 
 _OPTIONS = {  # arguments of vllm.LLM that have an option
     **{"model": "--model", "tokenizer": "--model", "revision": "--revision", "tokenizer_revision": "--revision"},
-    **{"trust_remote_code": "--trust-remote-code", "dtype": "--dtype", "seed": "--seed"},
+    **{"trust_remote_code": "--trust-remote-code", "dtype": "--dtype", "device": "--device"},
     **{name: f"--{name.replace('_', '-')}" for name in ("tensor_parallel_size", "max_model_len")},
-    "gpu_memory_utilization": "--gpu-memory-utilization",
+    **{"gpu_memory_utilization": "--gpu-memory-utilization", "seed": "--seed"},
 }
 _OURS = ("generation_config", "skip_tokenizer_init", "logprobs_mode", "enable_lora", "max_lora_rank", "runner")
 
