@@ -9,12 +9,12 @@ import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
+from contextlib import suppress
 
 from ..errors import InputError, Interrupted
 from ..runtime import signals
 from ..runtime.http import Http, NoResponse, Response, backoff_s, retry_after_s, without_key
-from ..runtime.server_errors import TRANSIENT, read_error
+from ..runtime.server_errors import TRANSIENT, error_in
 from .scorer_text import completion_of, describe
 
 _ROWS = 32  # of a request
@@ -79,18 +79,15 @@ class RemoteScores:
                 return scores
 
     def _scores(self, response: Response, rows: Sequence[dict]) -> list[float]:
-        try:
-            body: Any = json.loads(response.text)
-        except ValueError:
-            body = response.text
         if response.status != 200:
-            error = read_error(response.status, body)
-            said = without_key(str(error), self.key)
+            error = error_in(response.status, response.text, self.key)
             if error.kind == TRANSIENT:
-                raise _Transient(f"status {said}", retry_after_s(response.headers))
+                raise _Transient(f"status {error}", retry_after_s(response.headers))
             hint = f"check the address; a key comes from {KEY}" if error.status in (401, 403, 404, 405) else ""
-            raise InputError(f"{self.url}: the scorer's server refuses the request: {said}", hint)
-        scores = body.get("scores") if isinstance(body, dict) else None
+            raise InputError(f"{self.url}: the scorer's server refuses the request: {error}", hint)
+        scores = None
+        with suppress(ValueError, AttributeError):  # not JSON, or no object
+            scores = json.loads(response.text).get("scores")
         if not isinstance(scores, list):
             shown = without_key(response.text[:80], self.key)
             raise InputError(

@@ -18,7 +18,7 @@ from ..config.schema import flag_named
 from ..errors import InputError
 from ..outputs.files import cache_home, is_intact, seal, write_atomic
 from ..runtime.http import backoff_s, retry_after_s, without_key
-from ..runtime.server_errors import CONTENT, FATAL, TRANSIENT, ServerError, read_error
+from ..runtime.server_errors import CONTENT, FATAL, TRANSIENT, ServerError, error_in
 from .parameters import Parameters
 from .replies import Answer, ErrorInside, NoChoice, Refusal, Reply, read_answer
 
@@ -209,13 +209,7 @@ class Client:
         return answer
 
     def _error(self, error: APIStatusError) -> ServerError:
-        text = error.response.text
-        try:
-            body: Any = json.loads(text)
-        except ValueError:
-            body = text
-        found = read_error(error.status_code, body, type(error).__name__)
-        return replace(found, message=self._without_key(found.message))
+        return error_in(error.status_code, error.response.text, self.key, type(error).__name__)
 
     def _learn(self, parameters: Parameters, error: ServerError) -> bool:
         """Whether the request can be repeated with other parameters; a change is said once.

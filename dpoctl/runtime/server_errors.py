@@ -3,9 +3,12 @@
 An error is about the account, the parameters of every request, the content of this one, or the server's state.
 """
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
+
+from .http import without_key
 
 FATAL, CONTENT, REFUSED, TRANSIENT = "fatal", "content", "refused", "transient"
 CONTENT_FILTER, TOO_LONG, OTHER = "content filter", "too long", "refused by the server"
@@ -93,6 +96,16 @@ class ServerError:
     def __str__(self) -> str:
         detail = " ".join(part for part in (self.code, f"({_shortened(self.message)})" if self.message else "") if part)
         return f"{self.status} {detail}".strip()
+
+
+def error_in(status: int, text: str, key: str, fallback: str = "") -> ServerError:
+    """The error in a response's text, without the key, which a server may repeat; `fallback` as for `read_error`."""
+    text = without_key(text, key)
+    try:
+        body: Any = json.loads(text)
+    except ValueError:
+        body = text
+    return read_error(status, body, fallback)
 
 
 def read_error(status: int, body: Any, fallback: str = "") -> ServerError:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from ...errors import InputError
 from ...runtime import signals
 from ...runtime.http import Http, NoResponse, Response, backoff_s, retry_after_s, without_key
-from ...runtime.server_errors import TRANSIENT, ServerError, read_error, status_of
+from ...runtime.server_errors import TRANSIENT, ServerError, error_in, read_error, status_of
 from ..options import EngineOptions
 from .engine import Sampled
 from .server_protocols import BadAnswer, BrokenOff, Completions, Generate, Protocol, Request
@@ -318,12 +318,7 @@ class ServerClient:
             self._lost += 1
 
     def _error(self, response: Response) -> ServerError:
-        text = without_key(response.text, self.http.key)
-        try:
-            body: Any = json.loads(text)
-        except ValueError:
-            body = text
-        return read_error(response.status, body)
+        return error_in(response.status, response.text, self.http.key)
 
     def _checked(self, response: Response) -> dict[str, Any]:
         """The JSON object in a response of status 200. Raises InputError for another status, _Transient for garbage."""
