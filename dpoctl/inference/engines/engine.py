@@ -7,9 +7,9 @@ them. What an engine outside this process gives becomes a completion by `complet
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,7 +17,9 @@ from ...data.codec import Codec
 from ...errors import InputError
 from ...outputs.claims import Output
 from ...outputs.manifests import ENGINE_SETTING
-from ..generate import Completion, PromptTokens, Sampling, as_completion, ends_at
+from ..generate import Completion, PromptTokens, Sampling, as_completion, ends_at, limits_of
+
+_LOWEST = 0.01  # temperature of vLLM and SGLang, which raise lower ones to it
 
 
 class Engine(ABC):
@@ -80,7 +82,44 @@ class Sampled:
 
     ids: list[int]
     stopped: bool
-    logps: Sequence[float] = field(default=())
+    logps: Sequence[float] = ()
+
+
+class Row(NamedTuple):
+    """One completion that an engine outside this process is asked for, of at most `limit` tokens."""
+
+    prompt: PromptTokens
+    limit: int
+    seed: int
+
+
+class OutsideEngine(Engine):
+    """An engine outside this process, called `named`: every completion is a request of its own with its own seed."""
+
+    named: str
+
+    @abstractmethod
+    def sample(self, rows: list[Row], sampling: Sampling) -> list[Sampled]:
+        """What the engine gives for each of one row or more. Raises as `complete` does."""
+
+    def complete(self, prompts: list[PromptTokens], ks: list[int], sampling: Sampling) -> list[list[Completion]]:
+        if 0 < sampling.temperature < _LOWEST:
+            said = f"--temperature {sampling.temperature:g}: {self.named} would sample at {_LOWEST:g}, its lowest"
+            raise InputError(said, "--temperature 0 is greedy")
+        limits = limits_of(prompts, self.context, sampling.max_new_tokens)
+        rows = [
+            Row(prompt, limit, seed_of(sampling.seed, prompt.key, k))
+            for prompt, limit in zip(prompts, limits, strict=True)
+            for k in ks
+        ]
+        found = self.sample(rows, sampling) if rows else []
+        completions = iter(
+            [
+                completion_of(self.codec.tokenizer, row.prompt, sampled, sampling)
+                for row, sampled in zip(rows, found, strict=True)
+            ]
+        )
+        return [[next(completions) for _ in ks] for _ in prompts]
 
 
 def completion_of(

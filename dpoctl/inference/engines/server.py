@@ -3,7 +3,6 @@
 import hashlib
 import json
 import queue
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
@@ -17,27 +16,28 @@ from ...outputs.answers import Answers
 from ...outputs.claims import Output
 from ...outputs.files import sha256_path
 from ...runtime import signals
-from ..generate import Completion, PromptTokens, Sampling, limits_of
+from ..generate import Sampling
 from ..options import EngineOptions
-from .engine import Engine, Sampled, completion_of, seed_of
+from .engine import OutsideEngine, Row, Sampled, seed_of
 from .server_client import AnotherModel, Pending, ServerClient
 from .server_protocols import Request
 
 _POLL_S = 0.2  # how often signals are looked for while requests are in flight
 _GRACE_S = 5.0  # for requests in flight, once no more are sent: a batch system kills soon after its signal
-_COLDEST = 0.01  # servers raise a temperature below to this one
 # Accents, scripts, an emoji, blanks, digits and code: what tokenizers split in different ways.
 _PLAIN = "The café's naïve façade: 東京 Привет مرحبا 🙂\n\n\tif x1 >= 1024:  return 'Ünïcode' # 3.14159 -- ok?  "
 _AWAY = "rerun the command to resume once the server answers"
 
 
-class ServerEngine(Engine):
+class ServerEngine(OutsideEngine):
     """Every completion is a request of its own with a seed of its own, `concurrency` of them in flight.
 
     Before the first one the server is asked what it serves, and whether it has the tokenizer of --model; the model is
     checked again after each lost connection and at each batch's end. Raises InputError where they differ, and
     Interrupted where the server is away.
     """
+
+    named = "the server"
 
     def __init__(self, options: EngineOptions, model: str, codec: Codec, context: int | None):
         self.options, self.model, self.codec = options, model, codec
@@ -83,40 +83,22 @@ class ServerEngine(Engine):
         if len(self.answers):
             log.say(f"{output.out}: {len(self.answers)} answers that the server gave before are used")
 
-    def complete(self, prompts: list[PromptTokens], ks: list[int], sampling: Sampling) -> list[list[Completion]]:
-        if 0 < sampling.temperature < _COLDEST:
-            raise InputError(
-                f"--temperature {sampling.temperature:g}: servers sample at {_COLDEST:g} instead", hint="0 is greedy"
-            )
-        limits = limits_of(prompts, self.context, sampling.max_new_tokens)
+    def sample(self, rows: list[Row], sampling: Sampling) -> list[Sampled]:
+        """The answer to every row's request, those that are kept first. Raises Interrupted where some are pending."""
         requests = [
             Request(
-                prompt.ids,
-                sorted(prompt.stops),
-                limit,
-                seed_of(sampling.seed, prompt.key, k),
+                row.prompt.ids,
+                sorted(row.prompt.stops),
+                row.limit,
+                row.seed,
                 sampling.temperature,
                 sampling.top_p,
                 sampling.top_k,
                 sampling.stop,
                 self.logps,
             )
-            for prompt, limit in zip(prompts, limits, strict=True)
-            for k in ks
+            for row in rows
         ]
-        sampled = iter(self._sampled(requests))
-        tokenizer = self.codec.tokenizer
-        return [[completion_of(tokenizer, prompt, next(sampled), sampling) for _ in ks] for prompt in prompts]
-
-    def close(self) -> None:
-        self.client.stop()
-        self.client.http.close()
-        self.answers.close()
-
-    # --- requests
-
-    def _sampled(self, requests: Sequence[Request]) -> list[Sampled]:
-        """The answer to every request, those that are kept first. Raises Interrupted where some are pending."""
         keys = [self._key(request) for request in requests]
         found = [_stored(self.answers.known(key)) for key in keys]
         left = [i for i, sampled in enumerate(found) if sampled is None]
@@ -135,6 +117,13 @@ class ServerEngine(Engine):
                 raise self._pending(batch.reason, len(left) - len(batch.received))
             found = [sampled or batch.received[key] for sampled, key in zip(found, keys, strict=True)]
         return [sampled for sampled in found if sampled is not None]
+
+    def close(self) -> None:
+        self.client.stop()
+        self.client.http.close()
+        self.answers.close()
+
+    # --- requests
 
     def count(self, finished: int) -> None:
         """Tell the progress line."""

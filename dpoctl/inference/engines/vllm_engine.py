@@ -14,21 +14,21 @@ from ...errors import InputError
 from ...models.hub import resolve, resolve_base
 from ...models.load import count_weights
 from ...models.tokenizers import has_tokenizer
-from ..generate import Completion, PromptTokens, Sampling, limits_of
+from ..generate import Sampling
 from ..options import EngineOptions
 from .adapters import AdapterPlan, adapter_plan
-from .engine import Engine, Sampled, completion_of, seed_of
+from .engine import OutsideEngine, Row, Sampled
 from .vllm_process import VllmProcess, environment, installed_version
 
 _SEED = 0  # of what no request's seed decides
-_LOWEST = 0.01  # temperature; vLLM raises lower ones to it
 _DONE = "the batches before, which are kept"
 
 
-class VllmEngine(Engine):
+class VllmEngine(OutsideEngine):
     """A model in vLLM; started by the first call of `complete`, so that an output that has its samples needs none."""
 
     before_scorer = True
+    named = "vLLM"
 
     def __init__(self, options: EngineOptions, model: str, codec: Codec, context: int | None):
         """Raises InputError where vLLM is missing or too old, and for an adapter that it cannot apply."""
@@ -48,33 +48,20 @@ class VllmEngine(Engine):
         cost: dict[str, Any] = {"flops_per_token": 2 * count_weights(self.model, self.options.revision)}
         return cost | ({"device": self.facts["device"]} if self.facts else {})
 
-    def complete(self, prompts: list[PromptTokens], ks: list[int], sampling: Sampling) -> list[list[Completion]]:
-        if 0 < sampling.temperature < _LOWEST:
-            said = f"--temperature {sampling.temperature:g}: vLLM would sample at {_LOWEST:g}, the lowest that it takes"
-            raise InputError(said, "--temperature 0 is greedy")
-        limits = limits_of(prompts, self.context, sampling.max_new_tokens)
-        asked = [(prompt, k, limit) for prompt, limit in zip(prompts, limits, strict=True) for k in ks]
-        if not asked:
-            return [[] for _ in prompts]
-        rows = [(prompt.ids, self._parameters(prompt, k, limit, sampling)) for prompt, k, limit in asked]
-        found = self._generate(self._started(with_tokenizer=bool(sampling.stop)), rows)
-        completions = iter(
-            [
-                completion_of(self.codec.tokenizer, prompt, Sampled(*output), sampling)
-                for (prompt, _, _), output in zip(asked, found, strict=True)
-            ]
-        )
-        return [[next(completions) for _ in ks] for _ in prompts]
+    def sample(self, rows: list[Row], sampling: Sampling) -> list[Sampled]:
+        asked = [(row.prompt.ids, self._parameters(row, sampling)) for row in rows]
+        found = self._generate(self._started(with_tokenizer=bool(sampling.stop)), asked)
+        return [Sampled(*output) for output in found]
 
-    def _parameters(self, prompt: PromptTokens, k: int, limit: int, sampling: Sampling) -> dict[str, Any]:
+    def _parameters(self, row: Row, sampling: Sampling) -> dict[str, Any]:
         """Of the vllm.SamplingParams of a row. The end tokens are the codec's, not those that vLLM would look for."""
         greedy = sampling.temperature == 0
         random = {} if greedy else {"top_p": sampling.top_p, "top_k": sampling.top_k or -1}
         return {
-            **{"temperature": sampling.temperature, "max_tokens": limit},
+            **{"temperature": sampling.temperature, "max_tokens": row.limit},
             **random,
-            "seed": None if greedy else seed_of(sampling.seed, prompt.key, k),
-            **{"stop_token_ids": sorted(prompt.stops), "ignore_eos": True},
+            "seed": None if greedy else row.seed,
+            **{"stop_token_ids": sorted(row.prompt.stops), "ignore_eos": True},
             **{"stop": list(sampling.stop) or None, "detokenize": bool(sampling.stop)},
             **{"skip_special_tokens": False, "spaces_between_special_tokens": False},
             "logprobs": 0 if self.logps else None,
