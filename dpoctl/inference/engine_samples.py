@@ -14,12 +14,11 @@ from ..models.load import Loaded
 from ..models.logprobs import response_logps
 from ..outputs.claims import Output
 from ..outputs.row_writer import KeptRows
-from ..outputs.shards import slices
 from ..runtime import collectives, sharing, signals
 from .completions import PromptSet, completion_rows, prompt_set, sequences_of
 from .engines.engine import Engine, fix_settings
 from .engines.opening import open_engine
-from .generate import sampling_of
+from .generate import batch_slices, sampling_of
 from .options import EngineOptions, GenerationOptions
 
 _LOGP = "engine_logp"  # of a kept row: the sum of the engine's own log-probs
@@ -56,7 +55,6 @@ class EngineSamples:
         # rows of each complete model
         self.counts: list[int] = list(state.get("counts", []))
         self.written: int = written
-        self.tokens = 0
         for number in range(len(self.counts), len(self.models)):
             self._sample(self.models[number])
 
@@ -71,7 +69,7 @@ class EngineSamples:
             total, done = len(chosen) * config.n, self.written - sum(self.counts)
             world = collectives.world_size()
             with log.progress(f"sample {model}", total, "completions", done) as meter:
-                batches = slices(len(chosen), max(1, config.engine_batch_size // config.n))
+                batches = batch_slices(len(chosen), config.n, config.engine_batch_size)
                 batches = [batch for batch in batches if batch.start * config.n >= done]
                 for start in range(0, len(batches), world):
                     shared = batches[start : start + world]
@@ -109,11 +107,6 @@ class EngineSamples:
         number = self.models.index(model)
         first, count = sum(self.counts[:number]), self.counts[number]
         return collectives.from_rank_0(list(islice(self.kept.read(first), count)) if self.kept else None)
-
-    def discard(self) -> None:
-        """Remove the rows: the output is complete."""
-        if self.kept:
-            self.kept.discard()
 
 
 def compared(rows: list[dict], policy: Loaded, options: Any) -> list[dict]:

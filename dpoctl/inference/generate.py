@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..models import tiled_head
 from ..models.load import context_length
 from ..models.probes import has_plain_head
+from ..outputs.shards import slices
 from ..runtime.devices import to_device
 from ..runtime.fsdp_root import is_sharded
 from .decoding import open_decoding
@@ -79,8 +80,7 @@ def sampling_of(options: SamplingOptions, temperature: float, seed: int, stop: t
 
 def batch_slices(n_prompts: int, n_per_prompt: int, generation_batch_size: int = 256) -> list[slice]:
     """Slices of consecutive prompts with at most `generation_batch_size` completions each, but at least one prompt."""
-    size = max(1, generation_batch_size // n_per_prompt)
-    return [slice(start, min(start + size, n_prompts)) for start in range(0, n_prompts, size)]
+    return slices(n_prompts, max(1, generation_batch_size // n_per_prompt))
 
 
 def generate(

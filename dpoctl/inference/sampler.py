@@ -57,12 +57,13 @@ def divide(options: SamplerOptions, prompts: int, n: int, temperatures: Sequence
 def _joined(batches: list[Batch], size: int) -> list[Batch]:
     """Batches of at most `size` prompts from batches of one, of consecutive prompts at one temperature."""
     found: list[Batch] = []
-    for temperature, (start, stop, _) in ((t, (p.start, p.stop, None)) for t, p in batches):
-        last = found[-1] if found else None
-        if last and (last.temperature, last.prompts.stop) == (temperature, start) and start - last.prompts.start < size:
-            found[-1] = Batch(temperature, slice(last.prompts.start, stop))
+    for batch in batches:
+        (temperature, prompts), last = batch, found[-1] if found else None
+        follows = last and (last.temperature, last.prompts.stop) == (temperature, prompts.start)
+        if last and follows and prompts.start - last.prompts.start < size:
+            found[-1] = Batch(temperature, slice(last.prompts.start, prompts.stop))
         else:
-            found.append(Batch(temperature, slice(start, stop)))
+            found.append(batch)
     return found
 
 
@@ -119,19 +120,20 @@ class Sampler:
         before, since another one would start the output anew.
         """
         if self.engine.before_scorer:
-            self.check_scorer(spec, options)
-            self.sample_ahead()
+            self.sample_ahead(spec, options)
         return load_scorer(spec, scorer_options(options, self.compute, self.templates))
 
-    def check_scorer(self, spec: str, options: ScoringOptions) -> None:
-        """Raises InputError for a scorer that cannot be used, without the device's memory."""
-        load_scorer(spec, scorer_options(options, Compute(torch.device("cpu"), torch.float32), self.templates))
+    def sample_ahead(self, scorer: str | None, options: ScoringOptions) -> None:
+        """Sample all batches and close the engine; see `open_scorer`.
 
-    def sample_ahead(self) -> None:
-        """Sample all batches and close the engine; see `open_scorer`."""
+        Raises InputError, before anything is sampled, for a scorer that cannot be used.
+        """
         self.kept = KeptRows(self.output)
         total, done = self.shard.count * self.n, self.kept.rows[0]
         if self.kept.batches_done < len(self.batches):
+            if scorer:
+                on_cpu = Compute(torch.device("cpu"), torch.bfloat16)  # loaded, and never run
+                load_scorer(scorer, scorer_options(options, on_cpu, self.templates))
             with log.progress("sample", total, "completions", done) as meter:
                 for batch in self.batches[self.kept.batches_done :]:
                     self.kept.write_batch(self._sample(batch, meter), state={})
@@ -160,11 +162,6 @@ class Sampler:
         speed = f"{self.tokens / max(self.seconds, 1e-9):.0f}"
         meter.advance(shown + len(prompts) * self.n - meter.done, **{"tok/s": speed})
         return completion_rows(prompts, sampled, with_ids=self.few_shot is None)
-
-    def discard_kept(self) -> None:
-        """Remove the rows that were kept: the output is complete."""
-        if self.kept:
-            self.kept.discard()
 
     def __enter__(self) -> "Sampler":
         return self

@@ -52,18 +52,15 @@ class Source(ABC):
     def open_scorer(self, spec: str) -> Scorer:
         """A scorer of these samples. Raises InputError as load_scorer does."""
 
-    def check_scorer(self, spec: str) -> None:  # noqa: B027  # opening it checks it
-        """Raises InputError for a scorer that cannot be used, where `holds_device`."""
+    def make_all(self, scorer: str | None = None) -> None:  # noqa: B027  # files hold them
+        """Make all samples before the first is used; they are kept until the output is complete.
 
-    def make_all(self) -> None:  # noqa: B027  # files hold them
-        """Make all samples before the first is used; they are kept until the output is complete."""
+        Raises InputError, before any is made, for a `scorer` that cannot be used.
+        """
 
     @abstractmethod
     def cost(self) -> dict[str, Any]:
         """What they cost, for the manifest."""
-
-    def complete(self) -> None:  # noqa: B027  # files keep nothing
-        """The output is complete."""
 
     def __enter__(self) -> "Source":
         return self
@@ -92,17 +89,11 @@ class Sampled(Source):
     def open_scorer(self, spec: str) -> Scorer:
         return self.sampler.open_scorer(spec, self.scoring)
 
-    def check_scorer(self, spec: str) -> None:
-        self.sampler.check_scorer(spec, self.scoring)
-
-    def make_all(self) -> None:
-        self.sampler.sample_ahead()
+    def make_all(self, scorer: str | None = None) -> None:
+        self.sampler.sample_ahead(scorer, self.scoring)
 
     def cost(self) -> dict[str, Any]:
         return self.sampler.cost()
-
-    def complete(self) -> None:
-        self.sampler.discard_kept()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -123,11 +123,6 @@ class RowLog:
             self.output.answers.forget()
         signals.at_boundary(f"{self.rows[0]} rows, which are kept")
 
-    def close(self) -> None:
-        """Close the files, which stay as they are."""
-        for f in (*self._files, self._progress):
-            f.close()
-
 
 class RowWriter(RowLog):
     """Writes the row files of an output; `further` are paths of row files beside --out, of which None is skipped."""
@@ -150,7 +145,7 @@ class RowWriter(RowLog):
 
 
 class KeptRows(RowLog):
-    """Rows that an unfinished output needs again, in FILE.samples.partial beside it, until the output is complete."""
+    """Rows that an unfinished output needs again, in FILE.samples.partial beside it; its RowWriter removes them."""
 
     def __init__(self, output: Output):
         super().__init__(output, [output.out.with_name(output.out.name + ".samples")])
@@ -160,12 +155,6 @@ class KeptRows(RowLog):
         with open(self._partial(self.paths[0]), "rb") as f:
             for line in islice(f, first, self.rows[0]):
                 yield json.loads(line)
-
-    def discard(self) -> None:
-        """Remove the files: the output is complete."""
-        self.close()
-        self._partial(self.paths[0]).unlink(missing_ok=True)
-        self.progress_path.unlink(missing_ok=True)
 
 
 def _open_at(path: Path, size: int) -> BinaryIO:

@@ -77,8 +77,6 @@ def run(config: Evaluate, output: Output) -> None:
     counts = {"rows": len(rows)}
     skipped = evaluator.prompts.skipped if evaluator.prompts else {}
     writer.finish(of_evaluate(counts) | skipped, cost, shard.record(counts))
-    if evaluator.samples:
-        evaluator.samples.discard()
     if rows:  # a shard may have none
         tables.show_evaluations(rows)
 

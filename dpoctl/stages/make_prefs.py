@@ -53,7 +53,6 @@ def _write(config: MakePrefs, output: Output, source: Source, decider: Decider) 
     metrics, cost = of_make_prefs(state), decider.cost()
     counts = {name: value for name, value in state.items() if name != "judge"}  # what merging adds up
     writer.finish(metrics | dict(source.skipped), source.cost() | cost, source.shard.record(counts))
-    source.complete()
     rate = (state["samples"] - before) / max(seconds, 1e-9)
     score_types = None if config.shard else counts.get("score_types", {})
     say_preferences(config.out, metrics, f"{rate:.1f} samples/s", score_types)
@@ -84,8 +83,7 @@ def _decider(config: MakePrefs, output: Output, source: Source) -> Decider:
     Where a judge decides, all samples are made first, so that a command that resumes asks about the same ones.
     """
     if config.judge == "scorer" and source.holds_device:
-        source.check_scorer(str(config.scorer))
-        source.make_all()
+        source.make_all(config.scorer)
         return JudgedPairs(config, output)
     if config.judge:
         judged = JudgedPairs(config, output)

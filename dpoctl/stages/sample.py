@@ -36,7 +36,6 @@ def _write(config: Sample, output: Output, sampler: Sampler) -> None:
     counts = {"completions": writer.rows[0], "sampled": total, "ended": state["ended"]}
     metrics = {"prompts": len(sampler.prompt_set)} | shard_totals.of_sample(counts)
     writer.finish(metrics | sampler.prompt_set.skipped, sampler.cost(), sampler.shard.record(counts))
-    sampler.discard_kept()
     log.say(
         f"{config.out}: {writer.rows[0]} completions of {metrics['prompts']} prompts, "
         f"{metrics['ended']:.0%} ended with an end token"
