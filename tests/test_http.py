@@ -1,6 +1,7 @@
 """The HTTP client: connections that are kept, closed and given up, proxies, and addresses that are refused."""
 
 import json
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -100,11 +101,40 @@ def test_a_proxy_but_not_for_this_machine(monkeypatch):
         assert len(proxy.lines) == 1 and Http("http://node7:8000", 5).proxy == ""
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://x:port", "http://me:secret@x/v1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("localhost:8000", "ftp://x", "http://", "http://x:port", "http://me:secret@x/v1"),
+        *("http://node..7:8000", "http://x/\u00fc"),
+    ],
+)
 def test_an_address_that_is_refused(url):
     with pytest.raises(InputError) as error:
         Http(url, 5)
     assert "secret" not in str(error.value)
+
+
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown():
+    assert Http("http://x", 5, "secret-key\n").key == "secret-key"
+    for key in ("secret-\u2013key", "secret-\nkey"):
+        with pytest.raises(InputError, match="the key in the environment") as error:
+            Http("http://x", 5, key)
+        assert "secret" not in str(error.value)
+
+
+def test_a_machine_that_takes_no_connection(monkeypatch):
+    monkeypatch.setattr("dpoctl.runtime.http._CONNECT_S", 0.2)
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting = [socket.socket() for _ in range(3)]  # more than the machine lets wait
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(full.getsockname())
+        with pytest.raises(NoResponse, match=r"no connection within 0\.2 s"):
+            Http(f"http://127.0.0.1:{full.getsockname()[1]}", 60).get("/")
+        for each in waiting:
+            each.close()
 
 
 def test_waits_double_and_end():

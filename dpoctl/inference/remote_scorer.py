@@ -38,8 +38,8 @@ class RemoteScores:
 
     def __init__(self, url: str):
         """Raises InputError for a malformed address."""
-        self.url, self.key = url, os.environ.get(KEY, "")
-        self.http = Http(url, _TIMEOUT_S, self.key, timeout_flag="")
+        self.url = url
+        self.http = Http(url, _TIMEOUT_S, os.environ.get(KEY, ""), timeout_flag="")
         self.path = "/" if url.endswith("/") else ""  # which Http takes off
         self.answered = False
         self.stopped = threading.Event()
@@ -80,7 +80,7 @@ class RemoteScores:
 
     def _scores(self, response: Response, rows: Sequence[dict]) -> list[float]:
         if response.status != 200:
-            error = error_in(response.status, response.text, self.key)
+            error = error_in(response.status, response.text, self.http.key)
             if error.kind == TRANSIENT:
                 raise _Transient(f"status {error}", retry_after_s(response.headers))
             hint = f"check the address; a key comes from {KEY}" if error.status in (401, 403, 404, 405) else ""
@@ -89,7 +89,7 @@ class RemoteScores:
         with suppress(ValueError, AttributeError):  # not JSON, or no object
             scores = json.loads(response.text).get("scores")
         if not isinstance(scores, list):
-            shown = without_key(response.text[:80], self.key)
+            shown = without_key(response.text[:80], self.http.key)
             raise InputError(
                 f"{self.url}: expected an object with a list 'scores', got {shown!r}",
                 hint="dpoctl docs options describes what a scorer's server answers",

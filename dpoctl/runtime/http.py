@@ -18,6 +18,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from ..errors import InputError
 
+_CONNECT_S = 20.0  # nothing ends this wait earlier: a signal may have to wait for it
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _LONGEST_RETRY_AFTER_S = 0.5, 30.0, 60.0
 _SHORTEST_SECRET = 8  # a shorter key, such as EMPTY for a local server, is no secret
 _CERTIFICATE = "SSL_CERT_FILE names a file of certificates to trust"
@@ -46,16 +47,21 @@ class Http:
 
     def __init__(self, url: str, timeout_s: float, key: str = "", timeout_flag: str = "--timeout"):
         """`timeout_flag`: the option that gives the time, for messages; empty where none does."""
-        self.url, self.timeout_s, self.key, self.timeout_flag = url.rstrip("/"), timeout_s, key, timeout_flag
+        self.url, self.timeout_s, self.timeout_flag = url.rstrip("/"), timeout_s, timeout_flag
+        self.key = key.strip()
         try:
             parts = urlsplit(self.url)
             self.host, self.port = parts.hostname or "", parts.port
+            self.host.encode("idna")
+            parts.path.encode("ascii")
         except ValueError as e:
             raise InputError(f"{url}: not an address: {e}") from None
         if parts.scheme not in ("http", "https") or not self.host:
             raise InputError(f"{url}: expected an address such as http://localhost:8000")
         if parts.username or parts.query:  # it would be written into manifests and messages
             raise InputError(f"{parts.scheme}://{self.host}: an address without a user, a key or a query is expected")
+        if not (self.key.isascii() and self.key.isprintable()):
+            raise InputError(f"{self.url}: the key in the environment has characters that a header cannot hold")
         self.is_https, self.path = parts.scheme == "https", parts.path
         self.context = ssl.create_default_context() if self.is_https else None
         self.proxy = "" if self.host in _LOOPBACK or proxy_bypass(parts.netloc) else getproxies().get(parts.scheme, "")
@@ -91,6 +97,8 @@ class Http:
         if self.proxy and not self.is_https:
             target = self.url + path
         try:
+            if connection.sock is None:
+                self._open(connection)
             connection.request(method, target, body, headers)
             response = connection.getresponse()
             text = response.read().decode("utf-8", "replace")
@@ -113,15 +121,24 @@ class Http:
         host, port = (proxy.hostname or "", proxy.port) if proxy else (self.host, self.port)
         connection: HTTPConnection
         if self.is_https:
-            connection = HTTPSConnection(host, port, timeout=self.timeout_s, context=self.context)
+            connection = HTTPSConnection(host, port, context=self.context)
             if proxy:
                 connection.set_tunnel(self.host, self.port)
         else:
-            connection = HTTPConnection(host, port, timeout=self.timeout_s)
+            connection = HTTPConnection(host, port)
         self.local.connection = connection
         with self.lock:
             self.open.add(connection)
         return connection
+
+    def _open(self, connection: HTTPConnection) -> None:
+        connection.timeout = min(_CONNECT_S, self.timeout_s)
+        try:
+            connection.connect()
+        except TimeoutError:
+            self._close(connection)
+            raise NoResponse(f"no connection within {connection.timeout:g} s") from None
+        connection.sock.settimeout(self.timeout_s)
 
     def _close(self, connection: HTTPConnection) -> None:
         connection.close()
