@@ -4,57 +4,28 @@ import json
 import socket
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from dpoctl.errors import InputError
 from dpoctl.runtime.http import Http, NoResponse, backoff_s
+from helpers.loopback import Loopback, body_of, send
 
 
-class Echo:
+class Echo(Loopback):
     """Answers with the path and the body that were asked for; `hang` paths wait, `last` ones close the connection."""
 
-    def __enter__(self):
-        outer = self
-        self.connections, self.lines = 0, []
+    def __init__(self):
+        super().__init__(self.echo, idle_s=0.4)
+        self.lines = []
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            timeout = 0.4  # an idle connection is closed
-
-            def setup(self):
-                super().setup()
-                outer.connections += 1
-
-            def log_message(self, *args):
-                pass
-
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
-                outer.lines.append(f"{self.path} {self.headers.get('Authorization')}")
-                if "hang" in self.path:
-                    time.sleep(2)
-                payload = json.dumps({"path": self.path, "body": body}).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(payload)))
-                if "last" in self.path:
-                    self.send_header("Connection", "close")
-                self.end_headers()
-                self.wfile.write(payload)
-
-            do_GET = do_POST
-
-        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.httpd.daemon_threads = True
-        self.httpd.handle_error = lambda *args: None  # the client has hung up
-        threading.Thread(target=self.httpd.serve_forever, args=(0.02,), daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.httpd.server_address[1]}"
-        return self
-
-    def __exit__(self, *exc):
-        self.httpd.shutdown()
-        self.httpd.server_close()
+    def echo(self, handler):
+        body = body_of(handler).decode()
+        self.lines.append(f"{handler.path} {handler.headers.get('Authorization')}")
+        if "hang" in handler.path:
+            time.sleep(2)
+        last = {"Connection": "close"} if "last" in handler.path else {}
+        send(handler, 200, {"path": handler.path, "body": body}, last)
 
 
 def test_a_connection_is_kept_and_replaced():
@@ -63,15 +34,15 @@ def test_a_connection_is_kept_and_replaced():
         assert json.loads(http.get("/models").text)["path"] == "/v1/models"
         found = http.post("/completions", {"a": [1, 2]})
         assert (found.status, found.fresh, json.loads(json.loads(found.text)["body"])) == (200, False, {"a": [1, 2]})
-        assert server.connections == 1 and server.lines[0] == "/v1/models Bearer key"
+        assert server.opened == 1 and server.lines[0] == "/v1/models Bearer key"
         assert http.get("/last").status == 200
-        assert http.get("/again").fresh and server.connections == 2  # as the server asked
+        assert http.get("/again").fresh and server.opened == 2  # as the server asked
         time.sleep(0.8)
-        assert http.get("/idle").fresh and server.connections == 3  # closed meanwhile, which is no error
+        assert http.get("/idle").fresh and server.opened == 3  # closed meanwhile, which is no error
         thread = threading.Thread(target=http.get, args=("/thread",))
         thread.start()
         thread.join()
-        assert server.connections == 4
+        assert server.opened == 4
         http.close()
 
 

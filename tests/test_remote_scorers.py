@@ -4,8 +4,6 @@ import json
 import signal
 import threading
 import time
-from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -16,6 +14,7 @@ from dpoctl.inference import remote_scorer
 from dpoctl.inference.scorers import ScorerOptions, load_scorer
 from dpoctl.runtime import signals
 from helpers.judging import rows_of, write
+from helpers.loopback import Loopback, body_of, cut, send
 
 ROWS = [
     {"prompt_id": f"p{i}", "prompt": f"P{i}", "completion": "word " * (i % 7), "finish": "stop"} for i in range(100)
@@ -32,31 +31,21 @@ class RewardServer:
         self.paths: set[str] = set()
         self.keys: set[str] = set()
         self.lock = threading.Lock()
+        self.loopback = Loopback(self.answer)
+
+    @property
+    def url(self) -> str:
+        return f"{self.loopback.url}/score"
 
     def __enter__(self):
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args):
-                pass
-
-            def do_POST(self):
-                outer.answer(self)
-
-        self.httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.httpd.daemon_threads = True
-        threading.Thread(target=self.httpd.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.httpd.server_address[1]}/score"
+        self.loopback.start()
         return self
 
     def __exit__(self, *exc):
-        self.httpd.shutdown()
-        self.httpd.server_close()
+        self.loopback.stop()
 
-    def answer(self, handler) -> None:
-        rows = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))["rows"]
+    def answer(self, handler) -> object:
+        rows = json.loads(body_of(handler))["rows"]
         time.sleep(self.wait_s)
         with self.lock:
             self.paths.add(handler.path)
@@ -66,16 +55,11 @@ class RewardServer:
                 for row in rows:
                     self.scored[row["prompt"]] = self.scored.get(row["prompt"], 0) + 1
         if reply is None:
-            handler.close_connection = True
-            return
+            return cut(handler)
         status, text = (
             (200, json.dumps({"scores": [len(r["completion"].split()) for r in rows]})) if reply is ... else reply
         )
-        handler.send_response(status)
-        handler.send_header("Content-Length", str(len(text.encode())))
-        handler.end_headers()
-        with suppress(OSError):  # the client has hung up
-            handler.wfile.write(text.encode())
+        send(handler, status, text.encode())
 
 
 @pytest.fixture(autouse=True)

@@ -5,13 +5,13 @@ Its answers are a function of the request and of `weights`, so that equal reques
 
 import hashlib
 import json
-import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from functools import cached_property
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from helpers.loopback import Loopback, body_of, cut, send
 
 Sampled = tuple[list[int], str]  # token ids, finish
 FAULTS = ("500", "429", "closed", "garbage", "no ids", "late")
@@ -48,7 +48,7 @@ class GenerationServer:
         self.keys: set[str] = set()
         self.in_flight = self.most_in_flight = 0
         self.lock = threading.Lock()
-        self.port = 0
+        self.loopback = Loopback(lambda handler: (self.get if handler.command == "GET" else self.post)(handler))
 
     @cached_property
     def tokenizer(self):
@@ -58,7 +58,15 @@ class GenerationServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{self.loopback.url}/v1"
+
+    @property
+    def port(self) -> int:
+        return self.loopback.port
+
+    @property
+    def connections(self) -> set:
+        return self.loopback.connections
 
     def __enter__(self):
         self.start()
@@ -68,54 +76,11 @@ class GenerationServer:
         self.stop()
 
     def start(self) -> None:
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args):
-                pass
-
-            def setup(self):
-                super().setup()
-                outer.connections.add(self.connection)
-
-            def finish(self):
-                outer.connections.discard(self.connection)
-                try:
-                    super().finish()
-                except OSError:
-                    pass
-
-            def do_GET(self):
-                outer.get(self)
-
-            def do_POST(self):
-                outer.post(self)
-
-        class Server(ThreadingHTTPServer):
-            request_queue_size = 256
-            daemon_threads = True
-
-            def handle_error(self, *args):  # a client that was killed
-                pass
-
-        self.connections: set = set()
         self.going = False
-        self.httpd = Server(("127.0.0.1", self.port), Handler)
-        self.port = self.httpd.server_address[1]
-        self.thread = threading.Thread(target=self.httpd.serve_forever, args=(0.02,), daemon=True)
-        self.thread.start()
+        self.loopback.start()
 
     def stop(self) -> None:
-        """Go away: no new connections, and those that are open are cut."""
-        self.httpd.shutdown()
-        self.httpd.server_close()
-        for connection in list(self.connections):
-            try:
-                connection.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+        self.loopback.stop()
 
     def restart(self, **changes) -> None:
         self.stop()
@@ -139,30 +104,30 @@ class GenerationServer:
             found["/get_server_info"] = {"version": self.version, "context_length": self.context}
         if not self.admitted(handler):
             return
-        self.send(handler, *((200, found[path]) if path in found else (404, {"detail": "Not Found"})))
+        send(handler, *((200, found[path]) if path in found else (404, {"detail": "Not Found"})))
 
     def admitted(self, handler) -> bool:
         sent = handler.headers.get("Authorization", "")
         self.keys.add(sent)
         if self.status or (self.needs_key and sent != f"Bearer {self.needs_key}"):
-            self.send(handler, self.status or 401, {"error": {"message": f"no: {sent}", "type": "x"}})
+            send(handler, self.status or 401, {"error": {"message": f"no: {sent}", "type": "x"}})
             return False
         return True
 
     # --- answers
 
     def post(self, handler) -> None:
-        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        body = json.loads(body_of(handler))
         if not self.admitted(handler):
             return
         if handler.path == "/tokenize" and self.tokenizes:
             ids = self.tokenizer(body["prompt"], add_special_tokens=body["add_special_tokens"])["input_ids"]
-            return self.send(handler, 200, {"tokens": ids, "count": len(ids), "max_model_len": self.context})
+            return send(handler, 200, {"tokens": ids, "count": len(ids), "max_model_len": self.context})
         if handler.path != ("/generate" if self.kind == "sglang" else "/v1/completions"):
-            return self.send(handler, 404, {"detail": "Not Found"})
+            return send(handler, 404, {"detail": "Not Found"})
         if self.kind == "vllm" and body["model"] not in (self.name, *self.others):
             message = f"The model `{body['model']}` does not exist."
-            return self.send(handler, 404, {"error": {"message": message, "type": "NotFoundError", "code": 404}})
+            return send(handler, 404, {"error": {"message": message, "type": "NotFoundError", "code": 404}})
         with self.lock:
             (self.probes if is_probe(body) else self.bodies).append(body)
             self.in_flight += 1
@@ -180,13 +145,13 @@ class GenerationServer:
         with self.lock:
             self.kinds[kind] += 1
         if kind == "500":
-            return self.send(handler, 500, {"error": {"message": "oops", "type": "InternalServerError"}})
+            return send(handler, 500, {"error": {"message": "oops", "type": "InternalServerError"}})
         if kind == "429":
-            return self.send(handler, 429, {"error": {"message": "slow down"}}, {"Retry-After": "0.1"})
+            return send(handler, 429, {"error": {"message": "slow down"}}, {"Retry-After": "0.1"})
         if kind == "closed":
-            return self.cut(handler)
+            return cut(handler)
         if kind == "garbage":
-            return self.send(handler, 200, b'{"id": "1", "choices": [{"te')
+            return send(handler, 200, b'{"id": "1", "choices": [{"te')
         if kind == "late":
             time.sleep(self.late_s)
         time.sleep(self.delay_s)
@@ -198,20 +163,13 @@ class GenerationServer:
         data = self.spoil(data)
         with self.lock:  # after the answer at which it goes away there is no other
             if self.going:
-                return self.cut(handler)
-            if self.send(handler, 200, data) and kind is None and not is_probe(body):
+                return cut(handler)
+            if send(handler, 200, data) and kind is None and not is_probe(body):
                 self.served[key] += 1
                 changes = self.restarts.pop(self.served.total(), None)
                 if changes is not None:
                     self.going = True
                     threading.Thread(target=self.restart, kwargs=changes, daemon=True).start()
-
-    def cut(self, handler) -> None:
-        handler.close_connection = True
-        try:
-            handler.connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
 
     def fault_of(self, key: str) -> str | None:
         with self.lock:
@@ -240,23 +198,6 @@ class GenerationServer:
         about["input_token_logprobs"] = [[None, ids[0], None], *([p, 0, None] for p in self.logps(ids))]
         about["output_token_logprobs"] = [[-1.0, id, None] for id in sampled]
         return {"text": "", "output_ids": sampled, "meta_info": about}
-
-    def send(self, handler, status: int, data, headers=()) -> bool:
-        """Whether the response could be handed to the network."""
-        payload = data if isinstance(data, bytes) else json.dumps(data).encode()
-        try:
-            handler.send_response(status)
-            handler.send_header("Content-Type", "application/json")
-            handler.send_header("Content-Length", str(len(payload)))
-            for name, value in dict(headers).items():
-                handler.send_header(name, value)
-            handler.end_headers()
-            handler.wfile.write(payload)
-            handler.wfile.flush()
-        except OSError:  # the client has hung up
-            handler.close_connection = True
-            return False
-        return True
 
 
 def is_probe(body: dict) -> bool:

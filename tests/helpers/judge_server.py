@@ -5,8 +5,9 @@ import json
 import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import NamedTuple
+
+from helpers.loopback import Loopback, body_of, send
 
 
 class Special(NamedTuple):
@@ -42,31 +43,18 @@ class JudgeServer:
         self.requests = 0
         self.keys: set[str] = set()
         self.lock = threading.Lock()
+        self.loopback = Loopback(self.answer)
+
+    @property
+    def url(self) -> str:
+        return f"{self.loopback.url}/v1"
 
     def __enter__(self):
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *args):
-                pass
-
-            def do_POST(self):
-                outer.answer(self)
-
-        class Server(ThreadingHTTPServer):
-            request_queue_size = 256  # of 5 connections that wait, a busy machine loses some
-
-        self.httpd = Server(("127.0.0.1", 0), Handler)
-        self.httpd.daemon_threads = True
-        threading.Thread(target=self.httpd.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.httpd.server_address[1]}/v1"
+        self.loopback.start()
         return self
 
     def __exit__(self, *exc):
-        self.httpd.shutdown()
-        self.httpd.server_close()
+        self.loopback.stop()
 
     def fault_of(self, text: str) -> str | None:
         with self.lock:
@@ -82,7 +70,7 @@ class JudgeServer:
         return None
 
     def answer(self, handler) -> None:
-        body = json.loads(handler.rfile.read(int(handler.headers["Content-Length"])))
+        body = json.loads(body_of(handler))
         text = body["messages"][-1]["content"]
         with self.lock:
             self.requests += 1
@@ -114,15 +102,9 @@ class JudgeServer:
         self.send(handler, *(said if isinstance(said, Special) else choice(said)))
 
     def send(self, handler, status: int, data, headers=()) -> None:
-        payload = b'{"id": "1", "choices": [{"mess' if data is None else json.dumps(data).encode()
-        payload = data.encode() if isinstance(data, str) else payload
-        try:
-            handler.send_response(status)
-            handler.send_header("Content-Type", "text/html" if isinstance(data, str) else "application/json")
-            handler.send_header("Content-Length", str(len(payload)))
-            for name, value in dict(headers).items():
-                handler.send_header(name, value)
-            handler.end_headers()
-            handler.wfile.write(payload)
-        except OSError:  # the client has hung up, as it does on a time-out
-            pass
+        if data is None:
+            data = b'{"id": "1", "choices": [{"mess'
+        if isinstance(data, str):
+            send(handler, status, data.encode(), headers, "text/html")
+        else:
+            send(handler, status, data, headers)
