@@ -10,7 +10,7 @@ from helpers.generation_server import GenerationServer
 from helpers.ranks import start_ranks
 
 FAULTS = [(0.06, "500"), (0.06, "429"), (0.05, "closed"), (0.05, "garbage"), (0.05, "no ids"), (0.03, "late")]
-N = 42
+N = 16
 SAMPLE = f"sample --model lm --prompts train.jsonl --n {N} --max-new-tokens 8 --engine server --timeout 1".split()
 SIDE_FILES = (".partial", ".progress", ".answers", ".plan.json")
 
@@ -30,7 +30,7 @@ def lm(world):
 
 @pytest.fixture(scope="module")
 def calm(world, lm):
-    """The bytes of 1,008 rows of a server that does nothing wrong."""
+    """The bytes of 384 rows of a server that does nothing wrong."""
     with GenerationServer(lm) as server:
         world.run(*served_by(server, "calm.jsonl"))
         assert server.served.total() == len(server.served) == 24 * N and server.most_in_flight > 8
@@ -38,8 +38,8 @@ def calm(world, lm):
     return world.digest("calm.jsonl")
 
 
-def test_thousand_rows_through_faults_and_a_restart(world, lm, calm):
-    with GenerationServer(lm, faults=FAULTS, restarts={500: {}}) as server:
+def test_hundreds_of_rows_through_faults_and_a_restart(world, lm, calm):
+    with GenerationServer(lm, faults=FAULTS, restarts={190: {}}) as server:
         world.run(*served_by(server, "faults.jsonl"))
         assert set(server.served.values()) == {1}
         faults = sum(server.kinds[kind] for _, kind in FAULTS)
@@ -56,14 +56,14 @@ def test_killed_and_resumed(world, lm, calm):
     """Only what was in flight is asked for twice; the rows of the batch before stay."""
     answers = world.folder / "killed.jsonl.answers"
     with GenerationServer(lm, delay_s=0.01) as server:
-        command = served_by(server, "killed.jsonl", "--engine-batch-size", "400", "--concurrency", "8")
+        command = served_by(server, "killed.jsonl", "--engine-batch-size", "160", "--concurrency", "8")
         process = world.popen(*command, command=world.warm)
-        wait_until(lambda: server.served.total() > 600 and lines_in(answers) > 100, process)
+        wait_until(lambda: server.served.total() > 230 and lines_in(answers) > 40, process)
         process.kill()
         process.communicate()
         wait_until(lambda: unlocked(world.folder / ".killed.jsonl.lock"))
         kept = lines_in(answers) - 1
-        assert 100 <= kept <= 400  # of the second batch alone
+        assert 40 <= kept <= 160  # of the second batch alone
         answers.write_bytes(answers.read_bytes()[:-7])  # the last line was not finished
         _, err = world.run(*command)
         assert f"{kept - 1} answers that the server gave before are used" in " ".join(err.split())
@@ -85,9 +85,9 @@ def unlocked(path) -> bool:
 
 def test_a_signal_then_another_server(world, lm, calm):
     with GenerationServer(lm, delay_s=0.01) as server:
-        command = served_by(server, "stopped.jsonl", "--engine-batch-size", "200")
+        command = served_by(server, "stopped.jsonl", "--engine-batch-size", "80")
         process = world.popen(*command, command=world.warm)
-        wait_until(lambda: server.served.total() > 300, process)
+        wait_until(lambda: server.served.total() > 120, process)
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=60)
         assert process.returncode == 75 and "rerun the command to resume" in err, err
@@ -108,8 +108,8 @@ def test_a_signal_then_another_server(world, lm, calm):
 
 
 def test_a_server_that_goes_away(world, lm, calm):
-    with GenerationServer(lm, delay_s=0.01, restarts={500: {}}, away_s=600) as server:
-        command = served_by(server, "away.jsonl", "--retries", "1", "--engine-batch-size", "400")
+    with GenerationServer(lm, delay_s=0.01, restarts={190: {}}, away_s=600) as server:
+        command = served_by(server, "away.jsonl", "--retries", "1", "--engine-batch-size", "160")
         _, err = world.run(*command, code=75)
         assert "completions are pending" in err and "the other answers are kept" in " ".join(err.split())
         server.start()
