@@ -1,6 +1,5 @@
 """dpoctl's side of the benchmark: its own commands, or the very functions they call. Prints one JSON line."""
 
-import dataclasses
 import json
 import resource
 import statistics
@@ -8,6 +7,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 
 def train(command: str, model: Path, data: Path, pairs: int, steps: int, dtype: str) -> dict:
@@ -149,30 +149,15 @@ def operations_of_pairs(model: Path, data: Path, pairs: int, command: str) -> fl
 
 def sample(model: Path, rows: int, tokens: int, dtype: str) -> dict:
     """Tokens per second of `rows` completions, one of each prompt, as dpoctl sample draws them."""
-    from dpoctl.data.chats import Prompt
-    from dpoctl.inference.generate import PromptTokens, Sampling, batch_slices, generate
+    from dpoctl.inference.engines.local import LocalEngine
+    from dpoctl.inference.generate import batch_slices
     from dpoctl.models.load import load_policy
     from dpoctl.models.place import Place
     from dpoctl.runtime import devices
 
     compute = devices.open_compute("cpu", dtype)
-    policy, tokenizer, codec = load_policy(str(model / "policy"), Place(compute.device, compute.dtype))
-    prompts = sample_prompts(rows)
-    stops = codec.stops_of(Prompt(""))
-    named = [PromptTokens(str(i), ids, stops) for i, ids in enumerate(prompts)]
-    sampling = Sampling(max_new_tokens=tokens)
-    times = []
-    for seed in range(4):
-        start = time.perf_counter()
-        drawn, again = [], dataclasses.replace(sampling, seed=seed)
-        with compute.autocast():
-            for batch in batch_slices(rows, 1):
-                drawn += generate(policy, tokenizer, named[batch], [0], again)
-        times.append(sum(len(c.ids) - (c.finish == "stop") for [c] in drawn) / (time.perf_counter() - start))
-    rate = statistics.median(times[1:])
-    trunk, head = weights(model)
-    needed = 2.0 * (trunk * (sum(map(len, prompts)) / (rows * tokens) + 1) + head)
-    return {"rate": rate, "flops": rate * needed}
+    engine = LocalEngine(load_policy(str(model / "policy"), Place(compute.device, compute.dtype)), compute)
+    return sampling_rate(engine, model, rows, tokens, batch_slices(rows, 1))
 
 
 def vllm(model: Path, rows: int, tokens: int, dtype: str) -> dict:
@@ -181,29 +166,42 @@ def vllm(model: Path, rows: int, tokens: int, dtype: str) -> dict:
 
     from dpoctl.config.resolve import resolve
     from dpoctl.config.sampling import Sample
-    from dpoctl.data.chats import Prompt
     from dpoctl.inference.engines.vllm_engine import VllmEngine
-    from dpoctl.inference.generate import PromptTokens, Sampling
+    from dpoctl.inference.generate import Sampling
     from dpoctl.models.load import context_without_weights
     from dpoctl.models.tokenizers import load_codec
 
     os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
     path = str(model / "policy")
     given = {"model": path, "prompts": "p", "out": "o.jsonl", "engine": "vllm", "dtype": dtype}
-    codec, prompts = load_codec(path), sample_prompts(rows)
-    stops = codec.stops_of(Prompt(""))
-    named = [PromptTokens(str(i), ids, stops) for i, ids in enumerate(prompts)]
-    times = []
-    with VllmEngine(resolve(Sample, "sample", given, None), path, codec, context_without_weights(path)) as engine:
-        for seed in range(4):
-            if seed == 0:
-                engine.complete(named[:2], [0], Sampling(max_new_tokens=tokens))  # it starts with the first call
-            start = time.perf_counter()
-            drawn = engine.complete(named, [0], Sampling(max_new_tokens=tokens, seed=seed))
-            times.append(sum(len(c.ids) - (c.finish == "stop") for [c] in drawn) / (time.perf_counter() - start))
+    options, context = resolve(Sample, "sample", given, None), context_without_weights(path)
+    with VllmEngine(options, path, load_codec(path), context) as engine:
+        engine.complete(prompts_of(2, engine.codec), [0], Sampling(max_new_tokens=tokens))  # the first call starts it
+        return sampling_rate(engine, model, rows, tokens, [slice(None)])
+
+
+def sampling_rate(engine: Any, model: Path, rows: int, tokens: int, batches: list[slice]) -> dict:
+    """The median rate of an engine over three draws, after one that warms up, and what it took."""
+    from dpoctl.inference.generate import Sampling
+
+    prompts, times = prompts_of(rows, engine.codec), []
+    for seed in range(4):
+        sampling = Sampling(max_new_tokens=tokens, seed=seed)
+        start = time.perf_counter()
+        drawn = [c for batch in batches for [c] in engine.complete(prompts[batch], [0], sampling)]
+        times.append(sum(len(c.ids) - (c.finish == "stop") for c in drawn) / (time.perf_counter() - start))
     rate = statistics.median(times[1:])
     trunk, head = weights(model)
-    return {"rate": rate, "flops": rate * 2.0 * (trunk * (sum(map(len, prompts)) / (rows * tokens) + 1) + head)}
+    read = sum(len(prompt.ids) for prompt in prompts)
+    return {"rate": rate, "flops": rate * 2.0 * (trunk * (read / (rows * tokens) + 1) + head)}
+
+
+def prompts_of(rows: int, codec: Any) -> list[Any]:
+    from dpoctl.data.chats import Prompt
+    from dpoctl.inference.generate import PromptTokens
+
+    stops = codec.stops_of(Prompt(""))
+    return [PromptTokens(str(i), ids, stops) for i, ids in enumerate(sample_prompts(rows))]
 
 
 def sample_prompts(rows: int) -> list[list[int]]:
