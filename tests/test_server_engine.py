@@ -2,7 +2,6 @@
 
 import threading
 import time
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -15,21 +14,11 @@ from dpoctl.models.tokenizers import load_codec
 from dpoctl.outputs.answers import Answers
 from dpoctl.runtime import http, signals
 from helpers.chain import lines_in, wait_until
+from helpers.engines import ServerOptions
 from helpers.generation_server import GenerationServer, greedy, parameters_of
 
 KEY = "sk-canary-0123456789abcdef"
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=8, seed=3)
-
-
-@dataclass
-class Options:
-    base_url: str
-    served_model: str | None = None
-    concurrency: int = 8
-    timeout: float = 0.8
-    retries: int = 4
-    revision: str | None = None
-    trust_remote_code: bool = False
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +45,7 @@ def opened(lm, codec):
     engines = []
 
     def open_(server, **options):
-        engines.append(ServerEngine(Options(server.url, **options), str(lm), codec, 96))
+        engines.append(ServerEngine(ServerOptions(server.url, **options), str(lm), codec, 96))
         return engines[-1]
 
     yield open_

@@ -3,8 +3,8 @@
 import json
 import os
 import signal
+import tempfile
 import time
-from dataclasses import dataclass
 
 import pytest
 
@@ -18,23 +18,10 @@ from dpoctl.inference.engines.vllm_engine import VllmEngine
 from dpoctl.inference.engines.vllm_process import environment, installed_version
 from dpoctl.inference.generate import PromptTokens, Sampling
 from dpoctl.runtime import signals
-from helpers.engines import fake_vllm
+from helpers.chain import wait_until
+from helpers.engines import VllmOptions, fake_vllm
 from helpers.tiny_models import tiny_model
 from helpers.tokenizer_families import byte_level_bpe
-
-
-@dataclass
-class Given:
-    """Options of an engine."""
-
-    engine_arg: tuple[str, ...] = ()
-    device: str = "auto"
-    dtype: str = "auto"
-    revision: str | None = None
-    trust_remote_code: bool = False
-    tensor_parallel_size: int = 1
-    gpu_memory_utilization: float = 0.9
-    max_model_len: int | None = None
 
 
 @pytest.fixture
@@ -43,6 +30,7 @@ def told(tmp_path, monkeypatch):
     path = fake_vllm(tmp_path / "packages")
     packages = str(tmp_path / "packages")
     monkeypatch.syspath_prepend(packages)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # of vLLM's log, which a killed command leaves
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([packages, os.environ.get("PYTHONPATH", "")]))
     return path
 
@@ -66,7 +54,7 @@ def asked(told) -> list:
 
 def test_what_vllm_is_asked(told, saved):
     folder, codec = saved
-    engine = VllmEngine(Given(("enforce_eager=true",), max_model_len=32), folder, codec, 64)
+    engine = VllmEngine(VllmOptions(("enforce_eager=true",), max_model_len=32), folder, codec, 64)
     assert engine.context == 32
     engine.logps = True
     counted = []
@@ -103,8 +91,8 @@ def test_what_vllm_is_asked(told, saved):
 def test_a_length_beyond_the_context_and_a_prompt_that_fills_it_are_refused(told, saved):
     folder, codec = saved
     with pytest.raises(InputError, match="--max-model-len 65: .* has a context of 64 tokens"):
-        VllmEngine(Given(max_model_len=65), folder, codec, 64)
-    engine = VllmEngine(Given(max_model_len=4), folder, codec, 64)
+        VllmEngine(VllmOptions(max_model_len=65), folder, codec, 64)
+    engine = VllmEngine(VllmOptions(max_model_len=4), folder, codec, 64)
     with pytest.raises(InputError, match="leave no room in the model's context of 4"):
         engine.complete([PromptTokens("a", [7, 8, 9, 7], frozenset({0}))], [0], Sampling())
     with pytest.raises(InputError, match="--temperature 0.001: vLLM would sample at 0.01"):
@@ -121,7 +109,7 @@ def test_a_length_beyond_the_context_and_a_prompt_that_fills_it_are_refused(told
 )
 def test_what_vllm_refuses_is_told_with_a_hint(told, saved, monkeypatch, fault, said, hint):
     monkeypatch.setenv("FAKE_VLLM", fault)
-    engine = VllmEngine(Given(), saved[0], saved[1], 64)
+    engine = VllmEngine(VllmOptions(), saved[0], saved[1], 64)
     with pytest.raises(InputError) as e, engine:
         engine.complete(PROMPTS, [0], Sampling())
     assert said in e.value.message and hint in e.value.hint
@@ -133,7 +121,7 @@ def test_what_vllm_refuses_is_told_with_a_hint(told, saved, monkeypatch, fault, 
 def test_a_signal_stops_vllm_at_once_and_its_process_ends(told, saved, monkeypatch):
     monkeypatch.setenv("FAKE_VLLM", "hang")
     monkeypatch.setattr(signals, "stop", signals.Stop())
-    engine = VllmEngine(Given(), saved[0], saved[1], 64)
+    engine = VllmEngine(VllmOptions(), saved[0], saved[1], 64)
     plain = vllm_process.signals.at_boundary
 
     def at_boundary(done):
@@ -160,24 +148,17 @@ def running(pid: int) -> bool:
 
 def test_vllm_ends_with_a_command_that_is_killed(told, saved, monkeypatch):
     monkeypatch.setenv("FAKE_VLLM", "hang")
-    engine = VllmEngine(Given(), saved[0], saved[1], 64)
+    engine = VllmEngine(VllmOptions(), saved[0], saved[1], 64)
     command = os.fork()
     if not command:
         engine.complete(PROMPTS, [0], Sampling())
         os._exit(0)
-    until(lambda: told.exists() and "pid" in told.read_text())
+    wait_until(lambda: told.exists() and "pid" in told.read_text())
     (pid,) = [value for name, value in asked(told) if name == "pid"]
     assert running(pid)
     os.kill(command, signal.SIGKILL)
     os.waitpid(command, 0)
-    until(lambda: not running(pid))
-
-
-def until(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: not running(pid))
 
 
 def test_missing_vllm_is_told(saved, monkeypatch, capsys, tmp_path):
@@ -205,18 +186,18 @@ def test_each_rank_takes_gpus_of_its_own(monkeypatch):
     monkeypatch.setattr(vllm_process.torch.cuda, "device_count", lambda: 4)
     for name in ("LOCAL_RANK", "CUDA_VISIBLE_DEVICES", "VLLM_LOGGING_LEVEL"):
         monkeypatch.delenv(name, raising=False)
-    assert environment(Given())["CUDA_VISIBLE_DEVICES"] == "0"
-    assert environment(Given(device="cuda:2", tensor_parallel_size=2))["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert environment(VllmOptions())["CUDA_VISIBLE_DEVICES"] == "0"
+    assert environment(VllmOptions(device="cuda:2", tensor_parallel_size=2))["CUDA_VISIBLE_DEVICES"] == "2,3"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,5,3,1")
     for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"):
         monkeypatch.setenv(name, "1")
-    found = environment(Given(tensor_parallel_size=2))
+    found = environment(VllmOptions(tensor_parallel_size=2))
     assert found["CUDA_VISIBLE_DEVICES"] == "3,1"
     assert {"LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "TORCHELASTIC_RUN_ID"}.isdisjoint(found)
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(InputError, match="GPUs 4 to 5 are needed, of rank 2, and 4 are visible"):
-        environment(Given(tensor_parallel_size=2))
-    assert "CUDA_VISIBLE_DEVICES" in environment(Given(device="cpu"))  # as it was
+        environment(VllmOptions(tensor_parallel_size=2))
+    assert "CUDA_VISIBLE_DEVICES" in environment(VllmOptions(device="cpu"))  # as it was
 
 
 _FAILED = """\

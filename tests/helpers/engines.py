@@ -1,12 +1,40 @@
 """Engines for tests: the local sampler under the conditions of vLLM, and a package that tells what vLLM is asked."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dpoctl.inference import engine_samples, sampler
 from dpoctl.inference.engines import opening
 from dpoctl.inference.engines.engine import Engine
+
+
+@dataclass
+class VllmOptions:
+    """What VllmEngine reads."""
+
+    engine_arg: tuple[str, ...] = ()
+    device: str = "auto"
+    dtype: str = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+    tensor_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.9
+    max_model_len: int | None = None
+
+
+@dataclass
+class ServerOptions:
+    """What ServerEngine reads."""
+
+    base_url: str
+    served_model: str | None = None
+    concurrency: int = 8
+    timeout: float = 0.8
+    retries: int = 4
+    revision: str | None = None
+    trust_remote_code: bool = False
 
 
 class Ahead(Engine):

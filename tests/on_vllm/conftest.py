@@ -1,7 +1,6 @@
 """Models in miniature of three families, each with one vLLM for all tests of a session: a start takes a minute."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,26 +13,13 @@ from dpoctl.inference.engines.local import LocalEngine
 from dpoctl.inference.engines.vllm_engine import VllmEngine
 from dpoctl.models.load import load_policy
 from dpoctl.runtime.devices import Compute
+from helpers.engines import VllmOptions
 from helpers.tiny_models import tiny_model
 from helpers.tokenizer_families import byte_level_bpe, chat
 
 FAMILIES = {"gpt2": byte_level_bpe, "llama": chat, "qwen2": chat}
 # heads of 32: vLLM's kernels for processors have no smaller ones
 SHAPE = {"context": 128, "width": 64, "heads": 2}
-
-
-@dataclass
-class Given:
-    """Options of an engine."""
-
-    engine_arg: tuple[str, ...] = ("enforce_eager=true",)
-    device: str = "auto"
-    dtype: str = "float32"
-    revision: str | None = None
-    trust_remote_code: bool = False
-    tensor_parallel_size: int = 1
-    gpu_memory_utilization: float = 0.3
-    max_model_len: int | None = None
 
 
 class Pair(NamedTuple):
@@ -53,10 +39,11 @@ def save_model(folder: Path, family: str) -> Path:
     return folder
 
 
-def open_pair(folder: Path, **given) -> Pair:
+def open_pair(folder: Path) -> Pair:
     policy = load_policy(str(folder))
+    options = VllmOptions(("enforce_eager=true",), dtype="float32", gpu_memory_utilization=0.3)
     here = LocalEngine(policy, Compute(torch.device("cpu"), torch.float32))
-    return Pair(str(folder), here, VllmEngine(Given(**given), str(folder), policy.codec, here.context))
+    return Pair(str(folder), here, VllmEngine(options, str(folder), policy.codec, here.context))
 
 
 @pytest.fixture(scope="session", params=list(FAMILIES))

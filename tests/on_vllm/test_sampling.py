@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 from dpoctl.data.chats import Prompt
 from dpoctl.inference.generate import PromptTokens, Sampling
 from dpoctl.models.logprobs import response_logps
+from helpers.distributions import p_value, restricted
 
 from .conftest import open_pair, save_model
 
@@ -49,31 +50,6 @@ def test_the_end_tokens_of_a_chat_end_its_answers(pair):
     ended = [c for c in found if c.finish == "stop"]
     assert ended and all(c.ids[-1] == end and end not in c.ids[:-1] and "<|im_end|>" not in c.text for c in ended)
     assert all(len(c.ids) == 64 and end not in c.ids for c in found if c.finish == "length")
-
-
-def p_value(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
-    """Of Pearson's chi-square test; cells with less than five expected counts are one."""
-    total = counts.sum()
-    assert not counts[probabilities == 0].any(), "a token of probability 0 was drawn"
-    large = probabilities * total >= 5
-    observed = torch.cat([counts[large], counts[~large].sum()[None]])
-    expected = total * torch.cat([probabilities[large], probabilities[~large].sum()[None]])
-    if expected[-1] < 5:
-        observed, expected = observed[:-1], expected[:-1]
-    statistic = ((observed - expected) ** 2 / expected).sum()
-    return torch.special.gammaincc(torch.tensor((len(expected) - 1) / 2), statistic / 2).item()
-
-
-def restricted(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """The distribution of the next token, by sorting."""
-    p = torch.softmax(logits.double() / sampling.temperature, -1)
-    order = p.argsort(descending=True)
-    if sampling.top_k:
-        p[order[sampling.top_k :]] = 0
-        p /= p.sum()
-    before = p[order].cumsum(0) - p[order]
-    p[order[before >= sampling.top_p]] = 0
-    return p / p.sum()
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """--engine server against vLLM's own server: greedy and sampled tokens, end tokens, log-probs, kills, another model."""
 
 import socket
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,21 +12,12 @@ from dpoctl.models.logprobs import response_logps
 from dpoctl.models.place import Place
 from dpoctl.models.tokenizers import load_codec, load_tokenizer
 from helpers.chain import lines_in, wait_until
+from helpers.distributions import p_value, restricted
+from helpers.engines import ServerOptions
 from helpers.tiny_models import tiny_model
 from helpers.vllm_server import VllmServer
 
 pytestmark = pytest.mark.vllm
-
-
-@dataclass
-class Options:
-    base_url: str
-    served_model: str | None = None
-    concurrency: int = 16
-    timeout: float = 120
-    retries: int = 3
-    revision: str | None = None
-    trust_remote_code: bool = False
 
 
 def free_port() -> int:
@@ -53,7 +43,7 @@ def served(world, tmp_path_factory):
 @pytest.fixture
 def engine(served):
     codec = load_codec(str(served.model))
-    engine = ServerEngine(Options(served.url), str(served.model), codec, 256)
+    engine = ServerEngine(ServerOptions(served.url, timeout=120, retries=3), str(served.model), codec, 256)
     yield engine
     engine.close()
 
@@ -103,29 +93,17 @@ def test_the_sampled_distribution(served, engine):
     asked, n = prompts(1, [0]), 1500
     policy, _ = local(served, asked, Sampling(temperature=0, max_new_tokens=1))
     with torch.no_grad():
-        logits = policy.model(torch.tensor([asked[0].ids])).logits[0, -1].double()
+        logits = policy.model(torch.tensor([asked[0].ids])).logits[0, -1]
     for temperature, top_p, top_k in ((1.0, 1.0, 0), (0.7, 0.8, 0), (1.5, 1.0, 20)):
         sampling = Sampling(temperature, top_p, top_k, max_new_tokens=1)
-        found = [c.ids[0] for c in engine.complete(asked, list(range(n)), sampling)[0]]
-        probabilities = restricted(logits / temperature, top_p, top_k)
-        assert all(probabilities[id] > 0 for id in found)
+        found = torch.tensor([c.ids[0] for c in engine.complete(asked, list(range(n)), sampling)[0]])
+        probabilities = restricted(logits, sampling)
+        assert all(probabilities[found] > 0)
         order = probabilities.argsort(descending=True)
-        groups = torch.zeros(len(order), dtype=torch.long)
-        groups[order] = (probabilities[order].cumsum(0) * 20).long().clamp(max=19)  # of about equal probability
-        expected = torch.zeros(20).double().index_add(0, groups, probabilities) * n
-        counts = torch.bincount(groups[found], minlength=20)
-        used = expected > 5
-        square = ((counts - expected)[used] ** 2 / expected[used]).sum().item()
-        assert square < 50, (temperature, top_p, top_k, square)  # 19 degrees of freedom: one in 10,000
-
-
-def restricted(logits: torch.Tensor, top_p: float, top_k: int) -> torch.Tensor:
-    probabilities = logits.softmax(-1)
-    order = probabilities.argsort(descending=True)
-    kept = torch.zeros_like(probabilities, dtype=torch.bool)
-    kept[order[: top_k or len(order)]] = True
-    kept[order] &= (probabilities[order].cumsum(0) - probabilities[order]) < top_p
-    return torch.where(kept, probabilities, 0.0) / probabilities[kept].sum()
+        groups = torch.zeros(len(order), dtype=torch.long)  # of about equal probability: that of a token is small
+        groups[order] = (probabilities[order].cumsum(0) * 20).long().clamp(max=19)
+        grouped = torch.zeros(20).double().index_add(0, groups, probabilities)
+        assert p_value(torch.bincount(groups[found], minlength=20).double(), grouped) > 1e-4, sampling
 
 
 def test_log_probs(served, engine):
