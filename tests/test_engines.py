@@ -11,6 +11,7 @@ from dpoctl.config.engines import engine_arguments
 from dpoctl.config.resolve import resolve
 from dpoctl.config.sampling import Sample
 from dpoctl.errors import InputError, Interrupted
+from dpoctl.inference import sampler
 from dpoctl.inference.engines.engine import Sampled, completion_of, seed_of
 from dpoctl.inference.generate import PromptTokens, Sampling, ends_at, generate
 from dpoctl.inference.sampler import divide
@@ -115,13 +116,27 @@ def here_runs(line: str) -> int:
     return run(shlex.split(line))
 
 
+def scorers_opened(monkeypatch, ahead) -> list[bool]:
+    """Whether the engine is closed, for each scorer that is opened."""
+    opened, plain = [], sampler.load_scorer
+
+    def load_scorer(*args):
+        opened.append(ahead.opened[-1].closed)
+        return plain(*args)
+
+    monkeypatch.setattr(sampler, "load_scorer", load_scorer)
+    return opened
+
+
 def test_an_engine_that_is_closed_before_scoring_gives_the_same_preferences(here, monkeypatch, tmp_path):
     assert (
         here_runs(f"{PREFS} --generation-batch-size 16 --completions-out {tmp_path}/c.jsonl --out {tmp_path}/a.jsonl")
         == 0
     )
     ahead = use_ahead(monkeypatch.setattr)
+    scorers = scorers_opened(monkeypatch, ahead)
     assert here_runs(f"{PREFS} {AHEAD} --completions-out {tmp_path}/d.jsonl --out {tmp_path}/b.jsonl") == 0
+    assert scorers == [False, True]  # the first to see that it can be used
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     assert (tmp_path / "c.jsonl").read_bytes() == (tmp_path / "d.jsonl").read_bytes()
     assert [engine.closed for engine in ahead.opened] == [True] and ahead.opened[0].calls == 6
@@ -163,7 +178,9 @@ def test_a_stopped_command_samples_nothing_twice(here, monkeypatch, tmp_path, st
         assert here_runs(line) == 75
     assert all(engine.closed for engine in ahead.opened)
     before = sum(engine.calls for engine in ahead.opened)
+    scorers = scorers_opened(monkeypatch, ahead)
     assert here_runs(line) == 0
+    assert scorers == ([False, True] if sampled_again else [True])
     assert sum(engine.calls for engine in ahead.opened) - before == sampled_again
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     assert not list(tmp_path.glob("b.jsonl.samples.*"))

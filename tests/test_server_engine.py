@@ -74,8 +74,8 @@ def test_what_is_sent_and_what_comes_back(kind, lm, opened):
     given = {tuple(parameters_of(body)[0]): parameters_of(body)[1] for body in bodies}
     assert set(given) == {(5, 6, 7), (5, 7, 7), (5, 8, 7)}
     for each in given.values():
-        shown = {name: each[name] for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")}
-        assert shown == {"temperature": 0.7, "top_p": 0.9, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+        sent = {"temperature": 0.7, "top_p": 0.9, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+        assert (sent | {"presence_penalty": 0.0, "frequency_penalty": 0.0}).items() <= each.items()
         assert each["stop_token_ids"] == [0] and each["ignore_eos"] and each["max_tokens"] == 8
     seeds = {parameters_of(body)[1]["seed"] for body in bodies}
     assert len(seeds) == 6 and all(0 <= seed < 2**63 for seed in seeds)
