@@ -1,6 +1,5 @@
 """train-dpo on single completions with a label: a plain computation, micro-batches, resuming, refusals."""
 
-import json
 import signal
 
 import numpy as np
@@ -8,8 +7,8 @@ import pytest
 import torch
 
 from dpoctl.cli.app import run
-from dpoctl.data.encode import Limits, PairData
-from dpoctl.data.unpaired import mismatched
+from dpoctl.data.encode import Limits, PairData, UniqueCompletions
+from dpoctl.data.unpaired import add_mismatched
 from dpoctl.runtime import signals
 from dpoctl.training import loop
 from helpers.losses import Plain, metrics, small_models, write
@@ -99,6 +98,9 @@ def test_the_first_loss_is_that_of_a_plain_computation(command, here):
         assert row["loss"] == pytest.approx(value.item(), rel=2e-5, abs=2e-6), name
         assert row["rewards/chosen"] == pytest.approx(0.5 * c[good].mean().item(), rel=1e-4, abs=1e-5)
         assert row["rewards/rejected"] == pytest.approx(0.5 * c[~good].mean().item(), rel=1e-4, abs=1e-5)
+        threshold = {"kto": z, "weighted": zw, "bco": delta, "apo": 0.0}[name]
+        assert row["rewards/accuracies"] == pytest.approx(((c > threshold) == good).double().mean().item())
+    assert (w * kl).sum() / w.sum() < c[8] < 0  # where the accuracy with z is not that with the mean
     assert metrics(here / "kto")[0]["kl"] == pytest.approx(kl.mean().item(), rel=1e-4, abs=1e-5)
     assert metrics(here / "bco")[0]["delta"] == pytest.approx(delta.item(), rel=1e-4, abs=1e-5)
 
@@ -112,6 +114,23 @@ def test_micro_batches_change_nothing(name, command, here):
         assert b["loss"] == pytest.approx(a["loss"], rel=2e-4, abs=1e-5)
         assert all(b[key] == pytest.approx(value, rel=3e-3, abs=3e-4) for key, value in a.items()), (a, b)
     assert "eval/loss" in b and "eval/rewards/chosen" in b
+
+
+@pytest.mark.parametrize("name", ["kto", "weighted", "bco"])
+def test_each_held_out_file_has_the_metrics_of_a_run_that_evaluates_it_alone(name, command, here):
+    """KTO's z among them: it is that of the file's rows, here with the same other completions."""
+    rows = rows_of()
+    rows[0] |= {"completion": rows[4]["completion"]}  # the last row's other completion is that of the first row
+    write("one.jsonl", rows[:4])
+    write("other.jsonl", [row | {"weight": 1.0} for row in rows[4:]])
+    line = f"{BASE} {CASES[name]} --max-steps 1 --tokens-per-batch 30"
+    both, alone = f"{line} --eval-data one.jsonl --eval-data other.jsonl", f"{line} --eval-data other.jsonl"
+    assert command(f"{both} --out both")[0] == 0 and command(f"{alone} --out alone")[0] == 0
+    found, expected = metrics(here / "both")[-1], metrics(here / "alone")[-1]
+    compared = {key: value for key, value in expected.items() if key.startswith("eval/")}
+    assert "eval/loss" in compared and len(compared) > 5
+    for key, value in compared.items():
+        assert found[key.replace("eval/", "eval/other/")] == pytest.approx(value, rel=1e-4, abs=1e-5), key
 
 
 def test_a_resumed_run_has_the_same_bytes(command, here, monkeypatch):
@@ -147,7 +166,15 @@ def test_unbalanced_labels_are_told_with_the_weight_that_balances_them(command, 
     write("rows.jsonl", [row | {"label": i == 0} for i, row in enumerate(rows_of())])
     code, said = command(f"{BASE} --loss bco --max-steps 1 --out o")
     assert code == 0 and "unbalanced (weighted 0.11 : 1); --lambda-chosen 9 would balance them" in said
-    code, said = command(f"{BASE} --loss bco --max-steps 1 --lambda-chosen 9 --out p")
+    for out, options in (("p", "--lambda-chosen 9"), ("q", "--lambda-rejected 0")):
+        code, said = command(f"{BASE} --loss bco --max-steps 1 {options} --out {out}")
+        assert code == 0 and "unbalanced" not in said
+    code, said = command(f"{BASE} --loss bco --max-steps 1 --lambda-chosen 18 --out t")
+    assert code == 0 and "unbalanced (weighted 2 : 1); --lambda-rejected 2 would balance them" in said
+    # held-out rows are not trained on, and weights count
+    write("held.jsonl", rows_of())
+    write("rows.jsonl", [row | {"weight": 9 if i == 0 else 1, "label": i == 0} for i, row in enumerate(rows_of())])
+    code, said = command(f"{BASE} --loss bco --max-steps 1 --use-weights --eval-data held.jsonl --out s")
     assert code == 0 and "unbalanced" not in said
 
 
@@ -182,6 +209,8 @@ def test_one_kind_and_one_prompt_are_refused(command, here):
     assert code == 2 and "every completion is desirable" in said
     write("rows.jsonl", [row | {"prompt": "A film"} for row in rows_of(4)])
     code, said = command(f"{BASE} --loss kto --unpaired --out o")
+    assert code == 2 and "rows.jsonl: KTO's KL" in said and "there is one prompt" in said
+    code, said = command(f"{BASE} --loss kto --unpaired --dry-run --out o")
     assert code == 2 and "there is one prompt" in said
     write("rows.jsonl", [{"prompt": "A", "chosen": " b", "rejected": " c"}])
     code, said = command(f"{BASE} --loss bco --out o")
@@ -196,10 +225,10 @@ def test_a_plan_reads_the_same_rows(command, here, capsys):
 
 def test_mismatched_completions_are_of_other_prompts():
     """The next row of another prompt, cyclically; completions are cut to the length that is left."""
-    data = PairData(prompts=[[1], [2]], completions=[[3], [4], [5], [6, 7]], prompt_of=[0, 0, 1, 0])
-    data.pairs = [(0, 0), (1, 1), (2, 2), (3, 3)]
-    data.labels, data.lines = [True, False, True, False], [1, 2, 3, 4]
-    found = mismatched(data, Limits(2, 1))
-    texts = [(found.prompts[found.prompt_of[i]], found.completions[i]) for i, _ in found.pairs]
+    unique = UniqueCompletions(PairData())
+    data = unique.data
+    for prompt, completion in (([1], [3]), ([1], [4]), ([2], [5]), ([1], [6, 7])):
+        data.pairs.append((unique.index(prompt, completion),) * 2)
+    add_mismatched(unique, Limits(2, 1))
+    texts = [(data.prompts[data.prompt_of[i]], data.completions[i]) for i in data.mismatched]
     assert texts == [([1], [5]), ([1], [5]), ([2], [6]), ([1], [5])]
-    assert json.dumps(found.labels) == json.dumps(data.labels)
