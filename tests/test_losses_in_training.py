@@ -19,11 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dpoctl.cli.app import run
 from dpoctl.outputs.files import seal
 from dpoctl.outputs.manifests import read_manifest
-from dpoctl.runtime import signals
 from dpoctl.training import loop
 from dpoctl.training.batch_statistics import places
 from helpers.chain import COLD, ROOT, lines_in, wait_until
-from helpers.losses import Plain, metrics, small_models, write
+from helpers.losses import Plain, assert_resumed_with_the_same_bytes, caller, enter, metrics, small_models, write
 from helpers.ranks import start_ranks, torchrun
 from helpers.tiny_models import tiny_model
 
@@ -72,24 +71,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def here(folder, tmp_path, monkeypatch):
-    for name in ("m", "r"):
-        (tmp_path / name).symlink_to(folder / name)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    monkeypatch.chdir(tmp_path)
-    write("rows.jsonl", rows_of())
-    return tmp_path
+    return enter(folder, tmp_path, monkeypatch, rows_of())
 
 
 @pytest.fixture
 def command(here, capsys):
-    """A function from a command line to (exit code, what it said)."""
-
-    def call(line: str) -> tuple[int, str]:
-        capsys.readouterr()
-        code = run(line.split())
-        return code, " ".join(capsys.readouterr().err.split())
-
-    return call
+    return caller(capsys)
 
 
 # --- the numbers -----------------------------------------------------------------------------------------------------
@@ -217,25 +204,9 @@ def test_a_sharded_reference_that_moves_is_resumed_by_one_process(command, here)
 @pytest.mark.parametrize("name", ["sum", "moving"])
 def test_a_resumed_run_has_the_same_bytes(name, command, here, monkeypatch):
     """What is carried from update to update is in the checkpoint: the running mean, the reference that moves."""
-    line = f"{BASE} {CASES[name]} --max-steps 5 --eval-data rows.jsonl --out"
-    assert command(f"{line} whole")[0] == 0
-    update = loop.Trainer.update
-
-    def stopped(self, step, meter):
-        found = update(self, step, meter)
-        signals.stop.signal = signal.SIGTERM if step == 2 else None
-        return found
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop.Trainer, "update", stopped)
-        assert command(f"{line} cut")[0] == 75
-        signals.stop.signal = None
-    state = json.loads((here / "cut/checkpoints/step-00000003/state.json").read_text())["task"]
+    line = f"{BASE} {CASES[name]} --max-steps 5 --eval-data rows.jsonl"
+    state = assert_resumed_with_the_same_bytes(command, line, here, monkeypatch)
     assert ("running_mean" in state) == (name == "sum")
-    code, said = command(f"{line} cut")
-    assert code == 0 and "resuming after update 3" in said, said
-    for file in ("model.safetensors", "metrics.jsonl"):
-        assert (here / "whole" / file).read_bytes() == (here / "cut" / file).read_bytes(), file
 
 
 def test_a_batch_across_two_epochs_holds_a_pair_twice(command, here):

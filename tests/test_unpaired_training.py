@@ -1,7 +1,5 @@
 """train-dpo on single completions with a label: a plain computation, micro-batches, resuming, refusals."""
 
-import signal
-
 import numpy as np
 import pytest
 import torch
@@ -9,9 +7,7 @@ import torch
 from dpoctl.cli.app import run
 from dpoctl.data.encode import Limits, PairData, UniqueCompletions
 from dpoctl.data.unpaired import add_mismatched
-from dpoctl.runtime import signals
-from dpoctl.training import loop
-from helpers.losses import Plain, metrics, small_models, write
+from helpers.losses import Plain, assert_resumed_with_the_same_bytes, caller, enter, metrics, small_models, write
 
 WORDS = "the film was good bad long short dull and warm plot made me laugh cry sleep".split()
 BASE = (
@@ -44,24 +40,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def here(folder, tmp_path, monkeypatch):
-    for name in ("m", "r"):
-        (tmp_path / name).symlink_to(folder / name)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    monkeypatch.chdir(tmp_path)
-    write("rows.jsonl", rows_of())
-    return tmp_path
+    return enter(folder, tmp_path, monkeypatch, rows_of())
 
 
 @pytest.fixture
 def command(here, capsys):
-    """A function from a command line to (exit code, what it said)."""
-
-    def call(line: str) -> tuple[int, str]:
-        capsys.readouterr()
-        code = run(line.split())
-        return code, " ".join(capsys.readouterr().err.split())
-
-    return call
+    return caller(capsys)
 
 
 def test_the_first_loss_is_that_of_a_plain_computation(command, here):
@@ -134,22 +118,8 @@ def test_each_held_out_file_has_the_metrics_of_a_run_that_evaluates_it_alone(nam
 
 
 def test_a_resumed_run_has_the_same_bytes(command, here, monkeypatch):
-    line = f"{BASE} {CASES['bco']} --max-steps 5 --out"
-    assert command(f"{line} whole")[0] == 0
-    update = loop.Trainer.update
-
-    def stopped(self, step, meter):
-        found = update(self, step, meter)
-        signals.stop.signal = signal.SIGTERM if step == 2 else None
-        return found
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop.Trainer, "update", stopped)
-        assert command(f"{line} cut")[0] == 75
-        signals.stop.signal = None
-    assert "resuming after update 3" in command(f"{line} cut")[1]
-    for file in ("model.safetensors", "metrics.jsonl"):
-        assert (here / "whole" / file).read_bytes() == (here / "cut" / file).read_bytes(), file
+    line = f"{BASE} {CASES['bco']} --max-steps 5"
+    assert "running_means" in assert_resumed_with_the_same_bytes(command, line, here, monkeypatch)
 
 
 def test_a_threshold_makes_labels_of_scores(command, here):
