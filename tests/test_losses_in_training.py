@@ -141,8 +141,9 @@ def test_the_first_loss_is_that_of_a_plain_computation(command, here):
     """One batch of all rows, of which the loss is logged before anything is learnt, in several micro-batches."""
     expected = expected_losses(rows_of())
     assert expected.keys() >= {"distill", "soft", "bco", "aot", "aot-unpaired", "sum", "wpo", "ld", "weights"}
-    for name, value in expected.items():
-        line = f"{BASE} {CASES[name]} --batch-size 15 --max-steps 1 --tokens-per-batch 40"
+    cases = CASES | {"ld-moving": f"{CASES['ld']} --sync-ref-every 9"}
+    for name, value in (expected | {"ld-moving": expected["ld"]}).items():
+        line = f"{BASE} {cases[name]} --batch-size 15 --max-steps 1 --tokens-per-batch 40"
         code, said = command(f"{line} --out {name}")
         assert code == 0, said
         # float32 log-probs near -100
@@ -161,6 +162,15 @@ def test_micro_batches_change_nothing(name, command, here):
     for a, b in zip(one, many, strict=True):
         assert all(b[key] == pytest.approx(value, rel=2e-3, abs=2e-4) for key, value in a.items()), (a, b)
         assert b["loss"] == pytest.approx(a["loss"], rel=2e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bco", "aot-unpaired", "weighted-sum"])
+def test_held_out_rows_that_are_the_batch_have_its_loss(name, command, here):
+    """Their statistics are of the same kind; at such a learning rate the policy stands still."""
+    line = f"{BASE} {CASES[name]} --lr 1e-12 --batch-size 15 --max-steps 1 --tokens-per-batch 40"
+    assert command(f"{line} --eval-data rows.jsonl --out o")[0] == 0
+    [row] = metrics(here / "o")
+    assert row["eval/loss"] == pytest.approx(row["loss"], rel=1e-5)
 
 
 @pytest.mark.slow
@@ -207,6 +217,9 @@ def test_a_resumed_run_has_the_same_bytes(name, command, here, monkeypatch):
     line = f"{BASE} {CASES[name]} --max-steps 5 --eval-data rows.jsonl"
     state = assert_resumed_with_the_same_bytes(command, line, here, monkeypatch)
     assert ("running_mean" in state) == (name == "sum")
+    if name == "sum":  # [the sum of c and r, their number] over all three updates
+        both = sum(row["rewards/chosen"] + row["rewards/rejected"] for row in metrics(here / "cut")[:3])
+        assert state["running_mean"] == [pytest.approx(6 * both / 0.5, rel=1e-4), 36]
 
 
 def test_a_batch_across_two_epochs_holds_a_pair_twice(command, here):

@@ -86,6 +86,7 @@ def test_the_first_loss_is_that_of_a_plain_computation(command, here):
         assert row["rewards/accuracies"] == pytest.approx(((c > threshold) == good).double().mean().item())
     assert (w * kl).sum() / w.sum() < c[8] < 0  # where the accuracy with z is not that with the mean
     assert metrics(here / "kto")[0]["kl"] == pytest.approx(kl.mean().item(), rel=1e-4, abs=1e-5)
+    assert metrics(here / "weighted")[0]["kl"] == pytest.approx(((w * kl).sum() / w.sum()).item(), rel=1e-4, abs=1e-5)
     assert metrics(here / "bco")[0]["delta"] == pytest.approx(delta.item(), rel=1e-4, abs=1e-5)
 
 
@@ -119,7 +120,20 @@ def test_each_held_out_file_has_the_metrics_of_a_run_that_evaluates_it_alone(nam
 
 def test_a_resumed_run_has_the_same_bytes(command, here, monkeypatch):
     line = f"{BASE} {CASES['bco']} --max-steps 5"
-    assert "running_means" in assert_resumed_with_the_same_bytes(command, line, here, monkeypatch)
+    total, n, other_total, other_n = assert_resumed_with_the_same_bytes(command, line, here, monkeypatch)[
+        "running_means"
+    ]
+    assert n + other_n == 18  # of three updates
+    assert metrics(here / "cut")[2]["delta"] == pytest.approx((total / n + other_total / other_n) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["weighted", "bco"])
+def test_held_out_rows_that_are_the_batch_have_its_loss(name, command, here):
+    """At such a learning rate the policy stands still."""
+    line = f"{BASE} {CASES[name]} --lr 1e-12 --batch-size 10 --max-steps 1 --tokens-per-batch 30"
+    assert command(f"{line} --eval-data rows.jsonl --out o")[0] == 0
+    [row] = metrics(here / "o")
+    assert row["eval/loss"] == pytest.approx(row["loss"], rel=1e-5)
 
 
 def test_a_threshold_makes_labels_of_scores(command, here):
