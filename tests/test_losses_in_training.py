@@ -19,11 +19,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dpoctl.cli.app import run
 from dpoctl.outputs.files import seal
 from dpoctl.outputs.manifests import read_manifest
-from dpoctl.runtime import signals
 from dpoctl.training import loop
 from dpoctl.training.batch_statistics import places
 from helpers.chain import COLD, ROOT, lines_in, wait_until
-from helpers.losses import Plain, metrics, small_models, write
+from helpers.losses import Plain, assert_resumed_with_the_same_bytes, caller, enter, metrics, small_models, write
 from helpers.ranks import start_ranks, torchrun
 from helpers.tiny_models import tiny_model
 
@@ -72,24 +71,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def here(folder, tmp_path, monkeypatch):
-    for name in ("m", "r"):
-        (tmp_path / name).symlink_to(folder / name)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    monkeypatch.chdir(tmp_path)
-    write("rows.jsonl", rows_of())
-    return tmp_path
+    return enter(folder, tmp_path, monkeypatch, rows_of())
 
 
 @pytest.fixture
 def command(here, capsys):
-    """A function from a command line to (exit code, what it said)."""
-
-    def call(line: str) -> tuple[int, str]:
-        capsys.readouterr()
-        code = run(line.split())
-        return code, " ".join(capsys.readouterr().err.split())
-
-    return call
+    return caller(capsys)
 
 
 # --- the numbers -----------------------------------------------------------------------------------------------------
@@ -154,8 +141,9 @@ def test_the_first_loss_is_that_of_a_plain_computation(command, here):
     """One batch of all rows, of which the loss is logged before anything is learnt, in several micro-batches."""
     expected = expected_losses(rows_of())
     assert expected.keys() >= {"distill", "soft", "bco", "aot", "aot-unpaired", "sum", "wpo", "ld", "weights"}
-    for name, value in expected.items():
-        line = f"{BASE} {CASES[name]} --batch-size 15 --max-steps 1 --tokens-per-batch 40"
+    cases = CASES | {"ld-moving": f"{CASES['ld']} --sync-ref-every 9"}
+    for name, value in (expected | {"ld-moving": expected["ld"]}).items():
+        line = f"{BASE} {cases[name]} --batch-size 15 --max-steps 1 --tokens-per-batch 40"
         code, said = command(f"{line} --out {name}")
         assert code == 0, said
         # float32 log-probs near -100
@@ -174,6 +162,15 @@ def test_micro_batches_change_nothing(name, command, here):
     for a, b in zip(one, many, strict=True):
         assert all(b[key] == pytest.approx(value, rel=2e-3, abs=2e-4) for key, value in a.items()), (a, b)
         assert b["loss"] == pytest.approx(a["loss"], rel=2e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bco", "aot-unpaired", "weighted-sum"])
+def test_held_out_rows_that_are_the_batch_have_its_loss(name, command, here):
+    """Their statistics are of the same kind; at such a learning rate the policy stands still."""
+    line = f"{BASE} {CASES[name]} --lr 1e-12 --batch-size 15 --max-steps 1 --tokens-per-batch 40"
+    assert command(f"{line} --eval-data rows.jsonl --out o")[0] == 0
+    [row] = metrics(here / "o")
+    assert row["eval/loss"] == pytest.approx(row["loss"], rel=1e-5)
 
 
 @pytest.mark.slow
@@ -217,25 +214,12 @@ def test_a_sharded_reference_that_moves_is_resumed_by_one_process(command, here)
 @pytest.mark.parametrize("name", ["sum", "moving"])
 def test_a_resumed_run_has_the_same_bytes(name, command, here, monkeypatch):
     """What is carried from update to update is in the checkpoint: the running mean, the reference that moves."""
-    line = f"{BASE} {CASES[name]} --max-steps 5 --eval-data rows.jsonl --out"
-    assert command(f"{line} whole")[0] == 0
-    update = loop.Trainer.update
-
-    def stopped(self, step, meter):
-        found = update(self, step, meter)
-        signals.stop.signal = signal.SIGTERM if step == 2 else None
-        return found
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop.Trainer, "update", stopped)
-        assert command(f"{line} cut")[0] == 75
-        signals.stop.signal = None
-    state = json.loads((here / "cut/checkpoints/step-00000003/state.json").read_text())["task"]
+    line = f"{BASE} {CASES[name]} --max-steps 5 --eval-data rows.jsonl"
+    state = assert_resumed_with_the_same_bytes(command, line, here, monkeypatch)
     assert ("running_mean" in state) == (name == "sum")
-    code, said = command(f"{line} cut")
-    assert code == 0 and "resuming after update 3" in said, said
-    for file in ("model.safetensors", "metrics.jsonl"):
-        assert (here / "whole" / file).read_bytes() == (here / "cut" / file).read_bytes(), file
+    if name == "sum":  # [the sum of c and r, their number] over all three updates
+        both = sum(row["rewards/chosen"] + row["rewards/rejected"] for row in metrics(here / "cut")[:3])
+        assert state["running_mean"] == [pytest.approx(6 * both / 0.5, rel=1e-4), 36]
 
 
 def test_a_batch_across_two_epochs_holds_a_pair_twice(command, here):

@@ -456,6 +456,12 @@ def test_divergences_by_hand():
         torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-14, atol=1e-15)
 
 
+def test_discopop_is_finite_at_a_high_temperature():
+    """From tau = 1 on m exp(-x) does not fall again far below 0."""
+    value = loss("discopop", pairs(-1e4, 0.0, 0.0, 0.0, 1.0, 1.0, dtype=torch.float32), discopop_tau=4.0)
+    assert value.isfinite().all() and value > 1e4 / 2
+
+
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_divergences_are_finite_and_rise_with_the_ratio(name):
     x = torch.linspace(-1e4, 1e4, 2001, dtype=torch.float32).requires_grad_()

@@ -1,18 +1,13 @@
 """train-dpo on single completions with a label: a plain computation, micro-batches, resuming, refusals."""
 
-import json
-import signal
-
 import numpy as np
 import pytest
 import torch
 
 from dpoctl.cli.app import run
-from dpoctl.data.encode import Limits, PairData
-from dpoctl.data.unpaired import mismatched
-from dpoctl.runtime import signals
-from dpoctl.training import loop
-from helpers.losses import Plain, metrics, small_models, write
+from dpoctl.data.encode import Limits, PairData, UniqueCompletions
+from dpoctl.data.unpaired import add_mismatched
+from helpers.losses import Plain, assert_resumed_with_the_same_bytes, caller, enter, metrics, small_models, write
 
 WORDS = "the film was good bad long short dull and warm plot made me laugh cry sleep".split()
 BASE = (
@@ -45,24 +40,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def here(folder, tmp_path, monkeypatch):
-    for name in ("m", "r"):
-        (tmp_path / name).symlink_to(folder / name)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    monkeypatch.chdir(tmp_path)
-    write("rows.jsonl", rows_of())
-    return tmp_path
+    return enter(folder, tmp_path, monkeypatch, rows_of())
 
 
 @pytest.fixture
 def command(here, capsys):
-    """A function from a command line to (exit code, what it said)."""
-
-    def call(line: str) -> tuple[int, str]:
-        capsys.readouterr()
-        code = run(line.split())
-        return code, " ".join(capsys.readouterr().err.split())
-
-    return call
+    return caller(capsys)
 
 
 def test_the_first_loss_is_that_of_a_plain_computation(command, here):
@@ -99,7 +82,11 @@ def test_the_first_loss_is_that_of_a_plain_computation(command, here):
         assert row["loss"] == pytest.approx(value.item(), rel=2e-5, abs=2e-6), name
         assert row["rewards/chosen"] == pytest.approx(0.5 * c[good].mean().item(), rel=1e-4, abs=1e-5)
         assert row["rewards/rejected"] == pytest.approx(0.5 * c[~good].mean().item(), rel=1e-4, abs=1e-5)
+        threshold = {"kto": z, "weighted": zw, "bco": delta, "apo": 0.0}[name]
+        assert row["rewards/accuracies"] == pytest.approx(((c > threshold) == good).double().mean().item())
+    assert (w * kl).sum() / w.sum() < c[8] < 0  # where the accuracy with z is not that with the mean
     assert metrics(here / "kto")[0]["kl"] == pytest.approx(kl.mean().item(), rel=1e-4, abs=1e-5)
+    assert metrics(here / "weighted")[0]["kl"] == pytest.approx(((w * kl).sum() / w.sum()).item(), rel=1e-4, abs=1e-5)
     assert metrics(here / "bco")[0]["delta"] == pytest.approx(delta.item(), rel=1e-4, abs=1e-5)
 
 
@@ -114,23 +101,39 @@ def test_micro_batches_change_nothing(name, command, here):
     assert "eval/loss" in b and "eval/rewards/chosen" in b
 
 
+@pytest.mark.parametrize("name", ["kto", "weighted", "bco"])
+def test_each_held_out_file_has_the_metrics_of_a_run_that_evaluates_it_alone(name, command, here):
+    """KTO's z among them: it is that of the file's rows, here with the same other completions."""
+    rows = rows_of()
+    rows[0] |= {"completion": rows[4]["completion"]}  # the last row's other completion is that of the first row
+    write("one.jsonl", rows[:4])
+    write("other.jsonl", [row | {"weight": 1.0} for row in rows[4:]])
+    line = f"{BASE} {CASES[name]} --max-steps 1 --tokens-per-batch 30"
+    both, alone = f"{line} --eval-data one.jsonl --eval-data other.jsonl", f"{line} --eval-data other.jsonl"
+    assert command(f"{both} --out both")[0] == 0 and command(f"{alone} --out alone")[0] == 0
+    found, expected = metrics(here / "both")[-1], metrics(here / "alone")[-1]
+    compared = {key: value for key, value in expected.items() if key.startswith("eval/")}
+    assert "eval/loss" in compared and len(compared) > 5
+    for key, value in compared.items():
+        assert found[key.replace("eval/", "eval/other/")] == pytest.approx(value, rel=1e-4, abs=1e-5), key
+
+
 def test_a_resumed_run_has_the_same_bytes(command, here, monkeypatch):
-    line = f"{BASE} {CASES['bco']} --max-steps 5 --out"
-    assert command(f"{line} whole")[0] == 0
-    update = loop.Trainer.update
+    line = f"{BASE} {CASES['bco']} --max-steps 5"
+    total, n, other_total, other_n = assert_resumed_with_the_same_bytes(command, line, here, monkeypatch)[
+        "running_means"
+    ]
+    assert n + other_n == 18  # of three updates
+    assert metrics(here / "cut")[2]["delta"] == pytest.approx((total / n + other_total / other_n) / 2, rel=1e-5)
 
-    def stopped(self, step, meter):
-        found = update(self, step, meter)
-        signals.stop.signal = signal.SIGTERM if step == 2 else None
-        return found
 
-    with monkeypatch.context() as patched:
-        patched.setattr(loop.Trainer, "update", stopped)
-        assert command(f"{line} cut")[0] == 75
-        signals.stop.signal = None
-    assert "resuming after update 3" in command(f"{line} cut")[1]
-    for file in ("model.safetensors", "metrics.jsonl"):
-        assert (here / "whole" / file).read_bytes() == (here / "cut" / file).read_bytes(), file
+@pytest.mark.parametrize("name", ["weighted", "bco"])
+def test_held_out_rows_that_are_the_batch_have_its_loss(name, command, here):
+    """At such a learning rate the policy stands still."""
+    line = f"{BASE} {CASES[name]} --lr 1e-12 --batch-size 10 --max-steps 1 --tokens-per-batch 30"
+    assert command(f"{line} --eval-data rows.jsonl --out o")[0] == 0
+    [row] = metrics(here / "o")
+    assert row["eval/loss"] == pytest.approx(row["loss"], rel=1e-5)
 
 
 def test_a_threshold_makes_labels_of_scores(command, here):
@@ -147,7 +150,15 @@ def test_unbalanced_labels_are_told_with_the_weight_that_balances_them(command, 
     write("rows.jsonl", [row | {"label": i == 0} for i, row in enumerate(rows_of())])
     code, said = command(f"{BASE} --loss bco --max-steps 1 --out o")
     assert code == 0 and "unbalanced (weighted 0.11 : 1); --lambda-chosen 9 would balance them" in said
-    code, said = command(f"{BASE} --loss bco --max-steps 1 --lambda-chosen 9 --out p")
+    for out, options in (("p", "--lambda-chosen 9"), ("q", "--lambda-rejected 0")):
+        code, said = command(f"{BASE} --loss bco --max-steps 1 {options} --out {out}")
+        assert code == 0 and "unbalanced" not in said
+    code, said = command(f"{BASE} --loss bco --max-steps 1 --lambda-chosen 18 --out t")
+    assert code == 0 and "unbalanced (weighted 2 : 1); --lambda-rejected 2 would balance them" in said
+    # held-out rows are not trained on, and weights count
+    write("held.jsonl", rows_of())
+    write("rows.jsonl", [row | {"weight": 9 if i == 0 else 1, "label": i == 0} for i, row in enumerate(rows_of())])
+    code, said = command(f"{BASE} --loss bco --max-steps 1 --use-weights --eval-data held.jsonl --out s")
     assert code == 0 and "unbalanced" not in said
 
 
@@ -182,6 +193,8 @@ def test_one_kind_and_one_prompt_are_refused(command, here):
     assert code == 2 and "every completion is desirable" in said
     write("rows.jsonl", [row | {"prompt": "A film"} for row in rows_of(4)])
     code, said = command(f"{BASE} --loss kto --unpaired --out o")
+    assert code == 2 and "rows.jsonl: KTO's KL" in said and "there is one prompt" in said
+    code, said = command(f"{BASE} --loss kto --unpaired --dry-run --out o")
     assert code == 2 and "there is one prompt" in said
     write("rows.jsonl", [{"prompt": "A", "chosen": " b", "rejected": " c"}])
     code, said = command(f"{BASE} --loss bco --out o")
@@ -196,10 +209,10 @@ def test_a_plan_reads_the_same_rows(command, here, capsys):
 
 def test_mismatched_completions_are_of_other_prompts():
     """The next row of another prompt, cyclically; completions are cut to the length that is left."""
-    data = PairData(prompts=[[1], [2]], completions=[[3], [4], [5], [6, 7]], prompt_of=[0, 0, 1, 0])
-    data.pairs = [(0, 0), (1, 1), (2, 2), (3, 3)]
-    data.labels, data.lines = [True, False, True, False], [1, 2, 3, 4]
-    found = mismatched(data, Limits(2, 1))
-    texts = [(found.prompts[found.prompt_of[i]], found.completions[i]) for i, _ in found.pairs]
+    unique = UniqueCompletions(PairData())
+    data = unique.data
+    for prompt, completion in (([1], [3]), ([1], [4]), ([2], [5]), ([1], [6, 7])):
+        data.pairs.append((unique.index(prompt, completion),) * 2)
+    add_mismatched(unique, Limits(2, 1))
+    texts = [(data.prompts[data.prompt_of[i]], data.completions[i]) for i in data.mismatched]
     assert texts == [([1], [5]), ([1], [5]), ([2], [6]), ([1], [5])]
-    assert json.dumps(found.labels) == json.dumps(data.labels)

@@ -50,9 +50,10 @@ class PairData:
     `prompts`: ids of each unique prompt, in order of first appearance. `completions`: ids of each unique (prompt,
     completion), EOS included where the text is finished; `prompt_of` is the index of each one's prompt. `pairs`:
     (chosen, rejected) as indices of completions; `lines` the source line of each; `margins`, `scores` (of chosen and
-    rejected) and `weights` what the row has of these, None where it lacks one. `labels`: of unpaired rows, whose pairs
-    are (i, i), whether each completion is desirable. `counts`: rows, pairs, truncated,
-    equal_dropped, empty_dropped, duplicates, special_text, from_ids, all in pairs.
+    rejected) and `weights` what the row has of these, None where it lacks one. Of unpaired rows, whose pairs are
+    (i, i), `labels` says whether each completion is desirable, and `mismatched`, where it is asked for, which of
+    `completions` is the row's prompt with the completion of another. `counts`: rows, pairs, truncated, equal_dropped,
+    empty_dropped, duplicates, special_text, from_ids, all in pairs.
     """
 
     prompts: list[list[int]] = field(default_factory=list)
@@ -64,6 +65,7 @@ class PairData:
     scores: list[tuple[float | None, float | None]] = field(default_factory=list)
     weights: list[float | None] = field(default_factory=list)
     labels: list[bool] = field(default_factory=list)
+    mismatched: list[int] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
 
 

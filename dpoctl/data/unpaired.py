@@ -1,7 +1,5 @@
 """Rows of single completions with a label, as training on unpaired feedback reads them."""
 
-from dataclasses import replace
-
 from ..errors import InputError
 from .answers import answer_of, encode_answers
 from .codec import Codec
@@ -10,12 +8,15 @@ from .encode import UniqueCompletions as Unique
 from .readers import Rows
 
 
-def encode_unpaired(rows: Rows, codec: Codec, limits: Limits, threshold: float | None = None) -> PairData:
+def encode_unpaired(
+    rows: Rows, codec: Codec, limits: Limits, threshold: float | None = None, *, mismatches: bool = False
+) -> PairData:
     """Rows of prompt, completion and label as pairs (i, i) over unique completions; `labels` says which are desirable.
 
-    With `threshold` a completion is desirable whose `label`, or else `score`, is at least that. Dropped and counted:
-    rows with an empty prompt or completion. Raises InputError, naming file, line and field, for a row without a label
-    that says so, and where no row is left or all have one label.
+    With `threshold` a completion is desirable whose `label`, or else `score`, is at least that; with `mismatches` there
+    are completions of other prompts too (`add_mismatched`). Dropped and counted: rows with an empty prompt or
+    completion. Raises InputError, naming file, line and field, for a row without a label that says so, and where no row
+    is left, all have one label, or mismatches are asked for and there is one prompt.
     """
     counts = dict.fromkeys(("rows", "examples", "truncated", "empty_dropped", "special_text"), 0)
     counts |= {"from_ids": 0, "rows": len(rows.rows)}
@@ -51,18 +52,21 @@ def encode_unpaired(rows: Rows, codec: Codec, limits: Limits, threshold: float |
     if len(set(data.labels)) < 2:
         kind = "desirable" if data.labels[0] else "undesirable"
         raise InputError(f"{rows.path}: every completion is {kind}", "unpaired feedback needs both kinds")
+    if mismatches and len(data.prompts) < 2:
+        what = "KTO's KL is estimated with completions of other prompts, and there is one prompt"
+        raise InputError(f"{rows.path}: {what}", "add rows of other prompts, or choose --loss bco")
+    if mismatches:
+        add_mismatched(unique, limits)
     return data
 
 
-def mismatched(data: PairData, limits: Limits) -> PairData:
-    """For every row its prompt with the completion of the next row of another prompt, in the order of the file.
+def add_mismatched(unique: Unique, limits: Limits) -> None:
+    """Add for every row its prompt with the completion of the next row of another prompt, in the order of the file.
 
-    Raises InputError where there is only one prompt.
+    `unique.data` holds two prompts or more.
     """
-    if len(data.prompts) < 2:
-        raise InputError("KTO's KL is estimated with completions of other prompts; there is one prompt", "add some")
+    data = unique.data
     n = len(data.pairs)
-    found = Unique(PairData())
     following, left = n - 1, [0] * n
     for i in reversed(range(2 * n)):  # the next row, cyclically, whose prompt is another
         prompt, after = data.prompt_of[data.pairs[i % n][0]], (i + 1) % n
@@ -74,9 +78,7 @@ def mismatched(data: PairData, limits: Limits) -> PairData:
         completion = data.completions[data.pairs[other][0]]
         if limits.length is not None:
             completion = completion[: max(1, limits.length - len(ids))]
-        index = found.index(ids, completion)
-        found.data.pairs.append((index, index))
-    return replace(found.data, lines=data.lines, labels=data.labels, weights=data.weights)
+        data.mismatched.append(unique.index(ids, completion))
 
 
 def _label(rows: Rows, i: int, threshold: float | None) -> bool:

@@ -27,16 +27,26 @@ def run(config: TrainDPO, output: Output) -> None:
 
 def plan(config: TrainDPO) -> dict:
     """What --dry-run prints."""
-    return (UnpairedPlan if config.is_unpaired else Plan)(config).lines()
+    return Plan(config).lines()
 
 
 class Plan(PairsPlan):
     """The reference's log-probs, updates, and points of the frontier."""
 
     def __init__(self, config: TrainDPO):
+        if config.is_unpaired:
+            self.kind_of_rows, self.unit = "unpaired", "examples"
         super().__init__(config, config.shuffle)
-        check_score_type(config, config.data, [self.data])
-        targets_of(config, self.rows, self.data)  # refuses what a run refuses
+
+    def encode(self, config: TrainDPO, rows: Rows, limits: Limits) -> PairData:
+        if config.is_unpaired:
+            mismatches = traits_of(config.loss).needs_batch_mean
+            data = encode_unpaired(rows, codec_of(config), limits, config.threshold, mismatches=mismatches)
+        else:
+            data = super().encode(config, rows, limits)
+        check_score_type(config, config.data, [data])
+        targets_of(config, rows, data)  # refuses what a run refuses
+        return data
 
     def loss(self, model: Any, sequences: Sequences) -> torch.Tensor:
         return summed_logps(model, sequences).sum()
@@ -50,16 +60,3 @@ class Plan(PairsPlan):
             return {}
         world = (config.plan_world_size or 1) if is_sharded(config) else 1
         return {"moving reference": -(-trained.size // world)}  # of the same shapes, in float32 too
-
-
-class UnpairedPlan(Plan):
-    """The plan of a training on single completions."""
-
-    kind_of_rows = "unpaired"
-
-    def __init__(self, config: TrainDPO):
-        super().__init__(config)
-        self.head = {"examples": self.head.pop("pairs")} | self.head
-
-    def encode(self, config: TrainDPO, rows: Rows, limits: Limits) -> PairData:
-        return encode_unpaired(rows, codec_of(config), limits, config.threshold)

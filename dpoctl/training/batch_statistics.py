@@ -39,7 +39,7 @@ class Statistics:
         means = replace(p, batch_mean=self.batch_mean, running_mean=self.running_mean, mean_tokens=self.mean_tokens)
         if self.ranks is None:
             return means
-        kept = torch.tensor(places(rows, list(self.rows)), device=self.ranks.margin.device)
+        kept = to_device(torch.tensor(places(rows, list(self.rows))), self.ranks.margin.device)
         return replace(means, ranks=Ranks(*(values[kept] for values in vars(self.ranks).values())))
 
     def with_running_mean(self, running: tuple[float, float]) -> "Statistics":
@@ -113,6 +113,6 @@ def _sum_of(p: PairLogps, weights: Tensor | None) -> Tensor:
 def _ranks_in(compared: list[tuple[list[int], Compared]], batch: list[int], device: torch.device) -> Ranks:
     every = torch.zeros(4, len(batch), device=device)
     for rows, (p, _) in compared:
-        at = torch.tensor(places(rows, batch), device=device)
+        at = to_device(torch.tensor(places(rows, batch)), device)
         every[:, at] = torch.stack([p.chosen, p.rejected, p.ref_chosen, p.ref_rejected])
     return ranks_of(*collectives.sum_over_ranks(every))

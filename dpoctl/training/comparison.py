@@ -39,7 +39,8 @@ class Dataset:
     """Pairs, the sequences of their unique completions, and what else the loss reads of them.
 
     `ref_logps`: the reference's summed log-probs of the completions and, with --ld-alpha, of the first tokens of some,
-    which are at `prefixes` by (completion, number of tokens); None where the reference moves.
+    which are at `prefixes` by (completion, number of tokens); None where the reference moves. `mismatched`: of single
+    completions, the same rows with their `PairData.mismatched` as completions.
     """
 
     pairs: PairData
@@ -47,6 +48,7 @@ class Dataset:
     targets: Targets
     ref_logps: Tensor | None = None
     prefixes: Prefixes = field(default_factory=dict)
+    mismatched: "Dataset | None" = None
 
 
 class Compared(NamedTuple):

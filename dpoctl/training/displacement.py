@@ -34,7 +34,7 @@ class LogRatioMonitor:
                 "displacement",
                 f"update {row['step']}: likelihood displacement: the policy gives chosen and rejected completions a "
                 f"lower probability than the reference does (log-ratios {chosen:+.1f} and {rejected:+.1f} nats). "
-                "A larger --beta, a smaller --lr, or --loss rpo or dpop keeps the chosen log-probs up",
+                "A larger --beta, a smaller --lr, or with pairs --loss rpo or dpop keeps the chosen log-probs up",
             )
         if not self.objective.bounded_below and rejected < -_RUNAWAY * abs(ref_rejected):
             self._once(

@@ -53,6 +53,7 @@ class DPO(PairTask):
         self.objective = self.find_objective()
         given = {name: getattr(config, name) for name in self.objective.options}
         self.loss_options = {name: value for name, value in given.items() if value is not None}
+        self.limits = setup.lengths(config, self.model)
         rows, held_out_rows = held_out_files.load_rows(config, self.rows_kind)
         held_out_files.warn_of_shared(rows, held_out_rows)
         self.data = self.encode(rows)
@@ -62,7 +63,6 @@ class DPO(PairTask):
         targets = targets_of(config, rows, self.data)
         held_out_targets = targets_of(config, held_out_rows, held_out) if held_out_rows and held_out else Targets()
         self.running: Any = None  # running means with the update under way
-        self.mismatches: dict[int, Dataset] = {}
         self.moving = self._open_moving() if config.sync_ref_every else None
         self.comparison = Comparison(config, self.model, self.moving, self.compute.device)
         self.train_set = self.with_reference(self.data, targets)
@@ -81,7 +81,7 @@ class DPO(PairTask):
         return objective_of(self.config.loss)
 
     def encode(self, rows: Rows) -> PairData:
-        data = encode_pairs(rows, self.codec, setup.lengths(self.config, self.model))
+        data = encode_pairs(rows, self.codec, self.limits)
         size = f"{len(data.pairs)} pairs over {len(data.completions)} completions of {len(data.prompts)} prompts"
         log.say(f"{rows.path}: {size}")
         return data
@@ -244,18 +244,18 @@ class DPO(PairTask):
         """
         if self.has_checkpoint:
             return
-        micros, bound = self.micro_batches(0), None
+        batches, bound = self.pair_batches(0), None
         if self.compute.dtype != torch.float32:
-            texts = [text for micro in micros[:1] for text in self.texts(micro)[0]]
+            texts = [self.train_set.sequences[i] for batch in batches[:1] for i in batch.completions]
             rounding = start_check.measure(self.model, texts, self.compute, self.dummy_loss)
             rounding.require_right_packing()
             bound = rounding.bound
         if self.objective.needs_reference:
-            self._check_log_ratios(micros, bound)
+            self._check_log_ratios(batches, bound)
 
-    def _check_log_ratios(self, micros: list[Micro], bound: float | None) -> None:
+    def _check_log_ratios(self, batches: list[PairBatch], bound: float | None) -> None:
         """`bound`: the largest log-ratio by the root of a completion's tokens; None: `_LARGEST_START` for each."""
-        compared = self.compare_all([micro.batch for micro in micros], self.train_set)
+        compared = self.compare_all(batches, self.train_set)
         every = collectives.gather([_largest_ratios(each.logps) for _, each in compared])
         largest, by_root = (start_check.highest(x[i] for found in every for x in found) for i in (0, 1))
         config = self.config

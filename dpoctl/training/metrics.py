@@ -71,11 +71,11 @@ class Meter:
     def settle(self, *others: Tensor) -> list[float]:
         """Add up what is pending, in the order in which it came; returns the numbers of `others`, read with it."""
         pending, self.pending = [item for metrics in self.pending for item in metrics.items()], []
-        tensors = [value for _, (value, _) in pending if isinstance(value, Tensor)]
+        tensors = [value for _, both in pending for value in both if isinstance(value, Tensor)]
         numbers = iter(read([*others, *tensors]))
         first = [next(numbers) for _ in others]
-        for name, (value, kind) in pending:
-            number = next(numbers) if isinstance(value, Tensor) else value
+        for name, both in pending:
+            number, kind = (next(numbers) if isinstance(value, Tensor) else value for value in both)
             if kind is min:
                 self.lowest[name] = min(self.lowest.get(name, number), number)
             elif kind is max:

@@ -230,20 +230,19 @@ class PairsPlan(TrainingPlan):
     """The plan of a training on preferences, in the order of `pairs.pair_stream`."""
 
     config: PairPlanOptions
-    kind_of_rows = "preferences"
+    kind_of_rows, unit = "preferences", "pairs"
 
     def __init__(self, config: PairPlanOptions, *shuffle: str):
         super().__init__(config)
         rows, _ = load_training_rows(config, self.kind_of_rows)
         context = context_without_weights(config.model, revision=config.revision)
         limits = setup.limits_within(context, config.max_length, config.max_prompt_length)
-        self.rows = rows
         self.data = self.encode(config, rows, limits)
         self.sequences = pairs.sequences(self.data)
         self.stream = pairs.pair_stream(self.data, config, *shuffle)
         self.steps = self.stream.steps
-        data = self.data
-        self.head = {"pairs": len(data.pairs), "prompts": len(data.prompts), "completions": len(data.completions)}
+        data, completions = self.data, {i for pair in self.data.pairs for i in pair}
+        self.head = {self.unit: len(data.pairs), "prompts": len(data.prompts), "completions": len(completions)}
 
     def encode(self, config: Any, rows: Rows, limits: Limits) -> PairData:
         """The pairs of the rows."""

@@ -6,16 +6,17 @@ import torch
 from torch import Tensor
 
 from .. import log
+from ..config.dpo import TrainDPO
 from ..data.encode import PairData
 from ..data.readers import Rows
-from ..data.unpaired import encode_unpaired, mismatched
+from ..data.unpaired import encode_unpaired
 from ..objectives.pair_logps import PairLogps
 from ..objectives.preference import Objective
 from ..objectives.unpaired import UNPAIRED_LOSSES
 from ..runtime import collectives
-from . import pairs, setup
+from . import pairs
 from .batch_statistics import Statistics
-from .comparison import Compared, Dataset
+from .comparison import Compared, Dataset, only
 from .dpo import DPO
 from .metrics import Sums
 from .pairs import PairBatch
@@ -38,18 +39,21 @@ class Unpaired(DPO):
         return UNPAIRED_LOSSES[self.config.loss]
 
     def encode(self, rows: Rows) -> PairData:
-        config = self.config
-        data = encode_unpaired(rows, self.codec, setup.lengths(config, self.model), config.threshold)
-        say_balance(rows.path, data, config.lambda_chosen or 1.0, config.lambda_rejected or 1.0)
+        mismatches = self.objective.needs_batch_mean
+        data = encode_unpaired(rows, self.codec, self.limits, self.config.threshold, mismatches=mismatches)
+        n, prompts = sum(data.labels), len(data.prompts)
+        log.say(f"{rows.path}: {n} desirable and {len(data.labels) - n} undesirable completions of {prompts} prompts")
         return data
 
     def with_reference(self, data: PairData, targets: Targets) -> Dataset:
         labelled = replace(targets, label=torch.tensor(data.labels, dtype=torch.float32))
+        if data is self.data:
+            warn_of_imbalance(self.config, labelled)
         dataset = super().with_reference(data, labelled)
-        if self.objective.needs_batch_mean:
-            others = mismatched(data, setup.lengths(self.config, self.model))
-            self.mismatches[id(data)] = super().with_reference(others, Targets(weights=targets.weights))
-        return dataset
+        if not data.mismatched:
+            return dataset
+        others = replace(data, pairs=[(i, i) for i in data.mismatched])
+        return replace(dataset, mismatched=replace(dataset, pairs=others))
 
     # --- an update
 
@@ -58,40 +62,35 @@ class Unpaired(DPO):
         """z of KTO, or the running means of BCO."""
         found = Statistics(float(len(rows)), 1.0)
         if self.objective.needs_batch_mean:
-            found = replace(found, batch_mean=self._divergence(self.train_set, rows))
+            found = replace(found, batch_mean=_mean(self._mismatched(self.train_set, rows), self.compute.device))
         if self.objective.needs_running_mean:
             self.running = self._running(self.compare_all(batches, self.train_set))
             found = replace(found, running_mean=self._threshold(self.running))
         return found
 
-    def _divergence(self, dataset: Dataset, rows: list[int]) -> Tensor:
-        """The mean log-ratio [] of the rows' mismatched completions, over all ranks."""
-        others, tokens = self.mismatches[id(dataset.pairs)], self.config.tokens_per_batch
+    def _mismatched(self, dataset: Dataset, rows: list[int]) -> list[tuple[list[int], Compared]]:
+        """This rank's share of the rows' mismatched completions, under policy and reference."""
+        others, tokens = dataset.mismatched, self.config.tokens_per_batch
+        assert others is not None
         batches = pairs.micro_batches(others.pairs, rows, tokens, collectives.rank(), collectives.world_size())
-        total = torch.zeros(2, device=self.compute.device)
-        for mine, each in self.compare_all(batches, others):
-            weights = torch.ones(len(mine), device=total.device) if each.weights is None else each.weights
-            total += torch.stack([(weights * each.logps.c).sum(), weights.sum()])
-        total = collectives.sum_over_ranks(total)
-        return total[0] / total[1].clamp(min=1e-30)
+        return self.compare_all(batches, others)
 
     def _running(self, compared: list[tuple[list[int], Compared]]) -> list[float]:
         """[sum of c, number] of desirable completions and of the others, over all updates and this batch."""
         total = torch.zeros(4, dtype=torch.float64, device=self.compute.device)
-        for _, each in compared:
-            p = each.logps
-            assert p.label is not None
-            weights = torch.ones_like(p.c) if each.weights is None else each.weights
-            for i, kind in enumerate((p.label > 0.5, p.label <= 0.5)):
-                total[2 * i] += (weights * p.c)[kind].double().sum()
-                total[2 * i + 1] += weights[kind].double().sum()
+        for _, (p, given) in compared:
+            weights = torch.ones_like(p.c) if given is None else given
+            for i, kind in enumerate(_kinds(p)):
+                mine = weights.where(kind, 0.0)
+                total[2 * i] += (mine * p.c).double().sum()
+                total[2 * i + 1] += mine.double().sum()
         known = self.state.get(RUNNING, [0.0] * 4)
         return [a + b for a, b in zip(known, collectives.sum_over_ranks(total).tolist(), strict=True)]
 
     def _threshold(self, running: list[float]) -> Tensor:
         """Half of each kind's mean; of one kind's alone while no completion of the other has come."""
         means = [total / n for total, n in (running[:2], running[2:]) if n > 0]
-        return torch.tensor(sum(means) / max(len(means), 1), device=self.compute.device)
+        return torch.full((), sum(means) / max(len(means), 1), device=self.compute.device)
 
     def commit(self) -> None:
         if self.running is not None:
@@ -99,32 +98,38 @@ class Unpaired(DPO):
 
     # --- around the updates
 
-    def held_out_statistics(self, compared: list[tuple[list[int], Compared]], rows: list[int]) -> Statistics:
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
         assert self.held_out is not None
+        if self.objective.needs_batch_mean:
+            self.held_out_mismatched = self._mismatched(self.held_out, list(range(len(self.held_out.pairs.pairs))))
+        return super().evaluate()
+
+    def held_out_statistics(self, compared: list[tuple[list[int], Compared]], rows: list[int]) -> Statistics:
         found = Statistics(float(len(rows)), 1.0)
         if self.objective.needs_batch_mean:
-            found = replace(found, batch_mean=self._divergence(self.held_out, rows))
+            of_rows = [only(*each, rows) for each in self.held_out_mismatched]
+            found = replace(found, batch_mean=_mean(of_rows, self.compute.device))
         if self.objective.needs_running_mean:
             found = replace(found, running_mean=self._threshold(self.state.get(RUNNING, [0.0] * 4)))
         return found
 
     def logged(self, p: PairLogps, statistics: Statistics) -> Sums:
         """Sums and weights of what is logged, of both kinds apart; accuracy: c is on the label's side of z or delta."""
-        assert p.label is not None
-        threshold = statistics.batch_mean if statistics.running_mean is None else statistics.running_mean
-        z = 0.0 if threshold is None else threshold
-        desirable = p.label > 0.5
-        right = torch.where(desirable, p.c > z, p.c < z)
-        found: Sums = {"rewards/accuracies": (right.double().sum(), float(len(p.c)))}
-        if threshold is not None:
-            found["kl" if statistics.running_mean is None else "delta"] = (
-                threshold.double() * len(p.c),
-                float(len(p.c)),
-            )
-        for side, kind in (("chosen", desirable), ("rejected", ~desirable)):
-            n = float(kind.sum())
+        n, (desirable, undesirable) = float(len(p.c)), _kinds(p)
+        found: Sums = {}
+        threshold = torch.zeros_like(p.c[0])
+        if statistics.running_mean is not None:
+            threshold = statistics.running_mean
+            found["delta"] = (threshold.double() * n, n)
+        elif statistics.batch_mean is not None:
+            threshold = statistics.batch_mean.clamp(min=0.0)
+            found["kl"] = (statistics.batch_mean.double() * n, n)
+        right = torch.where(desirable, p.c > threshold, p.c < threshold)
+        found["rewards/accuracies"] = (right.double().sum(), n)
+        for side, kind in (("chosen", desirable), ("rejected", undesirable)):
             for name, values in (("rewards", self.config.beta * p.c), ("logps", p.chosen), ("length", p.chosen_tokens)):
-                found[f"{name}/{side}"] = (values.detach()[kind].double().sum(), n)
+                found[f"{name}/{side}"] = (values.detach().double().where(kind, 0.0).sum(), kind.sum())
         return found
 
     def on_log(self, row: dict[str, float]) -> None:
@@ -132,15 +137,34 @@ class Unpaired(DPO):
             self.monitor.check(row)
 
 
-def say_balance(path: str, data: PairData, desirable: float, undesirable: float) -> None:
-    """Say how many completions are desirable, and where they are unbalanced which weights would balance them.
+def warn_of_imbalance(config: TrainDPO, targets: Targets) -> None:
+    """Warn where the two kinds of --data are unbalanced, with the option that would balance them.
 
-    The weighted numbers should have a ratio of 1 to 4/3 (2402.01306, section 4.2).
+    The weighted numbers should have a ratio of 1 to 4/3 (2402.01306, section 4.2). A kind of weight 0 is left out on
+    purpose.
     """
-    n = sum(data.labels)
-    other = len(data.labels) - n
-    log.say(f"{path}: {n} desirable and {other} undesirable completions of {len(data.prompts)} prompts")
-    ratio = desirable * n / (undesirable * other)
-    if not 0.75 <= ratio <= 4 / 3:
-        weight = f"--lambda-rejected {n / other:.3g}" if n > other else f"--lambda-chosen {other / n:.3g}"
-        log.warn(f"{path}: the two kinds are unbalanced (weighted {ratio:.2g} : 1); {weight} would balance them")
+    assert targets.label is not None
+    weights = torch.ones_like(targets.label) if targets.weights is None else targets.weights
+    factors = [1.0 if given is None else given for given in (config.lambda_chosen, config.lambda_rejected)]
+    n, other = (f * float(weights[targets.label == kind].sum()) for f, kind in zip(factors, (1, 0), strict=True))
+    if n and other and not 0.75 <= n / other <= 4 / 3:
+        of_chosen, of_rejected = factors[0] * other / n, factors[1] * n / other
+        option = f"--lambda-rejected {of_rejected:.3g}" if n > other else f"--lambda-chosen {of_chosen:.3g}"
+        told = f"the two kinds are unbalanced (weighted {n / other:.2g} : 1); {option} would balance them"
+        log.warn(f"{', '.join(config.data)}: {told}")
+
+
+def _kinds(p: PairLogps) -> tuple[Tensor, Tensor]:
+    """Which of the completions are desirable [P] bool, and which are not."""
+    assert p.label is not None
+    return p.label > 0.5, p.label <= 0.5
+
+
+def _mean(compared: list[tuple[list[int], Compared]], device: torch.device) -> Tensor:
+    """The mean log-ratio [], by the rows' weights, over all ranks."""
+    total = torch.zeros(2, device=device)
+    for _, (p, given) in compared:
+        weights = torch.ones_like(p.c) if given is None else given
+        total += torch.stack([(weights * p.c).sum(), weights.sum()])
+    total = collectives.sum_over_ranks(total)
+    return total[0] / total[1].clamp(min=1e-30)

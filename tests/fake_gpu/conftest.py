@@ -35,7 +35,10 @@ def inputs(world) -> World:
         {"prompt": " ".join(one[:3]), "chosen": " " + " ".join(one[3:]), "rejected": " " + " ".join(other[3:])}
         for one, other in zip(texts[:48], texts[48:], strict=True)
     ]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    pairs = [row | {"weight": 1 + i % 3} for i, row in enumerate(pairs)]
+    rated = [row | {"completion": row.pop("chosen"), "label": i % 2} for i, row in enumerate(map(dict, pairs))]
+    for name, rows in (("pairs", pairs), ("rated", rated)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     for kind in MODELS:
         model = tiny_model(kind, vocab=len(tokenizer), context=160, width=64, std=0.1, **ids)

@@ -12,6 +12,7 @@ from fake_gpu.client import Report, reads, uploads
 
 TRAIN = "--batch-size 6 --max-length 96 --max-prompt-length 16 --warmup-steps 2 --lr 1e-4 --max-steps 3 --log-every 1"
 DPO = f"train-dpo --data pairs.jsonl {TRAIN}"
+RATED = f"train-dpo --data rated.jsonl --model lm {TRAIN}"
 PPO = (
     "train-ppo --model lm --prompts train.jsonl --reward fake-rm --batch-size 12 --minibatch-size 6 --ppo-epochs 2 "
     "--max-steps 2 --max-new-tokens 8 --max-length 96 --max-prompt-length 16 --log-every 1"
@@ -32,6 +33,7 @@ class Waits:
 
 # One wait for numbers, so that a loss that is not finite stops before the weights change; no copy to the device waits.
 UPDATE = {name: Waits(1, 0, 0, 0) for name in ("sft", "train-dpo", "train-dpo kto", "train-rm", "train-ppo")}
+UPDATE["train-dpo running"] = Waits(2, 0, 0, 0)  # and one for the running mean
 # Waits of a step of decoding: one for the tokens on the host, one of transformers, which asks whether a mask hides
 # anything.
 STEP_READS, STEP_UPLOADS = 2, 0
@@ -43,6 +45,10 @@ TRAINED = {
     "neox": ("train-dpo", f"{DPO} --model fake-neox"),
     "gemma3, two windows": ("train-dpo", f"{DPO} --model fake-gemma3"),
     "kto": ("train-dpo kto", f"{DPO} --model lm --loss kto"),
+    "batch statistics": ("train-dpo running", f"{DPO} --model lm --loss aot,bco_pair,sft"),
+    "moving": ("train-dpo", f"{DPO} --model lm --sync-ref-every 1 --ld-alpha 0.5 --wpo --use-weights"),
+    "unpaired kto": ("train-dpo", f"{RATED} --loss kto --unpaired --use-weights"),
+    "unpaired bco": ("train-dpo running", f"{RATED} --loss bco"),
     "adapters": ("train-dpo", f"{DPO} --model lm --lora 4"),
     "activation checkpointing": ("train-dpo", f"{DPO} --model lm --activation-checkpointing"),
     "reward model": ("train-rm", f"train-rm --model lm --data pairs.jsonl {TRAIN} --eval-every 3"),
@@ -60,7 +66,7 @@ def test_training(card, inputs, case):
     whole = _run(card, inputs, words, ONE_MICRO, f"--out {name}")
     # the second update: the first one may still compile or try things out, the last one saves
     _assert_at_most(whole.updates[1], bound.reads, bound.uploads)
-    if case in ("sft", "gpt2", "kto", "reward model", "ppo"):
+    if case in ("sft", "gpt2", "kto", "batch statistics", "unpaired kto", "unpaired bco", "reward model", "ppo"):
         cut = _run(card, inputs, words, MANY_MICROS, f"--out {name}-cut", updates=2)
         further = MANY - 1
         most = bound.reads + bound.further_reads * further, bound.uploads + bound.further_uploads * further

@@ -1,10 +1,15 @@
 """What the tests of losses in training share: a small policy, another reference, rows, and a plain computation."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dpoctl.cli.app import run
+from dpoctl.runtime import signals
+from dpoctl.training import loop
 
 from .encoding import build
 from .tiny_models import tiny_model
@@ -27,6 +32,49 @@ def small_models(folder: Path) -> Path:
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     return folder
+
+
+def enter(folder: Path, tmp_path: Path, monkeypatch, rows: list[dict]) -> Path:
+    """Make `tmp_path` the working directory, with links to the models of `folder`, its cache, and rows.jsonl."""
+    for name in ("m", "r"):
+        (tmp_path / name).symlink_to(folder / name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.chdir(tmp_path)
+    write("rows.jsonl", rows)
+    return tmp_path
+
+
+def caller(capsys) -> Callable[[str], tuple[int, str]]:
+    """A function from a command line to (exit code, what it said)."""
+
+    def call(line: str) -> tuple[int, str]:
+        capsys.readouterr()
+        code = run(line.split())
+        return code, " ".join(capsys.readouterr().err.split())
+
+    return call
+
+
+def assert_resumed_with_the_same_bytes(command, line: str, here: Path, monkeypatch) -> dict:
+    """Run `line` whole, and again stopped after update 3 and resumed; returns the task's state in the checkpoint."""
+    assert command(f"{line} --out whole")[0] == 0
+    update = loop.Trainer.update
+
+    def stopped(self, step, meter):
+        found = update(self, step, meter)
+        monkeypatch.setattr(signals.stop, "signal", "SIGTERM" if step == 2 else "")
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Trainer, "update", stopped)
+        assert command(f"{line} --out cut")[0] == 75
+    monkeypatch.setattr(signals.stop, "signal", "")
+    state = json.loads((here / "cut/checkpoints/step-00000003/state.json").read_text())["task"]
+    code, said = command(f"{line} --out cut")
+    assert code == 0 and "resuming after update 3" in said, said
+    for file in ("model.safetensors", "metrics.jsonl"):
+        assert (here / "whole" / file).read_bytes() == (here / "cut" / file).read_bytes(), file
+    return state
 
 
 def metrics(out) -> list[dict]:
