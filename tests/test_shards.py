@@ -102,13 +102,15 @@ def test_merged_shards_are_byte_identical_to_one_run(stage, inputs, run, here):
     assert all(p["count"] for p in places)
 
 
-def test_shards_of_evaluate_share_the_prompts_and_merge_to_the_numbers_of_one_run(inputs, run, here):
+def test_shards_of_evaluate_share_the_prompts_and_merge_to_the_numbers_of_one_run(inputs, run, here, capsys):
     """12 prompts in batches of 3: three shards of 3, 3 and 6; two files: one for each of the last two shards."""
     run(*EVALUATE, "--out", "e.whole.jsonl")
     shards = [f"e.{i}.jsonl" for i in range(1, SHARDS + 1)]
     for i, name in enumerate(shards, 1):
         run(*EVALUATE, "--shard", f"{i}/{SHARDS}", "--out", name)
     assert [[row["n"] for row in here.rows(name)] for name in shards] == [[6, 6], [6, 6, 48], [12, 12, 48]]
+    assert command_line(["merge", *shards, "--out", "e.joined.jsonl", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 4
     run("merge", *reversed(shards), "--out", "e.joined.jsonl")
     joined, whole = here.rows("e.joined.jsonl"), here.rows("e.whole.jsonl")
     assert [row["model"] for row in joined] == ["sft", "lm", "sample.jsonl", "other.jsonl"]
