@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 
@@ -18,7 +17,7 @@ def test_smoke(recipe, tmp_path, warm):
     folder = tmp_path / recipe
     init.copy(recipe, folder)  # as `dpoctl init` does
     env = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    command = ["make", "smoke", f"DPOCTL={' '.join(warm)}", f"PYTHON={sys.executable}"]
+    command = ["make", "smoke", f"DPOCTL={' '.join(warm)}", f"PYTHON={' '.join(warm)}"]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     out = folder / "smoke"

@@ -16,6 +16,7 @@ from dpoctl.inference.text_statistics import mean_se
 from dpoctl.outputs.shards import shard_range, slices
 from dpoctl.stages import judge, score
 from helpers.chain import ROOT, lines_in
+from helpers.ranks import start_ranks
 
 SHARDS = 3
 LENGTHS = "python:lengths.py:f"
@@ -250,20 +251,13 @@ def test_a_killed_shard_resumes_to_the_same_bytes(inputs, run, here):
 # --- the ranks of torchrun -------------------------------------------------------------------------------------------
 
 
-def rank(world, number: int, of: int, *args: str) -> subprocess.Popen:
-    env = world.env | {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(of)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "dpoctl", *args], cwd=world.folder, env=env, stderr=subprocess.PIPE, text=True
-    )
-
-
 def test_two_ranks_write_a_shard_each_and_rank_0_merges_them(inputs, run, here):
     args = ["make-prefs", *COMMANDS["make-prefs"]]
     ranked = [*args, "--out", "ranks.jsonl", "--completions-out", "ranks.samples.jsonl"]
     run(*args, "--out", "alone.jsonl", "--completions-out", "alone.samples.jsonl")
     # a file of other options that is named like the shard of rank 1 is not taken for it
     run(*args, "--seed", "5", "--shard", "2/2", "--out", "ranks.shard-0002-of-0002.jsonl")
-    processes = [rank(here, i, 2, *ranked, "--overwrite") for i in (0, 1)]
+    processes = start_ranks(here, *ranked, "--overwrite", command=here.warm)
     said = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     bars = re.findall(r"^  \d\.\d-\d\.\d #* *(\d+)$", "".join(said), re.M)  # one histogram, of all samples
