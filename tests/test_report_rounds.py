@@ -32,15 +32,17 @@ def write(path, rows):
     return str(path)
 
 
-def trained(folder, points, start, reference=None, stage="train-dpo"):
+def trained(folder, points, start, reference=None, *, beta=0.1, seed=0, pairs=100):
     """A run directory; `start` and `reference` are (content, id of the manifest of the run that made it)."""
-    row = BASE | {"model": str(folder), "method": "dpo", "options": {"beta": 0.1, "seed": 0}}
+    row = BASE | {"model": str(folder), "method": "dpo", "options": {"beta": beta, "seed": seed}}
     rows = [row | {"step": s, "reward": r, "reward_se": 0.01, "kl": k, "kl_se": 0.1} for s, r, k in points]
     write(folder / "eval.jsonl", rows)
-    (folder / "config.yaml").write_text(f"stage: {stage}\nbeta: 0.1\nloss: sigmoid\n")
+    (folder / "config.yaml").write_text(f"stage: train-dpo\nbeta: {beta}\nloss: sigmoid\n")
     inputs = [given("model", "m", *start), given("scorer", "c", "CLASSIFIER")]
     inputs += [given("ref", "r", *reference)] if reference else []
-    return str(folder), sealed(folder / "manifest.json", stage, inputs, metrics={"pairs": 100, "folder": folder.name})
+    return str(folder), sealed(
+        folder / "manifest.json", "train-dpo", inputs, metrics={"pairs": pairs, "folder": folder.name}
+    )
 
 
 SFT = ("SFT", "id-of-sft")
@@ -101,11 +103,22 @@ def test_points_of_several_references_are_told(chain, tmp_path):
     assert "different references" in said and "z; other" in said
 
 
-def test_later_rounds_are_no_seeds_and_no_sizes_of_one_run(chain):
-    """They differ in nothing but what they start from."""
-    found = collect(chain)
-    assert tables.seeds(found) is None
-    assert frontier.kl_against_beta(found) is None and frontier.reward_against_pairs(found) is None
+@pytest.mark.parametrize(
+    ("differs", "shown"),
+    [
+        ({"seed": 1}, tables.seeds),
+        ({"beta": 0.5}, frontier.kl_against_beta),
+        ({"pairs": 200}, frontier.reward_against_pairs),
+    ],
+    ids=["seed", "beta", "pairs"],
+)
+def test_later_rounds_are_no_seeds_betas_or_sizes_of_one_run(chain, tmp_path, differs, shown):
+    """A run from the reference with another one is compared with the first round, one from the first round is not."""
+    id_of_z = json.loads((tmp_path / "z" / "manifest.json").read_text())["id"]
+    later, _ = trained(tmp_path / "later", [(9, 0.75, 1.5)], ("Z", id_of_z), SFT, **differs)
+    other, _ = trained(tmp_path / "other", [(9, 0.75, 1.5)], SFT, SFT, **differs)
+    assert shown(collect([chain[0], later])) is None
+    assert shown(collect([chain[0], other])) is not None
 
 
 def test_evaluated_rounds_are_points_of_the_path(chain, tmp_path):

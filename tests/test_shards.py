@@ -1,6 +1,7 @@
 """Shards of a command: merged they are byte-identical to one run; gaps, duplicates and other runs are refused."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpoctl.cli.app import run as command_line
-from dpoctl.inference.evaluation_shards import pooled
+from dpoctl.inference.evaluation_shards import PART, merged, part_of, pooled
 from dpoctl.inference.text_statistics import mean_se
 from dpoctl.outputs.shards import shard_range, slices
 from dpoctl.stages import judge, score
@@ -135,6 +136,18 @@ def test_with_more_shards_than_batches_of_prompts_some_have_no_row_of_a_model(in
     assert [row["n"] for row in here.rows("f.jsonl")] == [12]
     plan = [*command, "--shard", "1/2", "--out", "never.jsonl", "--dry-run"]
     assert run(*plan) == ""
+
+
+def test_each_perplexity_is_pooled_over_the_tokens_of_its_own_model():
+    """Another model's tokenizer may take more tokens for the same texts."""
+    same = {"n": 1, "ended": 1.0, "repetition": 0.0}
+    parts = [
+        [same | {"perplexity_ref": math.exp(1), "perplexity_lm": math.exp(1), PART: part_of(["a"], ["1"], 1, 4)}],
+        [same | {"perplexity_ref": math.exp(3), "perplexity_lm": math.exp(3), PART: part_of(["b"], ["2"], 3, 1)}],
+    ]
+    [row] = merged(parts)
+    assert math.log(row["perplexity_ref"]) == pytest.approx((1 * 1 + 3 * 3) / 4)
+    assert math.log(row["perplexity_lm"]) == pytest.approx((4 * 1 + 1 * 3) / 5)
 
 
 @given(st.lists(st.lists(st.floats(-9, 9), min_size=1, max_size=5), min_size=1, max_size=5))

@@ -5,6 +5,8 @@ import math
 import shutil
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from dpoctl.cli.app import run
 from dpoctl.data.chats import prompt_of
@@ -66,6 +68,27 @@ def test_the_numbers_are_those_of_sampling_again(name, sampled, evaluate):
     same = ("model", "method", "options", "step", "scorer")
     assert {k: row[k] for k in same} == {k: direct[k] for k in same}
     assert row["completions"] == f"{name}.jsonl" and "completions" not in direct
+
+
+def kls_of(folder, rows, temperature):
+    """(mean log-ratio, mean exact KL) of samples of `dpo`, in float64, each on its own."""
+    models = [AutoModelForCausalLM.from_pretrained(folder / name).double().eval() for name in ("dpo", "sft")]
+    found = []
+    for row in rows:
+        prompt, ids = row["prompt_ids"], row["completion_ids"]
+        with torch.no_grad():
+            logits = [model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1] for model in models]
+        p, r = (each.div(temperature).log_softmax(-1) for each in logits)
+        ratio = (p - r).gather(1, torch.tensor(ids)[:, None]).sum()
+        found.append([ratio.item(), (p.exp() * (p - r)).sum().item()])
+    return torch.tensor(found).mean(0).tolist()
+
+
+@pytest.mark.parametrize(("name", "temperature"), [("warm", 1.0), ("cold", 0.5)])
+def test_the_kl_is_that_of_the_sampled_distribution(name, temperature, sampled, evaluate):
+    _, [row], _ = evaluate("--completions", f"{name}.jsonl")
+    expected = kls_of(sampled.folder, sampled.rows(f"{name}.jsonl"), temperature)
+    assert [row["kl"], row["kl_exact"]] == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
 def test_scored_samples_and_several_files(sampled, evaluate):
