@@ -123,3 +123,11 @@ def test_what_a_variable_adds_to_a_complete_sweep_is_made(tmp_path):
     made = toy.make("frontier", "BETAS=0.1 1")
     assert "runs/dpo-1" in made and "runs/dpo-0.1" not in made
     assert (toy.path / "runs" / "dpo-1" / "manifest.json").exists()
+
+
+def test_samples_that_are_missing_are_made_and_their_win_rates_after_them(tmp_path):
+    tldr = Folder("tldr", tmp_path / "tldr")
+    assert "runs/samples.dpo.jsonl" in tldr.make()
+    assert tldr.make() == []
+    (tldr.path / "runs" / "samples.dpo.jsonl.manifest.json").unlink()
+    assert tldr.make() == ["runs/samples.dpo.jsonl", "runs/wins.dpo.jsonl", "runs/report"]
