@@ -18,14 +18,13 @@ POLICIES ?= $(W)
 WORLD := $(W)/$(TASK)
 TEST := $(WORLD)/prompts.test.jsonl
 RUN = $(1) $(2) --config recipe.yaml
+SAMPLES := $(METHODS:%=$(W)/samples.%.jsonl)
 WINS := $(METHODS:%=$(W)/wins.%.jsonl)
 POINTS := --eval-prompts $(TEST) --scorer $(W)/rm --keep-samples $(POINT_FLAGS)
 # Manifest of the reference, if it is trained here.
 SFT_DONE ?= $(WORLD)/manifest.json
 
 .PHONY: all smoke clean
-# Targets of pattern rules are kept. They are made where they are missing, whatever was complete before.
-.PRECIOUS: $(W)/samples.best-of-%.jsonl.manifest.json $(W)/samples.%.jsonl.manifest.json $(W)/wins.%.jsonl.manifest.json
 all: $(W)/report/manifest.json
 
 $(WORLD)/manifest.json: recipe.yaml
@@ -69,8 +68,9 @@ $(W)/wins.%.jsonl.manifest.json: $(W)/samples.%.jsonl.manifest.json
 $(W)/along.dpo.jsonl.manifest.json: $(W)/dpo/manifest.json
 	$(call RUN,$(DPOCTL),judge) $(W)/dpo/samples.jsonl $(JUDGE) --out $(W)/along.dpo.jsonl
 
-$(W)/report/manifest.json: $(WINS:%=%.manifest.json) $(ALONG:%=%.manifest.json) $(RUNS:%=$(W)/%/manifest.json)
-	$(call RUN,$(DPOCTL),report) $(RUNS:%=$(W)/%) $(WINS) $(ALONG) $(METHODS:%=$(W)/samples.%.jsonl) --title "$(TITLE)" --out $(W)/report
+# Samples are named here so that they are no intermediate files, which make removes, and does not miss.
+$(W)/report/manifest.json: $(SAMPLES:%=%.manifest.json) $(WINS:%=%.manifest.json) $(ALONG:%=%.manifest.json) $(RUNS:%=$(W)/%/manifest.json)
+	$(call RUN,$(DPOCTL),report) $(RUNS:%=$(W)/%) $(WINS) $(ALONG) $(SAMPLES) --title "$(TITLE)" --out $(W)/report
 
 # --- the same chain offline on generated tiny models: about twenty seconds on two cores
 

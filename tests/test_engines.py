@@ -206,6 +206,18 @@ def test_best_of_n_and_evaluate_sample_first_too(here, monkeypatch, tmp_path):
     assert not list(tmp_path.glob("*.samples.*"))
 
 
+def test_an_engine_that_samples_another_distribution_is_told(here, monkeypatch, tmp_path, capsys):
+    line = "evaluate --model sft --ref lm --prompts test.jsonl --scorer classifier --n 4 --max-new-tokens 12"
+    ahead = use_ahead(monkeypatch.setattr)
+    assert here_runs(f"{line} {AHEAD} --out {tmp_path}/a.jsonl") == 0
+    assert "more than chance" not in " ".join(capsys.readouterr().err.split())
+    complete = ahead.complete
+    monkeypatch.setattr(ahead, "complete", lambda self, p, ks, s: complete(self, p, ks, replace(s, temperature=2.0)))
+    assert here_runs(f"{line} {AHEAD} --out {tmp_path}/b.jsonl") == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "sft by --engine vllm: log-ratios and exact KLs differ" in said and "more than chance" in said
+
+
 def test_a_scorer_that_cannot_be_used_is_refused_before_anything_is_sampled(here, monkeypatch, tmp_path, capsys):
     (tmp_path / "s.py").write_text("def score(rows):\n    return 1 / 0\nbroken = 1 / 0\n")
     ahead = use_ahead(monkeypatch.setattr)

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 
@@ -18,7 +17,7 @@ def test_smoke(recipe, tmp_path, warm):
     folder = tmp_path / recipe
     init.copy(recipe, folder)  # as `dpoctl init` does
     env = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    command = ["make", "smoke", f"DPOCTL={' '.join(warm)}", f"PYTHON={sys.executable}"]
+    command = ["make", "smoke", f"DPOCTL={' '.join(warm)}", f"PYTHON={' '.join(warm)}"]
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     out = folder / "smoke"
@@ -124,3 +123,11 @@ def test_what_a_variable_adds_to_a_complete_sweep_is_made(tmp_path):
     made = toy.make("frontier", "BETAS=0.1 1")
     assert "runs/dpo-1" in made and "runs/dpo-0.1" not in made
     assert (toy.path / "runs" / "dpo-1" / "manifest.json").exists()
+
+
+def test_samples_that_are_missing_are_made_and_their_win_rates_after_them(tmp_path):
+    tldr = Folder("tldr", tmp_path / "tldr")
+    assert "runs/samples.dpo.jsonl" in tldr.make()
+    assert tldr.make() == []
+    (tldr.path / "runs" / "samples.dpo.jsonl.manifest.json").unlink()
+    assert tldr.make() == ["runs/samples.dpo.jsonl", "runs/wins.dpo.jsonl", "runs/report"]

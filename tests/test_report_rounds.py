@@ -8,7 +8,7 @@ import pytest
 from markupsafe import escape
 
 from dpoctl.outputs.files import seal
-from dpoctl.reports import efficiency, frontier, page, rounds, tables
+from dpoctl.reports import efficiency, frontier, origins, page, rounds, tables
 from dpoctl.reports.collect import collect
 from helpers.chain import dpo
 
@@ -32,15 +32,17 @@ def write(path, rows):
     return str(path)
 
 
-def trained(folder, points, start, reference=None, stage="train-dpo"):
+def trained(folder, points, start, reference=None, *, beta=0.1, seed=0, pairs=100):
     """A run directory; `start` and `reference` are (content, id of the manifest of the run that made it)."""
-    row = BASE | {"model": str(folder), "method": "dpo", "options": {"beta": 0.1, "seed": 0}}
+    row = BASE | {"model": str(folder), "method": "dpo", "options": {"beta": beta, "seed": seed}}
     rows = [row | {"step": s, "reward": r, "reward_se": 0.01, "kl": k, "kl_se": 0.1} for s, r, k in points]
     write(folder / "eval.jsonl", rows)
-    (folder / "config.yaml").write_text(f"stage: {stage}\nbeta: 0.1\nloss: sigmoid\n")
+    (folder / "config.yaml").write_text(f"stage: train-dpo\nbeta: {beta}\nloss: sigmoid\n")
     inputs = [given("model", "m", *start), given("scorer", "c", "CLASSIFIER")]
     inputs += [given("ref", "r", *reference)] if reference else []
-    return str(folder), sealed(folder / "manifest.json", stage, inputs, metrics={"pairs": 100, "folder": folder.name})
+    return str(folder), sealed(
+        folder / "manifest.json", "train-dpo", inputs, metrics={"pairs": pairs, "folder": folder.name}
+    )
 
 
 SFT = ("SFT", "id-of-sft")
@@ -101,11 +103,22 @@ def test_points_of_several_references_are_told(chain, tmp_path):
     assert "different references" in said and "z; other" in said
 
 
-def test_later_rounds_are_no_seeds_and_no_sizes_of_one_run(chain):
-    """They differ in nothing but what they start from."""
-    found = collect(chain)
-    assert tables.seeds(found) is None
-    assert frontier.kl_against_beta(found) is None and frontier.reward_against_pairs(found) is None
+@pytest.mark.parametrize(
+    ("differs", "shown"),
+    [
+        ({"seed": 1}, tables.seeds),
+        ({"beta": 0.5}, frontier.kl_against_beta),
+        ({"pairs": 200}, frontier.reward_against_pairs),
+    ],
+    ids=["seed", "beta", "pairs"],
+)
+def test_later_rounds_are_no_seeds_betas_or_sizes_of_one_run(chain, tmp_path, differs, shown):
+    """A run from the reference with another one is compared with the first round, one from the first round is not."""
+    id_of_z = json.loads((tmp_path / "z" / "manifest.json").read_text())["id"]
+    later, _ = trained(tmp_path / "later", [(9, 0.75, 1.5)], ("Z", id_of_z), SFT, **differs)
+    other, _ = trained(tmp_path / "other", [(9, 0.75, 1.5)], SFT, SFT, **differs)
+    assert shown(collect([chain[0], later])) is None
+    assert shown(collect([chain[0], other])) is not None
 
 
 def test_evaluated_rounds_are_points_of_the_path(chain, tmp_path):
@@ -125,14 +138,30 @@ def test_evaluated_rounds_are_points_of_the_path(chain, tmp_path):
     assert [p["kl"] for p in found.final_points] == [3.0, 2.5, 2.1, 1.1]
 
 
+def test_a_round_of_two_paths_is_a_point_of_both(chain, tmp_path):
+    """Also where the runs measured nothing, and evaluate did."""
+    ids = {name: json.loads((tmp_path / name / "manifest.json").read_text())["id"] for name in "za"}
+    other, ids["b"] = trained(tmp_path / "b", [], ("Z", ids["z"]), SFT)
+    for name in "za":
+        (tmp_path / name / "eval.jsonl").unlink()
+    row = BASE | {"method": "dpo", "step": 9, "reward": 0.7, "reward_se": 0.1, "kl_se": 0.1}
+    rows = [row | {"model": name, "kl": k} for name, k in (("z", 1.0), ("a", 2.0), ("b", 3.0))]
+    path = write(tmp_path / "e.jsonl", rows)
+    inputs = [*(given("model", name, name, ids[name]) for name in "zab"), given("ref", "r", *SFT)]
+    sealed(tmp_path / "e.jsonl.manifest.json", "evaluate", inputs, options={"model": ["z", "a", "b"]})
+    axes = frontier.plane(collect([*chain[:2], other, path])).figure.axes[0]
+    drawn = [(list(c.lines[0].get_xdata()), c.lines[0].get_linestyle()) for c in axes.containers]
+    assert drawn == [([1.0, 2.0], "-"), ([1.0, 3.0], "-")]
+
+
 # --- efficiency
 
 
-def curve(tmp_path, reference="SFT", scorer="CLASSIFIER", temperature=1.0, name="curves", manifest=True):
+def curve(tmp_path, reference="SFT", scorer="CLASSIFIER", temperature=1.0, name="curves", manifest=True, made_by="x"):
     """An optimum with reward .5 + .1 KL up to .8 at KL 3, from samples of `reference`."""
     samples = tmp_path / f"{name}.samples.jsonl"
     write(samples, [{"prompt_id": "1", "prompt": "p", "completion": "c", "k": 0, "finish": "stop"}])
-    made = sealed(tmp_path / f"{name}.samples.jsonl.manifest.json", "sample", [given("model", "s", reference, "x")])
+    made = sealed(tmp_path / f"{name}.samples.jsonl.manifest.json", "sample", [given("model", "s", reference, made_by)])
     row = BASE | {"model": samples.name, "method": "optimum", "options": {"samples": 64}, "effective_samples": 9.0}
     row |= {"temperature": temperature, "step": None}
     rows = [row | {"reward": 0.5 + kl / 10, "reward_se": 0.02, "kl": kl, "kl_se": 0.1} for kl in (0.0, 1.0, 2.0, 3.0)]
@@ -199,6 +228,30 @@ def test_an_optimum_of_something_else_gives_no_efficiency(chain, tmp_path, diffe
     assert of_last(found, "off").value is None
     assert [text for text in efficiency.told(found) if said in text]
     assert escape(said) in page.write(found, [], "t")
+
+
+def test_functions_of_one_file_are_different_scorers(chain, tmp_path):
+    found = collect([chain[3], curve(tmp_path)])
+    for points, function in ((found.evaluations, "f"), (found.runs[0].points, "g")):
+        for p in points:
+            p["scorer"] = f"python:c.py:{function}@python"
+    assert "another scorer" in of_last(found, "off").why
+    for p in found.evaluations:
+        p["scorer"] = "python:elsewhere/c.py:g@python"
+    assert of_last(found, "off").value == pytest.approx(0.4)
+
+
+def test_a_servers_scores_are_told_by_its_name(chain, tmp_path):
+    manifest = {"id": "1", "inputs": [given("model", "m", *SFT)], "options": {"scorer": "http://node:8000/score"}}
+    assert origins.of_run(manifest).scorer == "http://node:8000/score"
+
+
+def test_samples_of_a_policy_do_not_hide_it_from_the_table(chain, tmp_path):
+    """A completions file has no KL; nor are its curves the policy's."""
+    made = json.loads((tmp_path / "off" / "manifest.json").read_text())["id"]
+    path = curve(tmp_path, reference="OFF", made_by=made)
+    table = tables.evaluations(collect([chain[3], path]).final_points)
+    assert [row[0] for row in table.rows] == ["off"]
 
 
 def test_of_two_optima_each_policy_has_its_own(chain, tmp_path):

@@ -1,6 +1,7 @@
 """Shards of a command: merged they are byte-identical to one run; gaps, duplicates and other runs are refused."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -11,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpoctl.cli.app import run as command_line
-from dpoctl.inference.evaluation_shards import pooled
+from dpoctl.inference.evaluation_shards import PART, merged, part_of, pooled
 from dpoctl.inference.text_statistics import mean_se
 from dpoctl.outputs.shards import shard_range, slices
 from dpoctl.stages import judge, score
 from helpers.chain import ROOT, lines_in
+from helpers.ranks import start_ranks
 
 SHARDS = 3
 LENGTHS = "python:lengths.py:f"
@@ -102,13 +104,15 @@ def test_merged_shards_are_byte_identical_to_one_run(stage, inputs, run, here):
     assert all(p["count"] for p in places)
 
 
-def test_shards_of_evaluate_share_the_prompts_and_merge_to_the_numbers_of_one_run(inputs, run, here):
+def test_shards_of_evaluate_share_the_prompts_and_merge_to_the_numbers_of_one_run(inputs, run, here, capsys):
     """12 prompts in batches of 3: three shards of 3, 3 and 6; two files: one for each of the last two shards."""
     run(*EVALUATE, "--out", "e.whole.jsonl")
     shards = [f"e.{i}.jsonl" for i in range(1, SHARDS + 1)]
     for i, name in enumerate(shards, 1):
         run(*EVALUATE, "--shard", f"{i}/{SHARDS}", "--out", name)
     assert [[row["n"] for row in here.rows(name)] for name in shards] == [[6, 6], [6, 6, 48], [12, 12, 48]]
+    assert command_line(["merge", *shards, "--out", "e.joined.jsonl", "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 4
     run("merge", *reversed(shards), "--out", "e.joined.jsonl")
     joined, whole = here.rows("e.joined.jsonl"), here.rows("e.whole.jsonl")
     assert [row["model"] for row in joined] == ["sft", "lm", "sample.jsonl", "other.jsonl"]
@@ -132,6 +136,18 @@ def test_with_more_shards_than_batches_of_prompts_some_have_no_row_of_a_model(in
     assert [row["n"] for row in here.rows("f.jsonl")] == [12]
     plan = [*command, "--shard", "1/2", "--out", "never.jsonl", "--dry-run"]
     assert run(*plan) == ""
+
+
+def test_each_perplexity_is_pooled_over_the_tokens_of_its_own_model():
+    """Another model's tokenizer may take more tokens for the same texts."""
+    same = {"n": 1, "ended": 1.0, "repetition": 0.0}
+    parts = [
+        [same | {"perplexity_ref": math.exp(1), "perplexity_lm": math.exp(1), PART: part_of(["a"], ["1"], 1, 4)}],
+        [same | {"perplexity_ref": math.exp(3), "perplexity_lm": math.exp(3), PART: part_of(["b"], ["2"], 3, 1)}],
+    ]
+    [row] = merged(parts)
+    assert math.log(row["perplexity_ref"]) == pytest.approx((1 * 1 + 3 * 3) / 4)
+    assert math.log(row["perplexity_lm"]) == pytest.approx((4 * 1 + 1 * 3) / 5)
 
 
 @given(st.lists(st.lists(st.floats(-9, 9), min_size=1, max_size=5), min_size=1, max_size=5))
@@ -248,20 +264,13 @@ def test_a_killed_shard_resumes_to_the_same_bytes(inputs, run, here):
 # --- the ranks of torchrun -------------------------------------------------------------------------------------------
 
 
-def rank(world, number: int, of: int, *args: str) -> subprocess.Popen:
-    env = world.env | {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(of)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "dpoctl", *args], cwd=world.folder, env=env, stderr=subprocess.PIPE, text=True
-    )
-
-
 def test_two_ranks_write_a_shard_each_and_rank_0_merges_them(inputs, run, here):
     args = ["make-prefs", *COMMANDS["make-prefs"]]
     ranked = [*args, "--out", "ranks.jsonl", "--completions-out", "ranks.samples.jsonl"]
     run(*args, "--out", "alone.jsonl", "--completions-out", "alone.samples.jsonl")
     # a file of other options that is named like the shard of rank 1 is not taken for it
     run(*args, "--seed", "5", "--shard", "2/2", "--out", "ranks.shard-0002-of-0002.jsonl")
-    processes = [rank(here, i, 2, *ranked, "--overwrite") for i in (0, 1)]
+    processes = start_ranks(here, *ranked, "--overwrite", command=here.warm)
     said = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     bars = re.findall(r"^  \d\.\d-\d\.\d #* *(\d+)$", "".join(said), re.M)  # one histogram, of all samples

@@ -5,8 +5,12 @@ import math
 import shutil
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from dpoctl.cli.app import run
+from dpoctl.data.chats import prompt_of
+from dpoctl.data.stored import text_key
 
 TOLD = ("reward", "kl", "kl_exact", "length", "perplexity_ref", "ended", "repetition", "distinct_2")
 SAMPLE = "sample --model dpo --prompts test.jsonl --limit 12 --max-new-tokens 12 --n 3"
@@ -66,12 +70,67 @@ def test_the_numbers_are_those_of_sampling_again(name, sampled, evaluate):
     assert row["completions"] == f"{name}.jsonl" and "completions" not in direct
 
 
+def kls_of(folder, rows, temperature):
+    """(mean log-ratio, mean exact KL) of samples of `dpo`, in float64, each on its own."""
+    models = [AutoModelForCausalLM.from_pretrained(folder / name).double().eval() for name in ("dpo", "sft")]
+    found = []
+    for row in rows:
+        prompt, ids = row["prompt_ids"], row["completion_ids"]
+        with torch.no_grad():
+            logits = [model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1] for model in models]
+        p, r = (each.div(temperature).log_softmax(-1) for each in logits)
+        ratio = (p - r).gather(1, torch.tensor(ids)[:, None]).sum()
+        found.append([ratio.item(), (p.exp() * (p - r)).sum().item()])
+    return torch.tensor(found).mean(0).tolist()
+
+
+@pytest.mark.parametrize(("name", "temperature"), [("warm", 1.0), ("cold", 0.5)])
+def test_the_kl_is_that_of_the_sampled_distribution(name, temperature, sampled, evaluate):
+    _, [row], _ = evaluate("--completions", f"{name}.jsonl")
+    expected = kls_of(sampled.folder, sampled.rows(f"{name}.jsonl"), temperature)
+    assert [row["kl"], row["kl_exact"]] == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
 def test_scored_samples_and_several_files(sampled, evaluate):
     sampled.run("score --data warm.jsonl --scorer classifier --out warm.scored.jsonl")
     code, rows, said = evaluate("--completions", "warm.scored.jsonl", "--completions", "cold.jsonl")
     assert code == 0 and [row["temperature"] for row in rows] == [1.0, 0.5]
     assert rows[0]["kl"] == pytest.approx(sampled.rows("warm.direct.jsonl")[0]["kl"], rel=1e-5)
     assert "without a manifest" not in said
+
+
+def test_copies_of_samples_are_told_by_the_command_that_sampled_them(sampled, evaluate):
+    """Rows that do not tell their temperature, copied twice with scores."""
+    sampled.run(
+        "make-prefs --model sft --prompts test.jsonl --limit 8 --completions 2 --temperature 0.5 --top-p 0.9 "
+        "--max-new-tokens 8 --scorer classifier --completions-out first.jsonl --out first.prefs.jsonl"
+    )
+    sampled.run("score --data first.jsonl --scorer classifier --out second.jsonl")
+    sampled.run("make-prefs --samples second.jsonl --completions-out third.jsonl --out third.prefs.jsonl")
+    assert all("temperature" not in row for row in sampled.rows("third.jsonl"))
+    code, [row], said = evaluate("--completions", "third.jsonl", model="sft", ref="lm")
+    assert code == 0 and row["temperature"] == 0.5 and row["kl"] is None and "--top-p or --top-k" in said
+    code, rows, said = evaluate("--completions", "third.jsonl", model="dpo")
+    assert (code, rows) == (2, []) and "samples of sft, not of dpo" in said
+    code, rows, said = evaluate("--completions", "second.jsonl", "--optimum", model="sft", ref="lm")
+    assert (code, rows) == (2, []) and "--optimum does not hold for them: they were sampled with --top-p" in said
+    (sampled.folder / "second.jsonl.manifest.json").unlink()
+    code, rows, said = evaluate("--completions", "third.jsonl", model="sft", ref="lm")
+    assert (code, rows) == (2, []) and "'temperature': missing" in said
+
+
+def test_completions_without_a_token_have_no_kl(sampled, evaluate):
+    """A batch of them alone has nothing to forward."""
+
+    def emptied(i, row):
+        if i % 3:
+            row |= {"completion": "", "completion_ids": [], "finish": "length"}
+            row["texts"] = [text_key(prompt_of(row), row["prompt_ids"], "", [])]
+
+    code, [row], _ = evaluate("--completions", changed(sampled, "emptied.jsonl", emptied), "--tokens-per-batch", "1")
+    _, [kept], _ = evaluate("--completions", changed(sampled, "full.jsonl", lambda i, row: None))
+    assert code == 0 and row["n"] == kept["n"] and 0 < row["kl_exact"] < kept["kl_exact"]
+    assert row["length"] < kept["length"]
 
 
 def test_samples_of_make_prefs_have_the_temperature_of_their_manifest(sampled, evaluate):

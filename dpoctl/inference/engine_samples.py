@@ -20,6 +20,7 @@ from .engines.engine import Engine, fix_settings
 from .engines.opening import open_engine
 from .generate import batch_slices, sampling_of
 from .options import EngineOptions, GenerationOptions
+from .policy_evaluation import kl_temperature
 
 _LOGP = "engine_logp"  # of a kept row: the sum of the engine's own log-probs
 _COMPARED = 64  # completions whose log-probs are compared
@@ -114,7 +115,7 @@ def compared(rows: list[dict], policy: Loaded, options: Any) -> list[dict]:
 
     What is told is the mean over some completions of |difference of their summed log-probs| / tokens.
     """
-    plain = options.temperature > 0 and options.top_p == 1.0 and options.top_k == 0
+    plain = kl_temperature(options) is not None
     some = [row for row in rows if row.get(_LOGP) is not None][:_COMPARED] if plain else []
     rows = [{name: value for name, value in row.items() if name != _LOGP} for row in rows]
     if some:

@@ -17,11 +17,12 @@ from ..models.load import Loaded
 from ..models.logprobs import Sequences, policy_kl, response_logps
 from .completions import PromptSet, complete, sequences_of
 from .generate import sampling_of
-from .options import EvaluationOptions
+from .options import EvaluationOptions, GenerationOptions
 from .scorer_text import completion_of
 from .scorers import Scorer
 from .text_statistics import distinct_n, mean_se, repetition_loop
 
+_ALLOWED, _LEAST, _ENOUGH = 5.0, 0.01, 8  # standard errors, nats, and prompts from which chance is ruled out
 NO_KL: dict[str, float | None] = {"kl": None, "kl_se": None, "kl_exact": None, "kl_exact_se": None}
 
 
@@ -54,15 +55,9 @@ class PolicyEvaluation:
 
     @torch.no_grad()
     def measure(
-        self,
-        policy: Loaded,
-        reference: Reference | None,
-        prompts: PromptSet | list[dict],
-        meter: log.Progress | None = None,
+        self, policy: Loaded, reference: Reference | None, prompts: PromptSet, meter: log.Progress | None = None
     ) -> tuple[dict[str, Any], list[dict]]:
         """(metrics of an evaluation row, completions with their scores) of a policy; its mode is restored afterwards.
-
-        In place of the prompts there may be their completions, as rows: nothing is sampled then.
 
         KLs are those of the sampled distributions: both models' logits are divided by the temperature. At temperature 0
         and with top-p or top-k there is no such KL, and it is None. The ranks of a process group share the work, and
@@ -70,58 +65,88 @@ class PolicyEvaluation:
         """
         was_training = policy.model.training
         policy.model.eval()
-        if isinstance(prompts, PromptSet):
-            sampling = sampling_of(self.options, self.options.temperature, self.seed)
-            completions = complete(policy, prompts, self.n, sampling, self.options.generation_batch_size, meter)
-        else:
-            completions = prompts
-        scores = self.scorer.score(completions).values
-        completions = [c | {"score": s} for c, s in zip(completions, scores, strict=True)]
+        sampling = sampling_of(self.options, self.options.temperature, self.seed)
+        completions = complete(policy, prompts, self.n, sampling, self.options.generation_batch_size, meter)
+        found = self.measure_samples(policy, reference, completions, kl_temperature(self.options))
+        policy.model.train(was_training)
+        return found
+
+    @torch.no_grad()
+    def measure_samples(
+        self,
+        policy: Loaded,
+        reference: Reference | None,
+        rows: list[dict],
+        temperature: float | None,
+        source: str = "",
+    ) -> tuple[dict[str, Any], list[dict]]:
+        """The same from a policy's completions, by the ids of their rows; nothing is sampled.
+
+        `temperature` is that of plain samples, None for others, which have no KL. With `source`, the name of samples
+        that were drawn elsewhere, it warns where they do not look like the policy's.
+        """
+        scores = self.scorer.score(rows).values
+        completions = [c | {"score": s} for c, s in zip(rows, scores, strict=True)]
         sequences = sequences_of(completions)
         metrics = statistics(completions, [len(ids) - start for ids, start in sequences], scores)
         if reference is not None:
-            metrics |= self._against(reference, policy.model, sequences, [c["prompt_id"] for c in completions])
+            by_prompt = [c["prompt_id"] for c in completions]
+            values = self._against(reference, policy.model, sequences, temperature)
+            metrics |= _kl_metrics(values, sequences, by_prompt, plain=temperature is not None)
+            if source and temperature is not None:
+                _warn_of_another_policy(source, values[0] - values[1], by_prompt, temperature)
         else:
             metrics |= NO_KL
         if self.lm is not None:
             metrics |= perplexity_of_lm(self.lm, completions, self.options.tokens_per_batch)
-        policy.model.train(was_training)
         return metrics, completions
 
     def _against(
-        self,
-        reference: Reference,
-        model: PreTrainedModel,
-        sequences: list[tuple[list[int], int]],
-        prompt_of: list[str],
-    ) -> dict[str, Any]:
-        """KLs to the reference in nats with standard errors over prompts, and the perplexity under the reference."""
-        options = self.options
-        unrestricted = options.temperature > 0 and options.top_p == 1.0 and options.top_k == 0
-        log_ratio, exact, ref_logps = policy_kl(
-            model,
-            reference.model,
-            sequences,
-            temperature=options.temperature if unrestricted else 1.0,
-            tokens_per_batch=options.tokens_per_batch,
-            as_reference=reference.as_reference,
+        self, reference: Reference, model: PreTrainedModel, sequences: Sequences, temperature: float | None
+    ) -> Tensor:
+        """[3, N]: log-ratio, exact KL and reference log-prob of each sequence, as `policy_kl` has them."""
+        values = torch.zeros(3, len(sequences))
+        some = [i for i, (ids, start) in enumerate(sequences) if len(ids) > start]  # of no token all are 0
+        values[:, some] = torch.stack(
+            policy_kl(
+                model,
+                reference.model,
+                [sequences[i] for i in some],
+                temperature=1.0 if temperature is None else temperature,
+                tokens_per_batch=self.options.tokens_per_batch,
+                as_reference=reference.as_reference,
+            )
         )
-        return kl_metrics(log_ratio, exact, ref_logps, sequences, prompt_of, plain=unrestricted)
+        return values
 
 
-def kl_metrics(
-    log_ratio: Tensor, exact: Tensor, ref_logps: Tensor, sequences: Sequences, prompt_of: Sequence[str], *, plain: bool
-) -> dict[str, Any]:
-    """KLs in nats with standard errors over prompts, and the perplexity under the reference, from `policy_kl` [N].
+def kl_temperature(options: GenerationOptions) -> float | None:
+    """The temperature of plain samples; None with greedy or restricted sampling, which has no KL."""
+    plain = options.temperature > 0 and options.top_p == 1.0 and options.top_k == 0
+    return options.temperature if plain else None
+
+
+def _kl_metrics(values: Tensor, sequences: Sequences, by_prompt: Sequence[str], *, plain: bool) -> dict[str, Any]:
+    """KLs in nats with standard errors over prompts, and the perplexity under the reference, from `_against` [3, N].
 
     None for the KLs of samples that are not `plain`: greedy, or of a restricted distribution.
     """
     metrics: dict[str, Any] = {}
-    for name, values in (("kl", log_ratio), ("kl_exact", exact)):
-        mean, se = mean_se(values.tolist(), prompt_of)
+    for name, of_sequences in zip(("kl", "kl_exact"), values, strict=False):
+        mean, se = mean_se(of_sequences.tolist(), by_prompt)
         metrics |= {name: mean if plain else None, f"{name}_se": se if plain else None}
     tokens = sum(len(ids) - start for ids, start in sequences)
-    return metrics | {"perplexity_ref": math.exp(-ref_logps.double().sum().item() / tokens)}
+    return metrics | {"perplexity_ref": math.exp(-values[2].double().sum().item() / tokens)}
+
+
+def _warn_of_another_policy(source: str, differences: Tensor, by_prompt: Sequence[str], temperature: float) -> None:
+    """Warn where log-ratio and exact KL differ: of a policy's samples both have the same mean."""
+    off, error = mean_se(differences.double().tolist(), by_prompt)
+    if abs(off) > max(_ALLOWED * error, _LEAST) and len(set(by_prompt)) >= _ENOUGH:
+        log.warn(
+            f"{source}: log-ratios and exact KLs differ by {off:.2f} +- {error:.2f} nats on average, more than chance: "
+            f"are these plain samples of --model at temperature {temperature:g}?"
+        )
 
 
 def statistics(completions: Sequence[dict], lengths: Sequence[int], scores: Sequence[float]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ..runtime.hub_data import commit_of, is_hub_data, parse
 from .files import content_files, is_intact, is_model_file, sha256_file, sha256_path
 
 ENGINE_SETTING = "engine "  # in the identity, before the name of a setting of the engine, such as its version
+_COPIED = {"score": "data", "make-prefs": "samples"}  # stages that copy completions, and the option that names them
 STARTED_ON = "started-on"  # in the identity: the day of an output's start, where chat templates write the date
 
 
@@ -157,6 +158,30 @@ def read_manifest(out: Path | str) -> dict[str, Any] | None:
         return None
     # Version 0.1 called the metrics "figures".
     return manifest if "metrics" in manifest else manifest | {"metrics": manifest.get("figures", {})}
+
+
+def inputs_of(manifest: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
+    """The inputs that a manifest lists under an option's name, in the order of the command line."""
+    return [described for described in (manifest or {}).get("inputs", []) if described["name"] == name]
+
+
+def sampling_manifest(out: Path | str) -> dict[str, Any] | None:
+    """The manifest, with a `model`, of the command that sampled a completions file; None where unknown.
+
+    Where the file is a copy with scores, it is that of the original. Raises InputError for a damaged manifest.
+    """
+    path = Path(out)
+    manifest = read_manifest(path)
+    while manifest is not None and manifest["stage"] in _COPIED and not inputs_of(manifest, "model"):
+        copied = inputs_of(manifest, _COPIED[manifest["stage"]])
+        if len(copied) != 1:
+            return None
+        path = path.parent / copied[0]["path"]
+        manifest = read_manifest(path)
+        if manifest is not None and manifest.get("id") != copied[0]["manifest"]:
+            return None
+    sampled = manifest is not None and manifest["stage"] in ("sample", "make-prefs") and inputs_of(manifest, "model")
+    return manifest if sampled else None
 
 
 def read_sealed(path: Path) -> dict[str, Any] | None:

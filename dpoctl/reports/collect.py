@@ -11,6 +11,7 @@ import yaml
 from ..data.jsonl import read_jsonl
 from ..data.readers import load_rows
 from ..errors import InputError
+from ..inference.evaluation_shards import PART
 from ..judging.summary import Summary, summaries_by, summarise
 from ..outputs.manifests import is_row_file, read_manifest
 from . import origins
@@ -140,7 +141,7 @@ def _add_rows(found: Collected, path: str, manifest: dict | None) -> None:
         found.judged.append(_judged(path, manifest))
     elif "reward" in first:
         rows = load_rows(path, "evaluations").rows
-        if any("part" in row for row in rows):
+        if any(PART in row for row in rows):
             raise InputError(f"{path}: a shard of evaluate, of a part of the prompts", hint="dpoctl merge joins shards")
         found.evaluations.extend(Point(_evaluation(row), origins.of_row(row, path, manifest)) for row in rows)
     elif "completion" in first:

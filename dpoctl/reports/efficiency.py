@@ -47,8 +47,10 @@ def curves(collected: Collected) -> list[Curve]:
 
 
 def _measure(point: Point) -> tuple[object, ...]:
-    """What two points must share to be compared: reference, scorer with its score type, and temperature."""
-    scorer = point.origin.scorer and (point.origin.scorer, str(point.get("scorer", "")).rpartition("@")[2])
+    """What two points must share to be compared: reference, scorer with its score type or function, temperature."""
+    name = str(point.get("scorer", ""))
+    kind = name.rpartition(":" if name.startswith("python:") else "@")[2]
+    scorer = point.origin.scorer and (point.origin.scorer, kind)
     return (point.origin.reference, scorer, point.get("temperature"))
 
 

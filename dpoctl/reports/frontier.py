@@ -93,12 +93,14 @@ def _lines(collected: Collected) -> list[Line]:
     lines = []
     for chain in chains:
         drawn = [(run, _drawable(run.points)) for run in chain]
-        measured = [(run, _drawable(by_policy.pop(run.origin.policy, []))) for run in chain if run.origin.policy]
+        measured = [(run, _drawable(by_policy.get(run.origin.policy, []))) for run in chain if run.origin.policy]
         found = [_path(each) for each in (drawn, measured) if any(points for _, points in each)]
         lines += [replace(line, joined=line is found[0]) for line in found]  # the same policies: one line is enough
     for run in collected.runs:
         if id(run) not in joined:
             lines += _by_method(run.points)
+        elif run.origin.policy:
+            by_policy.pop(run.origin.policy, None)
     return lines + [line for points in by_policy.values() for line in _by_method(points)]
 
 

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import InputError
-from ..outputs.manifests import read_manifest
+from ..outputs.manifests import inputs_of, read_manifest, sampling_manifest
 
 
 class Origin(NamedTuple):
     """Content hashes and ids from the manifest of a point's file; None where it does not tell.
 
-    `policy`: id of the manifest of the run that trained the policy. `reference`: hash of the model that the KL is to,
-    or for an optimum of the model that was sampled. `scorer`: hash of the scorer's files.
+    `policy`: id of the manifest of the run that trained the policy; None for a completions file. `reference`: hash of
+    the model that the KL is to, or for a file and its curves of the model that was sampled. `scorer`: hash of the
+    scorer's files, else its name.
     """
 
     policy: str | None = None
@@ -28,11 +29,6 @@ class Point(dict[str, Any]):
     def __init__(self, row: dict[str, Any], origin: Origin | None = None):
         super().__init__(row)
         self.origin = origin or Origin()
-
-
-def inputs_of(manifest: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
-    """The inputs that a manifest lists under an option's name, in the order of the command line."""
-    return [described for described in (manifest or {}).get("inputs", []) if described["name"] == name]
 
 
 def hash_of(described: dict[str, Any] | None) -> str | None:
@@ -58,7 +54,7 @@ def of_row(row: dict[str, Any], path: str, manifest: dict[str, Any] | None) -> O
     sampled = None
     if file := _given(manifest, "completions", row["model"]):
         sampled = _sampled_model(Path(path).parent / file["path"], file["manifest"])
-    return Origin(sampled["manifest"] if sampled else None, hash_of(sampled), _scorer(manifest))
+    return Origin(None, hash_of(sampled), _scorer(manifest))
 
 
 def _given(manifest: dict[str, Any], name: str, path: str) -> dict[str, Any] | None:
@@ -71,14 +67,14 @@ def _given(manifest: dict[str, Any], name: str, path: str) -> dict[str, Any] | N
 def _sampled_model(path: Path, manifest_id: str | None) -> dict[str, Any] | None:
     """The model that sampled a completions file, where the file's manifest is still there."""
     try:
-        manifest = read_manifest(path)
+        if (read_manifest(path) or {}).get("id") != manifest_id:
+            return None
+        return next(iter(inputs_of(sampling_manifest(path), "model")), None)
     except InputError:  # damaged: of no importance here
         return None
-    if manifest is None or manifest.get("id") != manifest_id:
-        return None
-    return next(iter(inputs_of(manifest, "model")), None)
 
 
 def _scorer(manifest: dict[str, Any]) -> str | None:
-    """The hashes of a scorer's files, as one."""
-    return " ".join(str(hash_of(described)) for described in inputs_of(manifest, "scorer")) or None
+    """The hashes of a scorer's files, as one; the name of a scorer without files, which is a server."""
+    hashes = " ".join(str(hash_of(described)) for described in inputs_of(manifest, "scorer"))
+    return hashes or manifest["options"].get("scorer")

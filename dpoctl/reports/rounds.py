@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from ..outputs.manifests import inputs_of
 from .collect import Collected, Run
-from .origins import inputs_of
 
 POLICIES = ("train-dpo", "train-ppo")  # the stages whose policies have a KL to a reference
 

@@ -25,6 +25,7 @@ from ..inference.policy_evaluation import (
     NamedModel,
     PolicyEvaluation,
     Reference,
+    kl_temperature,
     length_of,
     perplexity,
     perplexity_of_lm,
@@ -33,14 +34,14 @@ from ..inference.policy_evaluation import (
 )
 from ..inference.scorer_text import completion_of
 from ..inference.scorers import Scorer, load_scorer, scorer_options
-from ..inference.stored_samples import longest, stored_samples
+from ..inference.stored_samples import longest, not_plain, stored_samples
 from ..models.ledger import Ledger
 from ..models.load import Loaded, context_length, load_policy
 from ..models.place import Place
 from ..models.pretrained import silence_transformers
 from ..models.tokenizers import load_codec, require_same_tokenizer
 from ..outputs.claims import Output
-from ..outputs.manifests import read_manifest
+from ..outputs.manifests import read_manifest, sampling_manifest
 from ..outputs.row_writer import RowWriter
 from ..outputs.shard_totals import of_evaluate
 from ..outputs.shards import ShardRange, shard_range, slices
@@ -61,7 +62,7 @@ def run(config: Evaluate, output: Output) -> None:
     rows, done = collectives.from_rank_0(before)
     for path, is_file in subjects[done:]:
         batch = evaluator.evaluate_file(path) if is_file else evaluator.evaluate_model(path)
-        rows = [*rows, *batch]
+        rows += [{name: value for name, value in row.items() if name != PART} for row in batch]  # for the table
         stopping = collectives.any_rank(bool(signals.stop.signal))
         if writer:
             writer.write_batch(batch, state={"rows": rows})
@@ -157,7 +158,9 @@ class Evaluator:
         if self.samples:
             with self.compute.autocast():
                 rows = compared(self.samples.rows_of(path), policy, config)
-                metrics, completions = evaluation.measure(policy, against, rows)
+                metrics, completions = evaluation.measure_samples(
+                    policy, against, rows, kl_temperature(config), f"{path} by --engine {config.engine}"
+                )
         else:
             chosen = prompt_set(prompts, policy.codec, context_length(policy.model), config.max_prompt_length)
             shown = log.progress(f"evaluate {path}", len(chosen) * config.n, "completions")
@@ -180,12 +183,13 @@ class Evaluator:
         require_same_tokenizer(policy.tokenizer, reference.tokenizer, policy_path, config.ref)
         read = load_rows(path, "completions", skip_bad=config.skip_bad_rows, columns=config.columns)
         samples = stored_samples(read, policy_path, policy, reference)
-        scores = self.scorer.score(samples.rows).values
-        metrics = statistics(samples.rows, [len(ids) - start for ids, start in samples.sequences], scores)
+        evaluation = PolicyEvaluation(self.scorer, config, config.seed, lm=self.lm)
+        temperature = samples.temperature if samples.plain else None
         with self.compute.autocast():
-            metrics |= samples.measure(policy, reference, config.tokens_per_batch)
-            if self.lm:
-                metrics |= perplexity_of_lm(self.lm, samples.rows, config.tokens_per_batch)
+            metrics, rows = evaluation.measure_samples(
+                policy, Reference(reference.model), samples.rows, temperature, path
+            )
+        scores = [row["score"] for row in rows]
         skipped = {"skipped": samples.skipped} if samples.skipped else {}
         row = self._head(policy_path) | metrics | {"temperature": samples.temperature, "completions": path} | skipped
         return [row, *self._curve_rows(path, samples.rows, scores, samples.temperature, row["scorer"])]
@@ -225,7 +229,7 @@ class Evaluator:
             best = curves.best_of_n(selection, curves.by_prompt(rows, scores, path))
             points += [{"method": "best-of-n"} | point for point in best]
         if self.config.optimum:
-            _check_plain(path, temperature)
+            _check_plain(path, rows, temperature)
             optimum = curves.optimum_curve(curves.by_prompt(rows, scores, path))
             points += [{"method": "optimum"} | point for point in optimum]
         return points
@@ -236,13 +240,12 @@ class Evaluator:
         return _identity(path) | {"temperature": self.config.temperature, "scorer": scorer}
 
 
-def _check_plain(path: str, temperature: float | None) -> None:
+def _check_plain(path: str, rows: list[dict], temperature: float | None) -> None:
     """Raises InputError for restricted or greedy samples, for which the importance weights do not hold."""
-    options = (read_manifest(path) or {"options": {}})["options"]
-    restricted = options.get("top-p", 1.0) < 1 or options.get("top-k", 0) > 0 or options.get("best-of")
-    if restricted or temperature == 0:
+    why = not_plain(rows, sampling_manifest(path), temperature)
+    if why:
         raise InputError(
-            f"{path}: not plain samples of one model, so --optimum does not hold for them",
+            f"{path}: not plain samples of one model, so --optimum does not hold for them: {why}",
             hint="dpoctl sample --n 64 with --top-p 1 and --top-k 0 writes such a file",
         )
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .. import log
 from ..config.files import Merge
@@ -102,20 +102,19 @@ def _relative_to(folder: Path, part: Part, described: dict[str, Any]) -> dict[st
 
 def _join(parts: list[Part], output: Output) -> None:
     metrics = _judge_metrics(parts, output) if output.stage == "judge" else _metrics(parts)
-    evaluated = _evaluations(parts) if output.stage == "evaluate" else None
     partial = output.out.with_name(output.out.name + ".partial")
     with open(partial, "wb") as joined:
-        if evaluated is not None:
-            joined.write("".join(map(json_line, evaluated)).encode())
-        for part in parts if evaluated is None else ():
-            with open(part.path, "rb") as rows:
-                shutil.copyfileobj(rows, joined)
+        if output.stage == "evaluate":
+            rows = _evaluations(parts)
+            joined.write("".join(map(json_line, rows)).encode())
+            count = metrics["rows"] = len(rows)
+        else:
+            _concatenate(parts, joined)
+            count = _row_count(parts)
         joined.flush()
         os.fsync(joined.fileno())
     os.replace(partial, output.out)
     sync_directory(output.folder)
-    count = _row_count(parts) if evaluated is None else len(evaluated)
-    metrics |= {"rows": count} if evaluated is not None else {}
     output.finish([(output.out, count)], metrics, _cost(parts))
     # An unfinished run without --shard may have left its progress here.
     output.out.with_name(output.out.name + ".progress").unlink(missing_ok=True)
@@ -128,6 +127,12 @@ def _evaluations(parts: list[Part]) -> list[dict[str, Any]]:
     from ..inference.evaluation_shards import merged
 
     return merged([[row for _, row in read_jsonl(part.path)] for part in parts])
+
+
+def _concatenate(parts: list[Part], joined: BinaryIO) -> None:
+    for part in parts:
+        with open(part.path, "rb") as rows:
+            shutil.copyfileobj(rows, joined)
 
 
 def _row_count(parts: list[Part]) -> int:
@@ -195,4 +200,6 @@ def plan(config: Merge) -> dict[str, Any]:
     if not config.is_rows:
         return {"adapter": config.inputs[0], "base": with_base(config).base}
     parts = read_parts(config.inputs)
-    return {"shards": len(parts), "stage": parts[0].manifest["stage"], "rows": _row_count(parts)}
+    stage = parts[0].manifest["stage"]
+    rows = len(_evaluations(parts)) if stage == "evaluate" else _row_count(parts)
+    return {"shards": len(parts), "stage": stage, "rows": rows}

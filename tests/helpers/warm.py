@@ -1,13 +1,15 @@
 """dpoctl without its imports' five seconds: a server that has imported everything forks a process for each command
 line.
 
-`warm.py SOCKET ARGS...` is a command line of dpoctl: the forked process has the caller's folder, environment and
-standard streams, and its exit code is the caller's. Signals are passed on; what a killed caller leaves is killed.
+`warm.py SOCKET ARGS...` is a command line of dpoctl, or of python where the first word ends in .py. The forked process
+has the caller's folder, environment and standard streams, and its exit code is the caller's. Signals are passed on;
+what a killed caller leaves is killed.
 """
 
 import atexit
 import json
 import os
+import runpy
 import select
 import signal
 import socket
@@ -70,7 +72,8 @@ def _become(request: dict, streams: list[int]) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    sys.argv = ["dpoctl", *request["argv"]]
+    argv = request["argv"]
+    sys.argv = argv if argv and argv[0].endswith(".py") else ["dpoctl", *argv]
 
 
 if __name__ == "__main__":
@@ -84,7 +87,7 @@ if __name__ == "__main__":
     serve(path)
     rank_faults.install()
     try:
-        main()
+        main() if sys.argv[0] == "dpoctl" else runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as e:
         atexit._run_exitfuncs()
         sys.stdout.flush()
