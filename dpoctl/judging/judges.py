@@ -1,20 +1,19 @@
 """The judges that are no people: a SCORER, or a language model on a server. Each turns comparisons into judgements."""
 
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 from ..config.judge_options import JudgeOptions
 from ..inference.options import ScoringOptions, TemplateArguments
 from ..outputs.claims import Output
-from ..runtime import signals
+from ..runtime.http import as_completed
 from .client import Client, Pending
 from .comparisons import Comparison
 from .prompts import load_criterion
 from .replies import Answer, Refusal, Reply
 from .verdicts import Verdict, read_verdict
 
-_POLL_S = 0.2  # how often signals are looked for while requests are in flight
 _FIRST_REFUSED = 8  # refusals without a stated reason before any answer: the mistake is in the command
 
 
@@ -153,15 +152,11 @@ class ModelJudge:
                 raise
 
     def _collect(self, futures: dict[Future[Reply], int], replies: list[Reply | None]) -> None:
-        left = set(futures)
-        while left:
-            signals.at_boundary("the answers received so far, which are cached")
-            done, left = wait(left, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-            for future in done:
-                try:
-                    replies[futures[future]] = future.result()
-                except Pending as e:
-                    self.last_failure = str(e)
+        for future in as_completed(futures, "the answers received so far, which are cached"):
+            try:
+                replies[futures[future]] = future.result()
+            except Pending as e:
+                self.last_failure = str(e)
 
     def _decide(self, replies: list[Reply | None]) -> None:
         """Refusals count as invalid only where the server has answered something; else they stay pending.
