@@ -10,8 +10,10 @@ import time
 import pytest
 
 from dpoctl.cli.app import run as command_line
+from dpoctl.config.make_prefs import MakePrefs
 from dpoctl.data.samples import Reading, SampleFiles
 from dpoctl.inference import sources
+from dpoctl.judging.judges import open_judge
 from dpoctl.judging.pairs import decision_of
 from helpers.chain import lines_in
 from helpers.engines import use_ahead
@@ -293,6 +295,13 @@ def test_an_engine_is_closed_before_a_scorer_judges(prefs, here, run, monkeypatc
     assert ahead.opened[-1].calls == 1 and ahead.opened[-1].closed
     run(f"{made} --scorer python:long.py:f --out q.jsonl")
     assert order(rows_of(here / "p.jsonl")) == order(rows_of(here / "q.jsonl")) and rows_of(here / "q.jsonl")
+
+
+def test_the_policys_chat_template_is_not_the_scorers(here):
+    (here / "t.jinja").write_text("{{ messages[0].content }}")
+    given = {"chat_template": "t.jinja", "scorer": "python:words.py:words", "template_date": "2026-01-31"}
+    judge = open_judge("scorer", MakePrefs(out="p.jsonl", **given), {}, None)
+    assert judge.scorer.options.templates.template is None
 
 
 def test_a_killed_run_samples_and_asks_nothing_twice(prefs):

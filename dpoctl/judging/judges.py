@@ -23,7 +23,8 @@ class Judging(Protocol):
     last_failure: str
 
     def rows(self, batch: Sequence[Comparison]) -> list[dict[str, Any]]:
-        """The judgements of a batch. Those that failed for a transient reason are left out."""
+        """The judgements of a batch, those of each comparison in its orders. Those that failed for a transient reason
+        are left out."""
 
     def state(self) -> dict[str, Any]:
         """What a resumed command needs to continue counting."""
@@ -56,22 +57,13 @@ class ScorerJudge:
 
     def __init__(self, config: ScorerJudgeOptions, output: Output):
         from ..inference.options import template_options
-        from ..inference.scorers import ScorerOptions, load_scorer
+        from ..inference.scorers import load_scorer, scorer_options
         from ..runtime.devices import open_compute
 
         self.last_failure = ""
         self.name, self.criterion = str(config.scorer), config.criterion
         compute = open_compute(config.device, config.dtype)
-        options = ScorerOptions(
-            compute.device,
-            config.scorer_revision,
-            config.scorer_trust_remote_code,
-            config.score_text,
-            tokens_per_batch=config.scorer_tokens_per_batch,
-            templates=template_options(config, output),
-            dtype=compute.dtype,
-        )
-        self.scorer = load_scorer(self.name, options)
+        self.scorer = load_scorer(self.name, scorer_options(config, compute, template_options(config, output)))
 
     def rows(self, batch: Sequence[Comparison]) -> list[dict[str, Any]]:
         texts = {id(row): row for c in batch for row in c.rows}  # a sample may be in several comparisons

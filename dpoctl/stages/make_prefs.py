@@ -30,13 +30,13 @@ def run(config: MakePrefs, output: Output) -> None:
     if config.judgements:
         ballots = Ballots(config.judgements, Reading(config.skip_bad_rows, config.columns, config.limit))
     with _source(config, output, ballots) as source:
-        _write(config, output, source, VotedPairs(config, ballots) if ballots else _decider(config, output, source))
+        writer = RowWriter(output, config.completions_out)
+        decider = VotedPairs(config, ballots) if ballots else _decider(config, writer.state, output, source)
+        _write(config, source, writer, decider)
 
 
-def _write(config: MakePrefs, output: Output, source: Source, decider: Decider) -> None:
-    writer = RowWriter(output, config.completions_out)
+def _write(config: MakePrefs, source: Source, writer: RowWriter, decider: Decider) -> None:
     state = writer.state or decider.start
-    decider.resume(writer.state)
     started, before = time.monotonic(), state["samples"]
     with log.progress("make-prefs", source.samples, "samples", before) as meter:
         for groups in source.groups(writer.batches_done, meter):
@@ -78,17 +78,19 @@ def _source(config: MakePrefs, output: Output, ballots: Ballots | None) -> Sourc
     return Sampled(cast(SamplerOptions, config), config, config.completions, config.temperature, output)
 
 
-def _decider(config: MakePrefs, output: Output, source: Source) -> Decider:
-    """What decides the pairs. Raises InputError for whatever is wrong with it, before anything is sampled.
+def _decider(config: MakePrefs, state: dict[str, Any], output: Output, source: Source) -> Decider:
+    """What decides the pairs; `state` is that of an earlier run of the command.
+
+    Raises InputError for whatever is wrong with it, before anything is sampled.
 
     Where a judge decides, all samples are made first, so that a command that resumes asks about the same ones.
     """
     if config.judge == "scorer" and source.holds_device:
         source.check_scorer(str(config.scorer))
         source.make_all()
-        return JudgedPairs(config, output)
+        return JudgedPairs(config, state, output)
     if config.judge:
-        judged = JudgedPairs(config, output)
+        judged = JudgedPairs(config, state, output)
         source.make_all()
         return judged
     return ScoredPairs(config, source.open_scorer(config.scorer) if config.scorer else None)
