@@ -383,6 +383,18 @@ def test_votes_of_people_and_judges_become_shares(here, run):
     assert (made["ties"], made["invalid"], made["pairs"]) == (1, 1, 2)
 
 
+def test_a_judge_has_one_vote_on_two_texts(here, run):
+    """Whatever the number of samples with these texts, and whichever was sampled first."""
+    write(here / "s.jsonl", samples({"p0": ["u", "v v", "u", "v v"], "p1": ["x", "y", "x"]}))
+    run("judge --within s.jsonl --backend scorer --scorer python:words.py:words --out j.jsonl")
+    write(here / "one.jsonl", [ballot("p0", "u", "v v", "a", "m"), ballot("p1", "y", "x", "b", "m")])
+    for more in ("", "--samples s.jsonl"):
+        run(f"make-prefs --judgements j.jsonl --judgements one.jsonl --out p.jsonl --overwrite {more}")
+        (row,) = rows_of(here / "p.jsonl")
+        assert (row["chosen"], row["chosen_share"], row["votes"]) == ("x", 0.75, 2)
+        assert metrics(here / "p.jsonl")["ties"] == 1
+
+
 def test_people_judge_the_samples_of_a_file_by_the_form(here, run):
     """Ann likes many words and Ben few, but for one pair that he skips."""
     asked = "judge --within s.jsonl --backend human --out j.jsonl"
