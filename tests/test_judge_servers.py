@@ -168,7 +168,7 @@ def test_a_first_request_that_keeps_failing_does_not_hold_up_the_others(tmp_path
         ({"retry-after": "Fri, 99 Foo 2100 99:99:99 GMT"}, 0),
     ],
 )
-def test_forms_ofretry_after_s(headers, seconds):
+def test_forms_of_retry_after(headers, seconds):
     assert retry_after_s(headers) == seconds
 
 

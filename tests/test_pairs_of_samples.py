@@ -10,8 +10,11 @@ import time
 import pytest
 
 from dpoctl.cli.app import run as command_line
+from dpoctl.config.make_prefs import MakePrefs
 from dpoctl.data.samples import Reading, SampleFiles
 from dpoctl.inference import sources
+from dpoctl.inference.pairing import preference
+from dpoctl.judging.judges import open_judge
 from dpoctl.judging.pairs import decision_of
 from helpers.chain import lines_in
 from helpers.engines import use_ahead
@@ -146,6 +149,24 @@ def test_ids_of_samples_are_carried_and_those_of_edited_texts_are_not(prefs, run
     left = ("chosen_score", "rejected_score", "margin")  # a probability that saturates ties where its log-odds do not
     plain = [{k: v for k, v in row.items() if k not in left} for row in rows_of(prefs.folder / "prefs.jsonl")]
     assert [{k: v for k, v in row.items() if k not in left} for row in rows_of(here / "same-pairs.jsonl")] == plain
+
+
+def test_ids_of_two_tokenizers_are_not_put_into_one_pair():
+    one = {"prompt_id": "p", "prompt": "P", "prompt_ids": [1], "tokenizer": "t", "finish": "stop"}
+    a, b = (one | {"completion": text, "completion_ids": [n], "texts": [text], "k": n} for n, text in enumerate("ab"))
+    assert preference(a, b)["chosen_ids"] == [0] and preference(a, b)["rejected_ids"] == [1]
+    for other in ({"tokenizer": "u"}, {"prompt_ids": [2]}, {"completion_ids": None}):
+        assert not {"prompt_ids", "chosen_ids", "rejected_ids", "tokenizer"} & set(preference(a, b | other))
+
+
+def test_a_limit_is_of_prompts(here, run):
+    run("make-prefs --samples s.jsonl --scorer python:words.py:words --limit 1 --out p.jsonl")
+    assert {row["prompt_id"] for row in rows_of(here / "p.jsonl")} == {"p0"} and len(rows_of(here / "p.jsonl")) == 3
+    run("judge --within s.jsonl --backend scorer --scorer python:words.py:words --out j.jsonl")
+    for more in ("", "--samples s.jsonl"):
+        run(f"make-prefs --judgements j.jsonl --limit 1 --out p.jsonl --overwrite {more}")
+        assert {row["prompt_id"] for row in rows_of(here / "p.jsonl")} == {"p0"}
+        assert metrics(here / "p.jsonl")["prompts"] == 1
 
 
 def test_shards_of_samples_merge_to_the_bytes_of_one_run(here, run):
@@ -295,6 +316,13 @@ def test_an_engine_is_closed_before_a_scorer_judges(prefs, here, run, monkeypatc
     assert order(rows_of(here / "p.jsonl")) == order(rows_of(here / "q.jsonl")) and rows_of(here / "q.jsonl")
 
 
+def test_the_policys_chat_template_is_not_the_scorers(here):
+    (here / "t.jinja").write_text("{{ messages[0].content }}")
+    given = {"chat_template": "t.jinja", "scorer": "python:words.py:words", "template_date": "2026-01-31"}
+    judge = open_judge("scorer", MakePrefs(out="p.jsonl", **given), {}, None)
+    assert judge.scorer.options.templates.template is None
+
+
 def test_a_killed_run_samples_and_asks_nothing_twice(prefs):
     """The samples are kept, and answers are cached: only requests in flight may be made again."""
 
@@ -338,6 +366,12 @@ def test_judge_within_a_file_and_pairs_from_its_judgements(here, run):
     run("make-prefs --judgements j.jsonl --samples s.jsonl --out p.jsonl")
     made = rows_of(here / "p.jsonl")
     assert order(made) == BY_WORDS and {(row["chosen_k"], row["chosen_finish"]) for row in made} > {(2, "stop")}
+    made = [(row["chosen_k"], row["rejected_k"]) for row in made if row["prompt_id"] == "p0"]
+    assert made == [(1, 0), (2, 0), (2, 1)]
+    twice = [row | {"k": k, "finish": "length"} for k, row in ((3, row) for row in samples() if row["k"] == 1)]
+    write(here / "more.jsonl", [*twice, *samples()])  # the first sample with a text is not the one that was judged
+    run("make-prefs --judgements j.jsonl --samples more.jsonl --out p.jsonl --overwrite")
+    assert {row[f"{side}_finish"] for row in rows_of(here / "p.jsonl") for side in ("chosen", "rejected")} == {"stop"}
     said = run("report j.jsonl --out report", code=2)
     assert "samples of one file" in said
 
@@ -372,6 +406,18 @@ def test_votes_of_people_and_judges_become_shares(here, run):
     assert [(row["chosen"], row["chosen_share"], row["votes"]) for row in rows] == [("good", 0.75, 4), ("v", 0.75, 2)]
     made = metrics(here / "p.jsonl")
     assert (made["ties"], made["invalid"], made["pairs"]) == (1, 1, 2)
+
+
+def test_a_judge_has_one_vote_on_two_texts(here, run):
+    """Whatever the number of samples with these texts, and whichever was sampled first."""
+    write(here / "s.jsonl", samples({"p0": ["u", "v v", "u", "v v"], "p1": ["x", "y", "x"]}))
+    run("judge --within s.jsonl --backend scorer --scorer python:words.py:words --out j.jsonl")
+    write(here / "one.jsonl", [ballot("p0", "u", "v v", "a", "m"), ballot("p1", "y", "x", "b", "m")])
+    for more in ("", "--samples s.jsonl"):
+        run(f"make-prefs --judgements j.jsonl --judgements one.jsonl --out p.jsonl --overwrite {more}")
+        (row,) = rows_of(here / "p.jsonl")
+        assert (row["chosen"], row["chosen_share"], row["votes"]) == ("x", 0.75, 2)
+        assert metrics(here / "p.jsonl")["ties"] == 1
 
 
 def test_people_judge_the_samples_of_a_file_by_the_form(here, run):

@@ -12,7 +12,7 @@ from dpoctl.config.scorer import parse_scorer
 from dpoctl.errors import InputError, Interrupted
 from dpoctl.inference import remote_scorer
 from dpoctl.inference.scorers import ScorerOptions, load_scorer
-from dpoctl.runtime import signals
+from dpoctl.runtime import http, signals
 from helpers.judging import rows_of, write
 from helpers.loopback import Loopback, body_of, cut, send
 
@@ -65,16 +65,18 @@ class RewardServer:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(remote_scorer, "backoff_s", lambda attempt: 0.01)
-    monkeypatch.setattr(remote_scorer, "_POLL_S", 0.01)
+    monkeypatch.setattr(http, "_POLL_S", 0.01)
 
 
 def test_rows_go_out_and_numbers_come_back(monkeypatch):
     monkeypatch.setenv(remote_scorer.KEY, "secret-of-the-reward-server")
     with RewardServer() as server:
-        scores = load_scorer(server.url).score(ROWS)
+        scorer = load_scorer(server.url)
+        scores = scorer.score(ROWS)
         assert scores.values == scores.keys == [float(i % 7) for i in range(100)]
         assert server.scored == {f"P{i}": 1 for i in range(100)} and server.paths == {"/score"}
         assert server.keys == {"Bearer secret-of-the-reward-server"}
+        assert not scorer.remote.http.open  # a long PPO run scores thousands of times
         load_scorer(server.url + "/").score(ROWS[:1])
         assert "/score/" in server.paths
 
@@ -128,6 +130,19 @@ def test_a_signal_stops_the_requests_in_flight(monkeypatch):
         finally:
             signals.stop.signal = ""
         assert time.monotonic() - start < 4
+
+
+def test_after_a_signal_nothing_more_is_sent(monkeypatch):
+    """A thread that waits between two attempts must not make another one: the server might not answer for minutes."""
+    monkeypatch.setattr(remote_scorer, "backoff_s", lambda attempt: 30.0)
+    with RewardServer([(503, "busy")] * 9) as server:
+        threading.Timer(0.3, lambda: setattr(signals.stop, "signal", signal.SIGTERM.name)).start()
+        try:
+            with pytest.raises(Interrupted, match="SIGTERM"):
+                load_scorer(server.url).score(ROWS)
+        finally:
+            signals.stop.signal = ""
+        assert len(server.replies) == 5  # one attempt of each of four requests
 
 
 @pytest.mark.parametrize(

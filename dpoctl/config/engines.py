@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import InputError
 from .conditions import one_of
 from .schema import option
-from .shared import ENGINE
+from .shared import ENGINE, address_problem
 
 LOCAL, VLLM, SERVER = (one_of("engine", name) for name in ("transformers", "vllm", "server"))
 OUTSIDE = one_of("engine", "vllm", "server")
@@ -70,8 +70,7 @@ class Engines:
     def check_base_url(self) -> Iterator[str]:
         if self.engine == "server" and self.base_url is None:
             yield "--base-url is required with --engine server (the server, such as http://localhost:8000/v1)"
-        if self.base_url is not None and not self.base_url.startswith(("http://", "https://")):
-            yield f"--base-url {self.base_url}: expected http://... or https://..."
+        yield from address_problem("--base-url", self.base_url)
 
     def check_engine_arg(self) -> Iterator[str]:
         try:

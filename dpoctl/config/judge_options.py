@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .conditions import When
-from .schema import NAME_OR_FILE, option
-from .shared import JUDGE, SERVER, Seeded
+from .schema import NAME_OR_FILE, flag_named, option
+from .shared import JUDGE, SERVER, Seeded, address_problem
 
 CRITERIA = ("summary-s", "summary-c", "helpful", "sentiment")
 ON_A_SERVER = (  # read where a chat-completions server is the judge
@@ -74,6 +74,9 @@ class JudgeOptions(Seeded):
         None, "Where answers are cached (default: the user's cache).", SERVER, identity=False, metavar="DIR"
     )
 
+    def check_judge_base_url(self) -> Iterator[str]:
+        yield from address_problem(flag_named(self, "judge_base_url"), self.judge_base_url)
+
     def check_prices(self) -> Iterator[str]:
         if (self.price_in is None) != (self.price_out is None):
             yield "--price-in and --price-out go together"
@@ -84,9 +87,3 @@ class JudgeOptions(Seeded):
 def on_a_server(when: When) -> dict[str, dict[str, Any]]:
     """The amendment that makes the options of the server read under a condition."""
     return {name: {"when": when} for name in ON_A_SERVER}
-
-
-def address_problem(flag: str, address: str | None) -> Iterator[str]:
-    """What is wrong with a server's address."""
-    if address is not None and not address.startswith(("http://", "https://")):
-        yield f"{flag} {address}: expected http://... or https://..."

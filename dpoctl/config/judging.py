@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .conditions import all_of, any_of, given, not_a_file, not_given, one_of
-from .judge_options import CRITERIA, JudgeOptions, address_problem, on_a_server
+from .judge_options import CRITERIA, JudgeOptions, on_a_server
 from .sampling import Rows, Sharded
 from .schema import amended, option
 from .shared import (
@@ -124,9 +124,6 @@ class Judge(Tabular, JudgeOptions, Sharded, Planned, Rows, WithScorer, Templates
         flag, value = needs[self.backend]
         if not value:
             yield f"{flag} is required with --backend {self.backend}"
-
-    def check_base_url(self) -> Iterator[str]:
-        yield from address_problem("--base-url", self.judge_base_url)
 
     def check_people(self) -> Iterator[str]:
         if self.form and self.answers:

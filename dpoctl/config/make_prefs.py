@@ -6,7 +6,7 @@ from typing import Any
 
 from .conditions import When, all_of, any_of, given, not_a_file, not_given, one_of
 from .engines import LOCAL, Engines
-from .judge_options import CRITERIA, JudgeOptions, address_problem, on_a_server
+from .judge_options import CRITERIA, JudgeOptions, on_a_server
 from .sampling import HERE, Generation, Prompted, Rows, Sharded, generation_when
 from .schema import amended, option
 from .shared import (
@@ -46,7 +46,7 @@ COMPUTES = any_of(all_of(SAMPLES, HERE), _MODEL_SCORES)
 
 
 def _judge_options() -> dict[str, dict[str, Any]]:
-    """The options of the judge's server, told from those of an engine's."""
+    """The options of the judge's server, told apart from those of an engine."""
     found = on_a_server(ASKS)
     for name, text in (
         ("concurrency", "Requests to the judge in flight."),
@@ -148,9 +148,6 @@ class MakePrefs(
         flag, value = needs.get(self.judge or "", ("", True))
         if not value:
             yield f"{flag} is required with --judge {self.judge}"
-
-    def check_judge_base_url(self) -> Iterator[str]:
-        yield from address_problem("--judge-base-url", self.judge_base_url)
 
     def check_temperature(self) -> Iterator[str]:
         if self.temperature == 0:

@@ -35,6 +35,12 @@ EVAL_PROMPTS: When = given("eval_prompts")
 OFF_CPU = When(lambda c: c.device != "cpu", lambda c: "with --device cpu", "on a GPU")
 
 
+def address_problem(flag: str, address: str | None) -> Iterator[str]:
+    """What is wrong with a server's address."""
+    if address is not None and not address.startswith(("http://", "https://")):
+        yield f"{flag} {address}: expected http://... or https://..."
+
+
 def names_models(name: str) -> When:
     """With a SCORER that names models: a Python function comes from a file and a server has its own, never the Hub."""
     flag = "--" + name.replace("_", "-")

@@ -69,11 +69,16 @@ def load_rows(
     return Rows(str(path), rows, lines, dict(skipped), {str(path): len(rows)}, repeated, skip_bad)
 
 
-def load_files(paths: Sequence[str], kind: str, *, skip_bad: bool = False, columns: str | None = None) -> Rows:
-    """The rows of one file or of several, one after the other. Raises as `load_rows`, also for a file named twice."""
+def refuse_repeated(paths: Sequence[str]) -> None:
+    """Raises InputError for a file that is named twice."""
     twice = next((path for path in paths if list(paths).count(path) > 1), None)
     if twice:
         raise InputError(f"{twice}: given twice", "give each file once")
+
+
+def load_files(paths: Sequence[str], kind: str, *, skip_bad: bool = False, columns: str | None = None) -> Rows:
+    """The rows of one file or of several, one after the other. Raises as `load_rows`, also for a file named twice."""
+    refuse_repeated(paths)
     each = [load_rows(path, kind, skip_bad=skip_bad, columns=columns) for path in paths]
     if len(each) == 1:
         return each[0]

@@ -13,7 +13,7 @@ from .. import log
 from ..errors import InputError
 from .duplicates import prompt_key
 from .jsonl import SKIP_HINT
-from .readers import stream_rows, warn_of_skipped
+from .readers import refuse_repeated, stream_rows, warn_of_skipped
 from .stored import ID_FIELDS, carried, stored_completion
 
 _LEFT_OUT = -1
@@ -41,9 +41,7 @@ class SampleFiles:
     def __init__(self, paths: Sequence[str], reading: Reading):
         """Raises InputError for unreadable files and invalid rows, as `load_rows` does; for a prompt_id with two
         prompts, a missing score, and a file that is given twice."""
-        twice = next((path for path in paths if list(paths).count(path) > 1), None)
-        if twice:
-            raise InputError(f"{twice}: given twice", "give each file once")
+        refuse_repeated(paths)
         self.paths, self.reading = paths, reading
         self.ids: list[str] = []
         self.sizes: list[int] = []

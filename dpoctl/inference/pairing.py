@@ -4,6 +4,7 @@ As for controlled sentiment generation in 2305.18290, section 6 and appendix C.1
 """
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, islice
 from typing import Any, NamedTuple, Protocol
@@ -50,31 +51,32 @@ class Decided(NamedTuple):
     samples: list[dict]
 
 
-class Decider(Protocol):
+class Decider(ABC):
     """What decides the pairs of samples; `start` are its counts before the first batch."""
 
     start: dict[str, Any]
 
-    def resume(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` returned in an earlier run of the command; called before the first batch."""
-
+    @abstractmethod
     def decide(self, groups: Sequence[list[dict]], counts: dict[str, Any]) -> Decided | None:
         """The pairs of each prompt's samples; everything is added to `counts`. None where some are not decided yet."""
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027  # scores and votes are never pending
         """Raises Interrupted where a batch is not decided yet."""
 
     def state(self) -> dict[str, Any]:
         """JSON values that a resumed command needs, to be recorded with each batch."""
+        return {}
 
     def cost(self) -> dict[str, Any]:
         """What the decisions cost, for the manifest."""
+        return {}
 
     def metrics(self) -> dict[str, str]:
         """What the progress line shows."""
+        return {}
 
 
-class ScoredPairs:
+class ScoredPairs(Decider):
     """The higher score is chosen: the scorer's, or without one that of the rows, compared as it is."""
 
     start = BY_SCORES
@@ -98,21 +100,6 @@ class ScoredPairs:
             pairs += scored_pairs(self.options, scored, of_group, counts)
         counts["pairs"] += len(pairs)
         return Decided(pairs, rows)
-
-    def resume(self, state: dict[str, Any]) -> None:
-        """Nothing is kept between batches."""
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def finish(self) -> None:
-        """Nothing is ever pending."""
-
-    def cost(self) -> dict[str, Any]:
-        return {}
-
-    def metrics(self) -> dict[str, str]:
-        return {}
 
 
 def scored_pairs(options: PairingOptions, rows: Sequence[dict], keys: Sequence[float], counts: dict) -> list[dict]:

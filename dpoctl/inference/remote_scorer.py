@@ -8,12 +8,11 @@ import json
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from ..errors import InputError, Interrupted
-from ..runtime import signals
-from ..runtime.http import Http, NoResponse, Response, backoff_s, retry_after_s, without_key
+from ..runtime.http import Http, NoResponse, Response, as_completed, backoff_s, retry_after_s, without_key
 from ..runtime.server_errors import TRANSIENT, error_in
 from .scorer_text import completion_of, describe
 
@@ -21,7 +20,6 @@ _ROWS = 32  # of a request
 _CONCURRENCY = 8
 _TIMEOUT_S = 300.0
 _RETRIES = 6
-_POLL_S = 0.2  # how often signals are looked for while requests are in flight
 KEY = "DPOCTL_SCORER_API_KEY"
 
 
@@ -52,15 +50,19 @@ class RemoteScores:
         """
         self.stopped.clear()
         parts = [rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS)]
-        with ThreadPoolExecutor(_CONCURRENCY) as pool:
-            futures = [pool.submit(self._ask, part) for part in parts]
-            try:
-                _collect(futures)
-            except BaseException:
-                self.stopped.set()
-                self.http.abort()
-                pool.shutdown(cancel_futures=True)
-                raise
+        try:
+            with ThreadPoolExecutor(_CONCURRENCY) as pool:
+                futures = [pool.submit(self._ask, part) for part in parts]
+                try:
+                    for future in as_completed(futures, "the last complete batch"):
+                        future.result()
+                except BaseException:
+                    self.stopped.set()
+                    self.http.abort()
+                    pool.shutdown(cancel_futures=True)
+                    raise
+        finally:
+            self.http.close()  # the connections of threads that have ended
         return [score for future in futures for score in future.result()]
 
     def _ask(self, rows: Sequence[dict]) -> list[float]:
@@ -70,9 +72,9 @@ class RemoteScores:
             try:
                 scores = self._scores(self.http.post(self.path, body), rows)
             except (_Transient, NoResponse) as e:
-                if attempt == _RETRIES or self.stopped.is_set():
+                wait_s = max(backoff_s(attempt), getattr(e, "wait_s", 0.0))
+                if attempt == _RETRIES or self.stopped.wait(wait_s):  # stopped: nothing more is sent
                     raise self._gone(str(e)) from None
-                self.stopped.wait(max(backoff_s(attempt), getattr(e, "wait_s", 0.0)))
                 attempt += 1
             else:
                 self.answered = True
@@ -111,13 +113,3 @@ class RemoteScores:
             return Interrupted(message, hint="rerun the command to resume when it is up again")
         message = f"{self.url}: the scorer's server does not answer: {reason}"
         return InputError(message, hint="start the server, or check the address")
-
-
-def _collect(futures: Sequence[Future[list[float]]]) -> None:
-    """Wait for all requests; the first error of one is raised."""
-    left = set(futures)
-    while left:
-        signals.at_boundary("the last complete batch")
-        done, left = wait(left, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-        for future in done:
-            future.result()

@@ -146,7 +146,8 @@ class InFiles(Given):
     def read(self, prompts: slice) -> Iterator[list[dict]]:
         yield from self.files.groups(prompts)
 
-    def complete(self) -> None:
+    def groups(self, done: int, meter: log.Progress) -> Iterator[Groups]:
+        yield from super().groups(done, meter)
         if self.files.ids_not_used:
             log.say(f"{self.files.ids_not_used} samples were edited since their token ids were stored: not used")
 

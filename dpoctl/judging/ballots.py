@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from ..data.readers import stream_rows, warn_of_skipped
+from ..data.readers import refuse_repeated, stream_rows, warn_of_skipped
 from ..data.samples import Reading, SampleFiles
 from ..data.stored import carried
 from ..errors import InputError
 from .comparisons import text_of
-from .summary import key_of, vote_of
+from .summary import vote_of
 
 Prompt = tuple[str, str]  # prompt_id, and the prompt as text
 Texts = tuple[str, str]  # a and b
@@ -19,16 +19,14 @@ _HINT = "give the files that were judged as --samples; without --samples pairs h
 class Ballots:
     """`prompts`: those of the judgements, in order. `skipped`: invalid rows by reason.
 
-    A voter is a judge of one file, or a person; what it says in both orders is one vote. The same two texts of a prompt
-    are one pair, whichever of them is a.
+    A voter is a judge of one file, or a person. The same two texts of a prompt are one pair, whichever of them is a;
+    what a voter says of them, in both orders or of several samples with these texts, is one vote.
     """
 
     def __init__(self, paths: Sequence[str], reading: Reading):
         """Raises InputError for unreadable files and invalid rows, a file that is given twice, a prompt_id with two
         prompts, and where there is no judgement but a canary's."""
-        twice = next((path for path in paths if list(paths).count(path) > 1), None)
-        if twice:
-            raise InputError(f"{twice}: given twice", "give each file once")
+        refuse_repeated(paths)
         self.paths, self.reading = paths, reading
         self.skipped: Counter[str] = Counter()
         self.prompts: list[Prompt] = []
@@ -44,7 +42,7 @@ class Ballots:
             raise InputError(f"{', '.join(paths)}: no judgements but a canary's", "give a file of dpoctl judge")
 
     def _read(self, path: str) -> None:
-        voters: dict[tuple, list[str]] = {}
+        voters: dict[tuple[Prompt, Texts, str | None], list[str]] = {}
         skipped, reading, kept = Counter[str](), self.reading, 0
         rows = stream_rows(path, "judgements", skip_bad=reading.skip_bad, columns=reading.columns, skipped=skipped)
         for line, row in rows:
@@ -56,10 +54,12 @@ class Ballots:
                 continue
             kept += 1
             if not row.get("canary") and self._enter(row, f"{path}:{line}"):
-                voter = ((row["prompt_id"], row["prompt"]), (row["a"], row["b"]), key_of(row), row.get("judge"))
-                voters.setdefault(voter, []).append(row["verdict"])
-        for (prompt, texts, *_), verdicts in voters.items():
-            self._cast(prompt, texts, vote_of(verdicts))
+                prompt, texts, verdict = (row["prompt_id"], row["prompt"]), (row["a"], row["b"]), row["verdict"]
+                if texts not in self._votes[prompt]:  # it is entered the other way round
+                    texts, verdict = (texts[1], texts[0]), {"a": "b", "b": "a"}.get(verdict, verdict)
+                voters.setdefault((prompt, texts, row.get("judge")), []).append(verdict)
+        for (prompt, texts, _), verdicts in voters.items():
+            self._votes[prompt][texts].append(vote_of(verdicts))
         warn_of_skipped(path, kept, skipped)
         self.skipped.update(skipped)
 
@@ -77,13 +77,10 @@ class Ballots:
         self._ks.setdefault((prompt, row["a"]), row["k"])
         self._ks.setdefault((prompt, row["b"]), row["k"] if b_k is None else b_k)
         self._places.setdefault((prompt, (row["a"], row["b"])), place)
+        pairs = self._votes[prompt]
+        if (row["b"], row["a"]) not in pairs:
+            pairs.setdefault((row["a"], row["b"]), [])
         return True
-
-    def _cast(self, prompt: Prompt, texts: Texts, vote: str) -> None:
-        pairs, turned = self._votes[prompt], (texts[1], texts[0])
-        if texts not in pairs and turned in pairs:
-            texts, vote = turned, {"a": "b", "b": "a"}.get(vote, vote)
-        pairs.setdefault(texts, []).append(vote)
 
     @property
     def count(self) -> int:
@@ -113,13 +110,17 @@ class Ballots:
 
         Raises InputError where a judged candidate is in none of the files.
         """
+        judged = {text for _, text in self.prompts}
         by_text: dict[str, tuple[str, Collection[str]]] = {}  # of samples with other prompt_ids
         for rows in samples.groups(slice(0, len(samples.ids))):
-            name, text, known = rows[0]["prompt_id"], text_of(rows[0]["prompt"]), self._candidates(rows)
+            name, text = rows[0]["prompt_id"], text_of(rows[0]["prompt"])
+            if text not in judged:
+                continue
+            known = list(self._candidates(rows))
             if (name, text) in self._votes:
                 self._match((name, text), name, known, samples)
             else:
-                by_text.setdefault(text, (name, known.keys()))
+                by_text.setdefault(text, (name, known))
         matched = set(self._judged.values())
         for prompt in self.prompts:
             if prompt not in matched:

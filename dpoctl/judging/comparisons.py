@@ -130,9 +130,10 @@ def of_samples(pairs: Sequence[tuple[dict, dict]], orders: Sequence[str], seed: 
     for a, b in pairs:
         same = {name: a.get(name) if a.get(name) == b.get(name) else None for name in ("temperature", "step")}
         texts = text_of(a["prompt"]), text_of(a["completion"], answer=True), text_of(b["completion"], answer=True)
-        c = Comparison(a["prompt_id"], a["k"], *texts, tuple(orders), same["temperature"], same["step"], rows=(a, b))
-        c = replace(c, b_k=b["k"])
-        yield c if orders else replace(c, orders=_drawn(seed, a["prompt_id"], f"{a['k']}-{b['k']}"))
+        shown = tuple(orders) or _drawn(seed, a["prompt_id"], f"{a['k']}-{b['k']}")
+        yield Comparison(
+            a["prompt_id"], a["k"], *texts, shown, same["temperature"], same["step"], rows=(a, b), b_k=b["k"]
+        )
 
 
 def look_equal(a: dict, b: dict) -> bool:

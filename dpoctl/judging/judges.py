@@ -1,20 +1,19 @@
 """The judges that are no people: a SCORER, or a language model on a server. Each turns comparisons into judgements."""
 
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 from ..config.judge_options import JudgeOptions
 from ..inference.options import ScoringOptions, TemplateArguments
 from ..outputs.claims import Output
-from ..runtime import signals
+from ..runtime.http import as_completed
 from .client import Client, Pending
 from .comparisons import Comparison
 from .prompts import load_criterion
 from .replies import Answer, Refusal, Reply
 from .verdicts import Verdict, read_verdict
 
-_POLL_S = 0.2  # how often signals are looked for while requests are in flight
 _FIRST_REFUSED = 8  # refusals without a stated reason before any answer: the mistake is in the command
 
 
@@ -24,7 +23,8 @@ class Judging(Protocol):
     last_failure: str
 
     def rows(self, batch: Sequence[Comparison]) -> list[dict[str, Any]]:
-        """The judgements of a batch. Those that failed for a transient reason are left out."""
+        """The judgements of a batch, those of each comparison in its orders. Those that failed for a transient reason
+        are left out."""
 
     def state(self) -> dict[str, Any]:
         """What a resumed command needs to continue counting."""
@@ -57,22 +57,13 @@ class ScorerJudge:
 
     def __init__(self, config: ScorerJudgeOptions, output: Output):
         from ..inference.options import template_options
-        from ..inference.scorers import ScorerOptions, load_scorer
+        from ..inference.scorers import load_scorer, scorer_options
         from ..runtime.devices import open_compute
 
         self.last_failure = ""
         self.name, self.criterion = str(config.scorer), config.criterion
         compute = open_compute(config.device, config.dtype)
-        options = ScorerOptions(
-            compute.device,
-            config.scorer_revision,
-            config.scorer_trust_remote_code,
-            config.score_text,
-            tokens_per_batch=config.scorer_tokens_per_batch,
-            templates=template_options(config, output),
-            dtype=compute.dtype,
-        )
-        self.scorer = load_scorer(self.name, options)
+        self.scorer = load_scorer(self.name, scorer_options(config, compute, template_options(config, output)))
 
     def rows(self, batch: Sequence[Comparison]) -> list[dict[str, Any]]:
         texts = {id(row): row for c in batch for row in c.rows}  # a sample may be in several comparisons
@@ -153,15 +144,11 @@ class ModelJudge:
                 raise
 
     def _collect(self, futures: dict[Future[Reply], int], replies: list[Reply | None]) -> None:
-        left = set(futures)
-        while left:
-            signals.at_boundary("the answers received so far, which are cached")
-            done, left = wait(left, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-            for future in done:
-                try:
-                    replies[futures[future]] = future.result()
-                except Pending as e:
-                    self.last_failure = str(e)
+        for future in as_completed(futures, "the answers received so far, which are cached"):
+            try:
+                replies[futures[future]] = future.result()
+            except Pending as e:
+                self.last_failure = str(e)
 
     def _decide(self, replies: list[Reply | None]) -> None:
         """Refusals count as invalid only where the server has answered something; else they stay pending.

@@ -5,15 +5,14 @@ from itertools import combinations
 from typing import Any, cast
 
 from ..config.make_prefs import MakePrefs
-from ..data.samples import Reading, SampleFiles
 from ..inference.memory import Phase
 from ..inference.planning import PlannedSampling, RowPlan, SamplingPlan, scoring_phases
 from ..inference.sources import BATCH
 from ..models.ledger import Ledger
 from ..outputs.shards import shard_range
-from .ballots import Ballots
 from .comparisons import of_samples
 from .costs import cost_lines, tokens_of, tokens_without_texts
+from .pair_inputs import samples_of, votes_of
 from .prompts import load_criterion
 
 
@@ -40,9 +39,7 @@ def _sampled(config: MakePrefs) -> dict[str, Any]:
 
 
 def _given(config: MakePrefs) -> dict[str, Any]:
-    reading = Reading(config.skip_bad_rows, config.columns, config.limit, not (config.judge or config.scorer))
-    files = SampleFiles(config.samples, reading)
-    files.require_pairs()
+    files = samples_of(config)
     shard = shard_range(config.shard, files.batches(BATCH))
     part = slice(shard.first, shard.first + shard.count)
     sizes = files.sizes[part]
@@ -63,11 +60,9 @@ def _given(config: MakePrefs) -> dict[str, Any]:
 
 
 def _voted(config: MakePrefs) -> dict[str, Any]:
-    ballots = Ballots(config.judgements, Reading(config.skip_bad_rows, config.columns, config.limit))
-    if config.samples:
-        ballots.match(SampleFiles(config.samples, Reading(config.skip_bad_rows, config.columns)))
-    else:
-        ballots.groups()
+    ballots, files = votes_of(config)
+    if files is None:
+        ballots.groups()  # which refuses chats
     pairs = ballots.count if config.pairs == "all" else len(ballots.prompts)
     return {"prompts": len(ballots.prompts), "compared pairs": ballots.count, "pairs at most": pairs}
 

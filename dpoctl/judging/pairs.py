@@ -2,16 +2,26 @@
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 from ..config.make_prefs import MakePrefs
-from ..inference.pairing import BY_VERDICTS, Decided, PairingOptions, count_samples, different, picked, preference
+from ..inference.pairing import (
+    BY_VERDICTS,
+    Decided,
+    Decider,
+    PairingOptions,
+    count_samples,
+    different,
+    picked,
+    preference,
+)
 from ..outputs.claims import Output
 from .asking import Asking
 from .ballots import Ballots
 from .comparisons import Comparison, look_equal, of_samples
 from .judges import open_judge
-from .summary import key_of, outcomes, score_of
+from .summary import score_of, vote_of
 
 Pair = tuple[int, int]  # indices of two samples of a prompt
 
@@ -56,37 +66,33 @@ def judged_pairs(
     return made
 
 
-class JudgedPairs:
+class JudgedPairs(Decider):
     """A judge is asked about the pairs of each prompt's samples; of --pairs random about one of them."""
 
     start = BY_VERDICTS
 
-    def __init__(self, config: MakePrefs, output: Output):
-        """Raises InputError as `open_judge` does."""
-        self.config, self.output = config, output
-        self._open({})
-
-    def _open(self, state: dict[str, Any]) -> None:
-        self.judge = open_judge(str(self.config.judge), self.config, state, self.output)
-        self.asking = Asking(self.judge, self.config)
-
-    def resume(self, state: dict[str, Any]) -> None:
-        if state.get("judge"):  # of a server the answers and tokens so far, and the parameters that it takes
-            self._open(state["judge"])
+    def __init__(self, config: MakePrefs, state: dict[str, Any], output: Output):
+        """`state`: that of an earlier run of the command. Raises InputError as `open_judge` does."""
+        self.config = config
+        self.judge = open_judge(str(config.judge), config, state.get("judge") or {}, output)
+        self.asking = Asking(self.judge, config)
 
     def decide(self, groups: Sequence[list[dict]], counts: dict[str, Any]) -> Decided | None:
         """The pairs of a batch of prompts, or None where judgements are pending. Raises as Asking.rows does."""
-        asked = [(rows, self._asked(rows, counts)) for rows in groups]
-        judged = self.asking.rows([c for rows, pairs in asked for c in self._comparisons(rows, pairs)])
+        asked: list[dict[Pair, Comparison]] = []
+        for rows in groups:
+            pairs = self._asked(rows, counts)
+            asked.append(dict(zip(pairs, self._comparisons(rows, pairs), strict=True)))
+        judged = self.asking.rows([c for of_prompt in asked for c in of_prompt.values()])
         if judged is None:
             return None
-        found = outcomes(judged)
+        verdicts = (row["verdict"] for row in judged)
         samples = [row for rows in groups for row in rows]
         count_samples(counts, samples)
         made = []
-        for rows, pairs in asked:
-            compared = zip(pairs, self._comparisons(rows, pairs), strict=True)
-            decisions = {pair: decision_of([found[_key(c)]]) for pair, c in compared}
+        for rows, of_prompt in zip(groups, asked, strict=True):
+            votes = {pair: vote_of(islice(verdicts, len(c.orders))) for pair, c in of_prompt.items()}
+            decisions = {pair: decision_of([vote]) for pair, vote in votes.items()}
             made += judged_pairs(self.config, rows, decisions, counts)
         return Decided(made, samples)
 
@@ -115,11 +121,7 @@ class JudgedPairs:
         return self.judge.metrics()
 
 
-def _key(c: Comparison) -> tuple:
-    return key_of({"prompt_id": c.prompt_id, "k": c.k, "temperature": c.temperature, "step": c.step, "b_k": c.b_k})
-
-
-class VotedPairs:
+class VotedPairs(Decider):
     """The votes of judgements files decide."""
 
     start = BY_VERDICTS
@@ -142,18 +144,3 @@ class VotedPairs:
             samples += voted
         count_samples(counts, samples)
         return Decided(made, samples)
-
-    def resume(self, state: dict[str, Any]) -> None:
-        """Nothing is kept between batches."""
-
-    def finish(self) -> None:
-        """Nothing is ever pending."""
-
-    def state(self) -> dict[str, Any]:
-        return {}
-
-    def cost(self) -> dict[str, Any]:
-        return {}
-
-    def metrics(self) -> dict[str, str]:
-        return {}

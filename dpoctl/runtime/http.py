@@ -1,4 +1,4 @@
-"""JSON over HTTP/1.1 to one server, from several threads; waits between retries. Standard library only."""
+"""JSON over HTTP/1.1 to one server, from several threads; waiting for answers and retries. Standard library only."""
 
 import json
 import random
@@ -7,22 +7,26 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from datetime import timezone
 from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from ..errors import InputError
+from . import signals
 
 _CONNECT_S = 20.0  # nothing ends this wait earlier: a signal may have to wait for it
+_POLL_S = 0.2  # how often signals are looked for while requests are in flight
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _LONGEST_RETRY_AFTER_S = 0.5, 30.0, 60.0
 _SHORTEST_SECRET = 8  # a shorter key, such as EMPTY for a local server, is no secret
 _CERTIFICATE = "SSL_CERT_FILE names a file of certificates to trust"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+T = TypeVar("T")
 
 
 class NoResponse(Exception):
@@ -159,6 +163,15 @@ def _is_readable(sock: socket.socket) -> bool:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))
+
+
+def as_completed(requests: Iterable[Future[T]], done: str) -> Iterator[Future[T]]:
+    """Requests in flight as they complete. Raises Interrupted where a signal arrives meanwhile, with what is `done`."""
+    left = set(requests)
+    while left:
+        signals.at_boundary(done)
+        completed, left = wait(left, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+        yield from completed
 
 
 def backoff_s(attempt: int) -> float:

@@ -5,17 +5,16 @@ classifier scores.
 """
 
 import time
-from dataclasses import replace
 from typing import Any, cast
 
 from .. import log
 from ..config.make_prefs import MakePrefs
-from ..data.samples import Reading, SampleFiles
 from ..inference.options import SamplerOptions
 from ..inference.pairing import Decider, ScoredPairs
 from ..inference.sources import InFiles, Sampled, Source, Texts
 from ..judging.asking import say_cost
 from ..judging.ballots import Ballots
+from ..judging.pair_inputs import samples_of, votes_of
 from ..judging.pair_plan import lines as plan_lines
 from ..judging.pairs import JudgedPairs, VotedPairs
 from ..outputs.claims import Output
@@ -26,17 +25,15 @@ from ..reports.preferences import say_preferences
 
 def run(config: MakePrefs, output: Output) -> None:
     """Write the preference rows, and on request the samples, batch by batch."""
-    ballots = None
-    if config.judgements:
-        ballots = Ballots(config.judgements, Reading(config.skip_bad_rows, config.columns, config.limit))
-    with _source(config, output, ballots) as source:
-        _write(config, output, source, VotedPairs(config, ballots) if ballots else _decider(config, output, source))
+    source, ballots = _source(config, output)
+    with source:
+        writer = RowWriter(output, config.completions_out)
+        decider = VotedPairs(config, ballots) if ballots else _decider(config, writer.state, output, source)
+        _write(config, source, writer, decider)
 
 
-def _write(config: MakePrefs, output: Output, source: Source, decider: Decider) -> None:
-    writer = RowWriter(output, config.completions_out)
+def _write(config: MakePrefs, source: Source, writer: RowWriter, decider: Decider) -> None:
     state = writer.state or decider.start
-    decider.resume(writer.state)
     started, before = time.monotonic(), state["samples"]
     with log.progress("make-prefs", source.samples, "samples", before) as meter:
         for groups in source.groups(writer.batches_done, meter):
@@ -60,33 +57,30 @@ def _write(config: MakePrefs, output: Output, source: Source, decider: Decider) 
         log.say(say_cost(cost))
 
 
-def _source(config: MakePrefs, output: Output, ballots: Ballots | None) -> Source:
-    """Where samples come from. Raises InputError for whatever is wrong with them."""
-    reading = Reading(config.skip_bad_rows, config.columns)
-    if ballots and config.samples:
-        files = SampleFiles(config.samples, reading)
-        ballots.match(files)
-        return InFiles(config, output, files, ballots.skipped)
-    if ballots:
-        return Texts(config, output, ballots.groups(), ballots.skipped)
+def _source(config: MakePrefs, output: Output) -> tuple[Source, Ballots | None]:
+    """Where samples come from, and the votes of --judgements. Raises InputError for whatever is wrong with them."""
+    if config.judgements:
+        ballots, files = votes_of(config)
+        if files:
+            return InFiles(config, output, files, ballots.skipped), ballots
+        return Texts(config, output, ballots.groups(), ballots.skipped), ballots
     if config.samples:
-        by_own_scores = not config.judge and not config.scorer
-        files = SampleFiles(config.samples, replace(reading, limit=config.limit, scored=by_own_scores))
-        files.require_pairs()
-        return InFiles(config, output, files, {})
-    return Sampled(cast(SamplerOptions, config), config, config.completions, config.temperature, output)
+        return InFiles(config, output, samples_of(config), {}), None
+    return Sampled(cast(SamplerOptions, config), config, config.completions, config.temperature, output), None
 
 
-def _decider(config: MakePrefs, output: Output, source: Source) -> Decider:
-    """What decides the pairs. Raises InputError for whatever is wrong with it, before anything is sampled.
+def _decider(config: MakePrefs, state: dict[str, Any], output: Output, source: Source) -> Decider:
+    """What decides the pairs; `state` is that of an earlier run of the command.
+
+    Raises InputError for whatever is wrong with it, before anything is sampled.
 
     Where a judge decides, all samples are made first, so that a command that resumes asks about the same ones.
     """
     if config.judge == "scorer" and source.holds_device:
         source.make_all(config.scorer)
-        return JudgedPairs(config, output)
+        return JudgedPairs(config, state, output)
     if config.judge:
-        judged = JudgedPairs(config, output)
+        judged = JudgedPairs(config, state, output)
         source.make_all()
         return judged
     return ScoredPairs(config, source.open_scorer(config.scorer) if config.scorer else None)
