@@ -71,3 +71,18 @@ def test_only_damage_is_warned_of(tmp_path, capsys):
         f.truncate((tmp_path / "rows.jsonl.partial").stat().st_size - 1)
     write(tmp_path)
     assert "rows after batch 2 were damaged" in capsys.readouterr().err
+
+
+def test_what_still_refers_to_a_writer_does_not_hold_its_files(tmp_path):
+    """As the traceback of the error that ended a command does, in a process that lives on."""
+    kept = []
+    for _ in range(2):
+        with (
+            pytest.raises(ZeroDivisionError),
+            claims.claim(claims.Request(str(tmp_path / "rows.jsonl"), "sample", {}, {}, []), overwrite=False) as output,
+        ):
+            kept.append(RowWriter(output, str(tmp_path / "more.jsonl")))
+            kept[-1].write_batch(BATCHES[0], [], state={})
+            raise ZeroDivisionError
+    write(tmp_path)
+    assert len(kept) == 2 and kept[1].batches_done == 2

@@ -8,7 +8,7 @@ only.
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,7 @@ class Output:
         self.described: list[dict[str, Any]] = []  # the inputs as they were when the output was claimed
         self.answers: Answers | None = None  # of a server, to the requests of the batch that is not yet written
         self.started = time.time()
+        self.opened = ExitStack()  # files that are written under locks of their own, closed with the claim
 
     @property
     def folder(self) -> Path:
@@ -159,7 +160,7 @@ def claim(request: Request, *, overwrite: bool) -> Iterator[Output]:
     output = Output(request)
     created = _make_folder(output.folder)
     try:
-        with _locked(output):
+        with _locked(output), output.opened:
             _open(output, overwrite)
             output.holds_claim = True
             try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .. import log
-from ..errors import DpoctlError, OutputInUse
+from ..errors import OutputInUse
 from ..runtime import signals
 from .claims import Output, remove_unfinished
 from .files import is_intact, json_line, running_sha256, seal, sync_directory, writing
@@ -40,6 +40,7 @@ class RowLog:
             self._files = [self._open(p, size) for p, size in zip(self.paths, entry.get("sizes", zeros), strict=True)]
             self._sums = [_sum_from_start(f) for f in self._files]
             self._progress = _open_at(self.progress_path, end)
+        output.opened.callback(_close, self._progress)
         if self.batches_done:
             log.say(f"{paths[0]}: resuming after {self.rows[0]} rows")
 
@@ -78,12 +79,10 @@ class RowLog:
         if size and not partial.exists():
             os.replace(path, partial)
         f: BinaryIO = open(partial, "r+b" if partial.exists() else "w+b")
+        self.output.opened.callback(_close, f)
+        lock(f.fileno(), str(path), "file")
         try:
-            lock(f.fileno(), str(path), "file")
             same = os.stat(partial).st_ino == os.fstat(f.fileno()).st_ino
-        except DpoctlError:
-            f.close()
-            raise
         except FileNotFoundError:
             same = False
         if not same:  # another process completed or removed it between our open and our lock
@@ -163,6 +162,11 @@ def _open_at(path: Path, size: int) -> BinaryIO:
     f.truncate(size)
     f.seek(size)
     return f
+
+
+def _close(f: BinaryIO) -> None:
+    with suppress(OSError):  # what could not be written, an error has told
+        f.close()
 
 
 def _sum_from_start(f: BinaryIO) -> "hashlib._Hash":
