@@ -53,8 +53,12 @@ def train(folder: Path, name: str, device: torch.device, *options: str) -> dict[
     with redirect_stdout(io.StringIO()) as plan:
         _succeed([*words, "--dry-run"])
     _free(device)
-    with mock.patch.object(place, "load_complete", models.random_weights):
+    if "--quantize" in options:  # which is done while weights are read
+        _write_weights(folder / name)
         _succeed(words)
+    else:
+        with mock.patch.object(place, "load_complete", models.random_weights):
+            _succeed(words)
     timing = [json.loads(line) for line in (out / "timing.jsonl").read_text().splitlines()]
     cost = json.loads((out / "manifest.json").read_text())["cost"]
     parts = {key: float(n) * _UNITS[unit] for key, n, unit in _SIZE.findall(plan.getvalue())}
@@ -135,6 +139,12 @@ def ranks(folder: Path, name: str, device: torch.device, count: int) -> dict[str
 
 def _with_weights(folder: Path) -> Any:
     return models.random_weights(models.hf.AutoModelForCausalLM, Source("", str(folder)), torch.float32)
+
+
+def _write_weights(folder: Path) -> None:
+    """In bfloat16, in which large models are published."""
+    model = models.random_weights(models.hf.AutoModelForCausalLM, Source("", str(folder)), torch.bfloat16)
+    model.save_pretrained(folder)
 
 
 def trl(folder: Path, name: str, device: torch.device, pairs: int, each: int) -> dict[str, Any]:

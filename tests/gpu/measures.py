@@ -21,6 +21,7 @@ from dpoctl.models.probes import assume, can_pack
 from dpoctl.runtime import collectives, fsdp
 from gpu.models import SMALL
 from helpers.log_probs import random_sequences
+from helpers.ranks import free_port
 
 LONGEST = 160  # tokens of a text
 
@@ -133,7 +134,8 @@ def recompiles(name: str, device: torch.device, shapes: int) -> dict[str, Any]:
 
 def sharded(name: str, device: torch.device, tokens: int) -> dict[str, Any]:
     """A model sharded by FSDP2 over a group of one rank, by NCCL or gloo, beside the whole model."""
-    ranks = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+    port = str(free_port())
+    ranks = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     before = dict(os.environ)
     os.environ.update(ranks)
     seqs = sequences(tokens)

@@ -79,6 +79,7 @@ TRAINED = {
     "gpt2-large": ("--tokens-per-batch", "16384"),
     "1b": ("--tokens-per-batch", "8192"),
     "8b": ("--tokens-per-batch", "4096", "--lora", "16", "--activation-checkpointing"),
+    "8b, 4bit": ("--tokens-per-batch", "4096", "--lora", "16", "--activation-checkpointing", "--quantize", "4bit"),
 }
 UPDATES = "--batch-size 32 --max-steps 12 --log-every 4 --lr 1e-6 --warmup-steps 2 --max-length 512".split()
 
@@ -89,10 +90,11 @@ def test_train_dpo(place, figures, world, tmp_path, name):
     shown, options = (
         ("tiny", "--batch-size 4 --max-steps 2 --warmup-steps 0 --tokens-per-batch 512 --dtype bfloat16".split())
         if small(place)
-        else (name, [*UPDATES, *TRAINED[name]])
+        else (name.split(",")[0], [*UPDATES, *TRAINED[name]])
     )
-    if "--lora" in options:
-        pytest.importorskip("peft")
+    for option, package in (("--lora", "peft"), ("--quantize", "bitsandbytes")):
+        if option in options:
+            pytest.importorskip(package)
     commands.prepare(tmp_path, shown, world.folder / "lm", *((8, 20) if small(place) else (512, 110)))
     row = commands.train(tmp_path, shown, place, *options)
     figures(place, model=shown, options=" ".join(options), **row)

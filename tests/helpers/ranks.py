@@ -24,11 +24,15 @@ def torchrun(world, *commands: list[str], ranks: int = 2) -> str:
     return done.stdout + done.stderr
 
 
-def start_ranks(world, *args: str, command: list[str], ranks: int = 2, **env: str) -> list[subprocess.Popen]:
-    """The ranks without torchrun, which would hide their exit codes; `env` is added to their environment."""
+def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+        return s.getsockname()[1]
+
+
+def start_ranks(world, *args: str, command: list[str], ranks: int = 2, **env: str) -> list[subprocess.Popen]:
+    """The ranks without torchrun, which would hide their exit codes; `env` is added to their environment."""
+    port = free_port()
     processes = []
     for rank in range(ranks):
         variables = {
