@@ -5,7 +5,7 @@ import torch
 from transformers.cache_utils import LinearAttentionLayer
 
 from architectures import reference, zoo
-from dpoctl.inference import decoding
+from dpoctl.inference import captured, decoding
 from dpoctl.inference.decoding import Mode, mode_of
 from dpoctl.inference.generate import PromptTokens, Sampling, generate
 
@@ -44,6 +44,63 @@ def test_the_fastest_right_mode_is_found(name, options, mode):
 def test_slower_modes_give_the_same_samples(name, mode, monkeypatch):
     monkeypatch.setattr(decoding, "mode_of", lambda model, longest: mode)
     check_greedy(zoo.make_model(name))
+
+
+@pytest.fixture
+def captures(monkeypatch) -> list[int]:
+    """Captured steps on a CPU: as a graph does, each repetition overwrites the result. Holds the captures' rows."""
+    rows = []
+
+    def capture(step):
+        first, result = step(), step()  # the second one is not run by a capture, and changes nothing
+        rows.append(len(first))
+        return first, lambda: result.copy_(step())
+
+    monkeypatch.setattr(captured, "capture", capture)
+    can = captured.can_capture
+    monkeypatch.setattr(captured, "can_capture", lambda layers, _: can(layers, torch.device("cuda")))
+    return rows
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "neox", "gptj", "phi", "gemma", "qwen3", "granite"])
+def test_captured_steps_give_the_same_samples(name, captures):
+    """While rows end one after another: half of them leave at once, and the others' step is captured again."""
+    model = zoo.make_model(name)
+    assert mode_of(model, 40) is Mode.CAPTURED
+    check_greedy(model)
+    ends = frozenset(range(0, 384, 5))
+    asked = [PromptTokens(str(i), prompt, ends) for i, prompt in enumerate(PROMPTS)]
+    captures.clear()
+    found = generate(model, zoo.make_tokenizer(), asked, [0, 1, 2], Sampling(max_new_tokens=24))
+    assert len(captures) > 1 and captures == sorted(captures, reverse=True)
+    decoding.assume_mode(model, Mode.PADDED)
+    expected = generate(model, zoo.make_tokenizer(), asked, [0, 1, 2], Sampling(max_new_tokens=24))
+    assert [[each.ids for each in row] for row in found] == [[each.ids for each in row] for row in expected]
+
+
+@pytest.mark.parametrize(("name", "mode"), [("mistral", Mode.PADDED), ("mamba", Mode.PADDED_PROMPT)])
+def test_caches_of_other_kinds_are_not_captured(name, mode, captures):
+    assert mode_of(zoo.make_model(name), 40) is mode and not captures
+
+
+def test_a_few_steps_are_not_captured(captures):
+    model = zoo.make_model("llama")
+    check_greedy(model, new=captured.WORTH - 1)
+    captures.clear()
+    check_greedy(model, new=captured.WORTH - 1)
+    assert not captures
+
+
+def test_a_captured_step_that_is_wrong_is_not_used(captures, monkeypatch):
+    """Of a mask that shows all of the cache, zeros change what is attended to."""
+    run = captured.CapturedStep.run
+
+    def blind(self, *args):
+        self.mask.fill_(True)
+        return run(self, *args)
+
+    monkeypatch.setattr(captured.CapturedStep, "run", blind)
+    assert mode_of(zoo.make_model("llama"), 40) is Mode.PADDED and captures
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3", "granite", "gpt2", "qwen3.5"])

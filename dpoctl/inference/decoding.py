@@ -25,9 +25,11 @@ from ..models.precision import full_precision
 from ..models.probes import agree, has_plain_head, probe_ids, probe_length, trunk_of
 from ..runtime.devices import to_device
 from ..runtime.sharing import forward_in_step
+from . import captured
 from .key_cache import KeyCache, PreallocatedLayer, select_rows
 
 _COMPACT_AT = 0.25  # fraction of ended rows in the batch at which they are removed from it
+_COMPACT_CAPTURED_AT = 0.5  # where each removal takes a new capture
 _CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # in transformers' order of time, newest first
 _PREFILL_TOKENS = 16384  # of all prompts together in one forward pass
 _NEW_TOKENS = 4  # of each row of a probe
@@ -36,6 +38,7 @@ _NEW_TOKENS = 4  # of each row of a probe
 class Mode(Enum):
     """How rows of different prompts share a batch, fastest first."""
 
+    CAPTURED = "prompts are padded on the left, under a mask, and a step is one CUDA graph"
     PADDED = "prompts are padded on the left, under a mask"
     PADDED_PROMPT = "prompts are padded on the left; only the prompt's pass is masked, the layers being recurrent"
     ALIGNED = "prompts of equal length share a batch"
@@ -79,6 +82,8 @@ def open_decoding(
     """Rows of which number n continues `prompts[prompt_of[n]]` by at most `steps` tokens, in the model's mode."""
     longest = max(map(len, prompts)) + steps - 1  # the last token is not forwarded
     mode = mode_of(model, longest)
+    if mode is Mode.CAPTURED and steps < captured.WORTH:
+        mode = Mode.PADDED
     switch = rope.switch_of(model)
     if switch and longest > switch.length:
         _say_crossing(model, switch.length)
@@ -95,8 +100,8 @@ def forward_shortest(model: PreTrainedModel) -> None:
 
 
 def _batches(model: PreTrainedModel, mode: Mode, texts: list[list[int]], steps: int) -> list["_Batch"]:
-    if mode in (Mode.PADDED, Mode.PADDED_PROMPT):
-        return [_PaddedBatch(model, texts, list(range(len(texts))), steps, masks_steps=mode is Mode.PADDED)]
+    if mode in (Mode.CAPTURED, Mode.PADDED, Mode.PADDED_PROMPT):
+        return [_PaddedBatch(model, texts, list(range(len(texts))), steps, mode)]
     by_length: dict[int, list[int]] = {}
     for row, text in enumerate(texts):
         by_length.setdefault(len(text), []).append(row)
@@ -128,6 +133,7 @@ class _Batch(ABC):
         self.takes_positions = "position_ids" in accepted  # models with ALiBi take none
         self.cache_name = next((name for name in _CACHE_NAMES if name in accepted), "")
         self.extra = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self.compact_at = _COMPACT_AT
 
     @abstractmethod
     def prefill(self) -> Tensor:
@@ -135,7 +141,7 @@ class _Batch(ABC):
 
     def step(self, tokens: list[int], active: set[int]) -> Tensor:
         """[rows, d] states after one more token in each row, once enough of the inactive rows have been removed."""
-        if len(active.intersection(self.rows)) <= (1 - _COMPACT_AT) * len(self.rows):
+        if len(active.intersection(self.rows)) <= (1 - self.compact_at) * len(self.rows):
             keep = [n for n, row in enumerate(self.rows) if row in active]
             tokens, self.rows = [tokens[n] for n in keep], [self.rows[n] for n in keep]
             self.select(to_device(torch.tensor(keep), self.device))
@@ -162,10 +168,10 @@ class _PaddedBatch(_Batch):
     """Prompts of any lengths, padded on the left."""
 
     def __init__(
-        self, model: PreTrainedModel, texts: list[list[int]], rows: list[int], steps: int, *, masks_steps: bool
+        self, model: PreTrainedModel, texts: list[list[int]], rows: list[int], steps: int, mode: Mode = Mode.PADDED
     ):
         super().__init__(model, texts, rows)
-        self.masks_steps, self.prefill_tokens = masks_steps, _PREFILL_TOKENS
+        self.masks_steps, self.prefill_tokens = mode is not Mode.PADDED_PROMPT, _PREFILL_TOKENS
         self.context = context_length(model)
         self.width = max(map(len, self.unique))
         self.length = 0
@@ -176,6 +182,12 @@ class _PaddedBatch(_Batch):
             PreallocatedLayer(self.width + steps) if type(layer) is DynamicLayer else layer
             for layer in self.cache.layers
         ]
+        self.captures = mode is Mode.CAPTURED
+        if self.captures:
+            if not (self.takes_positions and captured.can_capture(self.cache.layers, self.device)):
+                raise TypeError("positions or a kind of cache that a graph of one step needs are missing")
+            self.compact_at = _COMPACT_CAPTURED_AT
+        self.captured: captured.CapturedStep | None = None
 
     def prefill(self) -> Tensor:
         ids = torch.zeros(len(self.unique), self.width, dtype=torch.long)
@@ -203,9 +215,21 @@ class _PaddedBatch(_Batch):
         self.positions = self.positions + 1
         if self.context:  # ended rows that are still in the batch may pass the end; their output is not read
             self.positions.clamp_(max=self.context - 1)
-        return self._forward(tokens, self.positions, masked=self.masks_steps)
+        if not self.captures:
+            return self._forward(tokens, self.positions, masked=self.masks_steps)
+        if self.captured is None:
+            self.captured = captured.CapturedStep(self._masked_step, self.cache.layers, self.mask, self.length)
+        self.length += 1
+        return self.captured.run(tokens, self.positions)
+
+    def _masked_step(self, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        known = {self.cache_name: self.cache, "position_ids": positions, "attention_mask": mask}
+        return self.last(self.output(tokens, use_cache=True, **known))
 
     def select(self, places: Tensor) -> None:
+        if self.captured:
+            self.captured.release()
+            self.captured = None
         self.positions, self.mask = self.positions[places], self.mask[places]
         select_rows(self.cache, places)
 
@@ -290,7 +314,7 @@ def mode_of(model: PreTrainedModel, longest: int) -> Mode:
     length = probe_length(model, longest)
     if length not in known:
         known[length] = _find_mode(model, length)
-        if known[length] is not Mode.PADDED:
+        if known[length] not in (Mode.CAPTURED, Mode.PADDED):
             log.say(f"{type(model).__name__}: {known[length].value}")
     return known[length]
 
@@ -307,10 +331,11 @@ def _find_mode(model: PreTrainedModel, length: int) -> Mode:
     prompts = [probe_ids(model, size, seed) for seed, size in enumerate(sizes)]
     prompt_of = [1, 0, 2, 0]
     new = [probe_ids(model, _NEW_TOKENS, 10 + row) for row in range(len(prompt_of))]
+    modes = (Mode.CAPTURED, Mode.PADDED, Mode.PADDED_PROMPT, Mode.ALIGNED)
     with full_precision(model, model.device):
         texts = [prompts[i] + tokens for i, tokens in zip(prompt_of, new, strict=True)]
         expected = [_alone(model, text) for text in texts]
-        for mode in (Mode.PADDED, Mode.PADDED_PROMPT, Mode.ALIGNED):
+        for mode in modes:
             try:
                 decoding = Decoding(_batches(model, mode, [prompts[i] for i in prompt_of], _NEW_TOKENS))
                 for batch in decoding.batches:

@@ -39,18 +39,34 @@ class PreallocatedLayer(DynamicLayer):
     def __init__(self, capacity: int):
         super().__init__()
         self.capacity = capacity
+        self.at: Tensor | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append states [rows, heads, new, width]; returns the keys and values of all positions."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.buffers = [self._buffer_like(states) for states in (key_states, value_states)]
+        if self.at is not None:
+            for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
+                buffer.index_copy_(2, self.at, states.to(buffer.dtype))
+            return self.buffers[0], self.buffers[1]
         start = self.get_seq_length()
         end = start + key_states.shape[2]
         for buffer, states in zip(self.buffers, (key_states, value_states), strict=True):
             buffer[:, :, start:end] = states
         self.keys, self.values = (buffer[:, :, :end] for buffer in self.buffers)
         return self.keys, self.values
+
+    def write_at(self, at: Tensor) -> None:
+        """From now on write each token's states at position `at` [1], and give the buffers whole, to be masked."""
+        self.at = at
+        for buffer in self.buffers:
+            buffer[:, :, self.get_seq_length() :] = 0  # what a mask hides must be finite
+
+    def grow_from(self, length: int) -> None:
+        """Append again, to the first `length` positions."""
+        self.at = None
+        self.keys, self.values = (buffer[:, :, :length] for buffer in self.buffers)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep the rows at `beam_idx`, in that order."""
