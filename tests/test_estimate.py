@@ -13,6 +13,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from architectures import zoo
 from dpoctl.inference import memory
 from dpoctl.inference.memory import Batch, Target
 from dpoctl.models import ledger
@@ -187,8 +188,7 @@ def test_flops_are_those_that_torch_counts(prefs):
     summed_logps(model, SEQUENCES)  # probes the model first
     with FlopCounterMode(display=False) as counter:
         summed_logps(model, SEQUENCES).sum().backward()
-    counts = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
-    products = sum(n for op, n in counts.items() if "attention" not in op and "bmm" not in op)
+    products = products_in(counter)
     cost, (tokens, rows, pairs) = model_flops(model), sizes(SEQUENCES, model.config.hidden_size)
     assert tokens == 5 + 34 + 24 + 3 + 45 and rows == 35 + 25 + 46  # a prompt once, no last tokens
     assert tokens * (cost.layers + cost.layers_back) + rows * (cost.head + cost.head_back) == products
@@ -197,6 +197,34 @@ def test_flops_are_those_that_torch_counts(prefs):
     trunk, tails = 5, (34, 24)
     shared = trunk * 6 // 2 + sum(t * trunk + t * (t + 1) // 2 for t in tails)
     assert pairs == shared + 3 * 4 // 2 + 45 * 3 + 45 * 46 // 2
+
+
+@pytest.mark.parametrize("name", ["sft", "llama"])
+def test_flops_of_adapters_are_those_that_torch_counts(prefs, name):
+    """A layer counts once, with its adapters; gradients of frozen weights are not computed."""
+    peft = pytest.importorskip("peft")
+    base = load_policy(str(prefs.folder / "sft")).model if name == "sft" else zoo.make_model(name)
+    config = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", fan_in_fan_out=name == "sft")
+    peft.get_peft_model(base, config)
+    summed_logps(base, SEQUENCES)  # probes the model first
+    counts = []
+    with FlopCounterMode(display=False) as counter:
+        loss = summed_logps(base, SEQUENCES).sum()
+        counts.append(products_in(counter))
+        loss.backward()
+        counts.append(products_in(counter))
+    cost, (tokens, rows, _) = model_flops(base), sizes(SEQUENCES, base.config.hidden_size)
+    forward, both = counts
+    assert tokens * cost.layers + rows * cost.head == forward
+    # the gradient of the embedding, which is frozen, is not computed: a part of the first block
+    first = 2 * tokens * 4 * base.config.hidden_size * base.config.hidden_size
+    expected = tokens * cost.layers_back + rows * cost.head_back
+    assert expected - first <= both - forward <= expected
+
+
+def products_in(counter) -> int:
+    counts = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
+    return sum(n for op, n in counts.items() if "attention" not in op and "bmm" not in op)
 
 
 def test_devices_by_name():

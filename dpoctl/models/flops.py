@@ -9,11 +9,10 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from .logprobs import Sequences
 from .packed import group_by_prompt
-
-_LAYERS = ("Linear", "Conv1D")  # besides subclasses of nn.Linear
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def model_flops(model: PreTrainedModel) -> ModelFlops:
 
 def _products(module: nn.Module, config: Any) -> tuple[int, int]:
     """(weights with which a module multiplies each token, those of them that are trained)."""
-    if isinstance(module, nn.Linear) or type(module).__name__ in _LAYERS:
+    if isinstance(module, (nn.Linear, Conv1D)):  # not peft's Linear, which has a layer and its adapters as parts
         weight: Any = module.weight
         size = getattr(module, "in_features", 0) * getattr(module, "out_features", 0) or weight.numel()
         return size, size if weight.requires_grad else 0
