@@ -91,6 +91,19 @@ PAGES = {
             "  --reward runs/rm --target-kl 6 --out runs/ppo",
         ),
     ),
+    "train-ilql": Page(
+        TRAINING,
+        "Learn values of tokens from scored completions (ILQL).",
+        (
+            "dpoctl train-ilql --model runs/sft --data scored.jsonl --out runs/ilql",
+            "# from preferences: 1 for the chosen, -1 for the rejected completion\n"
+            "dpoctl train-ilql --model runs/sft --data prefs.jsonl --rows preferences \\\n"
+            "  --out runs/ilql",
+            "# one model, a whole frontier\n"
+            "dpoctl evaluate --model runs/ilql --ilql-beta 0,1,2,4 --ref runs/sft \\\n"
+            "  --prompts test.jsonl --out eval.jsonl",
+        ),
+    ),
     "sample": Page(
         GENERATION,
         "Sample completions of prompts from a model.",

@@ -2,6 +2,7 @@
 
 from .dpo import TrainDPO
 from .files import Merge, Prepare, Report
+from .ilql import TrainILQL
 from .judging import Judge
 from .make_prefs import MakePrefs
 from .ppo import TrainPPO
@@ -17,6 +18,7 @@ COMMANDS = {
     "train-dpo": TrainDPO,
     "train-rm": TrainRM,
     "train-ppo": TrainPPO,
+    "train-ilql": TrainILQL,
     "sample": Sample,
     "score": Score,
     "evaluate": Evaluate,

@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import InputError
-from ..models import tiled_head
 from ..models.load import context_length
+from ..models.perturbation import next_logits, perturbation_of
 from ..models.probes import has_plain_head
 from ..outputs.shards import slices
 from ..runtime.devices import to_device
@@ -152,6 +152,8 @@ def _fused_head(model: PreTrainedModel, sampling: Sampling) -> torch.Tensor | No
     full = sampling.temperature > 0 and sampling.top_k == 0 and sampling.top_p == 1.0
     if not (full and has_plain_head(model) and output.bias is None and output.weight.device.type == "cpu"):
         return None
+    if perturbation_of(model):
+        return None
     return output.weight.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else output.weight
 
 
@@ -165,7 +167,7 @@ def _next_tokens(
     """[rows] tokens drawn from the last hidden states [rows, d] (or logits, see probes.has_plain_head)."""
     if fused_head is not None:
         return sample_token_from_states(states.to(fused_head.dtype), fused_head, u, sampling.temperature)
-    logits = tiled_head.logits(model.get_output_embeddings(), states) if has_plain_head(model) else states
+    logits = next_logits(model, states)
     u = to_device(u, logits.device)
     return sample_token(logits, u, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
 

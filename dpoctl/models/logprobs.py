@@ -24,6 +24,7 @@ from ..runtime.devices import to_device
 from ..runtime.fsdp_root import with_gathered_weights
 from ..runtime.sharing import in_rounds
 from . import packed, rope, tiled_head
+from .perturbation import next_logits, perturbation_of
 from .probes import can_pack, has_plain_head, require_causal, trunk_of, vocabulary
 from .routing import RoutedTokens, recorded
 
@@ -80,7 +81,12 @@ def _aligned_token_logps(
 def token_logps(
     model: PreTrainedModel, rows: Tensor, targets: Tensor, temperature: float, *, entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """(log-probs [N] of `targets`, entropies [N] or None) from `response_rows`; no gradient with entropy."""
+    """(log-probs [N] of `targets`, entropies [N] or None) from `response_rows`; no gradient with entropy.
+
+    They are those of the model's own head; of one that is decoded otherwise they are not asked for.
+    """
+    if perturbation_of(model):
+        raise ValueError("log-probs of the own head of a model that is decoded with other logits")
     if not has_plain_head(model):  # the rows are logits
         logps = F.log_softmax(rows.float() / temperature, dim=-1)
         return logps.gather(1, targets[:, None])[:, 0], -(logps.exp() * logps).sum(-1) if entropy else None
@@ -356,4 +362,4 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 def _logits(model: PreTrainedModel, rows: Tensor) -> Tensor:
     """[N, V] float32 logits of `response_rows`."""
-    return (tiled_head.logits(model.get_output_embeddings(), rows) if has_plain_head(model) else rows).float()
+    return next_logits(model, rows).float()

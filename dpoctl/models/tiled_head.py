@@ -36,7 +36,15 @@ def token_logps(rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tens
 
     Products use the autocast precision where one is active; normalisers are float32 (float64 for float64 rows).
     """
-    return _TokenLogps.apply(_cast(rows), weight, bias, targets)
+    return _TokenLogps.apply(_cast(rows), weight, bias, targets)[0]
+
+
+def target_logits_and_logps(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(logits [N], log-probs [N]) at `targets`, as of `token_logps`; both differentiable once, in one pass."""
+    logps, logits = _TokenLogps.apply(_cast(rows), weight, bias, targets)
+    return logits, logps
 
 
 @torch.no_grad()
@@ -69,7 +77,8 @@ def log_collisions(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 class _TokenLogps(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)  # None for the logits, where only log-probs are used
         w_all = weight.to(rows.dtype)
         learning = any(ctx.needs_input_grad)
         keep = learning and rows.shape[0] * weight.shape[0] * rows.element_size() <= _KEPT_BYTES
@@ -84,16 +93,20 @@ class _TokenLogps(torch.autograd.Function):
         highest, log_sum, shares = sums.over_all()
         if learning:
             ctx.save_for_backward(rows, weight, bias, targets, shares, *kept)
-        return (at_target - highest) - log_sum
+        return (at_target - highest) - log_sum, at_target
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(
+        ctx: Any, grad: Tensor | None, of_logits: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         rows, weight, bias, targets, shares, *kept = ctx.saved_tensors
         w_all = weight.to(rows.dtype)
         need_rows, need_weight, need_bias, _ = ctx.needs_input_grad
         d_rows = torch.zeros_like(rows, dtype=shares.dtype) if need_rows else None
         d_weight = torch.empty_like(weight) if need_weight else None
         d_bias = torch.empty_like(bias) if need_bias else None
+        grad = torch.zeros_like(shares[0]) if grad is None else grad
+        at_target = grad if of_logits is None else grad + of_logits
         factors = -grad * shares  # [tiles, N]: from a tile's softmax to its part of the logits' gradient
         for i, (start, w, b) in enumerate(_tiles(w_all, bias)):
             softmax = kept[i] if kept else _logits(rows, w, b).softmax(-1).to(rows.dtype)
@@ -109,11 +122,11 @@ class _TokenLogps(torch.autograd.Function):
             if d_bias is not None:
                 d_bias[start : start + len(w)] = (softmax.t() @ factor.to(rows.dtype))[:, 0]
         if d_rows is not None:
-            d_rows = d_rows.addcmul_(w_all[targets].to(d_rows.dtype), grad[:, None]).to(rows.dtype)
+            d_rows = d_rows.addcmul_(w_all[targets].to(d_rows.dtype), at_target[:, None]).to(rows.dtype)
         if d_weight is not None:
-            d_weight.index_add_(0, targets, (grad[:, None] * rows).to(d_weight.dtype))
+            d_weight.index_add_(0, targets, (at_target[:, None] * rows).to(d_weight.dtype))
         if d_bias is not None:
-            d_bias.index_add_(0, targets, grad.to(d_bias.dtype))
+            d_bias.index_add_(0, targets, at_target.to(d_bias.dtype))
         return d_rows, d_weight, d_bias, None
 
 

@@ -216,8 +216,10 @@ def _bytes(tensors: dict[str, Tensor]) -> int:
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """The trained weights: those of the model, or of its adapters."""
-    return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    """What training changes: the weights of the model, or of its adapters, and moving averages that the model names."""
+    trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    averages = getattr(model, "moving_averages", None)
+    return trained | averages() if averages else trained
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -291,7 +291,7 @@ def _finish(trainer: Trainer, last_row: dict[str, float]) -> None:
     if collectives.rank() != 0:
         return
     dtype = devices.torch_dtype(trainer.config.save_dtype)
-    model_files = save_model(saved, task.tokenizer, out, dtype, state, task.ends)
+    model_files = save_model(saved, task.tokenizer, out, dtype, state, task.ends) + task.save_more(dtype)
     weights = quantized.count(trained)
     cost = {
         "tokens": trainer.tokens,

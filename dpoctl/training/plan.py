@@ -16,7 +16,7 @@ from ..inference.fitting import lines_of
 from ..inference.memory import Batch, Held, Phase, PlannedScorer
 from ..models import ledger, quantized
 from ..models.blocks import recompute_activations
-from ..models.flops import model_flops, sizes
+from ..models.flops import ModelFlops, model_flops, sizes
 from ..models.ledger import Ledger
 from ..models.load import context_length, context_without_weights, untrained
 from ..models.logprobs import Sequences
@@ -61,6 +61,14 @@ class TrainingPlan(ABC):
         """Bytes by name of what is held during the updates beside the trained model, on one device."""
         return {}
 
+    def trained_model(self, model: Any) -> Any:
+        """What is trained: the model, or one that contains it."""
+        return model
+
+    def flops(self, cost: ModelFlops, model: Any, sequences: Sequences) -> int:
+        """FLOPs of a micro-batch's update; `cost` is that of the model that `model` is or contains."""
+        return cost.of_update(sequences, whole=self.whole)
+
     def lines(self) -> dict[str, Any]:
         """What --dry-run prints."""
         config, world = self.config, self.config.plan_world_size or 1
@@ -69,9 +77,11 @@ class TrainingPlan(ABC):
         tokens = int(tokens * self.steps / len(micros) * world)
         with ledger.planning(gpu=self.target.gpu):
             model = self._build(config)
-            cost, parameters = model_flops(model), quantized.count(model)
+            cost = model_flops(model)
+            model = self.trained_model(model)
+            parameters = quantized.count(model)
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        flops = sum(cost.of_update(m, whole=self.whole) for of_step in micros for m in of_step)
+            flops = sum(self.flops(cost, model, m) for of_step in micros for m in of_step)
         largest = max((m for of_step in micros for m in of_step), key=_tokens)
         shown = {
             "updates": self.steps,
@@ -92,7 +102,7 @@ class TrainingPlan(ABC):
         """The phases of the command with these options."""
         with log.silenced(), ledger.planning(gpu=self.target.gpu) as counted:
             before = counted.restart()
-            model = ledger.held(self._build(config), self.target.dtype)
+            model = self.trained_model(ledger.held(self._build(config), self.target.dtype))
             return self.phases_of(config, counted, Held(model, counted.restart() - before))
 
     def phases_of(self, config: Any, counted: Ledger, trained: Held) -> list[Phase]:

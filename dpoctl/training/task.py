@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ..data.batching import Stream
@@ -129,6 +130,10 @@ class Task(ABC):
     def timing(self) -> dict[str, float]:
         """Seconds by part of a step since the last call, for timing.jsonl."""
         return {}
+
+    def save_more(self, dtype: torch.dtype) -> list[Path]:
+        """Save what the run directory holds beside the model, and return the files; called on rank 0 alone."""
+        return []
 
     def finalize(self) -> dict[str, Any]:
         """Called with the weights that will be saved; may change them, and returns metrics for the manifest.
