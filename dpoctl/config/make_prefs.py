@@ -7,7 +7,7 @@ from typing import Any
 from .conditions import When, all_of, any_of, given, not_a_file, not_given, one_of
 from .engines import LOCAL, Engines
 from .judge_options import CRITERIA, JudgeOptions, on_a_server
-from .sampling import HERE, Generation, Prompted, Rows, Sharded, generation_when
+from .sampling import HERE, Generation, Prompted, Rows, Sharded, WithValues, generation_when
 from .schema import amended, option
 from .shared import (
     DATA,
@@ -59,7 +59,7 @@ def _judge_options() -> dict[str, dict[str, Any]]:
 
 
 @amended(
-    **(generation_when(SAMPLES) | {"generation_batch_size": {"when": all_of(SAMPLES, LOCAL)}}),
+    **(generation_when(SAMPLES) | dict.fromkeys(("generation_batch_size", "ilql_beta"), {"when": all_of(SAMPLES, LOCAL)})),
     **_judge_options(),
     **dict.fromkeys(TEMPLATE_OPTIONS, {"when": any_of(SAMPLES, names_models("scorer"))}),
     **dict.fromkeys(_OF_POLICY, {"when": SAMPLES}),
@@ -81,6 +81,7 @@ class MakePrefs(
     Rows,
     WithScorer,
     Engines,
+    WithValues,
     Generation,
     ChatTemplates,
     ModelOptions,

@@ -85,6 +85,20 @@ class Rows:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WithValues:
+    """A command that samples from one model, which may be one of train-ilql."""
+
+    ilql_beta: float | None = option(
+        None,
+        "Decode a model of train-ilql by log pi + B (Q - V); 0, the default, is the policy without its values.",
+        GEN,
+        at_least=0,
+        metavar="B",
+        when=LOCAL,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prompted:
     """A command that samples from prompts."""
 
@@ -140,7 +154,18 @@ ENGINE_CONDITIONS = {
 )
 @dataclass(frozen=True, kw_only=True)
 class Sample(
-    Sharded, Planned, Prompted, Rows, WithScorer, Engines, Generation, ChatTemplates, ModelOptions, Seeded, Common
+    Sharded,
+    Planned,
+    Prompted,
+    Rows,
+    WithScorer,
+    Engines,
+    WithValues,
+    Generation,
+    ChatTemplates,
+    ModelOptions,
+    Seeded,
+    Common,
 ):
     model: str = option(help="Model to sample from.", panel=DATA, input="model")
     prompts: str = option(help="Prompt rows, or preferences.", panel=DATA, input="file")
@@ -239,6 +264,15 @@ class Evaluate(
     ref_revision: str | None = option(
         None, "Branch, tag or commit of --ref on the Hub.", DATA, metavar="REVISION", when=given("ref")
     )
+    ilql_beta: tuple[float, ...] = option(
+        (),
+        "Decode models of train-ilql by log pi + B (Q - V); several, separated by commas: a row for each.",
+        GEN,
+        at_least=0,
+        commas=True,
+        metavar="B,...",
+        when=all_of(given("model"), LOCAL),
+    )
     prompts: str | None = option(
         None, "Prompts for the models to sample from, unseen in training.", DATA, input="file", when=given("model")
     )
@@ -286,6 +320,12 @@ class Evaluate(
     def sampled_by(self) -> str | None:
         """The model that sampled --completions, where no model is sampled here."""
         return self.model[0] if self.model and self.completions and not self.prompts else None
+
+    def check_ilql_beta(self) -> Iterator[str]:
+        if len(set(self.ilql_beta)) < len(self.ilql_beta):
+            yield "--ilql-beta names one value twice"
+        if self.sampled_by and len(self.ilql_beta) > 1:
+            yield "several --ilql-beta need --prompts to sample from; --completions were decoded with one"
 
     def check_model(self) -> Iterator[str]:
         if self.model and not self.completions and not (self.prompts and self.ref):

@@ -13,9 +13,11 @@ from ..data.chats import prompt_of
 from ..data.codec import Codec
 from ..data.stored import stored_prompt
 from ..models import ledger
+from ..models.ilql import plan_values
 from ..models.ledger import Ledger
 from ..models.load import context_length, untrained
 from ..models.logprobs import Sequences, policy_kl, response_logps
+from ..models.perturbation import next_logits, perturbation_of
 from ..models.probes import vocabulary
 from ..runtime import devices, hardware
 from ..runtime.hardware import Hardware
@@ -98,6 +100,16 @@ def open_frozen(counted: Ledger, path: str, kind: str, revision: str | None, tar
     model = ledger.fake(lambda: untrained(path, kind, revision=revision), gpu=target.gpu)
     ledger.frozen(model, target.dtype)
     return Held(model, counted.restart() - before)
+
+
+def open_sampled(counted: Ledger, path: str, revision: str | None, target: Target, ilql_beta: float | None) -> Held:
+    """A policy that is sampled, with the values of train-ilql where they count. Raises InputError."""
+    policy = open_frozen(counted, path, "policy", revision, target)
+    if not ilql_beta:
+        return policy
+    before = counted.restart()
+    plan_values(policy.model, target.dtype)
+    return Held(policy.model, policy.size + counted.restart() - before)
 
 
 @dataclass(frozen=True)
@@ -191,7 +203,8 @@ def generate(model: Any, batch: Batch) -> int:
 
 def _sample(model: Any, states: Tensor) -> None:
     """What drawing a token from the whole vocabulary allocates."""
-    logits = model.get_output_embeddings()(states).float()
+    logits = next_logits(model, states).float() if perturbation_of(model) else model.get_output_embeddings()(states)
+    logits = logits.float()
     logits.sub_(logits.amax(-1, keepdim=True)).exp_()
 
 

@@ -143,6 +143,9 @@ class SamplerOptions(SamplingOptions, EngineOptions, TemplateArguments, Protocol
     def model(self) -> str: ...
 
     @property
+    def ilql_beta(self) -> float | None: ...
+
+    @property
     def prompts(self) -> str: ...
 
     @property

@@ -103,7 +103,7 @@ class SamplingPlan(RowPlan):
             phases = engine_phases(config, counted, self.target, config.model)
             scorer = self.open_scorer(config, counted)
             return phases + scoring_phases(scorer, counted, config.engine_batch_size)
-        policy = memory.open_frozen(counted, config.model, "policy", config.revision, self.target)
+        policy = memory.open_sampled(counted, config.model, config.revision, self.target, config.ilql_beta)
         scorer = self.open_scorer(config, counted)
         held = {"weights": policy.size, "scorer": scorer.size}
         batch = batch_of(self.count, self.n, self.width, config).within(context_length(policy.model))

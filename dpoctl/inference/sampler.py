@@ -92,7 +92,7 @@ class Sampler:
         self.prompts = load_rows(
             options.prompts, "prompts", skip_bad=options.skip_bad_rows, columns=options.columns, limit=options.limit
         )
-        self.engine = open_engine(options, self.templates, options.model, lambda: self.compute)
+        self.engine = open_engine(options, self.templates, options.model, lambda: self.compute, options.ilql_beta)
         fix_settings(output, self.engine)
         self.engine.keep_answers(output)
         asked = with_examples(options, self.prompts, few_shot) if few_shot else self.prompts  # rows keep the original

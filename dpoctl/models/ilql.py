@@ -30,9 +30,10 @@ FILE = "ilql.safetensors"
 class QHead(nn.Module):
     """Q(h, .) over a vocabulary; `inner` gives the rows that `out` is applied to."""
 
-    def __init__(self, width: int, vocabulary: int):
+    def __init__(self, width: int, vocabulary: int, dtype: torch.dtype | None = None):
         super().__init__()
-        self.hidden, self.out = nn.Linear(width, 2 * width), nn.Linear(2 * width, vocabulary)
+        self.hidden = nn.Linear(width, 2 * width, dtype=dtype)
+        self.out = nn.Linear(2 * width, vocabulary, dtype=dtype)
 
     def inner(self, states: Tensor) -> Tensor:
         """[N, 2d] of states [N, d]."""
@@ -177,12 +178,11 @@ def decode_with_values(policy: PreTrainedModel, folder: Path, beta: float, path:
     _attach(policy, heads, beta)
 
 
-def plan_values(policy: PreTrainedModel, dtype: torch.dtype) -> nn.ModuleList:
-    """Target heads of fake tensors with which a policy of fake tensors is decoded; to be held while that is run."""
+def plan_values(policy: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Decode a policy of fake tensors with target heads of fake tensors."""
     vocabulary, width = policy.get_output_embeddings().weight.shape
-    heads = nn.ModuleList(QHead(width, vocabulary) for _ in range(2)).to(dtype).requires_grad_(False)
+    heads = nn.ModuleList(QHead(width, vocabulary, dtype) for _ in range(2)).requires_grad_(False)
     _attach(policy, heads, 1.0)
-    return heads
 
 
 def _attach(policy: PreTrainedModel, heads: nn.ModuleList, beta: float) -> None:

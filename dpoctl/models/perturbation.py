@@ -22,9 +22,12 @@ class Perturbation:
     weights: int
 
 
-def perturb(model: Any, perturbation: Perturbation) -> None:
-    """Let a model be decoded and compared with these logits; its head must be plain (`has_plain_head`)."""
-    if not has_plain_head(model):
+def perturb(model: Any, perturbation: Perturbation | None) -> None:
+    """Let a model be decoded and compared with these logits; its head must be plain (`has_plain_head`).
+
+    None: with those of its own head alone.
+    """
+    if perturbation and not has_plain_head(model):
         raise ValueError("the logits of a model without a plain head are not known from its hidden states")
     model._dpoctl_perturbation = perturbation
 

@@ -145,5 +145,9 @@ def numbers(collected: Collected) -> list[dict[str, Any]]:
 
 
 def name_of_point(point: dict[str, Any]) -> str:
-    """A point's name in tables."""
-    return f"best of {point['options']['n']}" if point["method"] == "best-of-n" else Path(point["model"]).name
+    """A point's name in tables: of an ILQL model with the beta of its decoding."""
+    options = point.get("options") or {}
+    if point["method"] == "best-of-n":
+        return f"best of {options['n']}"
+    beta = options.get("ilql_beta")
+    return Path(point["model"]).name + ("" if beta is None else f" β={beta:g}")

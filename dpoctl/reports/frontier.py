@@ -17,7 +17,8 @@ from .shared import Drawing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SWEPT = (("beta", "β="), ("alpha", "α="), ("target_kl", "KL*="))  # what a method sweeps, and how it is written
+# What a method sweeps, and how it is written
+_SWEPT = (("ilql_beta", "β="), ("beta", "β="), ("alpha", "α="), ("target_kl", "KL*="))
 _METHODS = (
     "dpo",
     "unlikelihood",
@@ -26,6 +27,7 @@ _METHODS = (
     "ppo-gt-trl-2023",
     "preferred-ft",
     "sft",
+    "ilql",
 )  # these keep their colours
 _CURVES = ("best-of-n", "optimum")
 _ROUNDS = " in rounds"  # behind the method, where policies are rounds of one path
@@ -112,20 +114,24 @@ def _path(chain: list[tuple[Run, list[Point]]]) -> Line:
 
 
 def _by_method(points: Sequence[Point]) -> list[Line]:
-    """A line for each method and model of some points, with the swept option at its end."""
+    """A line for each method and model of some points, with the swept option at the last point of each value."""
     groups: dict[tuple[str, str], list[Point]] = defaultdict(list)
     for p in _drawable(points):
         groups[p["method"], p["model"]].append(p)
     return [
-        Line(method, group, [(group[-1], swept)] if (swept := swept_option(group[-1])) else [])
+        Line(method, group, [(p, swept) for swept, p in {swept_option(p): p for p in group}.items() if swept])
         for (method, _), group in groups.items()
     ]
 
 
 def _drawable(points: Sequence[Point]) -> list[Point]:
-    """The points that have a KL, in the order of training."""
-    found = [p for p in points if p.get("kl") is not None]
-    return sorted(found, key=lambda p: (p.get("step") is None, p.get("step") or 0))
+    """The points that have a KL, in the order of training; those of one ILQL model by the beta of its decoding."""
+    return sorted((p for p in points if p.get("kl") is not None), key=_place_in_line)
+
+
+def _place_in_line(point: dict) -> tuple[bool, int, float]:
+    beta = (point.get("options") or {}).get("ilql_beta")
+    return point.get("step") is None, point.get("step") or 0, beta or 0.0
 
 
 def _order(methods: set[str]) -> list[str]:

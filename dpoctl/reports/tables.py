@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -107,7 +106,8 @@ def seeds(collected: Collected) -> Rows | None:
         trained.setdefault(f"{p['method']} {others}", []).append((options.get("seed"), p))
     sampled: dict[str, list[tuple[Any, dict]]] = {}
     for i, p in enumerate(p for p in collected.evaluations if p["method"] not in ("best-of-n", "optimum")):
-        sampled.setdefault(p["model"], []).append((i, p))
+        beta = (p.get("options") or {}).get("ilql_beta")
+        sampled.setdefault(f"{p['model']} {beta}", []).append((i, p))
     rows = []
     for kind, groups in (("training", trained), ("sampling", sampled)):
         for group in groups.values():
@@ -122,7 +122,7 @@ def _spread(kind: str, points: list[dict]) -> list[str]:
     mean = sum(rewards) / len(rewards)
     deviation = (sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1)) ** 0.5
     error = sum(p["reward_se"] for p in points) / len(points)
-    names = ", ".join(dict.fromkeys(Path(p["model"]).name for p in points))
+    names = ", ".join(dict.fromkeys(map(efficiency.name_of_point, points)))
     return [names, kind, f"{mean:.3f}", f"{deviation:.3f}", f"{error:.3f}", str(len(points))]
 
 

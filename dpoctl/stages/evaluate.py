@@ -4,22 +4,21 @@ A completions file has a KL where its rows carry their token ids, and --model is
 """
 
 import json
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from .. import log
 from ..config.sampling import Evaluate
 from ..data.readers import Rows, load_rows
 from ..errors import InputError
-from ..inference import curves, memory
+from ..inference import curves
 from ..inference.completions import prompt_set
-from ..inference.engine_planning import engine_lines, engine_phases
+from ..inference.engine_planning import engine_lines
 from ..inference.engine_samples import EngineSamples, compared
+from ..inference.evaluation_planning import EvaluationPlan
 from ..inference.evaluation_shards import PART, part_of
 from ..inference.generate import batch_slices
-from ..inference.memory import Phase
 from ..inference.options import template_options
-from ..inference.planning import RowPlan, batch_of, scoring_phases
 from ..inference.policy_evaluation import (
     NO_KL,
     NamedModel,
@@ -34,12 +33,12 @@ from ..inference.policy_evaluation import (
 )
 from ..inference.scorer_text import completion_of
 from ..inference.scorers import Scorer, load_scorer, scorer_options
-from ..inference.stored_samples import longest, not_plain, stored_samples
-from ..models.ledger import Ledger
+from ..inference.stored_samples import not_plain, stored_samples
+from ..inference.values import beta_of_samples, use_values
 from ..models.load import Loaded, context_length, load_policy
 from ..models.place import Place
 from ..models.pretrained import silence_transformers
-from ..models.tokenizers import load_codec, require_same_tokenizer
+from ..models.tokenizers import require_same_tokenizer
 from ..outputs.claims import Output
 from ..outputs.manifests import read_manifest, sampling_manifest
 from ..outputs.row_writer import RowWriter
@@ -60,8 +59,8 @@ def run(config: Evaluate, output: Output) -> None:
     subjects, shard = _subjects(config), evaluator.shard
     before = (writer.state.get("rows", []), writer.batches_done) if writer else None
     rows, done = collectives.from_rank_0(before)
-    for path, is_file in subjects[done:]:
-        batch = evaluator.evaluate_file(path) if is_file else evaluator.evaluate_model(path)
+    for subject in subjects[done:]:
+        batch = evaluator.evaluate_file(subject.path) if subject.is_file else evaluator.evaluate_model(subject)
         rows += [{name: value for name, value in row.items() if name != PART} for row in batch]  # for the table
         stopping = collectives.any_rank(bool(signals.stop.signal))
         if writer:
@@ -82,11 +81,20 @@ def run(config: Evaluate, output: Output) -> None:
         tables.show_evaluations(rows)
 
 
-def _subjects(config: Evaluate) -> list[tuple[str, bool]]:
-    """(path, is it a completions file) of everything that a shard evaluates: all models on its prompts, its files."""
+class Subject(NamedTuple):
+    """A model, with the beta of its values where it is given, or a completions file."""
+
+    path: str
+    is_file: bool = False
+    ilql_beta: float | None = None
+
+
+def _subjects(config: Evaluate) -> list[Subject]:
+    """Everything that a shard evaluates: all models, at each beta, on its prompts, and its files."""
     models = () if config.sampled_by else config.model
     files = config.completions[_shard_of_files(config).batches]
-    return [(path, False) for path in models] + [(path, True) for path in files]
+    of_models = [Subject(path, ilql_beta=beta) for path in models for beta in config.ilql_beta or (None,)]
+    return of_models + [Subject(path, is_file=True) for path in files]
 
 
 def _shard_of_files(config: Evaluate) -> ShardRange:
@@ -107,9 +115,6 @@ def _prompts(config: Evaluate) -> Rows | None:
     return load_rows(
         config.prompts, "prompts", skip_bad=config.skip_bad_rows, columns=config.columns, limit=config.limit
     )
-
-
-_TEXTS = 1024  # more than a forward pass of a scorer takes
 
 
 class Evaluator:
@@ -145,14 +150,20 @@ class Evaluator:
             templates=self.templates,
         )
 
-    def evaluate_model(self, path: str) -> list[dict]:
-        """The row of a model: completions of the prompts, scored, and the KL to the reference."""
-        config, prompts, reference = self.config, self.prompts, self.reference
+    def evaluate_model(self, subject: Subject) -> list[dict]:
+        """The row of a model: completions of the prompts, scored, and the KL to the reference.
+
+        With a beta both are those of the policy that is decoded with it.
+        """
+        config, prompts, reference, path = self.config, self.prompts, self.reference, subject.path
         assert prompts and reference and config.ref  # `Evaluate.check_model` requires them with --model
         if not prompts.rows:  # more shards than batches
             return []
         policy = self._open_model(path, config.revision)
         require_same_tokenizer(policy.tokenizer, reference.tokenizer, path, config.ref)
+        if not self.samples:
+            use_values(policy, path, config.revision, subject.ilql_beta)
+        head = self._head(path, subject.ilql_beta)
         evaluation = PolicyEvaluation(self.scorer, config, config.seed, config.n, self.lm)
         against = Reference(reference.model)
         if self.samples:
@@ -163,10 +174,11 @@ class Evaluator:
                 )
         else:
             chosen = prompt_set(prompts, policy.codec, context_length(policy.model), config.max_prompt_length)
-            shown = log.progress(f"evaluate {path}", len(chosen) * config.n, "completions")
+            name = path if subject.ilql_beta is None else f"{path} with beta {subject.ilql_beta:g}"
+            shown = log.progress(f"evaluate {name}", len(chosen) * config.n, "completions")
             with shown as meter, self.compute.autocast():
                 metrics, completions = evaluation.measure(policy, against, chosen, meter)
-        return [self._head(path) | metrics | (self._part(completions) if config.shard else {})]
+        return [head | metrics | (self._part(completions) if config.shard else {})]
 
     def _part(self, completions: list[dict]) -> dict[str, Any]:
         """What merging needs to know of a shard's completions beside their means."""
@@ -183,6 +195,8 @@ class Evaluator:
         require_same_tokenizer(policy.tokenizer, reference.tokenizer, policy_path, config.ref)
         read = load_rows(path, "completions", skip_bad=config.skip_bad_rows, columns=config.columns)
         samples = stored_samples(read, policy_path, policy, reference)
+        beta = beta_of_samples(path, next(iter(config.ilql_beta), None))
+        use_values(policy, policy_path, config.revision, beta)
         evaluation = PolicyEvaluation(self.scorer, config, config.seed, lm=self.lm)
         temperature = samples.temperature if samples.plain else None
         with self.compute.autocast():
@@ -191,8 +205,8 @@ class Evaluator:
             )
         scores = [row["score"] for row in rows]
         skipped = {"skipped": samples.skipped} if samples.skipped else {}
-        row = self._head(policy_path) | metrics | {"temperature": samples.temperature, "completions": path} | skipped
-        return [row, *self._curve_rows(path, samples.rows, scores, samples.temperature, row["scorer"])]
+        row = self._head(policy_path, beta) | metrics | {"temperature": samples.temperature, "completions": path}
+        return [row | skipped, *self._curve_rows(path, samples.rows, scores, samples.temperature, row["scorer"])]
 
     def evaluate_file(self, path: str) -> list[dict]:
         """The row of a completions file, without a KL since its policy is unknown, and the rows of its curves."""
@@ -234,10 +248,13 @@ class Evaluator:
             points += [{"method": "optimum"} | point for point in optimum]
         return points
 
-    def _head(self, path: str) -> dict[str, Any]:
+    def _head(self, path: str, ilql_beta: float | None = None) -> dict[str, Any]:
         """What identifies an evaluation row."""
         scorer = f"{self.scorer.name}@{self.scorer.score_type}"
-        return _identity(path) | {"temperature": self.config.temperature, "scorer": scorer}
+        identity = _identity(path)
+        if ilql_beta is not None:
+            identity["options"] |= {"ilql_beta": ilql_beta}
+        return identity | {"temperature": self.config.temperature, "scorer": scorer}
 
 
 def _check_plain(path: str, rows: list[dict], temperature: float | None) -> None:
@@ -256,12 +273,13 @@ def _identity(path: str) -> dict[str, Any]:
     if manifest is None:
         return {"model": path, "method": "model", "options": {}, "step": None}
     options = manifest["options"]
-    names = ("loss", "beta", "alpha", "target-kl", "kl-coef", "preset", "seed", "n", "best-of", "lr")
+    names = ("loss", "beta", "alpha", "target-kl", "kl-coef", "preset", "seed", "n", "best-of", "lr", "ilql-beta")
     kept = {k.replace("-", "_"): options[k] for k in names if options.get(k) is not None}
     stage = manifest["stage"]
     method = {
         "train-dpo": "dpo" if options.get("loss") == "sigmoid" else options.get("loss"),
         "sft": "preferred-ft" if options.get("field") else "sft",
+        "train-ilql": "ilql",
         "sample": "sample",
     }.get(stage, stage)
     method = manifest["metrics"].get("method", method)
@@ -273,105 +291,12 @@ def plan(config: Evaluate) -> dict[str, Any]:
     prompts = _prompts(config)
     if prompts:
         prompts, _ = _shard_of_prompts(config, prompts)
-    models, files = ([path for path, is_file in _subjects(config) if is_file is kind] for kind in (False, True))
-    models = [] if prompts and not prompts.rows else models
+    models = [] if config.sampled_by or (prompts and not prompts.rows) else list(config.model)
+    files = [subject.path for subject in _subjects(config) if subject.is_file]
     shown: dict[str, Any] = {"models": json.dumps(models), "files": json.dumps(files)}
     shown |= {"sampled by": config.sampled_by} if config.sampled_by else {}
-    shown |= {"completions": len(prompts.rows) * config.n * len(models)} if prompts else {}
+    if prompts:
+        rows = len(models) * max(1, len(config.ilql_beta))
+        shown |= {"completions": len(prompts.rows) * config.n * rows}
     shown |= engine_lines(config) if models else {}
-    return shown | Plan(config, prompts, models, files).memory_lines()
-
-
-class Plan(RowPlan):
-    """Each model beside reference, scorers and --lm; completions files need the latter alone."""
-
-    config: Evaluate
-
-    def __init__(self, config: Evaluate, prompts: Rows | None, models: list[str], files: list[str]):
-        super().__init__(config)
-        self.prompts, self.models = prompts, models
-        self.width = 0
-        self.samples: list[memory.Batch] = []  # of each completions file that --model sampled
-        for path in files if config.sampled_by else ():
-            rows = load_rows(path, "completions", skip_bad=config.skip_bad_rows, columns=config.columns).rows
-            self.samples.append(memory.Batch(len(rows), len(rows), *longest(rows)))
-        if prompts and models:
-            codec = load_codec(
-                models[0],
-                revision=config.revision,
-                trust_remote_code=config.trust_remote_code,
-                templates=template_options(config),
-            )
-            self.width = memory.longest_prompt(prompts.rows, codec, config.max_prompt_length)
-
-    def phases_of(self, config: Evaluate, counted: Ledger) -> list[Phase]:
-        scorers = [
-            self.open_scorer(config, counted),
-            self.open_scorer(config, counted, "selection_scorer"),
-        ]
-        others = {
-            name: memory.open_frozen(counted, path, "policy", revision, self.target)
-            for name, path, revision in (
-                ("reference", config.ref, config.ref_revision),
-                ("lm", config.lm, config.lm_revision),
-            )
-            if path
-        }
-        generating: list[Phase] = []
-        if config.engine != "transformers":
-            generating = [phase for path in self.models for phase in engine_phases(config, counted, self.target, path)]
-        held = {"scorer": sum(s.size for s in scorers)} | {name: each.size for name, each in others.items()}
-        beside = _Beside(scorers[0], others)
-        phases = []
-        for path in self.models:
-            policy = memory.open_frozen(counted, path, "policy", config.revision, self.target)
-            phases.append(self._model_phase(config, counted, policy, beside, held))
-            del policy
-        phases += [self._samples_phase(config, counted, batch, beside, held) for batch in self.samples]
-        if phases:
-            return [max(found, key=lambda phase: phase.total) for found in (generating, phases) if found]
-        return [phase for scorer in scorers for phase in scoring_phases(scorer, counted, _TEXTS, held)]
-
-    def _model_phase(
-        self, config: Evaluate, counted: Ledger, policy: memory.Held, beside: "_Beside", held: dict[str, int]
-    ) -> Phase:
-        """Sampling from a policy, and measuring its completions."""
-        assert self.prompts is not None
-        batch = batch_of(len(self.prompts.rows), config.n, self.width, config)
-        batch = batch.within(context_length(policy.model))
-        texts = len(self.prompts.rows) * config.n
-
-        def run() -> int:
-            with self.target.autocast():
-                cache = memory.generate(policy.model, batch) if config.engine == "transformers" else 0
-                beside.measure(policy, batch, texts, config.tokens_per_batch)
-            return cache
-
-        return memory.work(counted, "evaluation", {"weights": policy.size} | held, run)
-
-    def _samples_phase(
-        self, config: Evaluate, counted: Ledger, batch: memory.Batch, beside: "_Beside", held: dict[str, int]
-    ) -> Phase:
-        """Measuring completions that a policy sampled earlier."""
-        assert config.sampled_by is not None
-        policy = memory.open_frozen(counted, config.sampled_by, "policy", config.revision, self.target)
-
-        def run() -> None:
-            with self.target.autocast():
-                beside.measure(policy, batch.within(context_length(policy.model)), batch.rows, config.tokens_per_batch)
-
-        return memory.work(counted, "evaluation", {"weights": policy.size} | held, run)
-
-
-@dataclass(frozen=True)
-class _Beside:
-    """The models that measure a policy's completions: the scorer, and the reference and --lm where they are given."""
-
-    scorer: memory.PlannedScorer
-    others: dict[str, memory.Held]
-
-    def measure(self, policy: memory.Held, batch: memory.Batch, texts: int, tokens_per_batch: int) -> None:
-        """Score completions and compare log-probs, on fake tensors."""
-        self.scorer.run(texts, batch.tokens)
-        for other in self.others.values():
-            memory.compare(policy.model, other.model, batch, tokens_per_batch)
+    return shown | EvaluationPlan(config, prompts, models, files).memory_lines()

@@ -4,6 +4,7 @@ from typing import Any
 
 from ...models import quantized
 from ...models.load import Loaded, context_length
+from ...models.perturbation import perturbation_of
 from ...runtime.devices import Compute
 from ..generate import Completion, PromptTokens, Sampling, generate
 from .engine import Engine
@@ -17,8 +18,10 @@ class LocalEngine(Engine):
         self.codec, self.context = policy.codec, context_length(policy.model)
 
     def cost(self) -> dict[str, Any]:
+        values = perturbation_of(self.policy.model)
+        weights = quantized.count(self.policy.model) + (values.weights if values else 0)
         return {
-            "flops_per_token": 2 * quantized.count(self.policy.model),
+            "flops_per_token": 2 * weights,
             "peak_memory_bytes": self.compute.peak_memory_bytes(),
             "device": self.compute.name,
         }

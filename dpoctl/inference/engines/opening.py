@@ -8,6 +8,7 @@ from ...models.place import Place
 from ...models.tokenizers import load_codec
 from ...runtime.devices import Compute, open_compute
 from ..options import EngineOptions
+from ..values import use_values, warn_of_values
 from .engine import Engine
 from .local import LocalEngine
 
@@ -15,18 +16,25 @@ OpenCompute = Callable[[], Compute]
 
 
 def open_engine(
-    options: EngineOptions, templates: TemplateOptions, model: str, compute: OpenCompute | None = None
+    options: EngineOptions,
+    templates: TemplateOptions,
+    model: str,
+    compute: OpenCompute | None = None,
+    ilql_beta: float | None = None,
 ) -> Engine:
     """The engine of the options for a model: a directory, an adapter's directory or a hub id.
 
-    `compute` opens the device of models in this process. Raises InputError for whatever is wrong with engine and model.
+    `compute` opens the device of models in this process; `ilql_beta` is how much the values of a model of train-ilql
+    count in this package's own engine. Raises InputError for whatever is wrong with engine and model.
     """
     if options.engine == "transformers":
         found = compute() if compute else open_compute(options.device, options.dtype)
         place = Place(found.device, found.dtype)
         code, revision = options.trust_remote_code, options.revision
         policy = load_policy(model, place, revision=revision, trust_remote_code=code, templates=templates)
+        use_values(policy, model, revision, ilql_beta)
         return LocalEngine(policy, found)
+    warn_of_values(model, options.revision)
     codec = load_codec(
         model, revision=options.revision, trust_remote_code=options.trust_remote_code, templates=templates
     )
