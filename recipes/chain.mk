@@ -18,6 +18,10 @@ EVAL_N ?= 1
 # what best-of-n selects by: the reward model, or a SCORER
 SELECTION ?= $(W)/rm
 FT_EVERY ?= 50
+# with which the model of ILQL is decoded, separated by commas; empty: no ILQL
+ILQL_BETAS ?= 0,1,2,4,8,16
+# scored completions of each training prompt that ILQL learns from
+ILQL_SAMPLES ?= 4
 
 RUN = $(DPOCTL) $(1) --config $(CONFIG)
 TRAIN := $(WORLD)/prompts.train.jsonl
@@ -33,7 +37,9 @@ SHOWN ?= sft $(DPO)
 # Judged against the SFT model by the ground truth: names of runs, and best-of-N.
 WINNERS ?= $(filter-out sft,$(SHOWN))
 
-.PHONY: all frontier stability clean
+ILQL := $(if $(ILQL_BETAS),$(W)/eval.ilql.jsonl)
+
+.PHONY: all frontier ilql stability clean
 # Targets of pattern rules are kept. They are made where they are missing, whatever was complete before.
 RUNS := dpo-% unlikelihood-% preferred-ft-% ppo-gt-trl-% ppo-gt-% ppo-% seed-% prompts-%
 ROWS := samples.best-of-% samples.% scored.% wins.% prefs-% resampled-%
@@ -41,6 +47,7 @@ ROWS := samples.best-of-% samples.% scored.% wins.% prefs-% resampled-%
 ALL ?= $(W)/report/manifest.json
 all: $(ALL)
 frontier: $(W)/frontier/manifest.json
+ilql: $(ILQL:%=%.manifest.json)
 stability: $(W)/stability/manifest.json
 
 $(WORLD)/manifest.json: $(CONFIG)
@@ -77,6 +84,19 @@ $(W)/ppo-gt-%/manifest.json: $(W)/sft/manifest.json
 $(W)/ppo-%/manifest.json: $(W)/rm/manifest.json
 	$(PPO) --reward $(W)/rm --target-kl $* --out $(W)/ppo-$*
 
+# One model, trained on scored samples of the SFT model, and decoded at every beta
+$(W)/ilql.samples.jsonl.manifest.json: $(W)/sft/manifest.json
+	$(call RUN,sample) --n $(ILQL_SAMPLES) --model $(W)/sft --prompts $(TRAIN) --out $(W)/ilql.samples.jsonl
+
+$(W)/ilql.scored.jsonl.manifest.json: $(W)/ilql.samples.jsonl.manifest.json
+	$(call RUN,score) --data $(W)/ilql.samples.jsonl --scorer $(SCORER) --out $(W)/ilql.scored.jsonl
+
+$(W)/ilql/manifest.json: $(W)/ilql.scored.jsonl.manifest.json
+	$(call RUN,train-ilql) --model $(W)/sft --data $(W)/ilql.scored.jsonl --out $(W)/ilql
+
+$(W)/eval.ilql.jsonl.manifest.json: $(W)/ilql/manifest.json
+	$(call RUN,evaluate) --n $(EVAL_N) --model $(W)/ilql --ilql-beta $(ILQL_BETAS) --ref $(W)/sft --prompts $(TEST) --scorer $(SCORER) --out $(W)/eval.ilql.jsonl
+
 # --- evaluation
 
 $(W)/eval.jsonl.manifest.json: $(call DONE,$(SHOWN))
@@ -107,8 +127,8 @@ CURVES ?= $(W)/curves.jsonl
 $(W)/report/manifest.json: $(W)/eval.jsonl.manifest.json $(SCORED:%=%.manifest.json) $(WINS:%=%.manifest.json) $(CURVES:%=%.manifest.json)
 	$(call RUN,report) $(SHOWN:%=$(W)/%) $(if $(CURVES),$(W)/rm) $(W)/prefs.jsonl $(W)/eval.jsonl $(CURVES) $(WINS) $(SCORED) --title "$(TITLE)" --out $(W)/report
 
-$(W)/frontier/manifest.json: $(call DONE,$(FRONTIER) rm) $(W)/eval.jsonl.manifest.json $(W)/curves.jsonl.manifest.json $(SCORED:%=%.manifest.json)
-	$(call RUN,report) $(FRONTIER:%=$(W)/%) $(W)/rm $(W)/prefs.jsonl $(W)/curves.jsonl $(SCORED) --title "$(TITLE): the frontier" --out $(W)/frontier
+$(W)/frontier/manifest.json: $(call DONE,$(FRONTIER) rm) $(W)/eval.jsonl.manifest.json $(W)/curves.jsonl.manifest.json $(ILQL:%=%.manifest.json) $(SCORED:%=%.manifest.json)
+	$(call RUN,report) $(FRONTIER:%=$(W)/%) $(W)/rm $(W)/prefs.jsonl $(W)/curves.jsonl $(ILQL) $(SCORED) --title "$(TITLE): the frontier" --out $(W)/frontier
 
 # --- stability of DPO at STABLE_BETA: training seeds, sampling seeds, smaller preference sets
 

@@ -27,6 +27,7 @@ SHARE = {
     "train-dpo": "deaths corruptions",
     "train-rm": "deaths corruptions",
     "train-ppo": "deaths signals",
+    "train-ilql": "kills",
     "sample": "deaths corruptions",
     "sample-server": "deaths no_room",
     "score": "no_room size_limit",

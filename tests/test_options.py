@@ -27,6 +27,7 @@ BASE = {  # values of the required options
     "train-dpo": {"model": "m", "data": "d"},
     "train-rm": {"model": "m", "data": "d"},
     "train-ppo": {"model": "m", "prompts": "p", "reward": "r"},
+    "train-ilql": {"model": "m", "data": "d"},
     "sample": {"model": "m", "prompts": "p"},
     "score": {"data": "d", "scorer": "s"},
     "evaluate": {},

@@ -31,6 +31,10 @@ PPO = (
     "--generation-batch-size 4 --max-length 96 --max-prompt-length 16 "
     "--tokens-per-batch 100"
 ).split()
+ILQL = (
+    "train-ilql --model sft --data samples.jsonl --eval-data samples.jsonl --target-rate 0.5 --max-steps 6 "
+    "--batch-size 5 --tokens-per-batch 60 --max-length 96 --max-prompt-length 16 --warmup-steps 2 --log-every 1"
+).split()
 
 
 def column(world, run: str, name: str) -> list[float]:
@@ -44,7 +48,7 @@ def test_two_ranks_have_the_losses_of_one_process(here):
         for name in RUNS
         for kind in ("ddp", "fsdp")
     ]
-    torchrun(here, *two, [*PPO, "--out", "ppo-ddp"])
+    torchrun(here, *two, [*PPO, "--out", "ppo-ddp"], [*ILQL, "--out", "ilql-ddp"])
     for name in RUNS:
         assert command_line([*RUNS[name], *SHORT, "--out", f"{name}-one"]) == 0
         for kind in ("ddp", "fsdp"):
@@ -61,6 +65,10 @@ def test_two_ranks_have_the_losses_of_one_process(here):
     for metric in ("loss", "objective/kl", "objective/scores", "policy/approxkl_avg", "val/explained_variance"):
         assert other[metric] == pytest.approx(one[metric], rel=1e-4, abs=1e-6), metric
 
+    assert command_line([*ILQL, "--out", "ilql-one"]) == 0
+    for metric in ("loss", "loss/q", "eval/loss"):
+        expected = pytest.approx(column(here, "ilql-one", metric), rel=1e-4)
+        assert column(here, "ilql-ddp", metric) == expected, metric
     from transformers import AutoModelForCausalLM
 
     one, sharded = (AutoModelForCausalLM.from_pretrained(f"dpo-{kind}") for kind in ("one", "fsdp"))

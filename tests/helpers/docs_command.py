@@ -13,6 +13,7 @@ _SMALL = {
     "sft": _TRAINING,
     "train-dpo": _TRAINING,
     "train-rm": _TRAINING,
+    "train-ilql": _TRAINING,
     "train-ppo": _TRAINING | {"--max-new-tokens": "8"},
     "make-prefs": {"--max-new-tokens": "8", "--limit": "8", "--generation-batch-size": "16"},
     "sample": {"--max-new-tokens": "8", "--limit": "4"},

@@ -70,6 +70,11 @@ STAGES: dict[str, list[str]] = {
             "--kl-horizon 60 --normalize-rewards --out ppo"
         ).split(),
     ],
+    "train-ilql": [
+        *f"train-ilql --model {UP}/sft --data {UP}/prefs.jsonl --rows preferences".split(),
+        *TRAINING,
+        *f"--eval-data {UP}/prefs.jsonl --eval-every 3 --target-every 2 --max-steps 5 --out ilql".split(),
+    ],
     "sample": [
         "sample",
         "--model",
