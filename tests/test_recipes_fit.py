@@ -52,7 +52,7 @@ def test_every_command_fits(recipe, tmp_path, monkeypatch, capsys):
                 real_models.write(place, config)
                 words = [str(place) if word == hub_name else word for word in words]
         plan = ["--dry-run", "--plan-device", "h100"]
-        if name in ("sft", "train-dpo", "train-rm", "train-ppo"):
+        if name in ("sft", "train-dpo", "train-rm", "train-ppo", "train-ilql"):
             plan += ["--plan-world-size", str(devices)]
         elif name == "judge":
             plan = ["--dry-run"]
@@ -99,6 +99,9 @@ def write_input(recipe: str, path, sizes: tuple[int, int, int]) -> None:
         rows = [{"text": real_models.text(600, i)} for i in range(64)]
     elif path.name == "shots.jsonl":
         rows = [{"prompt": text, "completion": answers[0]} for text in texts[:2]]
+    elif path.name == "ilql.scored.jsonl":
+        scored = [(text, answer, i / 256) for i, text in enumerate(texts) for answer in answers]
+        rows = [{"prompt": text, "completion": answer, "score": score} for text, answer, score in scored]
     else:
         rows = [{"prompt": text, "completion": answers[0], "reference": answers[0]} for text in texts]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
