@@ -324,6 +324,17 @@ def test_the_values_that_are_read_are_the_targets_that_were_trained(learned):
     assert found.item() == pytest.approx(kl(p, r).sum().item(), rel=1e-3)
 
 
+def test_adapters_and_their_merged_model_have_the_same_values(learned):
+    pytest.importorskip("peft")
+    learned.run(*ILQL, "--lora 4 --max-steps 2 --out adapters")
+    learned.run("merge adapters --base sft --out merged")
+    assert learned.digest("adapters/ilql.safetensors") == learned.digest("merged/ilql.safetensors")
+    for model in ("adapters", "merged"):
+        learned.run(SAMPLE, f"--temperature 0 --ilql-beta 2 --model {model} --out greedy-{model}.jsonl")
+    texts = [[row["completion"] for row in learned.rows(f"greedy-{model}.jsonl")] for model in ("adapters", "merged")]
+    assert texts[0] == texts[1]
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

@@ -5,6 +5,7 @@ weights. A Q head over a vocabulary is the tiled head's product: neither its val
 are held at once in training.
 """
 
+import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,18 @@ def save_heads(heads: Heads, out: Path, dtype: torch.dtype) -> Path:
             tmp.unlink(missing_ok=True)
             raise
     return path
+
+
+def copy_heads(source: Path, out: Path) -> list[Path]:
+    """Copy the file of a run directory, if it has one, to another with the same hidden states. Raises StorageError."""
+    if not (source / FILE).is_file():
+        return []
+    with writing(out / FILE, (source / FILE).stat().st_size):
+        tmp = out / f".{FILE}.tmp"
+        shutil.copyfile(source / FILE, tmp)
+        sync_file(tmp)
+        tmp.replace(out / FILE)
+    return [out / FILE]
 
 
 def decode_with_values(policy: PreTrainedModel, folder: Path, beta: float, path: str) -> None:

@@ -26,6 +26,7 @@ from ..outputs.shards import Part, output_difference, read_parts
 def run(config: Merge, output: Output) -> None:
     """Merge a policy's or reward model's adapter into its base; the result is an ordinary model directory."""
     from ..models.adapter import is_reward
+    from ..models.ilql import copy_heads
     from ..models.load import load_merged, load_merged_reward
     from ..models.pretrained import quiet
     from ..models.save import save_model
@@ -38,6 +39,7 @@ def run(config: Merge, output: Output) -> None:
         model, tokenizer = load(config.inputs[0], base, config.revision, config.trust_remote_code)
         weights = sum(p.numel() for p in model.parameters())
         saved = save_model(model, tokenizer, output.out, torch_dtype(config.save_dtype))
+        saved += copy_heads(Path(config.inputs[0]).expanduser(), output.out)  # merged layers have the same states
     output.finish([(path, None) for path in saved], {"parameters": weights}, {})
     log.say(f"{output.out}: {config.inputs[0]} merged into {base}, {weights:,} parameters")
 

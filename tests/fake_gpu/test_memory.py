@@ -16,6 +16,7 @@ COMMANDS = {
     "checkpointing": f"train-dpo {TRAIN} --activation-checkpointing",
     "adapters": f"train-dpo {TRAIN} --lora 16",
     "reward model": f"train-rm {TRAIN}",
+    "ilql": f"train-ilql {TRAIN} --rows preferences",
 }
 TOLERANCE = 0.15  # how far the plan may be off the ledger, as a share of the ledger
 UPDATES = 5  # 20 pairs
@@ -45,7 +46,7 @@ def test_the_plan_is_what_a_run_holds(card, long_pairs, command, size):
     """All updates that are planned: some have one micro-batch, some a second one beside the gradients of the first."""
     if command == "adapters":
         pytest.importorskip("peft")
-    if size == "8b" and command in ("dpo", "checkpointing", "reward model"):
+    if size == "8b" and command in ("dpo", "checkpointing", "reward model", "ilql"):
         pytest.skip("all weights of 8b are not trained on one device")
     words = f"{COMMANDS[command]} --model hollow-{size} --data long.jsonl --out hollow --overwrite"
     report = card.run(words, cwd=long_pairs.folder, backing="meta", updates=UPDATES)

@@ -32,7 +32,9 @@ class Waits:
 
 
 # One wait for numbers, so that a loss that is not finite stops before the weights change; no copy to the device waits.
-UPDATE = {name: Waits(1, 0, 0, 0) for name in ("sft", "train-dpo", "train-dpo kto", "train-rm", "train-ppo")}
+UPDATE = {
+    name: Waits(1, 0, 0, 0) for name in ("sft", "train-dpo", "train-dpo kto", "train-rm", "train-ppo", "train-ilql")
+}
 UPDATE["train-dpo running"] = Waits(2, 0, 0, 0)  # and one for the running mean
 STEP_READS, STEP_UPLOADS = 1, 0  # waits of a step of decoding: one for the tokens on the host
 
@@ -51,6 +53,7 @@ TRAINED = {
     "activation checkpointing": ("train-dpo", f"{DPO} --model lm --activation-checkpointing"),
     "reward model": ("train-rm", f"train-rm --model lm --data pairs.jsonl {TRAIN} --eval-every 3"),
     "ppo": ("train-ppo", PPO),
+    "ilql": ("train-ilql", f"train-ilql --rows preferences --model lm --data pairs.jsonl {TRAIN}"),
 }
 
 
@@ -64,7 +67,8 @@ def test_training(card, inputs, case):
     whole = _run(card, inputs, words, ONE_MICRO, f"--out {name}")
     # the second update: the first one may still compile or try things out, the last one saves
     _assert_at_most(whole.updates[1], bound.reads, bound.uploads)
-    if case in ("sft", "gpt2", "kto", "batch statistics", "unpaired kto", "unpaired bco", "reward model", "ppo"):
+    packed = ("sft", "gpt2", "kto", "batch statistics", "unpaired kto", "unpaired bco", "reward model", "ppo", "ilql")
+    if case in packed:
         cut = _run(card, inputs, words, MANY_MICROS, f"--out {name}-cut", updates=2)
         further = MANY - 1
         most = bound.reads + bound.further_reads * further, bound.uploads + bound.further_uploads * further
