@@ -339,7 +339,12 @@ def test_adapters_and_their_merged_model_have_the_same_values(learned):
     ("args", "said"),
     [
         (f"{SAMPLE} --model sft --ilql-beta 1", "sft: --ilql-beta needs the values that train-ilql saves"),
+        (f"{SAMPLE} --model sft --ilql-beta 1 --dry-run", "sft: --ilql-beta needs the values that train-ilql saves"),
         (f"{SAMPLE} --model ilql --ilql-beta -1", "--ilql-beta"),
+        (
+            "evaluate --model ilql --model sft --ilql-beta 0 --ref sft --prompts test.jsonl --scorer classifier",
+            "sft: --ilql-beta needs the values that train-ilql saves",
+        ),
         ("train-ilql --model sft --data prefs.jsonl", "prefs.jsonl:1"),
         ("train-ilql --model sft --data unscored.jsonl", "unscored.jsonl:2: field 'score': expected a number"),
         ("train-ilql --model sft --data samples.jsonl --parallel fsdp", "--parallel ddp"),

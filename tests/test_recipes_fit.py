@@ -86,6 +86,8 @@ def write_input(recipe: str, path, sizes: tuple[int, int, int]) -> None:
     if path.suffix != ".jsonl":
         kind = "reward" if path.name == "rm" else "policy"
         real_models.write(path, TRAINED.get(recipe, "smollm2-135m"), kind)
+        if path.name == "ilql":
+            (path / "ilql.safetensors").touch()
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     texts = [real_models.text(prompt, i) for i in range(256)]

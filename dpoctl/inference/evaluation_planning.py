@@ -69,7 +69,8 @@ class EvaluationPlan(RowPlan):
         beside = _Beside(scorers[0], others)
         phases = []
         for path in self.models:
-            policy = memory.open_sampled(counted, path, config.revision, self.target, max(config.ilql_beta, default=0))
+            beta = max(config.ilql_beta, default=None)
+            policy = memory.open_sampled(counted, path, config.revision, self.target, beta)
             phases.append(self._model_phase(config, counted, policy, beside, held))
             del policy
         phases += [self._samples_phase(config, counted, samples, beside, held) for samples in self.samples]

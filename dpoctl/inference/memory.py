@@ -23,6 +23,7 @@ from ..runtime import devices, hardware
 from ..runtime.hardware import Hardware
 from .decoding import Mode, assume_mode, open_decoding
 from .scorers import classifier_logits
+from .values import require_values
 
 _CANDIDATES = 64  # prompts with the most characters, among which the one with the most tokens is looked for
 
@@ -105,7 +106,10 @@ def open_frozen(counted: Ledger, path: str, kind: str, revision: str | None, tar
 def open_sampled(counted: Ledger, path: str, revision: str | None, target: Target, ilql_beta: float | None) -> Held:
     """A policy that is sampled, with the values of train-ilql where they count. Raises InputError."""
     policy = open_frozen(counted, path, "policy", revision, target)
-    if not ilql_beta:
+    if ilql_beta is None:
+        return policy
+    require_values(path, revision)
+    if ilql_beta == 0:
         return policy
     before = counted.restart()
     plan_values(policy.model, target.dtype)

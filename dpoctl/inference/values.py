@@ -15,30 +15,31 @@ from ..runtime.sharing import on_rank_0
 def use_values(policy: Loaded, path: str, revision: str | None, beta: float | None) -> None:
     """Let a policy of train-ilql be decoded with `beta` times its values; with beta 0 it is decoded as any model.
 
-    The beta of an earlier call no longer holds.
-    Warns where a model has values and none are asked for. Raises InputError for a beta and a model without values.
+    The beta of an earlier call no longer holds. Warns where a model has values and none are asked for. Raises InputError for a beta and a model without values.
     """
-    folder = _folder_with_values(path, revision)
     perturb(policy.model, None)
     if beta is None:
-        warn_of_unused(path, folder)
-    elif folder is None:
+        warn_of_values(path, revision)
+        return
+    folder = require_values(path, revision)
+    if beta > 0:
+        ilql.decode_with_values(policy.model, folder, beta, path)
+
+
+def require_values(path: str, revision: str | None) -> Path:
+    """The local directory of a model that has values. Raises InputError for one without."""
+    folder = _folder_with_values(path, revision)
+    if folder is None:
         raise InputError(
             f"{path}: --ilql-beta needs the values that train-ilql saves, and there is no {ilql.FILE} in it",
             hint="give a run directory of train-ilql, or leave --ilql-beta out",
         )
-    elif beta > 0:
-        ilql.decode_with_values(policy.model, folder, beta, path)
+    return folder
 
 
 def warn_of_values(path: str, revision: str | None) -> None:
-    """Warn where a model has values: an engine outside this package does not use them."""
-    warn_of_unused(path, _folder_with_values(path, revision))
-
-
-def warn_of_unused(path: str, folder: Path | None) -> None:
-    """Warn of a model whose values, in `folder`, are not used."""
-    if folder is not None:
+    """Warn where a model has values that are not used, as by an engine outside this package."""
+    if _folder_with_values(path, revision):
         log.warn(f"{path}: decoded without its values in {ilql.FILE}, as with --ilql-beta 0: the policy that imitates")
 
 

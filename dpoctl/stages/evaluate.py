@@ -34,7 +34,7 @@ from ..inference.policy_evaluation import (
 from ..inference.scorer_text import completion_of
 from ..inference.scorers import Scorer, load_scorer, scorer_options
 from ..inference.stored_samples import not_plain, stored_samples
-from ..inference.values import beta_of_samples, use_values
+from ..inference.values import beta_of_samples, require_values, use_values
 from ..models.load import Loaded, context_length, load_policy
 from ..models.place import Place
 from ..models.pretrained import silence_transformers
@@ -126,6 +126,9 @@ class Evaluator:
         self.compute, output.resuming = open_together(config.device, config.dtype, output.resuming, config.rank_timeout)
         self.templates = template_options(config, output)
         self.prompts, self.shard = _prompts(config), _shard_of_files(config)
+        if config.ilql_beta:
+            for path in config.model:
+                require_values(path, config.revision)
         self.samples: EngineSamples | None = None
         if self.prompts:
             self.prompts, self.shard = _shard_of_prompts(config, self.prompts)
