@@ -205,7 +205,7 @@ def test_a_sharded_reference_that_moves_is_resumed_by_one_process(command, here)
     ranks[0].send_signal(signal.SIGTERM)
     assert [rank.wait(timeout=120) for rank in ranks] == [75, 75]
     [checkpoint] = list((here / "two/checkpoints").glob("step-*"))[-1:]
-    assert len(list(checkpoint.glob("reference-*.safetensors"))) == 2
+    assert len(list(checkpoint.glob("further-*.safetensors"))) == 2
     assert command(f"{line} two")[0] == 0 and command(f"{line} one")[0] == 0
     one, two = ([row["loss"] for row in metrics(here / out)] for out in ("one", "two"))
     assert two == pytest.approx(one, rel=1e-3)
@@ -364,7 +364,7 @@ def test_a_mixture_is_taken_of_the_weights(command, here):
         assert command(line)[0] == 0
     finally:
         monkey.undo()
-    found = load_file(here / "o/checkpoints/step-00000001/reference.safetensors")
+    found = load_file(here / "o/checkpoints/step-00000001/further.safetensors")
     policy, before = (dict(AutoModelForCausalLM.from_pretrained(name).named_parameters()) for name in ("o", "r"))
     assert found.keys() == policy.keys()
     for name, mixed in found.items():

@@ -41,6 +41,7 @@ MAY_SCORE = When(
 )
 SCORES = When(lambda c: bool(c.scorer) and MAY_SCORE.holds(c), _why_no_scorer, "where a scorer decides")
 _OF_POLICY = ("engine", "chat_template", "max_prompt_length", "revision", "trust_remote_code")
+_OF_LOCAL_POLICY = ("generation_batch_size", "ilql_beta")
 _MODEL_SCORES = replace(all_of(MAY_SCORE, names_models("scorer")), help="with a model as --scorer")
 COMPUTES = any_of(all_of(SAMPLES, HERE), _MODEL_SCORES)
 
@@ -59,7 +60,7 @@ def _judge_options() -> dict[str, dict[str, Any]]:
 
 
 @amended(
-    **(generation_when(SAMPLES) | dict.fromkeys(("generation_batch_size", "ilql_beta"), {"when": all_of(SAMPLES, LOCAL)})),
+    **(generation_when(SAMPLES) | dict.fromkeys(_OF_LOCAL_POLICY, {"when": all_of(SAMPLES, LOCAL)})),
     **_judge_options(),
     **dict.fromkeys(TEMPLATE_OPTIONS, {"when": any_of(SAMPLES, names_models("scorer"))}),
     **dict.fromkeys(_OF_POLICY, {"when": SAMPLES}),

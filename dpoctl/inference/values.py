@@ -15,7 +15,8 @@ from ..runtime.sharing import on_rank_0
 def use_values(policy: Loaded, path: str, revision: str | None, beta: float | None) -> None:
     """Let a policy of train-ilql be decoded with `beta` times its values; with beta 0 it is decoded as any model.
 
-    The beta of an earlier call no longer holds. Warns where a model has values and none are asked for. Raises InputError for a beta and a model without values.
+    The beta of an earlier call no longer holds. Warns where a model has values and none are asked for. Raises
+    InputError for a beta and a model without values.
     """
     perturb(policy.model, None)
     if beta is None:
@@ -44,7 +45,7 @@ def warn_of_values(path: str, revision: str | None) -> None:
 
 
 def beta_of_samples(path: str, given: float | None) -> float | None:
-    """The beta with which a completions file was sampled, by its manifest; where there is none, the one that is `given`.
+    """The beta with which a completions file was sampled, by its manifest; without a manifest, the one that is given.
 
     None: the model was decoded as any model. Called on every rank. Raises InputError where the two differ.
     """

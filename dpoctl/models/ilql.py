@@ -115,8 +115,8 @@ class IlqlModel(nn.Module):
             owner=layout.owner,
         )
 
-    def moving_averages(self) -> dict[str, Tensor]:
-        """What updates change besides trained weights: checkpoints hold it too."""
+    def target_weights(self) -> dict[str, Tensor]:
+        """The weights of the target heads, by name; an assignment to them in place reaches the model."""
         return {f"heads.target_q.{name}": p.detach() for name, p in self.heads.target_q.named_parameters()}
 
 

@@ -246,7 +246,7 @@ class Evaluator:
             best = curves.best_of_n(selection, curves.by_prompt(rows, scores, path))
             points += [{"method": "best-of-n"} | point for point in best]
         if self.config.optimum:
-            _check_plain(path, rows, temperature)
+            _check_plain(path, rows, temperature, next(iter(self.config.ilql_beta), None))
             optimum = curves.optimum_curve(curves.by_prompt(rows, scores, path))
             points += [{"method": "optimum"} | point for point in optimum]
         return points
@@ -260,9 +260,11 @@ class Evaluator:
         return identity | {"temperature": self.config.temperature, "scorer": scorer}
 
 
-def _check_plain(path: str, rows: list[dict], temperature: float | None) -> None:
+def _check_plain(path: str, rows: list[dict], temperature: float | None, ilql_beta: float | None) -> None:
     """Raises InputError for restricted or greedy samples, for which the importance weights do not hold."""
     why = not_plain(rows, sampling_manifest(path), temperature)
+    if not why and beta_of_samples(path, ilql_beta):
+        why = "they were decoded with --ilql-beta"
     if why:
         raise InputError(
             f"{path}: not plain samples of one model, so --optimum does not hold for them: {why}",

@@ -38,7 +38,8 @@ def save(
 ) -> None:
     """Write `out/checkpoints/step-XXXXXXXX`, then remove all but the newest two.
 
-    `further` tensors are those of a reference that moves; of a sharded model they are sharded too. `state["sizes"]`
+    `further` tensors follow the trained weights (a reference that moves, target heads); of a sharded model they are
+    sharded too. `state["sizes"]`
     holds the bytes of the run's logs so far, by name; `state["best"]` is set where best weights have been saved. Called
     on every rank: each writes its shard of a sharded model, and rank 0 the rest. Raises StorageError, and keeps the
     earlier checkpoints.
@@ -59,7 +60,7 @@ def save(
                 if first or sharded:
                     written.append(sharded_tensors.write(tmp, "model", weights, sharded))
                     written.append(sharded_tensors.write(tmp, "optimizer", optimizer_tensors, sharded))
-                    written += [sharded_tensors.write(tmp, "reference", further, sharded)] if further else []
+                    written += [sharded_tensors.write(tmp, "further", further, sharded)] if further else []
                 if first:
                     written += _write_state(out, tmp, state | {"step": step})
                 for file in written:
@@ -148,7 +149,7 @@ def load_latest(
         with long_work():
             sharded_tensors.read(found, "model", _weights(model))
             _restore_optimizer(model, optimizer, found)
-            sharded_tensors.read(found, "reference", further or {})
+            _restore_further(found, further or {})
             state = json.loads((found / "state.json").read_text())
             if collectives.rank() == 0:
                 _restore_files(out, found, state)
@@ -156,6 +157,16 @@ def load_latest(
     if known:
         raise InputError(f"{out}: every checkpoint is damaged", hint="use --overwrite to restart")
     return None
+
+
+def _restore_further(found: Path, further: dict[str, Tensor]) -> None:
+    """Fill the further tensors. Raises InputError for a checkpoint that does not hold them all."""
+    held = sharded_tensors.kinds(found, "further")
+    missing = [name for name in further if name not in held]
+    if missing:
+        hint = "it is that of another version of dpoctl; use --overwrite to restart"
+        raise InputError(f"{found}: does not hold {missing[0]}", hint=hint)
+    sharded_tensors.read(found, "further", further)
 
 
 def _restore_files(out: Path, found: Path, state: dict[str, Any]) -> None:
@@ -216,10 +227,8 @@ def _bytes(tensors: dict[str, Tensor]) -> int:
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """What training changes: the weights of the model, or of its adapters, and moving averages that the model names."""
-    trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-    averages = getattr(model, "moving_averages", None)
-    return trained | averages() if averages else trained
+    """The trained weights: those of the model, or of its adapters."""
+    return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -72,6 +72,10 @@ class ILQL(BatchTask):
     def saved_model(self) -> Any:
         return self.adapters or self.policy
 
+    @property
+    def further_tensors(self) -> dict[str, Tensor]:
+        return self.model.target_weights()
+
     # --- an update
 
     def micro_batches(self, step: int) -> list[Micro]:

@@ -86,7 +86,7 @@ class Task(ABC):
 
     @property
     def further_tensors(self) -> dict[str, Tensor]:
-        """Tensors that checkpoints hold beside the trained weights and the optimizer's state."""
+        """Tensors that updates change in place and checkpoints hold beside the trained weights, such as averages."""
         return {}
 
     # --- an update
