@@ -1,6 +1,7 @@
 """train-ilql and --ilql-beta: run directory, resuming, frontiers, stored samples, refusals."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -231,3 +232,5 @@ def test_the_plan_counts_the_heads(learned):
     ]
     targets = sum(4e-6 * t.numel() for name, t in weights.items() if name.startswith("target_q"))
     assert more[1] - more[0] == pytest.approx(targets, abs=0.2)
+    flops = [float(re.search(r"FLOPs at most +(\S+)", said)[1]) for said in (plain, valued)]
+    assert flops[1] / flops[0] == pytest.approx(1 + targets / 4e-6 / sum(t.numel() for t in policy.values()), rel=0.02)

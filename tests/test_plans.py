@@ -7,10 +7,9 @@ import pytest
 
 from dpoctl.cli.app import run
 from dpoctl.config.dpo import TrainDPO
-from dpoctl.inference import fitting
+from dpoctl.inference import evaluation_planning, fitting
 from dpoctl.inference.memory import Phase
 from dpoctl.models.tokenizers import load_codec
-from dpoctl.stages import evaluate
 from helpers import real_models
 from test_make_prefs import plan
 
@@ -210,6 +209,6 @@ def test_the_plan_of_an_evaluation_runs_a_tokenizer_s_code_where_asked(small, ca
         asked.append(trust_remote_code)
         return load_codec(*args, **options)
 
-    monkeypatch.setattr(evaluate, "load_codec", open_codec)
+    monkeypatch.setattr(evaluation_planning, "load_codec", open_codec)
     shown(capsys, "evaluate --model lm --ref lm --prompts prefs.jsonl --scorer rm --trust-remote-code --plan-device 24")
     assert asked == [True]

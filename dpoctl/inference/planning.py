@@ -17,6 +17,7 @@ from .generate import batch_slices
 from .memory import Batch, Phase
 from .options import SamplerOptions, template_options
 from .sampler import divide, with_examples
+from .values import count_values
 
 
 class PlannedSampling(SamplerOptions, Protocol):
@@ -89,6 +90,7 @@ class SamplingPlan(RowPlan):
         completions = divide(config, self.count, self.n, self.temperatures).shard.count * self.n
         tokens = completions * config.max_new_tokens
         weights = count_weights(config.model, config.revision)
+        weights += count_values(config.model, config.revision, config.ilql_beta)
         shown = {
             "prompts": self.count,
             "completions": completions,

@@ -44,6 +44,11 @@ def warn_of_values(path: str, revision: str | None) -> None:
         log.warn(f"{path}: decoded without its values in {ilql.FILE}, as with --ilql-beta 0: the policy that imitates")
 
 
+def count_values(path: str, revision: str | None, beta: float | None) -> int:
+    """The weights beside a policy's that decoding with `beta` multiplies a token with. Raises InputError."""
+    return ilql.count_values(require_values(path, revision)) if beta else 0
+
+
 def beta_of_samples(path: str, given: float | None) -> float | None:
     """The beta with which a completions file was sampled, by its manifest; without a manifest, the one that is given.
 

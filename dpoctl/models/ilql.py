@@ -6,7 +6,10 @@ are held at once in training.
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from .probes import has_plain_head
 from .routing import RoutedTokens
 
 FILE = "ilql.safetensors"
+_TARGETS = "target_q."
 
 
 class QHead(nn.Module):
@@ -191,6 +195,12 @@ def decode_with_values(policy: PreTrainedModel, folder: Path, beta: float, path:
     _attach(policy, heads, beta)
 
 
+def count_values(folder: Path) -> int:
+    """Weights of the targets of `folder/ilql.safetensors`, by its header. Raises InputError for a damaged file."""
+    with _opened(folder / FILE) as found:
+        return sum(prod(found.get_slice(name).get_shape()) for name in _names_of_targets(found))
+
+
 def plan_values(policy: PreTrainedModel, dtype: torch.dtype) -> None:
     """Decode a policy of fake tensors with target heads of fake tensors."""
     vocabulary, width = policy.get_output_embeddings().weight.shape
@@ -207,9 +217,18 @@ def _attach(policy: PreTrainedModel, heads: nn.ModuleList, beta: float) -> None:
 
 
 def _read_targets(file: Path) -> dict[str, Any]:
+    with _opened(file) as found:
+        return {name.removeprefix(_TARGETS): found.get_tensor(name) for name in _names_of_targets(found)}
+
+
+def _names_of_targets(found: Any) -> list[str]:
+    return [name for name in found.keys() if name.startswith(_TARGETS)]  # noqa: SIM118  (no iterator)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     try:
         with safe_open(file, "pt") as found:
-            names = [name for name in found.keys() if name.startswith("target_q.")]  # noqa: SIM118  (no iterator)
-            return {name.removeprefix("target_q."): found.get_tensor(name) for name in names}
+            yield found
     except Exception as error:  # safetensors raises exceptions of several kinds
         raise InputError(f"{file}: cannot be read ({type(error).__name__})", "copy it again, or train again") from None

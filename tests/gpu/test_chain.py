@@ -9,6 +9,7 @@ from gpu.test_gpu import cases, small
 from helpers.chain import COLD, REWARD_MODEL, TRAIN, World, dpo, lines_in, ppo, wait_until
 
 SAMPLED = "--max-new-tokens 12 --generation-batch-size 16"
+ILQL = "train-ilql --model sft --data samples.jsonl --batch-size 16 --lr 1e-3 --save-every 2 --target-rate 0.1"
 COMMANDS = {
     "sft": ["sft --model lm --data sft.jsonl --eval-data held.jsonl --lr 1e-3", *TRAIN],
     "sample": [f"sample --model sft --prompts test.jsonl {SAMPLED}"],
@@ -21,12 +22,17 @@ COMMANDS = {
     "train-rm": REWARD_MODEL,
     "train-ppo": ppo("")[:-1],
     "train-ppo, adapters": [*ppo("")[:-1], "--lora 4"],
+    "train-ilql": [f"{ILQL} --eval-data samples.jsonl", *TRAIN],
     "evaluate": [f"evaluate --model dpo --model ppo --ref sft --prompts test.jsonl --scorer classifier {SAMPLED}"],
+    "evaluate, values": [
+        f"evaluate --model ilql --ilql-beta 0,4 --ref sft --prompts test.jsonl --scorer classifier {SAMPLED}"
+    ],
     "judge": ["judge scored-a.jsonl scored-b.jsonl --backend scorer --scorer classifier"],
 }
-ROWS = {"sample", "score", "make-prefs", "evaluate", "judge"}
+ROWS = {"sample", "score", "make-prefs", "evaluate", "evaluate, values", "judge"}
 # what differs between equal runs are times and the machine's
 FILES = {True: ("{out}",), False: ("{out}/model.safetensors", "{out}/metrics.jsonl")}
+VALUES = ("{out}/ilql.safetensors", *FILES[False])
 ADAPTERS = ("{out}/adapter_model.safetensors", "{out}/metrics.jsonl")
 
 
@@ -35,11 +41,12 @@ def chain(optimised, trained) -> World:
     """The whole chain's files, made on a CPU; commands start as a user's do, since forks cannot share a GPU."""
     optimised.run("sample --model sft --prompts test.jsonl --max-new-tokens 12 --out scored-a.jsonl")
     optimised.run("sample --model dpo --prompts test.jsonl --max-new-tokens 12 --out scored-b.jsonl")
+    optimised.run(ILQL, *TRAIN, "--out ilql")
     return World(optimised.folder, COLD)
 
 
 def written(world: World, name: str, out: str) -> list[str]:
-    files = ADAPTERS if "adapters" in name else FILES[name in ROWS]
+    files = ADAPTERS if "adapters" in name else VALUES if "ilql" in name else FILES[name in ROWS]
     return world.digest(*(file.format(out=out) for file in files))
 
 
