@@ -80,10 +80,10 @@ def use_ahead(set_attribute: Callable[[Any, str, Any], None]) -> type[Ahead]:
     """Make `--engine vllm` an `Ahead` in this process; returns the class."""
     plain = opening.open_engine
 
-    def open_engine(options, templates, model, compute=None):
+    def open_engine(options, templates, model, compute=None, ilql_beta=None):
         if options.engine != "vllm":
-            return plain(options, templates, model, compute)
-        return Ahead(plain(_Local(options), templates, model, compute))
+            return plain(options, templates, model, compute, ilql_beta)
+        return Ahead(plain(_Local(options), templates, model, compute, ilql_beta))
 
     set_attribute(Ahead, "opened", [])
     for module in (sampler, engine_samples):
