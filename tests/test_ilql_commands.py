@@ -186,7 +186,8 @@ def test_adapters_and_their_merged_model_have_the_same_values(learned):
         (f"{SAMPLE} --model sft --ilql-beta 1", "sft: --ilql-beta needs the values that train-ilql saves"),
         (f"{SAMPLE} --model sft --ilql-beta 1 --dry-run", "sft: --ilql-beta needs the values that train-ilql saves"),
         (f"{SAMPLE} --model sft --ilql-beta 0 --dry-run", "sft: --ilql-beta needs the values that train-ilql saves"),
-        (f"{SAMPLE} --model ilql --ilql-beta -1", "--ilql-beta"),
+        (f"{SAMPLE} --model ilql --ilql-beta -1", "--ilql-beta: expected at least 0"),
+        (f"{SAMPLE} --model ilql --ilql-beta inf", "--ilql-beta: expected at most 10000"),
         (
             "make-prefs --samples samples.jsonl --ilql-beta 1",
             "--ilql-beta has no effect",

@@ -93,6 +93,7 @@ class WithValues:
         "Decode a model of train-ilql by log pi + B (Q - V); 0, the default, is the policy without its values.",
         GEN,
         at_least=0,
+        at_most=10000,
         metavar="B",
         when=LOCAL,
     )
@@ -269,6 +270,7 @@ class Evaluate(
         "Decode models of train-ilql by log pi + B (Q - V); several, separated by commas: a row for each.",
         GEN,
         at_least=0,
+        at_most=10000,
         commas=True,
         metavar="B,...",
         when=all_of(given("model"), LOCAL),

@@ -8,7 +8,7 @@ from ...models.place import Place
 from ...models.tokenizers import load_codec
 from ...runtime.devices import Compute, open_compute
 from ..options import EngineOptions
-from ..values import use_values, warn_of_values
+from ..values import require_values, use_values, warn_of_values
 from .engine import Engine
 from .local import LocalEngine
 
@@ -31,6 +31,8 @@ def open_engine(
         found = compute() if compute else open_compute(options.device, options.dtype)
         place = Place(found.device, found.dtype)
         code, revision = options.trust_remote_code, options.revision
+        if ilql_beta is not None:
+            require_values(model, revision)  # before the weights are read
         policy = load_policy(model, place, revision=revision, trust_remote_code=code, templates=templates)
         use_values(policy, model, revision, ilql_beta)
         return LocalEngine(policy, found)
