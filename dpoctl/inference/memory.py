@@ -207,7 +207,7 @@ def generate(model: Any, batch: Batch) -> int:
 
 def _sample(model: Any, states: Tensor) -> None:
     """What drawing a token from the whole vocabulary allocates."""
-    logits = next_logits(model, states).float() if perturbation_of(model) else model.get_output_embeddings()(states)
+    logits = next_logits(model, states) if perturbation_of(model) else model.get_output_embeddings()(states)
     logits = logits.float()
     logits.sub_(logits.amax(-1, keepdim=True)).exp_()
 
