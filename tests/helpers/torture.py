@@ -138,7 +138,8 @@ def _stopped(stage: Stage, folder: Path, after: float, number: int) -> str:
     if stage.lab.running(process):
         os.kill(process.pid, number)
     outcome = stage.lab.end(process, folder)
-    early = outcome.code == -number and not outcome.said  # before dpoctl listened
+    # before dpoctl listened; the process that forks ends a child with 1 where SIGINT finds it before its first line
+    early = not outcome.said and outcome.code in (-number, 1)
     return "" if early else stage.rerun(folder) if outcome.code in (0, 75) else f"exit {outcome.code}: {outcome.said}"
 
 
