@@ -17,8 +17,9 @@ from helpers.judging import KEY, candidates, fenced, likes_good, rows_of, run, w
 pytestmark = pytest.mark.usefixtures("warm_judge")
 
 
-def test_a_thousand_comparisons_with_a_faulty_server(tmp_path):
-    a, b = candidates(tmp_path, 1000)
+@pytest.mark.parametrize("count", [250, pytest.param(1000, marks=pytest.mark.slow)])
+def test_many_comparisons_with_a_faulty_server(tmp_path, count):
+    a, b = candidates(tmp_path, count)
     faults = [(0.2, "429"), (0.1, "429-after"), (0.1, "500"), (0.05, "hang"), (0.05, "broken")]
 
     def decide(text: str) -> str:
@@ -35,16 +36,16 @@ def test_a_thousand_comparisons_with_a_faulty_server(tmp_path):
             server.url,
             *"--order random --concurrency 64 --timeout 1 --price-in 1 --price-out 10 --out j.jsonl".split(),
         )
-        assert sum(server.served.values()) == 1000 and max(server.served.values()) == 1
-        assert all(server.kinds[kind] > 20 for _, kind in faults)
+        assert sum(server.served.values()) == count and max(server.served.values()) == 1
+        assert all(server.kinds[kind] > count / 50 for _, kind in faults)
         assert server.keys == {f"Bearer {KEY}"}
     judged = rows_of(tmp_path / "j.jsonl")
-    assert len(judged) == 1000
+    assert len(judged) == count
     assert [row["prompt_id"] for row in judged if row["verdict"] == "invalid"] == ["p7"]
     assert all(row["verdict"] == "a" for row in judged if row["prompt_id"] != "p7")
     manifest = json.loads((tmp_path / "j.jsonl.manifest.json").read_text())
-    assert manifest["cost"]["dollars"] == pytest.approx(1000 * (100 * 1 + 10 * 10) / 1e6)
-    assert manifest["metrics"]["summary"]["invalid"] == 0.001 and "1.000" in out
+    assert manifest["cost"]["dollars"] == pytest.approx(count * (100 * 1 + 10 * 10) / 1e6)
+    assert manifest["metrics"]["summary"]["invalid"] == 1 / count and "1.000" in out
     for file in tmp_path.rglob("*"):
         assert not file.is_file() or KEY not in file.read_text(errors="replace")
 

@@ -16,7 +16,7 @@ SIDE_FILES = (".partial", ".progress", ".answers", ".plan.json")
 
 
 def served_by(server, out: str, *more: str) -> list[str]:
-    return [*SAMPLE, "--base-url", server.url, "--out", out, *more]
+    return [*SAMPLE, "--base-url", server.url, "--out", out, *more]  # a later option replaces an earlier one
 
 
 def side_files(world, out: str) -> list[str]:
@@ -50,6 +50,16 @@ def test_hundreds_of_rows_through_faults_and_a_restart(world, lm, calm):
     assert all(row["completion_ids"] and row["tokenizer"] for row in rows)
     cost = world.manifest("faults.jsonl")["cost"]
     assert cost["asked"] == 24 * N and cost["retries"] >= faults
+
+
+@pytest.mark.slow
+def test_a_thousand_rows_through_faults_and_a_restart(world, lm):
+    for out, faults, restarts in (("calm-1008.jsonl", [], {}), ("faults-1008.jsonl", FAULTS, {500: {}})):
+        with GenerationServer(lm, faults=faults, restarts=restarts) as server:
+            world.run(*served_by(server, out, "--n", "42"))
+            assert set(server.served.values()) == {1} and server.served.total() == 1008
+            assert all(server.kinds[kind] for _, kind in faults)
+    assert world.digest("faults-1008.jsonl") == world.digest("calm-1008.jsonl")
 
 
 def test_killed_and_resumed(world, lm, calm):
