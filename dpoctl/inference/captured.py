@@ -23,7 +23,7 @@ def capture(step: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], Tensor]]:
         first = step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # NCCL's watchdog, a thread, asks for its events
         result = step()
 
     def repeat() -> Tensor:
