@@ -11,6 +11,10 @@ GT_TARGET_KLS ?= $(TARGET_KLS)
 TRL_TARGET_KLS ?= $(TARGET_KLS)
 ALPHAS ?= 0.05 0.1 0.5 1
 SEEDS ?= 0 1
+# Losses that use the scores: coefficients of the KL, as multiples of the score's scale
+DISTILL_BETAS ?= 0.05 0.1 0.3
+SOFT_TAUS ?= 0.05 0.15
+SCORE_TYPE ?= prob
 REF_SAMPLES ?= 64
 REF_LIMIT ?= 200
 # completions per prompt at the final evaluation
@@ -31,8 +35,9 @@ DONE = $(1:%=$(W)/%/manifest.json)
 
 DPO := $(BETAS:%=dpo-%)
 RLHF := $(TARGET_KLS:%=ppo-%) $(GT_TARGET_KLS:%=ppo-gt-%) $(TRL_TARGET_KLS:%=ppo-gt-trl-%)
+SCORES := $(DISTILL_BETAS:%=distill-%) $(SOFT_TAUS:%=soft-%)
 BASELINES := $(ALPHAS:%=unlikelihood-%) $(SEEDS:%=preferred-ft-%)
-FRONTIER := $(DPO) $(RLHF) $(BASELINES)
+FRONTIER := $(DPO) $(SCORES) $(RLHF) $(BASELINES)
 SHOWN ?= sft $(DPO)
 # Judged against the SFT model by the ground truth: names of runs, and best-of-N.
 WINNERS ?= $(filter-out sft,$(SHOWN))
@@ -41,7 +46,7 @@ ILQL := $(if $(ILQL_BETAS),$(W)/eval.ilql.jsonl)
 
 .PHONY: all frontier ilql stability clean
 # Targets of pattern rules are kept. They are made where they are missing, whatever was complete before.
-RUNS := dpo-% unlikelihood-% preferred-ft-% ppo-gt-trl-% ppo-gt-% ppo-% seed-% prompts-%
+RUNS := dpo-% distill-% soft-% unlikelihood-% preferred-ft-% ppo-gt-trl-% ppo-gt-% ppo-% seed-% prompts-%
 ROWS := samples.best-of-% samples.% scored.% wins.% prefs-% resampled-%
 .PRECIOUS: $(addprefix $(W)/,$(addsuffix /manifest.json,$(RUNS)) $(addsuffix .jsonl.manifest.json,$(ROWS)))
 ALL ?= $(W)/report/manifest.json
@@ -63,6 +68,12 @@ $(W)/prefs.jsonl.manifest.json: $(W)/sft/manifest.json
 
 $(W)/dpo-%/manifest.json: $(W)/prefs.jsonl.manifest.json
 	$(call RUN,train-dpo) --model $(W)/sft --data $(W)/prefs.jsonl --beta $* $(POINTS) --out $(W)/dpo-$*
+
+$(W)/distill-%/manifest.json: $(W)/prefs.jsonl.manifest.json
+	$(call RUN,train-dpo) --loss distill --beta $* --score-type $(SCORE_TYPE) --model $(W)/sft --data $(W)/prefs.jsonl $(POINTS) --out $(W)/distill-$*
+
+$(W)/soft-%/manifest.json: $(W)/prefs.jsonl.manifest.json
+	$(call RUN,train-dpo) --soft-labels $* --beta 1 --score-type $(SCORE_TYPE) --model $(W)/sft --data $(W)/prefs.jsonl $(POINTS) --out $(W)/soft-$*
 
 $(W)/unlikelihood-%/manifest.json: $(W)/prefs.jsonl.manifest.json
 	$(call RUN,train-dpo) --loss unlikelihood --alpha $* --model $(W)/sft --data $(W)/prefs.jsonl $(POINTS) --out $(W)/unlikelihood-$*

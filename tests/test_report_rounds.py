@@ -298,3 +298,18 @@ def test_a_real_second_round(trained, tmp_path):
     shutil.copytree(world.folder / "round-2", moved)
     [path] = rounds.paths(collect([str(world.folder / "dpo"), str(moved)]).runs)
     assert [run.name for run in path] == ["dpo", "moved"]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "text"),
+    [
+        ("dpo", {"beta": 0.1}, "β=0.1"),
+        ("distill", {"beta": 0.3, "loss": "distill"}, "β=0.3"),
+        ("dpo-soft", {"beta": 1.0, "soft_labels": 0.05}, "τ=0.05"),
+        ("unlikelihood", {"alpha": 0.5, "beta": 0.1}, "α=0.5"),
+        ("ppo", {"target_kl": 4.0}, "KL*=4"),
+        ("preferred-ft", {}, ""),
+    ],
+)
+def test_the_swept_option_is_written_beside_a_point(method, options, text):
+    assert frontier.swept_option({"method": method, "options": options}) == text

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # What a method sweeps, and how it is written
-_SWEPT = (("ilql_beta", "β="), ("beta", "β="), ("alpha", "α="), ("target_kl", "KL*="))
+_SWEPT = (("ilql_beta", "β="), ("soft_labels", "τ="), ("beta", "β="), ("alpha", "α="), ("target_kl", "KL*="))
 _METHODS = (
     "dpo",
     "unlikelihood",
@@ -28,6 +28,8 @@ _METHODS = (
     "preferred-ft",
     "sft",
     "ilql",
+    "distill",
+    "dpo-soft",
 )  # these keep their colours
 _CURVES = ("best-of-n", "optimum")
 _ROUNDS = " in rounds"  # behind the method, where policies are rounds of one path

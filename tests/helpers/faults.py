@@ -160,13 +160,13 @@ def install(gate: Gate) -> None:
 
 def victim(folder: str, argv: list[str], fault: Fault | None, prepare=None) -> None:
     """In the child: one command, from its command line to its exit code. `prepare()` runs before it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what comes before the command has no messages
     os.chdir(folder)
     os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
     said = os.open(f"{folder}/said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
     os.dup2(said, 1)
     os.dup2(said, 2)
     faulthandler.dump_traceback_later(240, file=2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     if prepare:
         prepare()
     if fault and fault.kind == "limit":
@@ -177,6 +177,7 @@ def victim(folder: str, argv: list[str], fault: Fault | None, prepare=None) -> N
     from dpoctl.__main__ import main
 
     sys.argv = ["dpoctl", *argv]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     finally:
