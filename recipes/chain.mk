@@ -14,7 +14,7 @@ SEEDS ?= 0 1
 # Losses that use the scores: coefficients of the KL, as multiples of the score's scale
 DISTILL_BETAS ?= 0.05 0.1 0.3
 SOFT_TAUS ?= 0.05 0.15
-SCORE_TYPE ?= prob
+SCORES_FLAGS ?= --score-type prob
 REF_SAMPLES ?= 64
 REF_LIMIT ?= 200
 # completions per prompt at the final evaluation
@@ -70,10 +70,10 @@ $(W)/dpo-%/manifest.json: $(W)/prefs.jsonl.manifest.json
 	$(call RUN,train-dpo) --model $(W)/sft --data $(W)/prefs.jsonl --beta $* $(POINTS) --out $(W)/dpo-$*
 
 $(W)/distill-%/manifest.json: $(W)/prefs.jsonl.manifest.json
-	$(call RUN,train-dpo) --loss distill --beta $* --score-type $(SCORE_TYPE) --model $(W)/sft --data $(W)/prefs.jsonl $(POINTS) --out $(W)/distill-$*
+	$(call RUN,train-dpo) --loss distill --beta $* $(SCORES_FLAGS) --model $(W)/sft --data $(W)/prefs.jsonl $(POINTS) --out $(W)/distill-$*
 
 $(W)/soft-%/manifest.json: $(W)/prefs.jsonl.manifest.json
-	$(call RUN,train-dpo) --soft-labels $* --beta 1 --score-type $(SCORE_TYPE) --model $(W)/sft --data $(W)/prefs.jsonl $(POINTS) --out $(W)/soft-$*
+	$(call RUN,train-dpo) --soft-labels $* --beta 1 $(SCORES_FLAGS) --model $(W)/sft --data $(W)/prefs.jsonl $(POINTS) --out $(W)/soft-$*
 
 $(W)/unlikelihood-%/manifest.json: $(W)/prefs.jsonl.manifest.json
 	$(call RUN,train-dpo) --loss unlikelihood --alpha $* --model $(W)/sft --data $(W)/prefs.jsonl $(POINTS) --out $(W)/unlikelihood-$*
