@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -122,6 +123,20 @@ def test_under_torchrun_one_rank_plans_for_all(small, capsys, monkeypatch, comma
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", "4")
         assert shown(capsys, command, "--plan-device 4090") == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "memory"),
+    [
+        ("score --data prefs.jsonl --columns completion=chosen --scorer", "memory: scorer"),
+        ("train-ppo --model lm --prompts prefs.jsonl --reward", "memory: reward"),
+    ],
+)
+def test_the_memory_of_several_scorers_is_that_of_all(small, capsys, line, memory):
+    shutil.copytree(small / "rm", small / "rm2")
+    scorers = ("rm", "min:rm,rm2", "mean:rm,implicit:lm,lm")
+    one, two, three = (gigabytes(shown(capsys, line, found, "--plan-device 24")[memory]) for found in scorers)
+    assert two == pytest.approx(2 * one, rel=0.05) and three == pytest.approx(3 * one, rel=0.1)
 
 
 def test_the_judge_tells_the_memory_of_its_scorer(small, capsys):

@@ -163,7 +163,7 @@ def test_malformed_addresses_are_refused(text, said):
 
 def test_the_notation():
     spec = parse_scorer("http://host:8000/score")
-    assert (spec.kind, spec.paths, spec.variant) == ("remote", (), "http://host:8000/score")
+    assert (spec.kind, spec.inputs, spec.variant) == ("remote", (), "http://host:8000/score")
     with pytest.raises(InputError, match="never the completion alone"):
         load_scorer("http://host/x", ScorerOptions(text="completion"))
 

@@ -203,4 +203,5 @@ SCORER = (
     ("implicit:POLICY,REFERENCE", "DPO's implicit reward, beta log(policy / reference)"),
     ("python:FILE.py:FUNCTION", "your function: takes a list of {prompt, completion} rows, returns floats"),
     ("http://HOST:PORT/PATH", "your server: takes the same rows as JSON; see dpoctl docs options"),
+    ("mean:SCORER,SCORER", "several of these as one: their mean, or with min: the lowest score"),
 )

@@ -132,5 +132,6 @@ class TrainPPO(WithReference, Frontier):
             yield "--kl-coef 0 stays 0 whatever --target-kl is"
 
     def check_preset(self) -> Iterator[str]:
-        if self.preset == "trl-2023" and parse_scorer(self.reward).score_type in ("prob", "log-odds"):
+        types = {spec.score_type for spec in parse_scorer(self.reward).each}
+        if self.preset == "trl-2023" and types & {"prob", "log-odds"}:
             yield f"--preset trl-2023 uses the positive logit as reward, which --reward {self.reward} contradicts"

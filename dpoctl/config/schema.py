@@ -130,8 +130,7 @@ def inputs(config: Any) -> list[tuple[str, str, str]]:
             continue
         for item in value if isinstance(value, tuple) else (value,):
             if spec.input == "scorer":
-                scorer = parse_scorer(item)
-                found += [(key_of(f), scorer.input_kind, path) for path in scorer.paths]
+                found += [(key_of(f), kind, path) for kind, path in parse_scorer(item).inputs]
             else:
                 found.append((key_of(f), spec.input, item))
     return found

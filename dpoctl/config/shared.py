@@ -46,8 +46,10 @@ def names_models(name: str) -> When:
     flag = "--" + name.replace("_", "-")
 
     def other(config: Any) -> str:
-        kind = parse_scorer(getattr(config, name)).kind if getattr(config, name) else ""
-        return {"python": "python:...", "remote": "http:..."}.get(kind, "")
+        spec = parse_scorer(getattr(config, name)) if getattr(config, name) else None
+        if spec is None or spec.models:
+            return ""
+        return {"python": "python:...", "remote": "http:..."}.get(spec.kind, getattr(config, name))
 
     return When(
         lambda c: bool(getattr(c, name)) and not other(c),

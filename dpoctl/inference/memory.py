@@ -118,11 +118,13 @@ def open_sampled(counted: Ledger, path: str, revision: str | None, target: Targe
 
 @dataclass(frozen=True)
 class PlannedScorer:
-    """The models of a SCORER: a classifier or reward model, the two of an implicit reward, none of a function."""
+    """The models of a SCORER: a classifier or reward model, the two of an implicit reward, none of a function, those of
+    all its parts; `kinds` says of each whether it is a `classifier` or, of an implicit reward, a `policy`."""
 
     models: list[Held]
     target: Target
     tokens_per_batch: int
+    kinds: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -131,11 +133,11 @@ class PlannedScorer:
 
     def run(self, texts: int, tokens: int) -> None:
         """Score `texts` of up to `tokens` tokens."""
-        for held in self.models:
+        for held, kind in zip(self.models, self.kinds, strict=True):
             width = min(tokens, context_length(held.model) or tokens)
             count = min(texts, max(1, self.tokens_per_batch // width))
             with self.target.autocast():
-                if len(self.models) == 2:
+                if kind == "policy":
                     response_logps(held.model, [([1] * width, 1)] * count, tokens_per_batch=self.tokens_per_batch)
                 else:
                     padding = SimpleNamespace(pad_token_id=getattr(held.model.config, "pad_token_id", None) or 0)
@@ -147,13 +149,10 @@ def open_scorer(
 ) -> PlannedScorer:
     """The models that the SCORER notation names. Raises InputError."""
     spec = parse_scorer(scorer)
-    if not spec.paths or spec.kind == "python":
-        return PlannedScorer([], target, tokens_per_batch)
-    kind = "policy" if spec.kind == "implicit" else "classifier"
-    revisions = model_revisions(spec, revision)
-    found = zip(spec.parts, revisions, strict=True)
-    models = [open_frozen(counted, path, kind, each, target) for path, each in found]
-    return PlannedScorer(models, target, tokens_per_batch)
+    kinds = tuple("policy" if each.kind == "implicit" else "classifier" for each in spec.each for _ in each.models)
+    found = zip(spec.models, kinds, model_revisions(spec, revision), strict=True)
+    models = [open_frozen(counted, path, kind, each, target) for path, kind, each in found]
+    return PlannedScorer(models, target, tokens_per_batch, kinds)
 
 
 # --- work ------------------------------------------------------------------------------------------------------------

@@ -6,10 +6,8 @@ in float32, which makes ties of texts that differ.
 """
 
 import inspect
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,39 +27,14 @@ from ..models.tokenizers import require_same_tokenizer
 from ..runtime import collectives
 from ..runtime.devices import Compute
 from ..runtime.sharing import dealt, map_shared
+from .combined_scorer import CombinedScorer
 from .options import ScoringOptions
 from .remote_scorer import RemoteScores
+from .scorer_base import Scorer, ScorerOptions, Scores
 from .scorer_text import PairEncoder, PairTokens, TextEncoder, TruncationWarning, completion_of, describe
 from .user_function import imported, location
 
 _POSITIVE = ("positive", "pos")
-
-
-@dataclass(frozen=True)
-class ScorerOptions:
-    """How a scorer is opened. `revision` (see `model_revisions`) and `trust_remote_code` concern models on the Hub.
-
-    `text`: `joined` scores prompt and completion joined, `completion` the completion alone (classifiers and reward
-    models only). `score_type`: a classifier's, where the notation leaves it open. `tokens_per_batch`: the most
-    tokens in one forward pass, padding counted. `dtype`: the precision of forward passes. `apart` and `quantize`: how a
-    reward model's adapter meets its base, as in `load_classifier`.
-    """
-
-    device: str | torch.device = "cpu"
-    revision: str | None = None
-    trust_remote_code: bool = False
-    text: str = "joined"
-    score_type: str = "prob"
-    tokens_per_batch: int = 16384
-    templates: TemplateOptions = TemplateOptions()
-    dtype: torch.dtype = torch.float32
-    apart: bool = False
-    quantize: str | None = None
-
-    @property
-    def joined(self) -> bool:
-        """Whether prompt and completion are scored together."""
-        return self.text == "joined"
 
 
 def scorer_options(options: ScoringOptions, compute: Compute, templates: TemplateOptions) -> ScorerOptions:
@@ -77,44 +50,6 @@ def scorer_options(options: ScoringOptions, compute: Compute, templates: Templat
     )
 
 
-@dataclass
-class Scores:
-    """`values`: the score of each row. `keys`: float64 numbers to compare by (log-odds for a classifier)."""
-
-    values: list[float]
-    keys: list[float]
-
-
-class Scorer(ABC):
-    """`name` is the SCORER as given; `score_type`: prob, logit, log-odds (classifiers), reward, implicit, python or
-    remote."""
-
-    score_type: str
-
-    def __init__(self, name: str, options: ScorerOptions):
-        self.name, self.options = name, options
-
-    def score(self, rows: list[dict]) -> Scores:
-        """The rows' scores in order; a row holds `prompt` (text or messages) and `completion`, or `text`.
-
-        The ranks of a process group score the same rows together, each a share of them, and every rank gets all scores.
-        Raises InputError, naming the row, where a score is not a finite number.
-        """
-        if not rows:
-            return Scores([], [])
-        device, dtype = torch.device(self.options.device), self.options.dtype
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):  # whatever surrounds it
-            scores = self._score(rows)
-        for row, value, key in zip(rows, scores.values, scores.keys, strict=True):
-            if not (math.isfinite(value) and math.isfinite(key)):
-                raise InputError(f"the scorer gave {value} for {describe(row)}", "a score must be a finite number")
-        return scores
-
-    @abstractmethod
-    def _score(self, rows: list[dict]) -> Scores:
-        """The scores of one row or more."""
-
-
 def load_scorer(spec: str, options: ScorerOptions | None = None) -> Scorer:
     """The scorer that the SCORER notation names.
 
@@ -124,6 +59,8 @@ def load_scorer(spec: str, options: ScorerOptions | None = None) -> Scorer:
     options = options or ScorerOptions()
     parsed = parse_scorer(spec)
     _check_paths(spec, parsed)
+    if parsed.members:
+        return CombinedScorer(spec, options, parsed.kind, _members(parsed, options))
     if parsed.kind != "model" and not options.joined:
         raise InputError(f"scorer {spec!r}: it reads prompt and completion, never the completion alone")
     if parsed.kind == "python":
@@ -148,13 +85,23 @@ def load_scorer(spec: str, options: ScorerOptions | None = None) -> Scorer:
     return RewardModelScorer(spec, options, loaded)
 
 
+def _members(spec: ScorerSpec, options: ScorerOptions) -> list[Scorer]:
+    """The scorers that `spec` combines, each with its own revisions. Raises InputError as `load_scorer` does."""
+    revisions = iter(model_revisions(spec, options.revision))
+    opened = []
+    for part, member in zip(spec.parts, spec.members, strict=True):
+        its = [revision for _, revision in zip(member.models, revisions, strict=False) if revision]
+        opened.append(load_scorer(part, replace(options, revision=",".join(its) or None)))
+    return opened
+
+
 def _check_paths(spec: str, parsed: ScorerSpec) -> None:
     """Raises InputError for a model or a file that does not exist."""
-    if parsed.input_kind == "model":
-        for path in parsed.paths:
+    for kind, path in parsed.inputs:
+        if kind == "model":
             check_path(path)
-    elif not Path(parsed.parts[0]).expanduser().is_file():
-        raise InputError(f"scorer {spec!r}: no such file: {parsed.parts[0]}", hint="check the path")
+        elif not Path(path).expanduser().is_file():
+            raise InputError(f"scorer {spec!r}: no such file: {path}", hint="check the path")
 
 
 # --- the kinds of scorer ---------------------------------------------------------------------------------------------

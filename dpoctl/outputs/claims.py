@@ -27,6 +27,7 @@ from .manifests import (
     read_manifest,
     read_sealed,
     relative,
+    revision_of,
     versions,
 )
 
@@ -83,7 +84,8 @@ class Output:
         if self.request.recorded is not None:
             return self.request.recorded
         inputs = self.request.inputs
-        return [describe_input(name, path, self._revision(name), self.folder) for name, _, path in inputs]
+        revisions = [revision_of(inputs, i, self._revision(name)) for i, (name, _, _) in enumerate(inputs)]
+        return [describe_input(n, path, r, self.folder) for (n, _, path), r in zip(inputs, revisions, strict=True)]
 
     def fix(self, name: str, value: str) -> str:
         """A value that the output keeps from its start, such as a date: the recorded one, or `value`, now recorded.

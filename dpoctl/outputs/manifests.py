@@ -128,6 +128,14 @@ def _check_by_producer(name: str, path: Path) -> dict[str, Any] | None:
     return None
 
 
+def revision_of(inputs: list[tuple[str, str, str]], i: int, revision: str | None) -> str | None:
+    """The revision of input `i`, where its option has `revision`: one for all of its models, or one for each."""
+    name, kind, _ = inputs[i]
+    models = [at for at, other in enumerate(inputs) if other[:2] == (name, "model")]
+    each = [part.strip() for part in (revision or "").split(",")]
+    return each[models.index(i)] if kind == "model" and len(each) == len(models) > 1 else revision
+
+
 def _hub_commit(repo: str, revision: str) -> str | None:
     home = os.environ.get("HF_HOME") or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface"

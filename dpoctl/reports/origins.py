@@ -75,6 +75,12 @@ def _sampled_model(path: Path, manifest_id: str | None) -> dict[str, Any] | None
 
 
 def _scorer(manifest: dict[str, Any]) -> str | None:
-    """The hashes of a scorer's files, as one; the name of a scorer without files, which is a server."""
+    """The hashes of a scorer's files, as one; the name of a scorer without files, which is a server.
+
+    Of several scorers also how they are combined: their mean and their minimum have the same files.
+    """
     hashes = " ".join(str(hash_of(described)) for described in inputs_of(manifest, "scorer"))
+    how = str(manifest.get("identity", {}).get("scorer") or "")
+    if hashes and how.startswith(("mean:", "min:")):
+        return f"{how} {hashes}"
     return hashes or manifest["options"].get("scorer")

@@ -25,7 +25,7 @@ from ..errors import InputError, NumericalError
 from ..inference.completions import PromptSet, completion_rows, prompt_set, sequences_of
 from ..inference.generate import batch_slices, generate, sampling_of
 from ..inference.policy_evaluation import Reference
-from ..inference.scorers import Scorer, ScorerOptions, load_scorer
+from ..inference.scorers import RewardModelScorer, Scorer, ScorerOptions, load_scorer
 from ..models import lora, precision, quantized, shared_weights
 from ..models.flops import model_flops
 from ..models.hub import is_adapter, resolve
@@ -143,7 +143,7 @@ class PPO(Task):
     def _value_start(self) -> Any:
         """The reward model from which a separate value model starts, where its tokens are the policy's; else None."""
         config = self.config
-        if config.value_model != "separate" or self.reward.score_type != "reward":
+        if config.value_model != "separate" or not isinstance(self.reward, RewardModelScorer):
             return None
         path, scorer = parse_scorer(config.reward).parts[0], self.reward.options
         model, _, codec = load_classifier(
@@ -160,7 +160,7 @@ class PPO(Task):
             settings = replace(settings, targets=lora.adapted_layers(self.policy))
             lora.add_to_attached(model, settings, config.reward)
             precision.hold(model, self.compute.dtype)
-            shared_weights.share_frozen(model, [self.policy, self.reward.model])  # type: ignore[attr-defined]
+            shared_weights.share_frozen(model, [self.policy, self.reward.model])
         elif settings:
             lora.adapt(model, settings, config.reward, None)
             precision.hold(model, self.compute.dtype)
