@@ -136,6 +136,9 @@ def given(prefs, tmp_path_factory) -> dict[str, Path]:
     found["weighted-prefs.jsonl"] = made / "weighted-prefs.jsonl"
     weighted = [json.dumps(row | {"weight": 1.0 + i % 3}) + "\n" for i, row in enumerate(pairs)]
     found["weighted-prefs.jsonl"].write_text("".join(weighted))
+    found["reward-bench.jsonl"] = made / "reward-bench.jsonl"
+    of_subsets = [json.dumps(row | {"subset": f"subset-{i % 3}"}) + "\n" for i, row in enumerate(pairs)]
+    found["reward-bench.jsonl"].write_text("".join(of_subsets))
     found["feedback.jsonl"] = made / "feedback.jsonl"
     rated = [
         {"prompt": row["prompt"], "completion": row[side], "label": side == "chosen"}

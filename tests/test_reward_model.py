@@ -39,6 +39,19 @@ def test_plain_transformers_reads_the_rewards_that_were_trained(rewarded):
     assert abs(sum(scores) / len(scores)) < 0.15 * (max(scores) - min(scores))
 
 
+def test_centring_is_added_to_the_loss(rewarded):
+    """The first update has the untouched model's loss and the term; in training the sums of rewards shrink."""
+    rewarded.run(*REWARD_MODEL, "--center-rewards", "0.5", "--out", "rm-centred")
+    plain, centred = rewarded.rows("rm/metrics.jsonl"), rewarded.rows("rm-centred/metrics.jsonl")
+    assert "centring" not in plain[0] and centred[0]["centring"] > 0
+    assert centred[0]["loss"] == pytest.approx(plain[0]["loss"] + 0.5 * centred[0]["centring"], rel=1e-5)
+    assert centred[0]["accuracy"] == plain[0]["accuracy"]
+    assert centred[-1]["centring"] < 0.2 * centred[0]["centring"]
+    assert abs(rewarded.manifest("rm-centred")["metrics"]["reward_shift"]) < abs(
+        rewarded.manifest("rm")["metrics"]["reward_shift"]
+    )
+
+
 def test_a_killed_run_resumes_to_the_same_bytes(rewarded):
     args = [*REWARD_MODEL, "--save-every", "2", "--out", "rm-killed"]
     rewarded.kill(*args, when=lambda: rewarded.has_checkpoint("rm-killed"))

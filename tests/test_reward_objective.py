@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from dpoctl.objectives.reward import bradley_terry, calibration
+from dpoctl.objectives.reward import bradley_terry, calibration, centring
 
 
 def test_bradley_terry_by_hand_and_its_gradient():
@@ -15,6 +15,33 @@ def test_bradley_terry_by_hand_and_its_gradient():
     assert torch.allclose(losses, torch.tensor([math.log(1 + math.exp(-1)), math.log(1 + math.e)]))
     losses.sum().backward()
     assert torch.allclose(chosen.grad, -torch.sigmoid(torch.tensor([-1.0, 1.0])))
+
+
+def test_centring_by_hand_and_its_gradient():
+    """(1 + 2)^2 = 9 and (0.5 - 2.5)^2 = 4; both rewards of a pair have the gradient 2 (r_w + r_l)."""
+    chosen = torch.tensor([1.0, 0.5], dtype=torch.float64, requires_grad=True)
+    rejected = torch.tensor([2.0, -2.5], dtype=torch.float64, requires_grad=True)
+    losses = centring(chosen, rejected)
+    assert losses.tolist() == [9.0, 4.0]
+    losses.sum().backward()
+    assert chosen.grad.tolist() == rejected.grad.tolist() == [6.0, -4.0]
+
+
+def test_centring_fixes_the_constant_that_bradley_terry_leaves_free():
+    """From exact labels it moves no difference of two texts' rewards whose sum it can bring to 0."""
+    chosen, rejected = (torch.tensor([x], dtype=torch.float64, requires_grad=True) for x in (5.0, 4.0))
+    optimizer = torch.optim.LBFGS([chosen, rejected], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = 0.75 * bradley_terry(chosen, rejected) + 0.25 * bradley_terry(rejected, chosen)
+        loss = (loss + 0.01 * centring(chosen, rejected)).sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert (chosen + rejected).item() == pytest.approx(0, abs=1e-4)
+    assert (chosen - rejected).item() == pytest.approx(math.log(3), abs=1e-4)
 
 
 def test_bradley_terry_recovers_a_known_reward_up_to_a_constant():

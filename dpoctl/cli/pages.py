@@ -116,10 +116,13 @@ PAGES = {
     ),
     "score": Page(
         GENERATION,
-        "Add a scorer's score to every row that has text.",
+        "Score texts, or both sides of preferences, with a scorer.",
         (
             "dpoctl score --data samples.jsonl \\\n"
             "  --scorer siebert/sentiment-roberta-large-english --out scored.jsonl",
+            "# the accuracy of a reward model by category\n"
+            "dpoctl score --data reward-bench.jsonl --scorer runs/rm --by subset \\\n"
+            "  --out by-subset.jsonl",
         ),
     ),
     "evaluate": Page(

@@ -204,8 +204,18 @@ class Sample(
 @amended(**dict.fromkeys(TEMPLATE_OPTIONS, {"when": names_models("scorer")}))
 @dataclass(frozen=True, kw_only=True)
 class Score(Sharded, Planned, Rows, WithScorer, Templates, RunsModels, Common):
-    data: str = option(help="Rows with text: completions, texts or messages.", panel=DATA, input="file")
+    data: str = option(
+        help="Rows with text: completions, texts or messages; of preferences both sides are scored.",
+        panel=DATA,
+        input="file",
+    )
     scorer: str = option(help="What scores the rows.", panel=DATA, input="scorer")
+    by: str | None = option(
+        None,
+        "Of preferences: also tell the accuracy for each value of this column, such as subset.",
+        EVAL,
+        metavar="COLUMN",
+    )
 
 
 # Without --prompts nothing is sampled: --model is the policy that sampled --completions.

@@ -260,8 +260,21 @@ class TrainRM(Balanced, Training):
     select: str = option(
         "best", "Keep the weights with the best validation accuracy, or the last.", EVAL, choices=("best", "last")
     )
+    by: str | None = option(
+        None,
+        "Also tell the held-out accuracy for each value of this column of the rows, such as subset.",
+        EVAL,
+        metavar="COLUMN",
+    )
     use_margins: bool = option(
         False, "Use each row's `margin` in the loss: -log sigmoid(r_chosen - r_rejected - margin).", LOSS
+    )
+    center_rewards: float = option(
+        0.0,
+        "Add this times the mean of (r_chosen + r_rejected)^2 to the loss, which keeps rewards near 0 (2312.09244).",
+        LOSS,
+        at_least=0,
+        metavar="COEF",
     )
     normalize: str = option(
         "shift",

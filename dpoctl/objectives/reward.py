@@ -10,6 +10,11 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0
     return -F.logsigmoid(chosen - rejected - margin)
 
 
+def centring(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """(r_w + r_l)^2 [P], of rewards [P]: Bradley-Terry leaves their sum free (2312.09244)."""
+    return (chosen + rejected) ** 2
+
+
 def calibration(margins: Tensor, bins: int = 10) -> tuple[float, list[tuple[float, float, int]]]:
     """(expected calibration error, [(mean confidence, accuracy, pairs)] of each non-empty bin).
 

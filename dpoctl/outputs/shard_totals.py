@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from . import accuracy
+
 BINS = 10  # bins of make-prefs' histogram of scores, from 0 to 1
 
 
@@ -25,7 +27,12 @@ def of_sample(counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_score(counts: dict[str, Any]) -> dict[str, Any]:
-    """Rows scored and their mean score."""
+    """Rows scored and their mean score; of pairs that of each side, and how often the chosen one is the higher."""
+    if "by" in counts:
+        sides = {
+            f"mean_{side}_score": counts[f"{side}_sum"] / max(1, counts["rows"]) for side in ("chosen", "rejected")
+        }
+        return {"rows": counts["rows"]} | sides | accuracy.metrics_of(counts["by"])
     return {"rows": counts["rows"], "mean_score": counts["sum"] / max(1, counts["rows"])}
 
 

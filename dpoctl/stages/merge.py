@@ -148,7 +148,7 @@ def _metrics(parts: list[Part]) -> dict[str, Any]:
     """
     first = parts[0].manifest
     metrics = shard_totals.METRICS[first["stage"]](reduce(shard_totals.add, (part.shard["counts"] for part in parts)))
-    return {name: metrics.get(name, value) for name, value in first["metrics"].items()}
+    return first["metrics"] | metrics  # a first shard without rows knows no groups
 
 
 def _judge_metrics(parts: list[Part], output: Output) -> dict[str, Any]:
@@ -190,6 +190,10 @@ def _show(output: Output, metrics: dict[str, Any], parts: list[Part]) -> None:
         from ..reports import tables
 
         tables.show_evaluations([row for _, row in read_jsonl(output.out)])
+    elif output.stage == "score" and "pairs" in metrics:
+        from ..reports.accuracies import say_scores
+
+        say_scores(str(output.out), metrics, output.options.get("by"))  # absent in older versions
     elif output.stage == "make-prefs" and parts[0].output == 0:  # not the samples of --completions-out
         from ..reports.preferences import say_preferences
 

@@ -8,6 +8,8 @@ from ..config.training import TrainRM
 from ..models.logprobs import Sequences
 from ..models.rewards import last_token_rewards
 from ..outputs.claims import Output
+from ..reports.accuracies import show_accuracies
+from ..runtime import collectives
 from ..training import loop
 from ..training.plan import PairsPlan
 from ..training.reward_model import RewardModel
@@ -15,7 +17,10 @@ from ..training.reward_model import RewardModel
 
 def run(config: TrainRM, output: Output) -> None:
     """Train and save the run directory."""
-    loop.train(RewardModel(config, output))
+    task = RewardModel(config, output)
+    loop.train(task)
+    if config.by and collectives.rank() == 0:
+        show_accuracies(config.by, task.by_group, f"Held-out accuracy by {config.by}")
 
 
 def plan(config: TrainRM) -> dict:

@@ -16,7 +16,8 @@ from ..errors import InputError
 from ..models.load import Loaded, load_reward_start
 from ..models.logprobs import Sequences
 from ..models.rewards import last_token_rewards, rewards_of
-from ..objectives.reward import bradley_terry, calibration
+from ..objectives.reward import bradley_terry, calibration, centring
+from ..outputs.accuracy import check_groups, group_of, metrics_of, tally
 from ..outputs.claims import Output
 from ..runtime import sharing
 from ..runtime.devices import to_device
@@ -53,6 +54,7 @@ class RewardModel(PairTask):
         counts = {"train_pairs": len(self.data.pairs), "validation_pairs": len(self.held_out.pairs)}
         self.extra_metrics |= dict(self.data.counts) | counts
         self.parts = held_out_files.parts_of(self.held_out.lines, config.eval_data)
+        self.by_group: dict[str, Any] = {}  # with --by: the accuracies of the model that is kept
 
     def load_model(self) -> Loaded:
         config = self.config
@@ -74,6 +76,7 @@ class RewardModel(PairTask):
         rows, held_out_rows = held_out_files.load_rows(config, "preferences")
         data = self._encode(rows)
         self.extra_metrics |= held_out_files.counts_of(rows)
+        self.groups = self._groups(held_out_rows or rows)
         if held_out_rows is None:
             data, held_out = pairs.split_by_prompt(data, config.validation, config.seed)
         else:
@@ -87,6 +90,14 @@ class RewardModel(PairTask):
                 raise InputError(f"{held_out_rows.path}: all of its prompts are trained on", "leave --eval-data out")
         log.say(f"{rows.path}: {len(data.pairs)} pairs to train on, {len(held_out.pairs)} of other prompts held out")
         return data, held_out
+
+    def _groups(self, rows: Rows) -> dict[Any, str]:
+        """The value of --by of each row, by its line. Raises InputError for a row without one."""
+        if self.config.by is None:
+            return {}
+        groups = [group_of(row, self.config.by, rows.place(i)) for i, row in enumerate(rows.rows)]
+        check_groups(groups, self.config.by)
+        return dict(zip(rows.lines, groups, strict=True))
 
     def _encode(self, rows: Rows) -> PairData:
         return encode_pairs(rows, self.codec, setup.lengths(self.config, self.model))
@@ -102,9 +113,14 @@ class RewardModel(PairTask):
         rewards = last_token_rewards(self.model, sequences, routed)
         w, l = to_device(micro.pairs, self.compute.device).unbind(1)  # noqa: E741
         margin = self._margins(micro.rows) if self.config.use_margins else 0.0
-        loss = bradley_terry(rewards[w], rewards[l], margin).sum() / micro.n_global
+        losses = bradley_terry(rewards[w], rewards[l], margin)
+        sums = _sums(rewards.detach(), w, l)
+        if self.config.center_rewards:
+            centre = centring(rewards[w], rewards[l])
+            losses = losses + self.config.center_rewards * centre
+            sums["centring"] = (centre.detach().double().sum(), float(len(w)))
         balance, logged = self.balance.loss(routed, len(w) / micro.n_global)
-        return loss + balance, _sums(rewards.detach(), w, l) | logged
+        return losses.sum() / micro.n_global + balance, sums | logged
 
     def texts(self, micro: PairBatch) -> tuple[Sequences, list[float]]:
         return [self.sequences[i] for i in micro.completions], pairs.counts(micro)
@@ -137,6 +153,7 @@ class RewardModel(PairTask):
         with self.compute.autocast():
             shift, scale = self._moments()
             metrics, details = self._validate(self._stop_if_asked)
+        self.by_group = details.get("held_out_by", {})
         self.model.config.reward_shift, self.model.config.reward_scale = shift, scale
         log.say(
             f"held-out accuracy {metrics['accuracy']:.3f} on {len(self.held_out.pairs)} pairs of prompts not trained "
@@ -163,6 +180,10 @@ class RewardModel(PairTask):
             if members:
                 of_part, _ = _held_out_metrics(pairs.only(data, members), rewards)
                 metrics |= {f"{name}/{key}": value for key, value in of_part.items()}
+        if self.groups:
+            groups = [self.groups[line] for line in data.lines]
+            chosen, rejected = ([rewards[pair[side]] for pair in data.pairs] for side in (0, 1))
+            details["held_out_by"] = metrics_of(tally(chosen, rejected, groups))
         return metrics, details
 
     def _moments(self) -> tuple[float, float]:

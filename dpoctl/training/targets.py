@@ -148,7 +148,7 @@ def score_type_of(path: str) -> str | None:
     if is_hub_data(path) or pipes.is_pipe(path):
         return None
     manifest = read_manifest(path)
-    if manifest is None or manifest["stage"] != "make-prefs":
+    if manifest is None or manifest["stage"] not in ("make-prefs", "score"):
         return None
     if recorded := manifest["metrics"].get("score_type"):
         return recorded
