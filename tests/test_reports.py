@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from dpoctl.errors import InputError
+from dpoctl.outputs.files import seal
 from dpoctl.reports import efficiency, figures, page, tables, wins
 from dpoctl.reports.collect import collect
 
@@ -133,6 +134,27 @@ def test_learning_curves_show_log_ratios_and_not_which_pairs_are_in_a_batch(tmp_
     assert "without a reference" in drawings["logps"].caption
     margins = lines_of(drawings["margins"])
     assert list(margins) == ["dpo: rewards/margins"] and len(margins["dpo: rewards/margins"]) == 2  # not the first
+
+
+def test_calibration_of_reward_models(tmp_path):
+    """The bins of the manifest, of complete runs of train-rm alone; Wilson's interval of 3 of 4 is 0.301 to 0.954."""
+    bins = [[0.55, 0.5, 10], [0.75, 0.75, 4], [0.97, 1.0, 6]]
+    paths = []
+    for name in ("rm", "rm-unfinished"):
+        write(tmp_path / name / "metrics.jsonl", [{"step": 1, "loss": 0.7}])
+        (tmp_path / name / "config.yaml").write_text("stage: train-rm\n")
+        paths.append(str(tmp_path / name))
+    metrics = {"calibration": bins, "eval/calibration_error": 0.034}
+    sealed = seal({"stage": "train-rm", "options": {}, "inputs": [], "outputs": [], "metrics": metrics}) | {"cost": {}}
+    (tmp_path / "rm/manifest.json").write_text(json.dumps(sealed))
+    found = collect(paths)
+    drawing = next(drawing for drawing in figures.drawings(found) if drawing and drawing.name == "calibration")
+    [shown] = drawing.figure.axes[0].containers
+    assert shown.get_label() == "rm: error 0.034, 20 pairs"
+    assert shown.lines[0].get_xydata().tolist() == [[c, a] for c, a, _ in bins]
+    ends = [[round(y, 3) for _, y in segment] for segment in shown.lines[2][0].get_segments()]
+    assert ends[1] == [0.301, 0.954] and ends[2][1] == 1.0
+    assert not [d for d in figures.drawings(collect(paths[1:])) if d and d.name == "calibration"]
 
 
 def test_the_table_of_evaluations_has_every_number_of_its_rows():

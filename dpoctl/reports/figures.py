@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..objectives.catalogue import traits_of
 from ..outputs.files import writing
-from . import frontier, shared, wins
+from . import calibration, frontier, shared, wins
 from .collect import Collected, Run
 from .shared import Drawing
 
@@ -118,6 +118,7 @@ def drawings(collected: Collected) -> list[Drawing | None]:
         _over_optimisation(runs),
         _fluency(runs),
         _curves(implicit + [run for run in runs if run.stage == "train-rm"], _ACCURACY),
+        calibration.calibration(runs),
         _curves([run for run in runs if run.stage != "train-ppo"], _LOSS),
         _curves([_log_ratios(run) for run in with_reference], _LOG_RATIOS),
         _curves(without_reference, _LOG_PROBS),
