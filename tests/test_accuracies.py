@@ -8,6 +8,7 @@ from dpoctl.cli.app import run
 from dpoctl.outputs import accuracy, shard_totals
 from dpoctl.reports.accuracies import table
 from dpoctl.stages import score
+from dpoctl.training.targets import score_type_of
 from helpers.chain import REWARD_MODEL, TRAIN
 
 # The score of a completion is its number of words. chat: right, right, wrong, tie; code: right, tie.
@@ -148,6 +149,7 @@ def test_stored_ids_score_as_they_are(rewarded):
     for row in rewarded.rows("of-pairs.jsonl"):
         for side in ("chosen", "rejected"):
             assert row[f"{side}_score"] == pytest.approx(of[row["prompt_id"], row[f"{side}_k"]], abs=1e-5)
+    assert score_type_of(str(rewarded.folder / "of-pairs.jsonl")) == "reward"  # which distill and soft labels ask for
 
 
 def test_train_rm_tells_its_held_out_accuracy_by_column(rewarded):
@@ -165,8 +167,9 @@ def test_train_rm_tells_its_held_out_accuracy_by_column(rewarded):
     assert total / by["pairs"] == pytest.approx(by["accuracy"])
     assert "Held-out accuracy by subset" in out and "all pairs" in out
     assert rewarded.digest("rm-by/model.safetensors") == rewarded.digest("rm/model.safetensors")
-    _, err = rewarded.run("train-rm --model sft --data prefs.jsonl --by subset --out no-rm", *TRAIN, code=2)
-    assert "prefs.jsonl:1: field 'subset': missing (--by subset)" in " ".join(err.split())
+    for more in ([], ["--dry-run"]):
+        _, err = rewarded.run("train-rm --model sft --data prefs.jsonl --by subset --out no-rm", *TRAIN, *more, code=2)
+        assert "prefs.jsonl:1: field 'subset': missing (--by subset)" in " ".join(err.split())
 
 
 def test_the_table_has_every_group():

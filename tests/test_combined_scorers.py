@@ -12,6 +12,7 @@ from dpoctl.inference.combined_scorer import CombinedScorer
 from dpoctl.inference.scorer_base import Scorer, ScorerOptions, Scores
 from dpoctl.inference.scorers import load_scorer
 from dpoctl.outputs.manifests import revision_of
+from dpoctl.reports import origins
 from helpers.chain import TRAIN, ppo
 
 ROWS = [{"prompt": "p", "completion": text} for text in ("a", "bb", "ccc")]
@@ -145,6 +146,23 @@ def test_the_identity_tells_how_the_parts_are_combined():
     assert scorer("mean:a,b")[1] == scorer("min:a,b")[1] == ["a", "b"]
     different = ["mean:a,b", "min:a,b", "mean:a@logit,b", "mean:a,b@logit", "mean:a,b,c", "mean:a,implicit:b,c"]
     assert len({scorer(text)[0] for text in different}) == len(different)
+
+
+def test_a_report_tells_mean_and_minimum_of_the_same_models_apart():
+    """An efficiency compares a policy with the optimum of the same scorer."""
+
+    def scorer(text, names=("a", "b")):
+        described = [{"name": "scorer", "path": name, "sha256": name, "manifest": None} for name in names]
+        config = COMMANDS["score"](data="d", scorer=text, out="o.jsonl")
+        manifest = {
+            "identity": {"scorer": identity(config)["scorer"]},
+            "options": {"scorer": text},
+            "inputs": described,
+        }
+        return origins.of_run(manifest).scorer
+
+    assert scorer("mean:a,b") == scorer("mean:x,y") != scorer("min:a,b")
+    assert scorer("a", ["a"]) == "a"  # as before
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 
 from ..config.training import TrainRM
+from ..data.encode import Limits, PairData
+from ..data.readers import Rows
 from ..models.logprobs import Sequences
 from ..models.rewards import last_token_rewards
 from ..outputs.claims import Output
@@ -12,7 +14,7 @@ from ..reports.accuracies import show_accuracies
 from ..runtime import collectives
 from ..training import loop
 from ..training.plan import PairsPlan
-from ..training.reward_model import RewardModel
+from ..training.reward_model import RewardModel, groups_of
 
 
 def run(config: TrainRM, output: Output) -> None:
@@ -32,6 +34,11 @@ class Plan(PairsPlan):
     """Updates; validation takes less than they do."""
 
     kind, whole = "reward", True
+
+    def encode(self, config: TrainRM, rows: Rows, limits: Limits) -> PairData:
+        if not config.eval_data:
+            groups_of(rows, config.by)  # refuses what a run refuses
+        return super().encode(config, rows, limits)
 
     def loss(self, model: Any, sequences: Sequences) -> torch.Tensor:
         return last_token_rewards(model, sequences).sum()

@@ -76,7 +76,7 @@ class RewardModel(PairTask):
         rows, held_out_rows = held_out_files.load_rows(config, "preferences")
         data = self._encode(rows)
         self.extra_metrics |= held_out_files.counts_of(rows)
-        self.groups = self._groups(held_out_rows or rows)
+        self.groups = groups_of(held_out_rows or rows, config.by)
         if held_out_rows is None:
             data, held_out = pairs.split_by_prompt(data, config.validation, config.seed)
         else:
@@ -90,14 +90,6 @@ class RewardModel(PairTask):
                 raise InputError(f"{held_out_rows.path}: all of its prompts are trained on", "leave --eval-data out")
         log.say(f"{rows.path}: {len(data.pairs)} pairs to train on, {len(held_out.pairs)} of other prompts held out")
         return data, held_out
-
-    def _groups(self, rows: Rows) -> dict[Any, str]:
-        """The value of --by of each row, by its line. Raises InputError for a row without one."""
-        if self.config.by is None:
-            return {}
-        groups = [group_of(row, self.config.by, rows.place(i)) for i, row in enumerate(rows.rows)]
-        check_groups(groups, self.config.by)
-        return dict(zip(rows.lines, groups, strict=True))
 
     def _encode(self, rows: Rows) -> PairData:
         return encode_pairs(rows, self.codec, setup.lengths(self.config, self.model))
@@ -208,6 +200,15 @@ class RewardModel(PairTask):
             prompt, ids, _ = truncate(*encoded, limits, self.codec.bos_of(encoded[0]))
             found.append((prompt + ids, len(prompt)))
         return found
+
+
+def groups_of(rows: Rows, column: str | None) -> dict[Any, str]:
+    """The value of the column of --by of each row, by its line. Raises InputError for a row without one."""
+    if column is None:
+        return {}
+    groups = [group_of(row, column, rows.place(i)) for i, row in enumerate(rows.rows)]
+    check_groups(groups, column)
+    return dict(zip(rows.lines, groups, strict=True))
 
 
 def _held_out_metrics(data: PairData, rewards: dict[int, float]) -> tuple[dict[str, float], dict[str, Any]]:
