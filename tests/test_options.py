@@ -64,7 +64,8 @@ PRESENT = {  # what makes a condition hold
     "sync_ref_every": 2,
 }
 COMBINED = {  # settings of several options, for conditions of several
-    "sft": [{"eval_prompts": "p", "ref": "r"}, {"field": "chosen"}],
+    "sft": [{"eval_prompts": "p", "ref": "r"}, {"field": "chosen"}, {"eval_data": "e", "select": "best"}],
+    "train-dpo": [{"eval_data": "e", "select": "best"}],
     "evaluate": [
         {"model": ["m"], "prompts": "p", "ref": "r"},
         {"completions": ["c"], "selection_scorer": "s"},

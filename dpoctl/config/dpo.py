@@ -17,7 +17,7 @@ from ..objectives.catalogue import (
 from .conditions import When, all_of, any_of, given, not_given, one_of
 from .schema import amended, option
 from .shared import DATA, EVAL, EVAL_PROMPTS, LOSS, OPT, RUN
-from .training import EVALUATED, OPTIMIZER_HELP, OPTIMIZERS, Balanced, Frontier, WithReference
+from .training import EVALUATED, OPTIMIZER_HELP, OPTIMIZERS, Balanced, Frontier, Selection, WithReference
 
 SCORE_TYPES = ("prob", "logit", "log-odds", "reward", "implicit", "python")
 
@@ -55,13 +55,20 @@ _REFERENCE = any_of(_WITH_REFERENCE, EVAL_PROMPTS)
     eval_every={"when": EVALUATED},
 )
 @dataclass(frozen=True, kw_only=True)
-class TrainDPO(Balanced, WithReference, Frontier):
+class TrainDPO(Selection, Balanced, WithReference, Frontier):
     model: str = option(help="Policy to start from, usually the SFT model.", panel=DATA, input="model")
     data: tuple[str, ...] = option(
         help="Preference rows; may be given several times.", panel=DATA, input="file", several=True
     )
     eval_data: tuple[str, ...] = option(
         (), "Held-out preference rows; may be given several times.", EVAL, input="file", several=True
+    )
+    select_by: str = option(
+        "loss",
+        "Held-out figure that --select best reads: the lowest loss or the highest accuracy.",
+        EVAL,
+        choices=("loss", "accuracy"),
+        when=one_of("select", "best"),
     )
     loss: str = option(
         "sigmoid",
@@ -226,6 +233,10 @@ class TrainDPO(Balanced, WithReference, Frontier):
     def is_unpaired(self) -> bool:
         """Whether rows are single completions with a label."""
         return self.loss in ALWAYS_UNPAIRED or (self.loss == "kto" and self.unpaired)
+
+    def check_select_by(self) -> Iterator[str]:
+        if self.is_unpaired and self.select == "best" and self.select_by == "accuracy":
+            yield "--select-by accuracy ranks the completions of a pair, and these rows have one each: use loss"
 
     def check_unpaired(self) -> Iterator[str]:
         for name, asked in (("--wpo", self.wpo), ("--ld-alpha", self.ld_alpha is not None)):

@@ -204,6 +204,26 @@ class WithReference:
         return (self.ref, self.ref_revision) if self.ref else (self.model, self.revision)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """A command that may keep the weights of its best evaluation on held-out rows."""
+
+    select: str = option(
+        "last",
+        "Keep the last weights, or those of the best evaluation on --eval-data.",
+        EVAL,
+        choices=("last", "best"),
+        when=given("eval_data"),
+    )
+    patience: int | None = option(
+        None,
+        "End the run after N evaluations in a row without a better one.",
+        EVAL,
+        at_least=1,
+        when=one_of("select", "best"),
+    )
+
+
 @amended(
     ref={
         "help": "Reference model for the KL of --eval-prompts (default: --model).",
@@ -214,7 +234,7 @@ class WithReference:
     eval_every={"when": EVALUATED},
 )
 @dataclass(frozen=True, kw_only=True)
-class SFT(Balanced, WithReference, Frontier):
+class SFT(Selection, Balanced, WithReference, Frontier):
     model: str = option(help="Model to fine-tune.", panel=DATA, input="model")
     data: tuple[str, ...] = option(
         help="Text rows, prompt + completion rows, or preferences with --field; may be given several times.",

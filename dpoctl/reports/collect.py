@@ -37,6 +37,18 @@ class Run:
     index: int = 0
     origin: Origin = Origin()
 
+    @property
+    def kept(self) -> dict[str, Any]:
+        """`best_step` and `best/METRIC` of a run that keeps the weights of its best evaluation; else empty."""
+        found = (self.manifest or {}).get("metrics") or {}
+        return {k: v for k, v in found.items() if k.startswith("best")} if "best_step" in found else {}
+
+    @property
+    def final_point(self) -> Point:
+        """The point of the weights that the run keeps: the last, or that of the best evaluation."""
+        step = self.kept.get("best_step")
+        return next((p for p in self.points if p["step"] == step), self.points[-1])
+
 
 @dataclass
 class Samples:
@@ -76,10 +88,10 @@ class Collected:
 
     @property
     def final_points(self) -> list[Point]:
-        """What the table of evaluations shows: the evaluation files, and the last point of each run not in them."""
+        """What the table of evaluations shows: the evaluation files, and the point of the kept weights of each other run."""
         evaluated = {p.origin.policy or Path(p["model"]).name for p in self.evaluations}
         others = [run for run in self.runs if run.points and not {run.origin.policy, run.name} & evaluated]
-        return [run.points[-1] for run in others] + self.evaluations
+        return [run.final_point for run in others] + self.evaluations
 
 
 def collect(paths: Iterable[str]) -> Collected:

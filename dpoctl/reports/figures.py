@@ -13,6 +13,7 @@ from .collect import Collected, Run
 from .shared import Drawing
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _STYLE: Any = {  # rcParams; their names are a type in newer stubs only
@@ -182,11 +183,23 @@ def _curves(runs: list[Run], curves: Curves) -> Drawing | None:
         several = len(curves.metrics) > 1
         label = f"{run.name}: {curves.metrics[which]}" if several else run.name
         axes.plot(*zip(*points, strict=True), label=label, **style)
+        _mark_kept(axes, run, curves.metrics[which])
     axes.locator_params(axis="x", integer=True)
     axes.set_xlabel(curves.xlabel)
     axes.set_ylabel(curves.ylabel)
     shared.legend(figure, axes)
     return Drawing(curves.name, curves.caption, figure)
+
+
+def _mark_kept(axes: Axes, run: Run, metric: str) -> None:
+    """A star where the weights are from that a run keeps, on the curve of the metric that selected them."""
+    kept = run.kept
+    if (value := kept.get(metric.replace("eval/", "best/", 1))) is None or not metric.startswith("eval/"):
+        return
+    label = f"{run.name}: keeps update {kept['best_step']}"
+    star: dict[str, Any] = {"color": shared.colour(run.index), "marker": "*", "markersize": 13}
+    star["markeredgecolor"] = "#000000"
+    axes.plot([kept["best_step"]], [value], linestyle="none", zorder=5, label=label, **star)
 
 
 def _over_optimisation(runs: list[Run]) -> Drawing | None:

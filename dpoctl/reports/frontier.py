@@ -294,7 +294,7 @@ def reward_against_pairs(collected: Collected) -> Drawing | None:
         pairs = ((run.manifest or {}).get("metrics") or {}).get("pairs")
         if run.stage == "train-dpo" and pairs and run.points:
             key = tuple(run.options.get(k) for k in ("loss", "beta", "alpha", "lr"))
-            groups[key].append((pairs, run.points[-1]))
+            groups[key].append((pairs, run.final_point))
     groups = {key: group for key, group in groups.items() if len({pairs for pairs, _ in group}) > 1}
     if not groups:
         return None

@@ -100,7 +100,7 @@ def seeds(collected: Collected) -> Rows | None:
     Training seeds: runs that differ in nothing else. Sampling seeds: evaluations of one model more than once.
     """
     trained: dict[str, list[tuple[Any, dict]]] = {}
-    for p in (run.points[-1] for run in rounds.without_later(collected.runs) if run.points):
+    for p in (run.final_point for run in rounds.without_later(collected.runs) if run.points):
         options = p.get("options") or {}
         others = {k: v for k, v in options.items() if k != "seed"}
         trained.setdefault(f"{p['method']} {others}", []).append((options.get("seed"), p))

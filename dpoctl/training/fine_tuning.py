@@ -44,6 +44,7 @@ class FineTuning(BatchTask):
         self.held_out = self._encode_held_out(held_out_rows)
         self.parts = held_out_files.parts_of([e.line for e in self.held_out], config.eval_data)
         self.has_held_out = bool(self.held_out)
+        self.select, self.patience = "loss" if config.select == "best" else "", config.patience
         self.stream = stream_of(config, len(self.examples))
         self.extra_metrics = dict(counts) | held_out_files.counts_of(rows)
         if self.held_out:  # also of a resumed run it is the untouched model's: checkpoints are loaded later

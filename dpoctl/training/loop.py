@@ -46,13 +46,16 @@ def train(task: Task) -> None:
     first_step = trainer.restore()
     if first_step == 0 and task.frontier:
         trainer.measure_frontier_point(0)
-    last_row = trainer.last_row() if first_step == steps else {}
+    over = trainer.out_of_patience  # known to a checkpoint that was saved after the last evaluation
+    last_row = trainer.last_row() if over or first_step == steps else {}
     with log.progress(output.stage, steps, "updates", first_step) as meter:
         if collectives.world_size() == 1:  # several ranks stop together, after an update
             signals.at_boundary(f"update {first_step} of {steps}")
-        for step in range(first_step, steps):
+        for step in range(first_step, first_step if over else steps):
             last_row = trainer.update(step, meter) or last_row
             _save_and_stop(trainer, step + 1)
+            if trainer.out_of_patience:
+                break
     _finish(trainer, last_row)
     collectives.leave_ranks()
 
@@ -82,6 +85,7 @@ class Trainer:
     def __init__(self, task: Task):
         self.task, self.config, self.compute = task, task.config, task.compute
         self.model, self.output, self.out = task.model, task.output, Path(task.config.out)
+        self.step = 0  # updates so far
         self.optimizer = make_optimizer(self.config, self.model)
         dtype = devices.torch_dtype(self.config.save_dtype)
         self.saved_changes = None if dtype == torch.float32 else SavedChanges(self.model, dtype)
@@ -118,7 +122,8 @@ class Trainer:
         if collectives.rank() == 0:
             self.meter.restore(state["meter"])
         self.line_time = time.monotonic()
-        return state["step"]
+        self.step = state["step"]
+        return self.step
 
     def update(self, step: int, meter: log.Progress) -> dict[str, float] | None:
         """Update number `step` (0-based); returns the row of metrics.jsonl where one was due."""
@@ -128,7 +133,8 @@ class Trainer:
         loss = self.task.step(step, self)
         self._add("loss", loss)
         meter.advance(1, loss=f"{loss:.4f}", **{"tok/s": f"{self._rate():.0f}"}, **self._utilization())
-        return self._after(step + 1, lr)
+        self.step = step + 1
+        return self._after(self.step, lr)
 
     def optimize(self, micros: list, where: str) -> float:
         """One optimizer step on micro-batches whose losses add up to the global mean, which is returned.
@@ -204,13 +210,27 @@ class Trainer:
             self.logs["samples"].write(*({"step": step} | c for c in completions))
 
     def _keep_best(self, step: int, held_out: dict[str, float]) -> None:
-        """Save the weights aside where the metric that selects is the highest so far."""
+        """Save the weights aside where the metric that selects is the best so far; else count the evaluation."""
         select = self.task.select
-        if not select or (self.best and held_out[select] <= self.best["value"]):
+        if not select:
             return
-        self.best = {"step": step, "value": held_out[select]}
+        value = held_out[select]
+        if not math.isfinite(value):
+            raise NumericalError(f"{self._where(step)}: the held-out {select} is {value}", hint=self.last_good())
+        sign = -1 if select == "loss" else 1
+        if self.best and sign * value <= sign * self.best["value"]:
+            if self.task.patience:
+                self.best["waited"] = self.best.get("waited", 0) + 1
+            return
+        self.best = {"step": step, "value": value}
         checkpoints.check_finite(self.model, None, self._where(step), self.last_good())
         self.best["sha256"] = checkpoints.save_best(self.out, self.model)
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether --patience ends the run: so many evaluations found nothing better. The same on every rank."""
+        patience = self.task.patience
+        return bool(patience and self.best and self.best.get("waited", 0) >= patience)
 
     def _where(self, step: int) -> str:
         return f"update {step} ({self.task.describe(step - 1)})"
@@ -263,6 +283,13 @@ class Trainer:
             return {}
         return json.loads((self.out / "metrics.jsonl").read_text().splitlines()[-1])
 
+    def held_out_at(self, step: int) -> dict[str, float]:
+        """The held-out metrics that the row of update `step` has."""
+        if collectives.rank() != 0:
+            return {}
+        rows = map(json.loads, (self.out / "metrics.jsonl").read_text().splitlines())
+        return next({k: v for k, v in row.items() if k.startswith("eval/")} for row in rows if row["step"] == step)
+
     def last_good(self) -> str:
         """The hint of a numerical failure: the last checkpoint, and what may help."""
         known = sorted((self.out / "checkpoints").glob("step-*"))
@@ -277,11 +304,14 @@ def _finish(trainer: Trainer, last_row: dict[str, float]) -> None:
     for each in trainer.logs.values():
         each.sync()
     trainer.board.close()
-    checkpoints.check_finite(trainer.model, None, trainer._where(task.stream.steps), trainer.last_good())
+    checkpoints.check_finite(trainer.model, None, trainer._where(trainer.step), trainer.last_good())
     metrics: dict[str, Any] = dict(last_row)
     if trainer.best:
         checkpoints.load_best(out, trainer.model, trainer.best["sha256"])
         metrics["best_step"], metrics[f"best/{task.select}"] = trainer.best["step"], trainer.best["value"]
+        metrics |= trainer.held_out_at(trainer.best["step"])
+        if trainer.step < task.stream.steps:
+            log.say(f"{out}: ends early, {task.patience} evaluations without a better {task.select}")
         log.say(f"{out}: keeps update {trainer.best['step']}, {task.select} {trainer.best['value']:.4f}")
     metrics |= task.finalize()
     if trainer.saved_changes and (share := trainer.saved_changes.warn()) is not None:
@@ -303,4 +333,4 @@ def _finish(trainer: Trainer, last_row: dict[str, float]) -> None:
     written = [out / "config.yaml", *(out / f"{name}.jsonl" for name in trainer.logs if name != "timing")]
     task.output.finish([(path, None) for path in (*model_files, *written)], task.extra_metrics | metrics, cost)
     cleanup.prune(out, trainer.config.keep_checkpoints, best=False)  # needed until the manifest is written
-    say_summary(task, time.monotonic() - trainer.started, trainer.tokens, peak)
+    say_summary(task, trainer.step, time.monotonic() - trainer.started, trainer.tokens, peak)

@@ -21,11 +21,11 @@ _SHOWN = (  # metric, how it is printed, digits
 )
 
 
-def say_summary(task: Task, seconds: float, tokens: int, peak_memory: int) -> None:
-    """Print the summary of a finished run, from its metrics.jsonl."""
+def say_summary(task: Task, steps: int, seconds: float, tokens: int, peak_memory: int) -> None:
+    """Print the summary of a run that ended after `steps` updates, from its metrics.jsonl."""
     config, out = task.config, Path(task.config.out)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    log.say(f"{out}: {task.stream.steps} updates of {config.batch_size} {task.unit}")
+    log.say(f"{out}: {steps} updates of {config.batch_size} {task.unit}")
     for name, label, digits in _SHOWN:
         values = [row[name] for row in rows if row.get(name) is not None]
         if len(values) > 1:
