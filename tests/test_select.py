@@ -17,7 +17,7 @@ COMMON = (
     "--log-every 1 --lr 2e-2 --warmup-steps 0 --optimizer adamw --schedule constant"
 )
 DPO = f"train-dpo {COMMON} --beta 0.5".replace("--lr 2e-2", "--lr 2e-4")
-SFT = f"sft {COMMON} --field chosen".replace("held.jsonl", "mixed.jsonl")
+SFT = f"sft {COMMON} --field chosen".replace("held.jsonl", "mixed.jsonl").replace("--lr 2e-2", "--lr 5e-2")
 GOOD, BAD = " good warm plot made me laugh", " bad long dull and short film"
 
 

@@ -33,11 +33,11 @@ class Task(ABC):
     sets `stream`.
 
     Attributes: `unit` names what a batch counts; `select` names the held-out metric whose best weights are saved
-    (empty: the last weights), the lowest value where it is a `loss`, and `patience` after how many evaluations without
-    a better value the run ends (None: at its last update); `has_held_out` says whether `evaluate` is called;
-    `finalizes` whether `finalize` forwards data, so that a checkpoint is saved before it; `state` is saved and restored with
-    checkpoints; `extra_metrics` go into the manifest; `frontier` measures points of the reward-KL frontier (None
-    without --eval-prompts); `next_command` is what the closing summary suggests.
+    (empty: the last weights), the lowest value where it is a `loss`, and `patience` after how many evaluations
+    without a better value the run ends (None: at its last update); `has_held_out` says whether `evaluate` is called;
+    `finalizes` whether `finalize` forwards data, so that a checkpoint is saved before it; `state` is saved and
+    restored with checkpoints; `extra_metrics` go into the manifest; `frontier` measures points of the reward-KL
+    frontier (None without --eval-prompts); `next_command` is what the closing summary suggests.
     """
 
     config: TrainingOptions  # a subclass reads more of its command's config
