@@ -88,7 +88,7 @@ class Collected:
 
     @property
     def final_points(self) -> list[Point]:
-        """What the table of evaluations shows: evaluation files, and the point of the kept weights of each other run."""
+        """What the table of evaluations shows: evaluation files, and the point of each other run's kept weights."""
         evaluated = {p.origin.policy or Path(p["model"]).name for p in self.evaluations}
         others = [run for run in self.runs if run.points and not {run.origin.policy, run.name} & evaluated]
         return [run.final_point for run in others] + self.evaluations
