@@ -79,6 +79,7 @@ def test_every_command_that_runs_a_model_tells_its_memory(small, capsys, command
     assert told["device"] == "4090, 24.00 GB: it fits"
 
 
+@pytest.mark.slow
 def test_an_engine_takes_its_share_of_a_gpu_and_needs_no_vllm(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     real_models.write(tmp_path / "big", "llama-8b")

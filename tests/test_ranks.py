@@ -182,7 +182,7 @@ def stop_one_rank(world, step: int, args: list[str]) -> int:
     return json.loads((checkpoint / "state.json").read_text())["step"]
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_rank_that_dies_or_hangs_stops_the_other_in_time(here, how):
     run = f"lost-{how.name}"
     args = [*RUNS["dpo"], *SHORT, "--max-steps", "500", "--save-every", "3", "--rank-timeout", "0.1", "--out", run]

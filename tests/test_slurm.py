@@ -143,7 +143,7 @@ def test_a_batch_file_asks_for_a_signal_in_time_and_may_be_requeued(path):
     assert int(re.search(r"_SHUTDOWN_TIMEOUT:-(\d+)", (SLURM / "ranks.sh").read_text())[1]) < 120
 
 
-@pytest.mark.parametrize("file", ["one-node.sbatch", "several-nodes.sbatch"])
+@pytest.mark.parametrize("file", ["one-node.sbatch", pytest.param("several-nodes.sbatch", marks=pytest.mark.slow)])
 def test_a_job_stopped_under_torchrun_is_requeued_and_finishes(world, slurm, monkeypatch, file):
     """The first job gets the signal before its time limit; the second resumes and completes the run."""
     monkeypatch.setenv("XDG_CACHE_HOME", world.env["XDG_CACHE_HOME"])
