@@ -21,11 +21,10 @@ $(STAMP): pyproject.toml
 demo: install
 	$(MAKE) --no-print-directory -C recipes/toy DPOCTL="$(CURDIR)/$(BIN)/dpoctl"
 
-# workers of one thread, three for two cores: many tests wait for other processes
-WORKERS ?= $(shell $(PYTHON) -c "import os; print(os.cpu_count() * 3 // 2)")
+# a worker a core, with one thread
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not architectures and not families and not gpu" \
-		--ignore tests/fake_gpu --ignore tests/on_vllm -n $(WORKERS) --dist loadfile
+		--ignore tests/fake_gpu --ignore tests/on_vllm -n auto --dist loadfile
 
 # every command that runs a model on a CUDA device that is not there: needs g++
 test-fake-gpu: install
