@@ -107,6 +107,7 @@ def test_plans_of_a_form_and_of_an_adapter(done, capsys, monkeypatch, tmp_path):
     assert not {"f.html", "p.jsonl", "merged"} & {p.name for p in world.folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_under_torchrun_only_rank_0_prints_and_only_the_table_of_all_rows(done):
     world, _ = done
     alone, _ = world.run(*JUDGE[:-1], "j.alone.jsonl")

@@ -89,8 +89,9 @@ def test_a_store_that_is_frozen_before_it_answers_is_lost(tmp_path):
     assert done.returncode == 75 and "another rank died, or did not answer" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=SLOW_CASES)])
-@pytest.mark.parametrize("part", ["hash", pytest.param("load", marks=SLOW_CASES)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("part", ["hash", "load"])
 def test_a_rank_that_dies_in_long_work_is_lost(here, how, part):
     ranks = start(here, f"died-{part}-{how.name}", kind="fsdp", **{part: 600.0})
     wait_until((here.folder / f"slow-{part}").exists, *ranks)

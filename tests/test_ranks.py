@@ -77,6 +77,7 @@ def test_two_ranks_have_the_losses_of_one_process(here):
     assert all((p - weights[n]).abs().max() < 1e-4 for n, p in sharded.named_parameters())
 
 
+@pytest.mark.slow
 def test_sharded_models_load_the_weights_of_the_file(here):
     """Untied weights; buffers that are not saved or have no dimension; adapters, trained, continued or merged."""
     make_models()
