@@ -30,7 +30,7 @@ def end(ranks, seconds: float = 120) -> tuple[list[int], list[str]]:
     return [rank.returncode for rank in ranks], said
 
 
-SLOW_CASES = pytest.mark.slow  # each waits longer than --rank-timeout; one of each kind is in `make test`
+SLOW_CASES = pytest.mark.slow  # each waits longer than --rank-timeout
 
 
 @pytest.mark.parametrize(
