@@ -8,6 +8,7 @@ from architectures import reference, zoo
 from dpoctl.inference import captured, decoding
 from dpoctl.inference.decoding import Mode, mode_of
 from dpoctl.inference.generate import PromptTokens, Sampling, generate
+from dpoctl.inference.key_cache import PreallocatedLayer
 
 # Of those with three tokens, one is there twice, and their order backwards is another.
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20], [21, 22, 23], [24, 25, 26], [5, 6, 7]]
@@ -48,8 +49,13 @@ def test_slower_modes_give_the_same_samples(name, mode, monkeypatch):
 
 @pytest.fixture
 def captures(monkeypatch) -> list[int]:
-    """Captured steps on a CPU: as a graph does, each repetition overwrites the result. Holds the captures' rows."""
+    """Captured steps on a CPU: as a graph does, each repetition overwrites the result. Holds the captures' rows.
+
+    New memory holds NaN, as it may on a GPU.
+    """
     rows = []
+    new = PreallocatedLayer._buffer_like
+    monkeypatch.setattr(PreallocatedLayer, "_buffer_like", lambda self, like: new(self, like).fill_(float("nan")))
 
     def capture(step):
         first, result = step(), step()  # the second one is not run by a capture, and changes nothing
