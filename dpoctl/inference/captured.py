@@ -51,7 +51,7 @@ class CapturedStep:
         self.forward, self.layers, self.length = forward, [each for each in layers if each.is_initialized], length
         self.mask = seen.bool()[:, None, None]
         self.mask[..., length:] = False
-        self.tokens, self.positions = (torch.zeros(len(seen), 1, dtype=torch.long, device=seen.device) for _ in "12")
+        self.tokens, self.positions = torch.zeros(2, len(seen), 1, dtype=torch.long, device=seen.device)
         self.at = torch.zeros(1, dtype=torch.long, device=seen.device)
         self.repeat: Callable[[], Tensor] | None = None
         for layer in self.layers:

@@ -331,11 +331,10 @@ def _find_mode(model: PreTrainedModel, length: int) -> Mode:
     prompts = [probe_ids(model, size, seed) for seed, size in enumerate(sizes)]
     prompt_of = [1, 0, 2, 0]
     new = [probe_ids(model, _NEW_TOKENS, 10 + row) for row in range(len(prompt_of))]
-    modes = (Mode.CAPTURED, Mode.PADDED, Mode.PADDED_PROMPT, Mode.ALIGNED)
     with full_precision(model, model.device):
         texts = [prompts[i] + tokens for i, tokens in zip(prompt_of, new, strict=True)]
         expected = [_alone(model, text) for text in texts]
-        for mode in modes:
+        for mode in (Mode.CAPTURED, Mode.PADDED, Mode.PADDED_PROMPT, Mode.ALIGNED):
             try:
                 decoding = Decoding(_batches(model, mode, [prompts[i] for i in prompt_of], _NEW_TOKENS))
                 for batch in decoding.batches:
