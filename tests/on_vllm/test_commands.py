@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from dpoctl.tasks import toy_models
 from helpers.chain import World, lines_in, make_world, wait_until
 from helpers.tiny_models import tiny_model
 from helpers.tokenizer_families import byte_level_bpe
@@ -21,14 +20,8 @@ ENGINE = "--engine vllm --engine-arg enforce_eager=true --gpu-memory-utilization
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory) -> World:
-    """Small models and rows. The language model has heads of 32."""
     folder = tmp_path_factory.mktemp("chain")
-    plain = toy_models.GPT2Config
-    toy_models.GPT2Config = lambda **given: plain(**(given | {"n_head": 3}))
-    try:
-        make_world(folder)
-    finally:
-        toy_models.GPT2Config = plain
+    make_world(folder)
     world = World(folder, [sys.executable, "-m", "dpoctl"])
     world.env["VLLM_CPU_KVCACHE_SPACE"] = "1"
     return world
