@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from helpers.chain import ROOT, lines_in, wait_until
+from helpers.ranks import free_port
 
 SLURM = ROOT / "recipes" / "slurm"
 FILES = sorted([*SLURM.glob("*.sbatch"), *SLURM.glob("*.sh")])
@@ -167,12 +167,6 @@ def test_a_job_stopped_under_torchrun_is_requeued_and_finishes(world, slurm, mon
     assert asked(slurm).count("scontrol requeue 41") == 1
     assert world.rows("batch/metrics.jsonl")[-1]["step"] == 40
     assert not list(world.folder.glob(".exit-codes*"))
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def fake(slurm: Path, name: str, text: str) -> None:

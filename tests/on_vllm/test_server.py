@@ -1,7 +1,5 @@
 """--engine server against vLLM's own server: greedy and sampled tokens, end tokens, log-probs, kills, another model."""
 
-import socket
-
 import pytest
 import torch
 
@@ -14,16 +12,11 @@ from dpoctl.models.tokenizers import load_codec, load_tokenizer
 from helpers.chain import lines_in, wait_until
 from helpers.distributions import p_value, restricted
 from helpers.engines import ServerOptions
+from helpers.ranks import free_port
 from helpers.tiny_models import tiny_model
 from helpers.vllm_server import VllmServer
 
 pytestmark = pytest.mark.vllm
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
