@@ -7,6 +7,7 @@ import pytest
 
 from dpoctl.config.commands import COMMANDS
 from dpoctl.config.schema import flag_of, spec_of
+from dpoctl.objectives.catalogue import ALWAYS_UNPAIRED, OBJECTIVES
 from dpoctl.objectives.preference import LOSSES
 from helpers.chain import ROOT
 
@@ -54,3 +55,8 @@ def test_every_test_file_is_described():
     text = (ROOT / "tests" / "README.md").read_text()
     files = {path.name for path in (ROOT / "tests").glob("test_*.py")}
     assert files == set(re.findall(r"`(test_\w+\.py)`", text))
+
+
+def test_the_losses_are_counted():
+    others = len(OBJECTIVES) + len(ALWAYS_UNPAIRED) - 1
+    assert f"by DPO or one of {others} related losses" in PAGES[0].read_text(encoding="utf-8")
