@@ -81,6 +81,7 @@ COMBINED = {  # settings of several options, for conditions of several
         {"judgements": ["j"], "pairs": "random"},
         {"samples": ["s"], "dry_run": True},
         {"dry_run": True},
+        {"unpaired": True},
         *({"engine": "server", "base_url": "http://s/v1", "scorer": scorer} for scorer in ("s", "python:s.py:f")),
     ],
     "merge": [{"inputs": ["adapter"]}],

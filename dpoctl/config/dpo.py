@@ -19,6 +19,7 @@ from .schema import amended, option
 from .shared import DATA, EVAL, EVAL_PROMPTS, LOSS, OPT, RUN
 from .training import EVALUATED, OPTIMIZER_HELP, OPTIMIZERS, Balanced, Frontier, Selection, WithReference
 
+VOTES = "votes"  # what --soft-labels takes in place of a number
 SCORE_TYPES = ("prob", "logit", "log-odds", "reward", "implicit", "python")
 
 
@@ -45,6 +46,9 @@ _UNPAIRED_ROWS = When(
     lambda c: c.is_unpaired,
     lambda c: f"with --loss {c.loss}" + (" and without --unpaired" if c.loss == "kto" else ""),
     "with --unpaired, or with --loss bco or apo_zero_unpaired",
+)
+_SOFT_BY_SCORES = When(
+    lambda c: c.soft_labels not in (None, VOTES), lambda c: "without --soft-labels TAU", "with --soft-labels TAU"
 )
 _REFERENCE = any_of(_WITH_REFERENCE, EVAL_PROMPTS)
 
@@ -144,12 +148,14 @@ class TrainDPO(Selection, Balanced, WithReference, Frontier):
         above=0,
         when=_reads("discopop_tau"),
     )
-    soft_labels: float | None = option(
+    soft_labels: float | str | None = option(
         None,
-        "Soft labels: the chosen completion is better with probability sigmoid((chosen_score - rejected_score) / TAU).",
+        "Soft labels: the chosen completion is better with probability sigmoid((chosen_score - rejected_score) / TAU); "
+        "votes: with the row's `chosen_share`.",
         LOSS,
+        words=(VOTES,),
         above=0,
-        metavar="TAU",
+        metavar=f"TAU|{VOTES}",
         when=_takes("takes_labels"),
     )
     score_type: str | None = option(
@@ -158,7 +164,7 @@ class TrainDPO(Selection, Balanced, WithReference, Frontier):
         "where this says prob.",
         LOSS,
         choices=SCORE_TYPES,
-        when=any_of(_takes("needs_scores"), given("soft_labels")),
+        when=any_of(_takes("needs_scores"), _SOFT_BY_SCORES),
     )
     use_weights: bool = option(
         False,

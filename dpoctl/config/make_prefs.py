@@ -26,7 +26,7 @@ from .shared import (
 )
 
 SAMPLES = replace(all_of(not_given("samples"), not_given("judgements")), help="where a model is sampled")
-BY_SCORES = all_of(not_given("judge"), not_given("judgements"))
+BY_SCORES = (not_given("judge"), not_given("judgements"))
 ASKS = one_of("judge", "openai")
 
 
@@ -119,9 +119,31 @@ class MakePrefs(
     )
     completions: int = option(4, "Completions per prompt.", GEN, at_least=2, when=SAMPLES)
     pairs: str = option(
-        "all", "Which pairs of a prompt's completions to keep.", DATA, choices=("all", "best-worst", "random")
+        "all",
+        "Which pairs of a prompt's completions to keep.",
+        DATA,
+        choices=("all", "best-worst", "random"),
+        when=not_given("unpaired"),
     )
-    min_margin: float = option(0.0, "Drop pairs whose scores differ by less.", DATA, at_least=0, when=BY_SCORES)
+    min_margin: float = option(
+        0.0,
+        "Drop pairs whose scores differ by less.",
+        DATA,
+        at_least=0,
+        when=all_of(not_given("unpaired"), *BY_SCORES),
+    )
+    unpaired: bool = option(
+        False,
+        "Write single completions with a `label` in place of pairs: true for those that beat more of their prompt's "
+        "other samples than beat them.",
+        DATA,
+    )
+    threshold: float | None = option(
+        None,
+        "Label by the score instead: true where it is at least this.",
+        DATA,
+        when=all_of(given("unpaired"), *BY_SCORES),
+    )
     completions_out: str | None = option(
         None,
         "Also write the completions, with their scores, to this .jsonl file.",

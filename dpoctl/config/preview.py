@@ -73,6 +73,12 @@ class Preview(Tabular, Rows, ChatTemplates):
         choices=("truncate", "drop", "split"),
         when=_read_for("sft"),
     )
+    threshold: float | None = option(
+        None,
+        "Completions are desirable whose `label`, or else `score`, is at least this (default: the label is true).",
+        DATA,
+        when=_read_for("train-dpo"),
+    )
     limit: int | None = option(None, "Read only the first N rows.", DATA, at_least=1)
     revision: str | None = option(None, "Branch, tag or commit of --model on the Hub.", DATA, metavar="REVISION")
     trust_remote_code: bool = option(False, "Run code that comes with the model from the Hub.", DATA)

@@ -213,6 +213,8 @@ def _written(value: Any) -> str:
 
 
 def _check_one(value: Any, kind: type, spec: Spec) -> tuple[str, Any]:
+    if value in spec.words:
+        return "", value
     if kind is float and isinstance(value, str):  # YAML reads 1e-6 as a text
         value = _number_or_text(value)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -220,7 +222,7 @@ def _check_one(value: Any, kind: type, spec: Spec) -> tuple[str, Any]:
     if kind is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        return f"expected {_kind(kind)}, got {_written(value)}", value
+        return f"expected {' or '.join([_kind(kind), *spec.words])}, got {_written(value)}", value
     if spec.summed and value not in spec.choices:
         text = str(value)
         if "," in text or ":" in text or text in _respelt(spec):

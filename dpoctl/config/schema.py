@@ -26,6 +26,7 @@ class Spec:
     choices: tuple[str, ...] = ()
     synonyms: dict[str, str] = field(default_factory=dict)  # what users write in place of a choice: what to tell them
     summed: Callable[[str], str] | None = None  # of choices that may be summed: the normal form; raises ValueError
+    words: tuple[str, ...] = ()  # of a number: what may be given in its place
     at_least: float | None = None
     above: float | None = None
     at_most: float | None = None

@@ -50,10 +50,10 @@ class PairData:
     `prompts`: ids of each unique prompt, in order of first appearance. `completions`: ids of each unique (prompt,
     completion), EOS included where the text is finished; `prompt_of` is the index of each one's prompt. `pairs`:
     (chosen, rejected) as indices of completions; `lines` the source line of each; `margins`, `scores` (of chosen and
-    rejected) and `weights` what the row has of these, None where it lacks one. Of unpaired rows, whose pairs are
-    (i, i), `labels` says whether each completion is desirable, and `mismatched`, where it is asked for, which of
-    `completions` is the row's prompt with the completion of another. `counts`: rows, pairs, truncated, equal_dropped,
-    empty_dropped, duplicates, special_text, from_ids, all in pairs.
+    rejected), `shares` (of the votes, for chosen) and `weights` what the row has of these, None where it lacks one. Of
+    unpaired rows, whose pairs are (i, i), `labels` says whether each completion is desirable, and `mismatched`, where
+    it is asked for, which of `completions` is the row's prompt with the completion of another. `counts`: rows, pairs,
+    truncated, equal_dropped, empty_dropped, duplicates, special_text, from_ids, all in pairs.
     """
 
     prompts: list[list[int]] = field(default_factory=list)
@@ -63,6 +63,7 @@ class PairData:
     lines: list[int] = field(default_factory=list)
     margins: list[float | None] = field(default_factory=list)
     scores: list[tuple[float | None, float | None]] = field(default_factory=list)
+    shares: list[float | None] = field(default_factory=list)
     weights: list[float | None] = field(default_factory=list)
     labels: list[bool] = field(default_factory=list)
     mismatched: list[int] = field(default_factory=list)
@@ -272,6 +273,7 @@ def encode_pairs(rows: Rows, codec: Codec, limits: Limits) -> PairData:
         unique.data.lines.append(rows.lines[i])
         unique.data.margins.append(_number(row, "margin"))
         unique.data.scores.append((_number(row, "chosen_score"), _number(row, "rejected_score")))
+        unique.data.shares.append(_number(row, "chosen_share"))
         unique.data.weights.append(_number(row, "weight"))
     read = [[a.prompt, a.completion, b.completion] for a, b in _pairs_of(answers) if a.ids is None or b.ids is None]
     count_special(rows, codec, read, counts)

@@ -214,8 +214,8 @@ def _preference_row(number: int, row: dict) -> dict:
         check_answer(row, name, f"{name}_ids", f"{name}_finish")
         check_number(row, f"{name}_score")
         check_k(row, f"{name}_k")
-    check_number(row, "margin")
-    check_number(row, "weight")
+    for name in ("margin", "chosen_share", "weight"):
+        check_number(row, name)
     if (row.get("weight") or 0) < 0:
         raise BadRow("weight", "a number of 0 or more", named(row["weight"]))
     return row

@@ -11,13 +11,39 @@ from .readers import Rows
 def encode_unpaired(
     rows: Rows, codec: Codec, limits: Limits, threshold: float | None = None, *, mismatches: bool = False
 ) -> PairData:
+    """The rows as `encode_labelled` gives them, with completions of other prompts where `mismatches` are asked for.
+
+    Raises InputError as that does, where all rows have one label, and for mismatches where there is one prompt.
+    """
+    unique = _encode(rows, codec, limits, threshold)
+    data = unique.data
+    require_both(rows.path, data.counts)
+    if mismatches and len(data.prompts) < 2:
+        what = "KTO's KL is estimated with completions of other prompts, and there is one prompt"
+        raise InputError(f"{rows.path}: {what}", "add rows of other prompts, or choose --loss bco")
+    if mismatches:
+        add_mismatched(unique, limits)
+    return data
+
+
+def encode_labelled(rows: Rows, codec: Codec, limits: Limits, threshold: float | None = None) -> PairData:
     """Rows of prompt, completion and label as pairs (i, i) over unique completions; `labels` says which are desirable.
 
-    With `threshold` a completion is desirable whose `label`, or else `score`, is at least that; with `mismatches` there
-    are completions of other prompts too (`add_mismatched`). Dropped and counted: rows with an empty prompt or
-    completion. Raises InputError, naming file, line and field, for a row without a label that says so, and where no row
-    is left, all have one label, or mismatches are asked for and there is one prompt.
+    With `threshold` a completion is desirable whose `label`, or else `score`, is at least that. Dropped and counted:
+    rows with an empty prompt or completion. Raises InputError, naming file, line and field, for a row without a label
+    that says so, and where no row is left.
     """
+    return _encode(rows, codec, limits, threshold).data
+
+
+def require_both(path: str, counts: dict[str, int]) -> None:
+    """Raises InputError where the counts of `encode_labelled` say that all completions have one label."""
+    if counts["desirable"] in (0, counts["examples"]):
+        kind = "desirable" if counts["desirable"] else "undesirable"
+        raise InputError(f"{path}: every completion is {kind}", "unpaired feedback needs both kinds")
+
+
+def _encode(rows: Rows, codec: Codec, limits: Limits, threshold: float | None) -> Unique:
     counts = dict.fromkeys(("rows", "examples", "truncated", "empty_dropped", "special_text"), 0)
     counts |= {"from_ids": 0, "rows": len(rows.rows)}
     labels = [_label(rows, i, threshold) for i in range(len(rows.rows))]
@@ -49,15 +75,7 @@ def encode_unpaired(
     counts["duplicates"] = len(data.pairs) - len({i for i, _ in data.pairs})
     counts["desirable"] = sum(data.labels)
     finish_counts(rows, counts, "examples")
-    if len(set(data.labels)) < 2:
-        kind = "desirable" if data.labels[0] else "undesirable"
-        raise InputError(f"{rows.path}: every completion is {kind}", "unpaired feedback needs both kinds")
-    if mismatches and len(data.prompts) < 2:
-        what = "KTO's KL is estimated with completions of other prompts, and there is one prompt"
-        raise InputError(f"{rows.path}: {what}", "add rows of other prompts, or choose --loss bco")
-    if mismatches:
-        add_mismatched(unique, limits)
-    return data
+    return unique
 
 
 def add_mismatched(unique: Unique, limits: Limits) -> None:

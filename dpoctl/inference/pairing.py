@@ -12,12 +12,10 @@ from typing import Any, NamedTuple, Protocol
 from ..data.stored import ID_FIELDS, carried
 from ..outputs.shard_totals import BINS
 
-_COUNTS = (
-    *("prompts", "samples", "tokens", "with_ids", "ended", "with_finish"),
-    *("pairs", "ties", "duplicates", "not_picked"),
-)
-BY_SCORES: dict[str, Any] = dict.fromkeys((*_COUNTS, "below_margin"), 0)  # the counts at the start
-BY_SCORES |= {"score_sum": 0.0, "histogram": {}, "score_types": {}}
+OF_SAMPLES = ("prompts", "samples", "tokens", "with_ids", "ended", "with_finish")
+OF_SCORES: dict[str, Any] = {"score_sum": 0.0, "histogram": {}, "score_types": {}}
+_COUNTS = (*OF_SAMPLES, "pairs", "ties", "duplicates", "not_picked")
+BY_SCORES: dict[str, Any] = dict.fromkeys((*_COUNTS, "below_margin"), 0) | OF_SCORES  # the counts at the start
 BY_VERDICTS: dict[str, Any] = dict.fromkeys((*_COUNTS, "invalid"), 0)
 _SAMPLE_FIELDS = ("completion", "k", "source_k", "finish", "score", *ID_FIELDS)
 _ABSENT = object()
@@ -31,6 +29,9 @@ class PairingOptions(Protocol):
 
     @property
     def min_margin(self) -> float: ...
+
+    @property
+    def threshold(self) -> float | None: ...
 
     @property
     def seed(self) -> int: ...
@@ -97,9 +98,14 @@ class ScoredPairs(Decider):
         pairs, places = [], iter(zip(rows, keys, strict=True))
         for group in groups:
             scored, of_group = zip(*islice(places, len(group)), strict=True)
-            pairs += scored_pairs(self.options, scored, of_group, counts)
-        counts["pairs"] += len(pairs)
+            pairs += self.of_prompt(scored, of_group, counts)
         return Decided(pairs, rows)
+
+    def of_prompt(self, rows: Sequence[dict], keys: Sequence[float], counts: dict[str, Any]) -> list[dict]:
+        """The rows of one prompt's samples; `keys` are what is compared."""
+        made = scored_pairs(self.options, rows, keys, counts)
+        counts["pairs"] += len(made)
+        return made
 
 
 def scored_pairs(options: PairingOptions, rows: Sequence[dict], keys: Sequence[float], counts: dict) -> list[dict]:

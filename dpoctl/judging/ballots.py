@@ -87,6 +87,11 @@ class Ballots:
         """The pairs that were compared."""
         return sum(map(len, self._votes.values()))
 
+    @property
+    def candidates(self) -> int:
+        """The different texts that were compared."""
+        return sum(len(list(self._texts(prompt))) for prompt in self.prompts)
+
     # --- the samples
 
     def groups(self) -> list[list[dict]]:

@@ -12,7 +12,8 @@ def samples_of(config: MakePrefs) -> SampleFiles:
     """
     by_own_scores = not (config.judge or config.scorer)
     files = SampleFiles(config.samples, Reading(config.skip_bad_rows, config.columns, config.limit, by_own_scores))
-    files.require_pairs()
+    if config.threshold is None:
+        files.require_pairs()
     return files
 
 

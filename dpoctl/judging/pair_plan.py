@@ -27,7 +27,7 @@ def _sampled(config: MakePrefs) -> dict[str, Any]:
     k, plan = config.completions, SamplingPlan(cast(PlannedSampling, config), config.completions, [config.temperature])
     shown = plan.lines()
     asked = _asked(config, [k]) * (shown["completions"] // k)
-    shown["pairs at most"] = asked if config.pairs == "all" else shown["completions"] // k
+    shown |= _at_most(config, asked if config.pairs == "all" else shown["completions"] // k, shown["completions"])
     if config.judge != "openai":
         return shown
     most = tokens_without_texts(load_criterion(config.criterion, config.prompt_noun)) + plan.width
@@ -45,7 +45,7 @@ def _given(config: MakePrefs) -> dict[str, Any]:
     sizes = files.sizes[part]
     asked = _asked(config, sizes)
     pairs = asked if config.pairs == "all" else sum(size > 1 for size in sizes)
-    shown: dict[str, Any] = {"prompts": shard.count, "samples": sum(sizes), "pairs at most": pairs}
+    shown: dict[str, Any] = {"prompts": shard.count, "samples": sum(sizes)} | _at_most(config, pairs, sum(sizes))
     if config.scorer:
         shown |= Plan(config).memory_lines()
     if config.judge != "openai":
@@ -64,7 +64,12 @@ def _voted(config: MakePrefs) -> dict[str, Any]:
     if files is None:
         ballots.groups()  # which refuses chats
     pairs = ballots.count if config.pairs == "all" else len(ballots.prompts)
-    return {"prompts": len(ballots.prompts), "compared pairs": ballots.count, "pairs at most": pairs}
+    shown = {"prompts": len(ballots.prompts), "compared pairs": ballots.count}
+    return shown | _at_most(config, pairs, ballots.candidates)
+
+
+def _at_most(config: MakePrefs, pairs: int, samples: int) -> dict[str, int]:
+    return {"rows at most": samples} if config.unpaired else {"pairs at most": pairs}
 
 
 def _asked(config: MakePrefs, sizes: Sequence[int]) -> int:

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from ..config.make_prefs import MakePrefs
+from ..inference import labels
 from ..inference.pairing import (
     BY_VERDICTS,
     Decided,
@@ -66,14 +67,41 @@ def judged_pairs(
     return made
 
 
+def judged_labels(rows: Sequence[dict], decisions: Mapping[Pair, Decision], counts: dict[str, Any]) -> list[dict]:
+    """One prompt's samples with their labels, `win_rate` (mean share of the votes) and number of `comparisons`.
+
+    Samples without a valid comparison are counted and dropped.
+    """
+    valid = {pair: share for pair, (share, votes) in decisions.items() if votes}
+    won: dict[int, list[float]] = {}
+    for (i, j), share in valid.items():
+        won.setdefault(i, []).append(share)
+        won.setdefault(j, []).append(1 - share)
+    counts["invalid"] += len(rows) - len(won)
+    kept = sorted(won)
+    place = {i: n for n, i in enumerate(kept)}
+    compared = [rows[i] | {"win_rate": round(sum(won[i]) / len(won[i]), 6), "comparisons": len(won[i])} for i in kept]
+    return labels.ranked(compared, {(place[i], place[j]): share for (i, j), share in valid.items()}, counts)
+
+
+def _start(config: MakePrefs) -> dict[str, Any]:
+    return labels.BY_VERDICTS if config.unpaired else BY_VERDICTS
+
+
+def _rows(
+    config: MakePrefs, rows: Sequence[dict], decisions: Mapping[Pair, Decision], counts: dict[str, Any]
+) -> list[dict]:
+    if config.unpaired:
+        return judged_labels(rows, decisions, counts)
+    return judged_pairs(config, rows, decisions, counts)
+
+
 class JudgedPairs(Decider):
     """A judge is asked about the pairs of each prompt's samples; of --pairs random about one of them."""
 
-    start = BY_VERDICTS
-
     def __init__(self, config: MakePrefs, state: dict[str, Any], output: Output):
         """`state`: that of an earlier run of the command. Raises InputError as `open_judge` does."""
-        self.config = config
+        self.config, self.start = config, _start(config)
         self.judge = open_judge(str(config.judge), config, state.get("judge") or {}, output)
         self.asking = Asking(self.judge, config)
 
@@ -93,7 +121,7 @@ class JudgedPairs(Decider):
         for rows, of_prompt in zip(groups, asked, strict=True):
             votes = {pair: vote_of(islice(verdicts, len(c.orders))) for pair, c in of_prompt.items()}
             decisions = {pair: decision_of([vote]) for pair, vote in votes.items()}
-            made += judged_pairs(self.config, rows, decisions, counts)
+            made += _rows(self.config, rows, decisions, counts)
         return Decided(made, samples)
 
     def _asked(self, rows: list[dict], counts: dict[str, Any]) -> list[Pair]:
@@ -124,10 +152,8 @@ class JudgedPairs(Decider):
 class VotedPairs(Decider):
     """The votes of judgements files decide."""
 
-    start = BY_VERDICTS
-
-    def __init__(self, options: PairingOptions, ballots: Ballots):
-        self.options, self.ballots = options, ballots
+    def __init__(self, config: MakePrefs, ballots: Ballots):
+        self.config, self.ballots, self.start = config, ballots, _start(config)
 
     def decide(self, groups: Sequence[list[dict]], counts: dict[str, Any]) -> Decided:
         made: list[dict] = []
@@ -140,7 +166,7 @@ class VotedPairs(Decider):
                     counts["duplicates"] += 1
                 else:
                     decisions[pair] = decision_of(votes)
-            made += judged_pairs(self.options, voted, decisions, counts)
+            made += _rows(self.config, voted, decisions, counts)
             samples += voted
         count_samples(counts, samples)
         return Decided(made, samples)

@@ -37,11 +37,14 @@ def of_score(counts: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_make_prefs(counts: dict[str, Any]) -> dict[str, Any]:
-    """Pairs made and left out, by reason; mean length (tokens) of the samples that have ids, and which of them ended.
+    """Pairs or labels made and left out, by reason; mean length (tokens) of samples that have ids, and which ended.
 
     Where scores decide also the mean score and its histogram, where a judge or votes do the invalid pairs.
     """
-    names = ("prompts", "samples", "pairs", "ties", "below_margin", "duplicates", "not_picked", "invalid")
+    names = (
+        *("prompts", "samples", "pairs", "desirable", "undesirable"),
+        *("ties", "below_margin", "duplicates", "not_picked", "invalid"),
+    )
     shown: dict[str, Any] = {name: counts[name] for name in names if name in counts}
     if "score_sum" in counts:
         shown["mean_score"] = counts["score_sum"] / max(1, counts["samples"])

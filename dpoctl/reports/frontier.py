@@ -144,7 +144,7 @@ def swept_option(point: dict) -> str:
     """The swept option as it is written next to a point, for example β=0.1; empty where there is none."""
     options = point.get("options") or {}
     for name, sign in _SWEPT:
-        if options.get(name) is not None and (name == "alpha" or point["method"] != "unlikelihood"):
+        if isinstance(options.get(name), int | float) and (name == "alpha" or point["method"] != "unlikelihood"):
             return f"{sign}{options[name]:g}"
     return ""
 

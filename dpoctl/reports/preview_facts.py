@@ -44,6 +44,8 @@ def facts_of(found: Encoded, setting: Setting) -> Facts:
     }
     if setting.kind == "preferences" and not config.field:
         facts |= _scores(rows.rows) | {"contradictions": count_duplicates(rows.rows)["contradictions"]}
+    if setting.unpaired:
+        facts["labels"] = _labels(found)
     if setting.kind != "prompts":
         answers = [
             span
@@ -76,6 +78,8 @@ def _names(row: dict, setting: Setting) -> list[str]:
         return ["prompt"]
     if setting.config.field:
         return ["prompt", setting.config.field]
+    if setting.unpaired:
+        return ["prompt", "completion"]
     return ["prompt", "chosen", "rejected"] if setting.kind == "preferences" else list(_FIELDS[shape_of(row) or "text"])
 
 
@@ -89,6 +93,8 @@ def _read(row: dict, setting: Setting) -> set[str]:
     found = names | {*_CHAT, "prompt_ids", "tokenizer", "texts"}
     for name in names - {"prompt"}:
         found |= {f"{name}_ids", "finish" if name == "completion" else f"{name}_finish"}
+    if setting.unpaired:
+        return found | {"label"} | (set() if setting.config.threshold is None else {"score"})
     return found | ({"margin"} if setting.config.for_ == "train-rm" else set())
 
 
@@ -107,6 +113,15 @@ def _scores(rows: Sequence[dict]) -> dict[str, int]:
     scores = [(row.get("chosen_score"), row.get("rejected_score")) for row in rows]
     known = [(a, b) for a, b in scores if a is not None and b is not None]
     return {"scored": len(known), "ties": sum(a == b for a, b in known), "misordered": sum(a < b for a, b in known)}
+
+
+def _labels(found: Encoded) -> dict[str, dict[str, int]]:
+    """The completions of each label, and their tokens that are trained on."""
+    kinds: dict[str, dict[str, int]] = {}
+    for kind in ("desirable", "undesirable"):
+        of_kind = [s.example for of_row in found.sequences.values() for s in of_row if s.name == kind]
+        kinds[kind] = {"completions": len(of_kind), "tokens": sum(example.trained for example in of_kind)}
+    return kinds
 
 
 # --- lengths
@@ -164,7 +179,9 @@ def _repeated(found: Encoded, setting: Setting) -> dict[str, dict[str, int]]:
     config = setting.config
     known = {_prompt_key(sequence) for of_row in found.sequences.values() for sequence in of_row}
     sampled = setting._replace(
-        config=replace(config, for_="sample", field=None), limits=Limits(prompt=config.max_prompt_length)
+        config=replace(config, for_="sample", field=None),
+        limits=Limits(prompt=config.max_prompt_length),
+        unpaired=False,
     )
     result = {}
     for path, how in ((config.eval_data, setting), (config.eval_prompts, sampled)):

@@ -12,9 +12,13 @@ from .. import log
 from ..config.preview import Preview
 from ..data.chats import Prompt
 from ..data.codec import Codec
+from ..data.columns import apply_columns, parse_columns
 from ..data.encode import Example, Limits, encode_examples, encode_pairs
+from ..data.fields import BadRow
+from ..data.formats import rows_of
 from ..data.readers import Rows, load_rows
 from ..data.schema import shape_of
+from ..data.unpaired import encode_labelled, require_both
 from ..errors import InputError
 from ..inference.completions import prompt_set
 
@@ -29,17 +33,21 @@ class Setting(NamedTuple):
     """What decides, besides the rows, how they are encoded.
 
     `config`: with `for_` decided. `limits`: those of training; for prompts `limits.prompt` alone holds. `context`: the
-    most positions of the model to sample from, None without a limit.
+    most positions of the model to sample from, None without a limit. `unpaired`: rows are single completions with a
+    label.
     """
 
     config: Preview
     codec: Codec
     limits: Limits
     context: int | None = None
+    unpaired: bool = False
 
     @property
     def kind(self) -> str:
         """The schema of the rows."""
+        if self.unpaired:
+            return "unpaired"
         if self.config.for_ == "sft":
             return "preferences" if self.config.field else "text"
         return "preferences" if self.config.for_ in _PAIRS else "prompts"
@@ -62,7 +70,8 @@ class Span(NamedTuple):
 
 
 class TokenSequence(NamedTuple):
-    """A sequence that a row became. `name`: the row's field, "text" or "answers" (of messages).
+    """A sequence that a row became. `name`: the row's field, "text", "answers" (of messages), or of single completions
+    with a label "desirable" or "undesirable".
 
     `whole`: the same without limits, where it was cut.
     """
@@ -134,11 +143,32 @@ def purpose_of(config: Preview) -> str:
         else:
             if kind == "prompts" and "chosen" in row:  # pairs that are invalid
                 raise errors["preferences"]
-            return _KINDS[kind]
+            return "train-dpo" if _is_labelled(row, config.threshold) else _KINDS[kind]
     if len({error.message for error in errors.values()}) == 1:
         raise errors["text"]
     told = "; ".join(f"{kind}, {error.message.removeprefix(f'{config.data}:')}" for kind, error in errors.items())
     raise InputError(f"{config.data}: neither preferences, texts nor prompts: as {told}", "dpoctl docs files")
+
+
+def are_unpaired(config: Preview) -> bool:
+    """Whether train-dpo gets single completions with a label, by the first row that can be read."""
+    if config.for_ != "train-dpo":
+        return False
+    mapped = parse_columns(config.columns)
+    for _, row in rows_of(config.data):
+        if not isinstance(row, dict):
+            continue
+        try:
+            return _is_labelled(apply_columns(mapped, row), config.threshold)
+        except BadRow:
+            return False
+    return False
+
+
+def _is_labelled(row: dict, threshold: float | None) -> bool:
+    if row.get("completion") is None or row.get("chosen") is not None:
+        return False
+    return row.get("label") is not None or (threshold is not None and row.get("score") is not None)
 
 
 def read(path: str, setting: Setting, limit: int | None = None) -> Encoded:
@@ -165,6 +195,11 @@ def read(path: str, setting: Setting, limit: int | None = None) -> Encoded:
             except InputError:
                 found = Encoded(rows, {line: [] for line in rows.lines})
                 found.whole = _or_raise(error, lambda: _encode(valid, setting.unlimited))
+    if setting.unpaired and not error and any(found.sequences.values()):
+        try:
+            require_both(path, found.counts)
+        except InputError as refusal:
+            error = refusal
     found.error = error
     return found
 
@@ -207,6 +242,13 @@ def _encode(rows: Rows, setting: Setting) -> Encoded:
             shape = names[example.line]
             name = "answers" if shape == "messages" else str(shape)
             found.sequences[example.line].append(TokenSequence(name, example))
+    elif setting.unpaired:
+        data = encode_labelled(rows, codec, limits, config.threshold)
+        for (i, _), label, line in zip(data.pairs, data.labels, data.lines, strict=True):
+            prompt = data.prompts[data.prompt_of[i]]
+            example = Example(prompt + data.completions[i], len(prompt), line=line)
+            found.sequences[line].append(TokenSequence("desirable" if label else "undesirable", example))
+        found.counts = data.counts
     else:
         data = encode_pairs(rows, codec, limits)
         for pair, line in zip(data.pairs, data.lines, strict=True):

@@ -235,6 +235,9 @@ def _lines(facts: Facts) -> list[tuple[str, str]]:
     if facts.get("scored"):
         told = f"{facts['scored']} pairs: {facts['ties']} ties, {facts['misordered']} with the higher score rejected"
         lines.append(("scores", told))
+    if labels := facts.get("labels"):
+        kinds = (f"{of['completions']} {kind} ({of['tokens']} tokens trained on)" for kind, of in labels.items())
+        lines.append(("labels", ", ".join(kinds)))
     lines.append(("prompts", f"{facts['prompts']} different"))
     for path, found in facts["repeated_prompts"].items():
         told = f"{_share(found['repeated'], found['rows'])} rows have a prompt of {facts['file']}"

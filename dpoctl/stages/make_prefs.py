@@ -1,4 +1,4 @@
-"""Preferences from samples of prompts: which of two is chosen, by their scores, by a judge, or by votes.
+"""Preferences from samples of prompts, by their scores, by a judge, or by votes; or single samples with a label.
 
 As for controlled sentiment generation in 2305.18290, section 6 and appendix C.1, where a model is sampled and a
 classifier scores.
@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from .. import log
 from ..config.make_prefs import MakePrefs
+from ..inference.labels import ScoredLabels
 from ..inference.options import SamplerOptions
 from ..inference.pairing import Decider, ScoredPairs
 from ..inference.sources import InFiles, Sampled, Source, Texts
@@ -83,7 +84,8 @@ def _decider(config: MakePrefs, state: dict[str, Any], output: Output, source: S
         judged = JudgedPairs(config, state, output)
         source.make_all()
         return judged
-    return ScoredPairs(config, source.open_scorer(config.scorer) if config.scorer else None)
+    decider = ScoredLabels if config.unpaired else ScoredPairs
+    return decider(config, source.open_scorer(config.scorer) if config.scorer else None)
 
 
 def plan(config: MakePrefs) -> dict[str, Any]:

@@ -69,7 +69,8 @@ def _setting(config: Preview) -> Setting:
     if config.for_ == "train-ppo":
         return Setting(config, codec, Limits(prompt=config.max_prompt_length))
     assert config.max_length is not None and config.max_prompt_length is not None  # training has defaults
-    return Setting(config, codec, setup.limits_within(context, config.max_length, config.max_prompt_length))
+    limits = setup.limits_within(context, config.max_length, config.max_prompt_length)
+    return Setting(config, codec, limits, unpaired=preview_rows.are_unpaired(config))
 
 
 def _chosen_lines(config: Preview, found: Encoded) -> list[Any]:

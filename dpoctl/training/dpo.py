@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import log
-from ..config.dpo import TrainDPO
+from ..config.dpo import VOTES, TrainDPO
 from ..data.encode import PairData, encode_pairs
 from ..data.readers import Rows
 from ..errors import NumericalError
@@ -277,7 +277,9 @@ def method_name(config: TrainDPO) -> str:
     name = "dpo" if config.loss == "sigmoid" else config.loss
     if config.is_unpaired and config.loss == "kto":
         return "kto-unpaired"
-    return name if config.soft_labels is None else f"{name}-soft"
+    if config.soft_labels is None:
+        return name
+    return f"{name}-{VOTES}" if config.soft_labels == VOTES else f"{name}-soft"
 
 
 def _largest_ratios(p: PairLogps) -> tuple[float, float]:

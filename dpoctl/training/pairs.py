@@ -71,7 +71,7 @@ def without_prompts(data: PairData, other: PairData) -> PairData:
 
 def only(data: PairData, pairs: list[int]) -> PairData:
     """The same completions with fewer pairs."""
-    names = ("pairs", "lines", "margins", "scores", "weights", "labels", "mismatched")
+    names = ("pairs", "lines", "margins", "scores", "shares", "weights", "labels", "mismatched")
     kept: dict[str, Any] = {name: [values[i] for i in pairs] for name in names if (values := getattr(data, name))}
     return replace(data, **kept)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .. import log
+from ..config.dpo import VOTES
 from ..config.scorer import parse_scorer
 from ..data.encode import PairData
 from ..data.readers import Rows
@@ -23,7 +24,7 @@ class TargetOptions(Protocol):
     @property
     def loss(self) -> str: ...
     @property
-    def soft_labels(self) -> float | None: ...
+    def soft_labels(self) -> float | str | None: ...
     @property
     def score_type(self) -> str | None: ...
     @property
@@ -42,7 +43,12 @@ class Targets:
 
 def reads_scores(config: TargetOptions) -> bool:
     """Whether the loss reads the rows' scores."""
-    return config.soft_labels is not None or traits_of(config.loss).needs_scores
+    return _tau(config) is not None or traits_of(config.loss).needs_scores
+
+
+def _tau(config: TargetOptions) -> float | None:
+    """TAU of --soft-labels; None without it, and with votes."""
+    return None if isinstance(config.soft_labels, str) else config.soft_labels
 
 
 def targets_of(config: TargetOptions, rows: Rows, data: PairData) -> Targets:
@@ -52,9 +58,11 @@ def targets_of(config: TargetOptions, rows: Rows, data: PairData) -> Targets:
     """
     gap = label = weights = None
     if reads_scores(config):
-        gap = torch.tensor(_gaps(config, rows, data), dtype=torch.float64)
-        label = None if config.soft_labels is None else torch.sigmoid(gap / config.soft_labels)
+        gap, tau = torch.tensor(_gaps(config, rows, data), dtype=torch.float64), _tau(config)
+        label = None if tau is None else torch.sigmoid(gap / tau)
         _say_gaps(rows.path, gap, label)
+    if config.soft_labels == VOTES:
+        label = _shares(rows, data)
     if config.use_weights:
         weights = _weights(rows, data)
     elif any(weight is not None for weight in data.weights):
@@ -65,7 +73,7 @@ def targets_of(config: TargetOptions, rows: Rows, data: PairData) -> Targets:
 
 
 def _gaps(config: TargetOptions, rows: Rows, data: PairData) -> list[float]:
-    what = "--soft-labels" if config.soft_labels is not None else f"--loss {config.loss}"
+    what = f"--loss {config.loss}" if _tau(config) is None else "--soft-labels"
     found = []
     for (chosen, rejected), line in zip(data.scores, data.lines, strict=True):
         if chosen is None or rejected is None:
@@ -74,6 +82,35 @@ def _gaps(config: TargetOptions, rows: Rows, data: PairData) -> list[float]:
             _refuse(rows, line, field, what, hint)
         found.append(chosen - rejected)
     return found
+
+
+def _shares(rows: Rows, data: PairData) -> Tensor:
+    """The share of the votes for the chosen completion [N] float64."""
+    hint = "make-prefs --judgements and --judge write it; --columns chosen_share=COLUMN names another column"
+    for share, line in zip(data.shares, data.lines, strict=True):
+        if share is None:
+            without = sum(each is None for each in data.shares)
+            _refuse(
+                rows,
+                line,
+                "chosen_share",
+                "--soft-labels votes",
+                f"{without} of {len(data.shares)} pairs have none; {hint}",
+            )
+        if not 0 <= share <= 1:
+            place = line if isinstance(line, str) else f"{rows.path}:{line}"
+            raise InputError(f"{place}: field 'chosen_share': expected a number from 0 to 1, got {share:g}", hint)
+    label = torch.tensor(data.shares, dtype=torch.float64)
+    unanimous, turned = int((label == 1).sum()), int((label < 0.5).sum())
+    log.say(
+        f"{rows.path}: votes: {label.mean():.3f} for the chosen completion on average; "
+        f"{unanimous} of {len(label)} pairs unanimous"
+    )
+    if unanimous == len(label):
+        log.warn(f"{rows.path}: every vote is unanimous, so that labels are hard; one judge has one vote on a pair")
+    if turned:
+        log.warn(f"{rows.path}: in {turned} of {len(label)} pairs the chosen completion has fewer votes; shares decide")
+    return label
 
 
 def _weights(rows: Rows, data: PairData) -> Tensor:
