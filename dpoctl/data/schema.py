@@ -56,8 +56,8 @@ _EVALUATION_METRICS = (
 
 
 def check_of(kind: str) -> Check:
-    """The check for a file of `kind`: text, prompts, completions, samples, judgements, preferences, known (pairs of which
-    the better answer is known), unpaired or evaluations.
+    """The check for a file of `kind`: text, prompts, completions, samples, judgements, preferences, known (pairs of
+    which the better answer is known), unpaired or evaluations.
 
     Each file needs a check of its own: that of prompts and completions remembers earlier rows.
     """

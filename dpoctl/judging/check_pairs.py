@@ -62,8 +62,7 @@ class _Pair(NamedTuple):
 
     @property
     def texts(self) -> tuple[str, str]:
-        a, b = (text_of(row["completion"], answer=True) for row in self.rows)
-        return a, b
+        return _texts(self.rows)
 
 
 def load(config: Judge) -> tuple[list[Comparison], dict[str, int]]:
@@ -93,8 +92,16 @@ def _numbered(pairs: Sequence[_Pair]) -> Iterator[Checked]:
     for pair in pairs:
         prompt = text_of(pair.rows[0]["prompt"])
         yield Checked(
-            *(pair.prompt_id, ks[pair.prompt_id], prompt, *pair.texts, _BOTH, None),
-            **{"rows": pair.rows, "check": KNOWN, "known": pair.known, "of": pair.of},
+            pair.prompt_id,
+            ks[pair.prompt_id],
+            prompt,
+            *pair.texts,
+            orders=_BOTH,
+            temperature=None,
+            rows=pair.rows,
+            check=KNOWN,
+            known=pair.known,
+            of=pair.of,
         )
         ks[pair.prompt_id] += 1
 
@@ -215,7 +222,8 @@ def _made(c: Checked, kind: str, seed: int) -> Checked | None:
             return None
         rows = (c.rows[0], changed) if worse else (changed, c.rows[1])
         order = "AB" if (worse == 0) == (letter == "A") else "BA"
-        return replace(c, check=kind, orders=(order,), rows=rows, **_texts(rows))
+        a, b = _texts(rows)
+        return replace(c, check=kind, orders=(order,), rows=rows, a=a, b=b)
     rng = random.Random(f"{kind} {seed} {c.key}")
     copies: dict[str, Callable[[str], str | None]] = {
         SHUFFLED: lambda text: check_texts.shuffled(text, rng),
@@ -226,11 +234,13 @@ def _made(c: Checked, kind: str, seed: int) -> Checked | None:
     if copy is None:
         return None
     rows = (c.rows[better], copy)
-    return replace(c, check=kind, known="a", rows=rows, of=None, **_texts(rows))
+    a, b = _texts(rows)
+    return replace(c, check=kind, known="a", rows=rows, of=None, a=a, b=b)
 
 
-def _texts(rows: Sequence[dict]) -> dict[str, str]:
-    return {side: text_of(row["completion"], answer=True) for side, row in zip("ab", rows, strict=True)}
+def _texts(rows: Sequence[dict]) -> tuple[str, str]:
+    a, b = (text_of(row["completion"], answer=True) for row in rows)
+    return a, b
 
 
 def _with_text(row: dict, change: Callable[[str], str | None]) -> dict | None:

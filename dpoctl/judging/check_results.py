@@ -54,7 +54,7 @@ def metrics_of_check(rows: Sequence[Row], backend: str, seed: int) -> dict[str, 
     }
     if not known:
         return {"check": found | {"findings": []}}
-    found["agreement"] = _agreement(known, seed)
+    found["agreement"] = _agreement(known, known + by_kind.get(REPEAT, []), seed)
     if REPEAT in by_kind:
         found["stability"] = _stability(known + by_kind[REPEAT])
     found |= {"findings": _tested(_findings(by_kind, backend, seed))}
@@ -70,29 +70,27 @@ def _prompts(rows: Iterable[Row]) -> list[str]:
 
 
 def _named(estimate: Estimate | tuple[float, float, float], n: int) -> dict[str, Any]:
-    value, low, high = (
-        estimate if isinstance(estimate, tuple) else (estimate.value, estimate.low, estimate.high)
-    )
+    value, low, high = estimate if isinstance(estimate, tuple) else (estimate.value, estimate.low, estimate.high)
     return {"value": value, "low": low, "high": high, "n": n}
 
 
 # --- agreement and stability
 
 
-def _agreement(known: Sequence[Row], seed: int) -> dict[str, Any]:
-    """Share of answers that are the known ones, with Cohen's kappa; in both orders together, and without ties."""
-    right = [float(row["verdict"] == row["known"]) for row in known]
-    shared = [row for row in known if "tie" not in (row["verdict"], row["known"])]
+def _agreement(known: Sequence[Row], answers: Sequence[Row], seed: int) -> dict[str, Any]:
+    """Share of all answers, repetitions too, that are the known ones, with Cohen's kappa; the share of pairs where both
+    orders give the known one; and the first without ties, where there are any."""
+    right = [float(row["verdict"] == row["known"]) for row in answers]
+    shared = [row for row in answers if "tie" not in (row["verdict"], row["known"])]
     votes = outcomes(known)
     truth = {(row["prompt_id"], row["k"]): row["known"] for row in known}
-    both = [(vote, truth[key[:2]]) for key, vote in votes.items()]
-    found = _named(statistics.share(right, _prompts(known)), len(truth))
-    kappa, low, high = statistics.kappa(
-        [row["verdict"] for row in known], [row["known"] for row in known], _prompts(known), seed
-    )
+    both = [vote == truth[key[:2]] for key, vote in votes.items()]
+    found = _named(statistics.share(right, _prompts(answers)), len(truth))
+    verdicts, answer = ([row[name] for row in answers] for name in ("verdict", "known"))
+    kappa, low, high = statistics.kappa(verdicts, answer, _prompts(answers), seed)
     found |= {"kappa": kappa, "kappa_low": low, "kappa_high": high}
-    found["both_orders"] = sum(vote == answer for vote, answer in both) / len(both)
-    if shared and len(shared) < len(known):
+    found["both_orders"] = sum(both) / len(both)
+    if shared and len(shared) < len(answers):
         found["without_ties"] = sum(row["verdict"] == row["known"] for row in shared) / len(shared)
     return found
 
@@ -118,8 +116,9 @@ def _stability(rows: Sequence[Row]) -> dict[str, Any]:
 def _findings(by_kind: dict[str, list[Row]], backend: str, seed: int) -> list[Finding]:
     """The effect of each bias that can be tested, before the tests are taken together."""
     known = by_kind[KNOWN]
-    found = [] if backend == "scorer" else [_position(known, seed)]  # a scorer is shown no position
-    found += [_length(known, seed), _family(known, seed)]
+    answers = known + by_kind.get(REPEAT, [])  # repetitions belong to their prompt, whose variance they reduce
+    found = [] if backend == "scorer" else [_position(answers, seed)]  # a scorer is shown no position
+    found += [_length(answers, seed), _family(answers, seed)]
     answered = {(*_pair(row), _better_first(row)): row for row in known}
     for kind in (SHUFFLED, TRUNCATED, PADDED, *INJECTED):
         rows = by_kind.get(kind, [])
@@ -141,8 +140,8 @@ def _tested(findings: list[Finding]) -> list[Finding]:
 
 def _times(estimate: Estimate, factor: float) -> Estimate:
     """An estimate in other units."""
-    scaled = (x * factor for x in (estimate.value, estimate.low, estimate.high, estimate.error))
-    return Estimate(*scaled, estimate.p, estimate.n)
+    value, low, high, error = (x * factor for x in (estimate.value, estimate.low, estimate.high, estimate.error))
+    return Estimate(value, low, high, error, estimate.p, estimate.n)
 
 
 def _finding(name: str, estimate: Estimate, n: int, **more: Any) -> Finding:
@@ -155,21 +154,21 @@ def _first(row: Row) -> float:
     return score if row["order"] == "AB" else 1 - score
 
 
-def _position(known: Sequence[Row], seed: int) -> Finding | None:
-    """Share of verdicts for the first position, less 1/2, over the pairs answered in both orders; and the flips.
+def _position(answers: Sequence[Row], seed: int) -> Finding | None:
+    """Share of verdicts for the first position, less 1/2, over the questions answered in both orders; and the flips.
 
     A judge without a bias changes its verdict with the order as often to the first position as to the second.
     """
     asked: dict[tuple, list[Row]] = {}
-    for row in known:
-        asked.setdefault(_pair(row), []).append(row)
-    both = {pair: rows for pair, rows in asked.items() if len({row["order"] for row in rows}) == 2}
+    for row in answers:
+        asked.setdefault((*_pair(row), row.get("repeat", 0)), []).append(row)
+    both = {question: rows for question, rows in asked.items() if len({row["order"] for row in rows}) == 2}
     if not both:
         return None
     excess = [sum(map(_first, rows)) - len(rows) / 2 for rows in both.values()]
-    twice = statistics.balance(excess, [prompt for prompt, _ in both], seed)
+    twice = statistics.balance(excess, [prompt for prompt, *_ in both], seed)
     flips = sum(len({row["verdict"] for row in rows}) > 1 for rows in both.values()) / len(both)
-    return _finding("position", _times(twice, 0.5), len(both), flips=flips)
+    return _finding("position", _times(twice, 0.5), len({question[:2] for question in both}), flips=flips)
 
 
 def _lengths(rows: Sequence[Row]) -> list[float]:
@@ -180,18 +179,18 @@ def _lengths(rows: Sequence[Row]) -> list[float]:
 _TRUTH = {"a": 1.0, "tie": 0.0, "b": -1.0}
 
 
-def _length(known: Sequence[Row], seed: int) -> Finding | None:
+def _length(answers: Sequence[Row], seed: int) -> Finding | None:
     """What one standard deviation of the length difference adds to the verdict, beside the known answer."""
-    differences = _lengths(known)
+    differences = _lengths(answers)
     deviation = (sum(d * d for d in differences) / len(differences)) ** 0.5
-    if deviation == 0 or len({_pair(row) for row in known}) < 2:
+    if deviation == 0 or len({_pair(row) for row in answers}) < 2:
         return None
     scaled = [d / deviation for d in differences]
-    truth = [_TRUTH[row["known"]] for row in known]
+    truth = [_TRUTH[row["known"]] for row in answers]
     model, points = statistics.controlled(
-        [score_of(row["verdict"]) for row in known], scaled, [truth], _prompts(known), seed
+        [score_of(row["verdict"]) for row in answers], scaled, [truth], _prompts(answers), seed
     )
-    return _of_model("length", model, points, known, words=deviation)
+    return _of_model("length", model, points, answers, words=deviation)
 
 
 def _of_model(name: str, model: Estimate, points: float, rows: Sequence[Row], **more: Any) -> Finding:
@@ -212,14 +211,14 @@ def family_of(model: str) -> str:
     return _FAMILIES.get(found, found)
 
 
-def _family(known: Sequence[Row], seed: int) -> Finding | None:
+def _family(answers: Sequence[Row], seed: int) -> Finding | None:
     """What being of the judge's own family adds to the verdict, beside the known answer and the length.
 
     Over the pairs whose models are named, one of them of the judge's family; with the share of the wrong verdicts that
     are in favour of its family.
     """
-    own = family_of(known[0]["judge"])
-    named = [row for row in known if "a_of" in row]
+    own = family_of(answers[0]["judge"])
+    named = [row for row in answers if "a_of" in row]
     of_family = [[family_of(row[side]) == own for side in ("a_of", "b_of")] for row in named]
     rows = [row for row, (a, b) in zip(named, of_family, strict=True) if a != b]
     if not own or len({_pair(row) for row in rows}) < 2:
@@ -250,8 +249,10 @@ def _scaled(values: Sequence[float]) -> list[float]:
 
 
 def _against_known(kind: str, rows: Sequence[Row], answered: dict[tuple, Row], seed: int) -> Finding | None:
-    """Verdicts for the worse answer of a constructed pair, a copy or an answer with an instruction; found where they are
-    more than those for the worse answer of its known pair, which is shown in the same position."""
+    """Verdicts for the worse answer of a constructed pair, a copy or an answer with an instruction.
+
+    Found where they are more than those for the worse answer of its known pair, which is shown in the same position.
+    """
     excess, prompts, fooled = [], [], []
     for row in rows:
         base = answered.get((*_pair(row), _better_first(row)))
