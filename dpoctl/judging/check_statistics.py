@@ -16,6 +16,7 @@ from .statistics import wilson
 
 _Z = 1.959963984540054  # two-sided 95 %
 _DRAWS = 4000
+_TABLES = 2000  # of a bootstrap of kappa
 _EXACT = 12  # prompts up to which all signs are tried
 _RIDGE = 1e-3  # per row, on standardised covariates: coefficients stay finite where truth separates the verdicts
 
@@ -61,9 +62,13 @@ def balance(values: Sequence[float], clusters: Sequence[Hashable], seed: int, on
     return Estimate(mean, max(-1.0, middle - _Z * error), min(1.0, middle + _Z * error), error, p, len(values))
 
 
-def sign_flips(sums: np.ndarray, seed: int, one_sided: bool = False) -> float:
-    """The share of all ways to flip the signs of the clusters' sums with a total at least as far from 0, or with
-    `one_sided` at least as large: of all of them where clusters are few, else of random draws and the one observed."""
+def sign_flips(sums: np.ndarray, seed: int, one_sided: bool = False, observed: float | None = None) -> float:
+    """The share of all ways to flip the signs of the clusters' sums with a total at least as far from 0 as the
+    `observed` one, by default that of the sums; with `one_sided` at least as large.
+
+    Of all ways where clusters are few, else of random ones and the one observed.
+    """
+    observed = float(sums.sum()) if observed is None else observed
     sums = sums[sums != 0]
     if not len(sums):
         return 1.0
@@ -73,7 +78,7 @@ def sign_flips(sums: np.ndarray, seed: int, one_sided: bool = False) -> float:
     else:
         bits = np.random.Generator(np.random.Philox(key=seed)).integers(0, 2, (_DRAWS, len(sums)), dtype=np.int8)
         signs, extra = 1 - 2 * bits, 1
-    totals, observed = signs @ sums, sums.sum()
+    totals = signs @ sums
     tolerance = 1e-9 * np.abs(sums).sum()
     extreme = totals >= observed - tolerance if one_sided else np.abs(totals) >= abs(observed) - tolerance
     return (int(extreme.sum()) + extra) / (len(totals) + extra)
@@ -100,13 +105,14 @@ def controlled(
     weighted = null * (p * (1 - p))[:, None]
     explained = np.linalg.lstsq(weighted.T @ null + 1e-12 * np.eye(null.shape[1]), weighted.T @ x, rcond=None)[0]
     scores = np.bincount(names, weights=(x - null @ explained) * (y - p))
-    test = sign_flips(scores, seed)
+    test = sign_flips(scores / _shrinkage(null, p, names), seed, observed=float(scores.sum()))
 
     design = np.column_stack([null, x])
     coefficients = _fit(design, y)
     p = _sigmoid(design @ coefficients)
     inverse = np.linalg.inv((design * (p * (1 - p))[:, None]).T @ design + _penalty(design))
     parts = np.stack([np.bincount(names, weights=column) for column in (design * (y - p)[:, None]).T])
+    parts = parts / _shrinkage(design, p, names)
     groups = parts.shape[1]
     covariance = inverse @ (parts @ parts.T) @ inverse * groups / max(1, groups - 1)
     value, error = float(coefficients[-1]), math.sqrt(max(0.0, float(covariance[-1, -1])))
@@ -128,7 +134,7 @@ def kappa(
     counts = np.zeros((max(names) + 1, len(answers) ** 2))
     np.add.at(counts, (names, cell), 1)
     rng = np.random.Generator(np.random.Philox(key=seed))
-    drawn = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=_DRAWS) @ counts
+    drawn = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=_TABLES) @ counts
     low, high = np.quantile(_kappas(drawn), [0.025, 0.975])
     return float(_kappas(counts.sum(0)[None])[0]), float(low), float(high)
 
@@ -173,6 +179,17 @@ def _variance(residuals: np.ndarray, n: int) -> float:
     """Of a mean of n values, from each cluster's sum of their distances to it."""
     groups = len(residuals)
     return float((residuals**2).sum()) / n**2 * groups / max(1, groups - 1)
+
+
+def _shrinkage(design: np.ndarray, p: np.ndarray, names: Sequence[int]) -> np.ndarray:
+    """By how much the residuals of each cluster are too small, since the model was fitted to them: sqrt(1 - h).
+
+    h is the leverage of the cluster's rows (HC2 of MacKinnon and White 1985).
+    """
+    weighted = design * (p * (1 - p))[:, None]
+    inverse = np.linalg.pinv(weighted.T @ design + 1e-9 * np.eye(design.shape[1]))
+    leverage = np.bincount(names, weights=((weighted @ inverse) * design).sum(1))
+    return np.sqrt(1 - np.clip(leverage, 0, 0.75))
 
 
 def _sigmoid(z: np.ndarray) -> np.ndarray:
