@@ -56,9 +56,12 @@ def lines(comparisons: int, prompts: int) -> dict[str, Any]:
     """
     if not comparisons:
         return {}
+    name = f"difference found ({POWER:.0%} power at {LEVEL:.0%})"
+    if detectable(comparisons) == 0.5:
+        return {name: "none: too few comparisons"}
     least, most = (f"{100 * detectable(n):.1f}" for n in (comparisons, prompts))
     points = least if comparisons == prompts else f"{least} to {most}"
-    return {f"difference found ({POWER:.0%} power at {LEVEL:.0%})": f"win rate {points} points from 50 %"}
+    return {name: f"win rate {points} points from 50 %"}
 
 
 def _z(share: float) -> float:
