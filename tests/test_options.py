@@ -49,6 +49,7 @@ PRESENT = {  # what makes a condition hold
     "selection_scorer": "s",
     "compare": "j",
     "within": True,
+    "check": True,
     "samples": ["s"],
     "judgements": ["j"],
     "form": "f",

@@ -150,6 +150,8 @@ PAGES = {
             "  --scorer runs/toy/classifier --criterion sentiment --out wins.jsonl",
             "# the samples of one file, compared with each other\n"
             "dpoctl judge --within samples.jsonl --model gpt-5-mini --out pairs.jsonl",
+            "# is this judge any good? pairs whose better answer is known\n"
+            "dpoctl judge --check prefs.jsonl --model gpt-5-mini --out check.jsonl",
             "# people: write a form for the browser, then read what it exports\n"
             "dpoctl judge dpo.jsonl sft.jsonl --backend human --form form.html \\\n"
             "  --out wins.jsonl",

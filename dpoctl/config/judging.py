@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from .conditions import all_of, any_of, given, not_a_file, not_given, one_of
 from .judge_options import CRITERIA, JudgeOptions, on_a_server
+from .judging_check import Checks
 from .sampling import Rows, Sharded
 from .schema import amended, option
 from .shared import (
@@ -26,6 +27,7 @@ from .shared import (
 
 _SERVER, _SCORER, _PEOPLE = (one_of("backend", name) for name in ("openai", "scorer", "human"))
 _NOT_PEOPLE = one_of("backend", "openai", "scorer")
+_NO_CHECK = not_given("check")
 _ASKED = one_of("backend", "openai", "human")  # a scorer is not asked a question
 _SERVER_FLAGS = ("model", "base_url", "concurrency", "timeout", "retries", "max_tokens", "cache_dir")
 
@@ -41,7 +43,7 @@ def _of_server() -> dict[str, dict]:
 @amended(
     **_of_server(),
     prompt_noun={"when": all_of(_ASKED, not_a_file("criterion", CRITERIA))},
-    order={"when": _NOT_PEOPLE},
+    order={"when": all_of(_NOT_PEOPLE, _NO_CHECK)},
     device={"panel": SCORING, "when": _SCORER},
     deterministic={"panel": SCORING, "when": all_of(_SCORER, OFF_CPU)},
     dtype={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
@@ -53,11 +55,11 @@ def _of_server() -> dict[str, dict]:
     **dict.fromkeys(TEMPLATE_OPTIONS, {"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))}),
     shard={"when": _NOT_PEOPLE},
     rank_timeout={"when": all_of(_NOT_PEOPLE, not_given("shard"))},
-    seed={"when": any_of(_ASKED, one_of("order", "random"), given("compare"))},
+    seed={"when": any_of(_ASKED, one_of("order", "random"), given("compare"), given("check"))},
     json={"when": any_of(not_given("form"), given("dry_run"))},
 )
 @dataclass(frozen=True, kw_only=True)
-class Judge(Tabular, JudgeOptions, Sharded, Planned, Rows, WithScorer, Templates, RunsModels, Seeded, Common):
+class Judge(Checks, Tabular, JudgeOptions, Sharded, Planned, Rows, WithScorer, Templates, RunsModels, Seeded, Common):
     candidates: tuple[str, ...] = option(
         help="Completions files A and B; with A alone, B is the `reference` of its rows.",
         panel=DATA,
@@ -73,27 +75,30 @@ class Judge(Tabular, JudgeOptions, Sharded, Planned, Rows, WithScorer, Templates
     )
     limit: int | None = option(None, "Judge only the first N comparisons.", DATA, at_least=1)
     within: bool = option(
-        False, "Compare the samples of each prompt in A with each other, for make-prefs --judgements.", JUDGE
+        False,
+        "Compare the samples of each prompt in A with each other, for make-prefs --judgements.",
+        JUDGE,
+        when=_NO_CHECK,
     )
     canary: str | None = option(
         None,
         "Also judge this fixed text as A; a judge that lets it win cannot be trusted.",
         JUDGE,
-        when=all_of(_NOT_PEOPLE, not_given("within")),
+        when=all_of(_NOT_PEOPLE, not_given("within"), _NO_CHECK),
     )
     compare: str | None = option(
         None,
         "Judgements of another policy on the same prompts: paired bootstrap of the difference.",
         JUDGE,
         input="file",
-        when=all_of(not_given("form"), not_given("within")),
+        when=all_of(not_given("form"), not_given("within"), _NO_CHECK),
     )
     against: str | None = option(
         None,
         "Judgements of another judge on the same comparisons: agreement and Cohen's kappa.",
         JUDGE,
         input="file",
-        when=not_given("form"),
+        when=all_of(not_given("form"), _NO_CHECK),
     )
     scorer: str | None = option(
         None, "What scores A and B; the higher score wins.", SCORING, input="scorer", when=_SCORER

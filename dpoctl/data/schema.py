@@ -56,8 +56,8 @@ _EVALUATION_METRICS = (
 
 
 def check_of(kind: str) -> Check:
-    """The check for a file of `kind`: text, prompts, completions, samples, judgements, preferences, unpaired or
-    evaluations.
+    """The check for a file of `kind`: text, prompts, completions, samples, judgements, preferences, known (pairs of
+    which the better answer is known), unpaired or evaluations.
 
     Each file needs a check of its own: that of prompts and completions remembers earlier rows.
     """
@@ -199,6 +199,18 @@ def _judgement_row(number: int, row: dict) -> dict:
     return row
 
 
+def _known_row(number: int, row: dict) -> dict:
+    """`prompt`, the answers `a` and `b`, and which of them is `preferred`: a, b or tie."""
+    check_prompt_id(row)
+    for name in ("prompt", "a", "b"):
+        check_text(row, name)
+    preferred = row.get("preferred")
+    if not isinstance(preferred, str) or preferred.strip().lower() not in ("a", "b", "tie"):
+        got = "nothing" if preferred is None else named(preferred)
+        raise BadRow("preferred", "which answer is better: a, b or tie", got)
+    return row | {"preferred": preferred.strip().lower()}
+
+
 def _preference_row(number: int, row: dict) -> dict:
     """`prompt`, `chosen` and `rejected`; full dialogues in `chosen` and `rejected` are split into the three."""
     check_prompt_id(row)
@@ -264,6 +276,7 @@ _CHECKS: dict[str, Callable[[], Check]] = {
     "samples": lambda: _sample_row,
     "judgements": lambda: _judgement_row,
     "preferences": lambda: _preference_row,
+    "known": lambda: _known_row,
     "unpaired": lambda: _unpaired_row,
     "evaluations": lambda: _evaluation_row,
 }

@@ -46,6 +46,8 @@ class Ballots:
         skipped, reading, kept = Counter[str](), self.reading, 0
         rows = stream_rows(path, "judgements", skip_bad=reading.skip_bad, columns=reading.columns, skipped=skipped)
         for line, row in rows:
+            if "check" in row:
+                raise InputError(f"{path}: a file of judge --check", "pairs are made of judgements, not of a check")
             if self._prompt_of.setdefault(row["prompt_id"], row["prompt"]) != row["prompt"]:
                 if not reading.skip_bad:
                     message = f"field 'prompt': another one for prompt_id {row['prompt_id']!r}, of this or another file"

@@ -41,6 +41,8 @@ def _read(path: str) -> list[dict]:
     """The judgements of another file, without those of its canary."""
     rows = []
     for line, row in read_jsonl(path):
+        if "check" in row:
+            raise InputError(f"{path}: a file of judge --check", "give judgements of the same comparisons")
         for name in ("prompt_id", "k", "verdict"):
             if name not in row:
                 raise InputError(f"{path}:{line}: field '{name}': missing; a judgement has it")

@@ -9,7 +9,7 @@ _Z = 1.959963984540054  # two-sided 95 %
 _DRAWS = 4000
 
 
-def wilson(rate: float, n: int) -> tuple[float, float]:
+def wilson(rate: float, n: float) -> tuple[float, float]:
     """Wilson's 95 % interval of a rate over n comparisons (a tie counts as half a win)."""
     if n == 0:
         return 0.0, 1.0

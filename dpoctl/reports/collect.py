@@ -12,6 +12,7 @@ from ..data.jsonl import read_jsonl
 from ..data.readers import load_rows
 from ..errors import InputError
 from ..inference.evaluation_shards import PART
+from ..judging.check_results import metrics_of_check
 from ..judging.summary import Summary, summaries_by, summarise
 from ..outputs.manifests import is_row_file, read_manifest
 from . import origins
@@ -71,6 +72,19 @@ class Judged:
     by_step: list[Summary]
 
 
+@dataclass(frozen=True)
+class CheckedJudge:
+    """A file of judge --check; `metrics` are those that it computes under "check"."""
+
+    name: str
+    metrics: dict[str, Any]
+
+    @property
+    def title(self) -> str:
+        m = self.metrics
+        return f"{m['judge']} ({m['criterion']}), {m['pairs']} known pairs of {m['prompts']} prompts"
+
+
 @dataclass
 class Collected:
     """Everything a report shows; `costs` are (name, manifest) of each input that has one."""
@@ -79,6 +93,7 @@ class Collected:
     evaluations: list[Point] = field(default_factory=list)
     samples: list[Samples] = field(default_factory=list)
     judged: list[Judged] = field(default_factory=list)
+    checked: list[CheckedJudge] = field(default_factory=list)
     costs: list[tuple[str, dict]] = field(default_factory=list)
 
     @property
@@ -149,7 +164,9 @@ def _add_rows(found: Collected, path: str, manifest: dict | None) -> None:
     if "verdict" in first and first.get("b_k") is not None:
         hint = "make-prefs --judgements reads them; leave the file out"
         raise InputError(f"{path}: compares samples of one file (judge --within), which is no win rate", hint)
-    if "verdict" in first:
+    if "check" in first:
+        found.checked.append(_checked(path, manifest))
+    elif "verdict" in first:
         found.judged.append(_judged(path, manifest))
     elif "reward" in first:
         rows = load_rows(path, "evaluations").rows
@@ -169,6 +186,17 @@ def _add_rows(found: Collected, path: str, manifest: dict | None) -> None:
 def _evaluation(row: dict) -> dict:
     method = row.get("method") or "model"
     return _with_errors(row) | {"method": "optimum" if method == "ceiling" else method}  # the name in 0.1
+
+
+def _checked(path: str, manifest: dict | None) -> CheckedJudge:
+    """A file of judge --check, with its metrics as the command computes them."""
+    rows = []
+    for line, row in read_jsonl(path):
+        if missing := [name for name in (*_JUDGEMENT_FIELDS, "order", "check", "known") if name not in row]:
+            raise InputError(f"{path}:{line}: field '{missing[0]}': missing; a row of judge --check has it")
+        rows.append(row)
+    options: dict[str, Any] = manifest["options"] if manifest else {"backend": "openai", "seed": 0}
+    return CheckedJudge(name_of(path), metrics_of_check(rows, options["backend"], options["seed"])["check"])
 
 
 def _judged(path: str, manifest: dict | None) -> Judged:

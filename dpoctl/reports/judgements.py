@@ -5,13 +5,17 @@ from typing import Any
 
 from .. import log
 from ..judging.replies import CUT
-from . import tables
+from . import checks, tables
+from .collect import CheckedJudge
 
 _MANY_INVALID = 0.1  # share of judgements
 
 
 def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
     """Print judge's metrics on stdout, and comparisons as log lines; `options` are judge's, by their recipe names."""
+    if checked := metrics.get("check"):
+        _show_check(checked, out)
+        return
     names = [Path(p).name for p in options["candidates"]] + ["reference"]
     within = bool(options.get("within"))  # absent in manifests of older versions
     named = {"lower k over higher": metrics.get("summary")} if within else {"A over B": metrics.get("summary")}
@@ -39,3 +43,12 @@ def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
     for name, a in agreements.items():
         if a:
             log.say(f"agreement {name}: {a['raw']:.3f}, kappa {a['kappa']:.3f} over {a['n']} comparisons")
+
+
+def _show_check(metrics: dict[str, Any], out: str) -> None:
+    """The table of judge --check, and what was found in one sentence."""
+    shown = CheckedJudge(out, metrics)
+    tables.show(checks.table(metrics), f"Check of {shown.title}", left=["verdict"])
+    log.say(f"{metrics['judge']}: {checks.conclusion(metrics)}")
+    if metrics["invalid"] > _MANY_INVALID:
+        log.warn(f"{metrics['invalid']:.1%} of the answers are invalid; see `raw` in {out}")

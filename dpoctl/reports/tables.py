@@ -26,14 +26,14 @@ class Rows(NamedTuple):
 # --- on the terminal
 
 
-def show(table: Rows, title: str, console: Console | None = None) -> None:
-    """Print a table on stdout, or on `console`."""
+def show(table: Rows, title: str, console: Console | None = None, left: Sequence[str] = ()) -> None:
+    """Print a table on stdout, or on `console`; columns named in `left` hold text, and are aligned left."""
     if console is None:
         console = Console()
         console = console if console.is_terminal else Console(width=_PIPE_WIDTH)
     drawn = Table(title=title, title_justify="left")
     for i, name in enumerate(table.head):
-        drawn.add_column(name, justify="left" if i == 0 else "right")
+        drawn.add_column(name, justify="left" if i == 0 or name in left else "right")
     for row in table.rows:
         drawn.add_row(*row)
     console.print(drawn)
@@ -237,6 +237,7 @@ def numbers(collected: Collected) -> dict[str, Any]:
         "evaluations": collected.final_points,
         "efficiency": efficiency.numbers(collected),
         "win_rates": [{"policy": j.name, "against": j.against, **s} for j in collected.judged for s in _shown(j)],
+        "checks": [{"file": c.name, **c.metrics} for c in collected.checked],
         "costs": [{"output": name, "stage": m["stage"], **m.get("cost", {})} for name, m in collected.costs],
         "dpo_against_rlhf": _mean_costs(collected),
     }

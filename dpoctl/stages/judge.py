@@ -7,8 +7,9 @@ from .. import log
 from ..config.judging import Judge
 from ..data.jsonl import read_jsonl
 from ..errors import InputError
-from ..judging import comparisons, form, people
+from ..judging import check_pairs, comparisons, form, people, power
 from ..judging.asking import Asking, judgements, say_cost
+from ..judging.check_results import metrics_of_check
 from ..judging.comparisons import Comparison
 from ..judging.costs import cost_lines, tokens_of
 from ..judging.judges import open_judge
@@ -28,7 +29,7 @@ Batches = list[list[Comparison]]
 
 def run(config: Judge, output: Output) -> None:
     criterion = load_criterion(config.criterion, config.prompt_noun)  # refused before anything is loaded or paid for
-    every, counts = comparisons.load(config)
+    every, counts = _load(config)
     if config.form:
         _write_form(config.form, config, output, people.items(every, config.seed), criterion)
         return
@@ -39,13 +40,18 @@ def run(config: Judge, output: Output) -> None:
         _by_people(config, output, batches) if config.backend == "human" else _by_judge(config, output, batches)
     )
     rows = [row for _, row in read_jsonl(output.out.with_name(output.out.name + ".partial"))]
-    metrics = metrics_of(rows)
-    if config.shard is None:  # of shards, merge compares the joined rows
+    metrics = metrics_of_check(rows, config.backend, config.seed) if config.check else metrics_of(rows)
+    if config.shard is None and not config.check:  # of shards, merge compares the joined rows
         metrics = compared(metrics, rows, output.options)
     writer.finish(counts | metrics, cost, shard.record({}))
     told.show(output.options, config.out, metrics)
     if cost:
         log.say(say_cost(cost))
+
+
+def _load(config: Judge) -> tuple[list[Comparison], dict[str, int]]:
+    """(what is judged, counts of the rows that are and are not)."""
+    return check_pairs.load(config) if config.check else comparisons.load(config)
 
 
 def _by_judge(config: Judge, output: Output, batches: Batches) -> tuple[RowWriter, dict[str, Any]]:
@@ -94,10 +100,15 @@ def _by_people(config: Judge, output: Output, batches: Batches) -> tuple[RowWrit
 
 def plan(config: Judge) -> dict[str, Any]:
     criterion = load_criterion(config.criterion, config.prompt_noun)
-    every, _ = comparisons.load(config)
+    every, counts = _load(config)
     batches = slices(len(every), _BATCH)
     asked = [c for place in batches[shard_range(config.shard, batches).batches] for c in every[place]]
     shown: dict[str, Any] = {"comparisons": len(asked), "judgements": judgements(asked)}
+    if config.check:
+        shown |= {name: counts[name] for name in check_pairs.KINDS if name in counts}
+    elif not config.within:
+        compared = [c for c in asked if not c.canary]
+        shown |= power.lines(len(compared), len({c.prompt_id for c in compared}))
     if config.backend == "openai":
         shown |= cost_lines(config, shown["judgements"], tokens_of(criterion, asked))
     return shown | (_memory_lines(config) if config.backend == "scorer" else {})

@@ -153,17 +153,20 @@ def _metrics(parts: list[Part]) -> dict[str, Any]:
 
 def _judge_metrics(parts: list[Part], output: Output) -> dict[str, Any]:
     """The summary over all rows, with --compare and --against evaluated on all rows."""
+    from ..judging.check_results import metrics_of_check
     from ..judging.results import compared
     from ..judging.summary import metrics_of
 
     rows = [row for part in parts for _, row in read_jsonl(part.path)]
+    counts_of_all = {k: v for k, v in parts[0].manifest["metrics"].items() if isinstance(v, int)}
+    if output.options.get("check"):
+        return counts_of_all | metrics_of_check(rows, output.options["backend"], output.options["seed"])
     files: dict[str, str] = {}
     for described in parts[0].manifest["inputs"]:
         if described["name"] in ("compare", "against"):
             path = files[described["name"]] = str(_input_path(parts[0], described))
             if os.path.exists(path) and sha256_path(path) != described["sha256"]:
                 raise InputError(f"{path}: --{described['name']} has changed since the shards were judged")
-    counts_of_all = {k: v for k, v in parts[0].manifest["metrics"].items() if isinstance(v, int)}
     return counts_of_all | compared(metrics_of(rows), rows, output.options | files)
 
 
