@@ -101,6 +101,23 @@ class Judge(Tabular, JudgeOptions, Sharded, Planned, Rows, WithScorer, Templates
     form: str | None = option(
         None, "Write the blinded HTML form to this file.", PEOPLE, identity=False, metavar="FILE", when=_PEOPLE
     )
+    annotators: int | None = option(
+        None,
+        "Write a form for each of N people, who share the comparisons: FILE-1.html, FILE-2.html, ...",
+        PEOPLE,
+        at_least=2,
+        identity=False,
+        when=given("form"),
+    )
+    overlap: float = option(
+        0.2,
+        "Share of the comparisons that all annotators answer, for their agreement.",
+        PEOPLE,
+        at_least=0,
+        at_most=1,
+        identity=False,
+        when=all_of(given("form"), given("annotators")),
+    )
     answers: tuple[str, ...] = option(
         (),
         "Answers exported from the form; may be given several times, once per person.",

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
-from . import statistics
+from . import reliability, statistics
 
 Key = tuple[str, int, float | None, int | None, int | None]
 Summary = dict[str, Any]  # what summarise returns
@@ -102,7 +102,8 @@ def summaries_by(name: str, rows: Sequence[dict]) -> list[Summary]:
 
 
 def metrics_of(rows: Sequence[dict]) -> dict[str, Any]:
-    """Metrics of a judgements file: its summary, the canary's, one per temperature, step and person."""
+    """Metrics of a judgements file: its summary, the canary's, one per temperature, step and person; and how people
+    agree: raw and kappa of every two, Krippendorff's alpha of all."""
     main, canary = ([row for row in rows if bool(row.get("canary")) is is_canary] for is_canary in (False, True))
     named = {"summary": main, "canary": canary}  # a shard may contain none of either
     metrics: dict[str, Any] = {name: summarise(judged) for name, judged in named.items() if judged}
@@ -113,9 +114,17 @@ def metrics_of(rows: Sequence[dict]) -> dict[str, Any]:
             people.setdefault(row["judge"], []).append(row)
     if not people:
         return metrics
-    metrics["people"] = {name: summarise(judged) for name, judged in people.items()}
+    metrics["people"] = {name: summarise(judged) | _both_bad(judged) for name, judged in people.items()}
+    if alpha := reliability.of_judges([outcomes(judged) for judged in people.values()]):
+        metrics["alpha"] = alpha
     pairs = {f"{one} and {other}": agreement(people[one], people[other]) for one, other in combinations(people, 2)}
     return metrics | ({"agreement": pairs} if pairs else {})
+
+
+def _both_bad(rows: Sequence[dict]) -> dict[str, int]:
+    """How many ties are of candidates that are both bad, where any are."""
+    count = sum(bool(row.get("both_bad")) for row in rows)
+    return {"both_bad": count} if count else {}
 
 
 def agreement(one: Sequence[dict], other: Sequence[dict]) -> dict | None:

@@ -34,8 +34,25 @@ def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
         c = metrics["compare"]
         interval = f"{c['difference']:+.3f} ({c['low']:+.3f} to {c['high']:+.3f})"
         log.say(f"against {options['compare']}: {interval}, p {c['p']:.3f}, {c['n']} prompts")
+    for name, person in metrics.get("people", {}).items():
+        if person.get("both_bad"):
+            log.say(f"{name}: both bad {person['both_bad']} times, counted as ties")
+    if alpha := metrics.get("alpha"):
+        _say_alpha(alpha)
     agreements = {f"of {name}": a for name, a in metrics.get("agreement", {}).items()}
     agreements |= {f"with {options['against']}": metrics["against"]} if "against" in metrics else {}
     for name, a in agreements.items():
         if a:
             log.say(f"agreement {name}: {a['raw']:.3f}, kappa {a['kappa']:.3f} over {a['n']} comparisons")
+
+
+def _say_alpha(alpha: dict[str, Any]) -> None:
+    over = f"of {alpha['judges']} people, over {alpha['n']} comparisons that two or more answered"
+    if alpha["nominal"] is None:
+        log.say(f"Krippendorff's alpha is not defined {over}: all answers are equal")
+        return
+    low, high = alpha["interval"]
+    log.say(
+        f"Krippendorff's alpha {over}: {alpha['nominal']:.3f} ({low:.3f} to {high:.3f}), "
+        f"with ties between a and b {alpha['ordinal']:.3f}"
+    )

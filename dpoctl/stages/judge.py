@@ -1,13 +1,12 @@
 """Which of two candidates is better, by a language model, a scorer or people: judgements, and a summary of A's wins."""
 
-from pathlib import Path
 from typing import Any
 
 from .. import log
 from ..config.judging import Judge
 from ..data.jsonl import read_jsonl
 from ..errors import InputError
-from ..judging import comparisons, form, people
+from ..judging import comparisons, people
 from ..judging.asking import Asking, judgements, say_cost
 from ..judging.comparisons import Comparison
 from ..judging.costs import cost_lines, tokens_of
@@ -16,7 +15,6 @@ from ..judging.prompts import CRITERIA, Criterion, load_criterion
 from ..judging.results import compared
 from ..judging.summary import metrics_of
 from ..outputs.claims import Output
-from ..outputs.files import write_atomic
 from ..outputs.row_writer import RowWriter
 from ..outputs.shards import shard_range, slices
 from ..reports import judgements as told
@@ -30,7 +28,7 @@ def run(config: Judge, output: Output) -> None:
     criterion = load_criterion(config.criterion, config.prompt_noun)  # refused before anything is loaded or paid for
     every, counts = comparisons.load(config)
     if config.form:
-        _write_form(config.form, config, output, people.items(every, config.seed), criterion)
+        _write_form(config, output, every, criterion)
         return
     places = slices(len(every), _BATCH)
     shard = shard_range(config.shard, places)
@@ -68,18 +66,21 @@ def _by_judge(config: Judge, output: Output, batches: Batches) -> tuple[RowWrite
 # --- people
 
 
-def _write_form(path: str, config: Judge, output: Output, items: list[dict], criterion: Criterion) -> None:
+def _write_form(config: Judge, output: Output, every: list[Comparison], criterion: Criterion) -> None:
     if not criterion.question:
         raise InputError(
             f"--criterion {config.criterion}: a template is for models; people are asked a question",
             hint=f"one of {', '.join(CRITERIA)}",
         )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, form.page(items, criterion.question, criterion.prompt_noun))
+    items = people.items(every, config.seed)
+    shares = people.shares(items, config.annotators or 1, config.overlap, config.seed)
+    written = people.write_forms(str(config.form), items, shares, criterion)
     output.plan_path.unlink(missing_ok=True)  # --out is started only with the answers
+    for path, count in written:
+        log.say(f"{path}: {count} blinded comparisons")
     log.say(
-        f"{path}: {len(items)} blinded comparisons. Open it in a browser, answer by keyboard and export the answers; "
-        "then rerun the command with --answers FILE instead of --form"
+        "Open a form in a browser, on a computer or a phone, answer and export the answers; then rerun the command "
+        "with --answers FILE, once per person, instead of --form"
     )
 
 
