@@ -41,7 +41,7 @@ def _of_server() -> dict[str, dict]:
 @amended(
     **_of_server(),
     prompt_noun={"when": all_of(_ASKED, not_a_file("criterion", CRITERIA))},
-    order={"when": _NOT_PEOPLE},
+    order={"when": all_of(_NOT_PEOPLE, not_given("scale"))},
     device={"panel": SCORING, "when": _SCORER},
     deterministic={"panel": SCORING, "when": all_of(_SCORER, OFF_CPU)},
     dtype={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
@@ -72,8 +72,17 @@ class Judge(Tabular, JudgeOptions, Sharded, Planned, Rows, WithScorer, Templates
         choices=("openai", "scorer", "human"),
     )
     limit: int | None = option(None, "Judge only the first N comparisons.", DATA, at_least=1)
+    scale: bool = option(
+        False,
+        "Give each completion of A, and of B, a score of 1 to 10 instead of comparing them.",
+        JUDGE,
+        when=_SERVER,
+    )
     within: bool = option(
-        False, "Compare the samples of each prompt in A with each other, for make-prefs --judgements.", JUDGE
+        False,
+        "Compare the samples of each prompt in A with each other, for make-prefs --judgements.",
+        JUDGE,
+        when=not_given("scale"),
     )
     canary: str | None = option(
         None,
@@ -86,14 +95,14 @@ class Judge(Tabular, JudgeOptions, Sharded, Planned, Rows, WithScorer, Templates
         "Judgements of another policy on the same prompts: paired bootstrap of the difference.",
         JUDGE,
         input="file",
-        when=all_of(not_given("form"), not_given("within")),
+        when=all_of(not_given("form"), not_given("within"), not_given("scale")),
     )
     against: str | None = option(
         None,
         "Judgements of another judge on the same comparisons: agreement and Cohen's kappa.",
         JUDGE,
         input="file",
-        when=not_given("form"),
+        when=all_of(not_given("form"), not_given("scale")),
     )
     scorer: str | None = option(
         None, "What scores A and B; the higher score wins.", SCORING, input="scorer", when=_SCORER

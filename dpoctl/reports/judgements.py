@@ -5,13 +5,19 @@ from typing import Any
 
 from .. import log
 from ..judging.replies import CUT
-from . import tables
-
-_MANY_INVALID = 0.1  # share of judgements
+from . import grades, tables
 
 
 def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
-    """Print judge's metrics on stdout, and comparisons as log lines; `options` are judge's, by their recipe names."""
+    """Print judge's metrics on stdout, and comparisons as log lines; `options` are judge's, by their recipe names.
+
+    Of a rubric each criterion is shown as a file of one criterion is.
+    """
+    for name, of_criterion in metrics.get("by_criterion", {}).items():
+        show(options | {"criterion": name}, out, of_criterion)
+    if "grades" in metrics:
+        grades.show(options, out, metrics)
+        return
     names = [Path(p).name for p in options["candidates"]] + ["reference"]
     within = bool(options.get("within"))  # absent in manifests of older versions
     named = {"lower k over higher": metrics.get("summary")} if within else {"A over B": metrics.get("summary")}
@@ -27,7 +33,7 @@ def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
         if reasons := found.get("invalid_reasons"):
             counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
             text = f"{sum(reasons.values())} judgements{name} are invalid ({found['invalid']:.1%}): {counted}"
-            tell = log.warn if found["invalid"] > _MANY_INVALID else log.say
+            tell = log.warn if found["invalid"] > tables.MANY_INVALID else log.say
             more = "; --max-tokens limits thoughts too" if CUT in reasons else ""
             tell(f"{text}; see `raw` in {out}{more}")
     if "compare" in metrics:

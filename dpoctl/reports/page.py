@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from . import efficiency, frontier, rounds, tables
+from . import efficiency, frontier, grades, rounds, tables
 from .collect import Collected
 from .figures import SavedFigure
 
@@ -28,6 +28,7 @@ def write(collected: Collected, figures: Sequence[SavedFigure], title: str) -> s
     content: dict[str, Any] = {
         "evaluations": tables.evaluations(points, efficiency.of_table(collected)) if points else None,
         "win_rates": tables.win_rates(collected.judged) if collected.judged else None,
+        "grades": grades.table(collected.graded) if collected.graded else None,
         "figures": [{"svg": _inline(figure), "caption": figure.caption} for figure in figures],
         "samples": _samples(collected),
         "costs": tables.costs(collected) if collected.costs else None,
@@ -36,6 +37,7 @@ def write(collected: Collected, figures: Sequence[SavedFigure], title: str) -> s
     names = {
         "evaluations": ("evaluation", "Evaluation"),
         "win_rates": ("wins", "Win rates"),
+        "grades": ("grades", "Grades"),
         "figures": ("figures", "Figures"),
         "samples": ("samples", "Samples side by side"),
         "costs": ("cost", "Cost"),
@@ -52,6 +54,7 @@ def write(collected: Collected, figures: Sequence[SavedFigure], title: str) -> s
         without_efficiency=efficiency.told(collected),
         references=rounds.told(collected),
         above_optimum=frontier.above_optimum(collected),
+        graders=", ".join(dict.fromkeys(g.judge for g in collected.graded)),
         judges=", ".join(dict.fromkeys(f"{j.judge} ({j.criterion})" for j in collected.judged)),
         dpo_against_rlhf=tables.dpo_against_rlhf(collected),
     )

@@ -6,12 +6,13 @@ from .. import log
 from ..config.judging import Judge
 from ..data.jsonl import read_jsonl
 from ..errors import InputError
-from ..judging import comparisons, people
+from ..judging import comparisons, grading, people
 from ..judging.asking import Asking, judgements, say_cost
 from ..judging.comparisons import Comparison
 from ..judging.costs import cost_lines, tokens_of
 from ..judging.judges import open_judge
-from ..judging.prompts import CRITERIA, Criterion, load_criterion
+from ..judging.prompts import CRITERIA, Criterion
+from ..judging.questions import question_of
 from ..judging.results import compared
 from ..judging.summary import metrics_of
 from ..outputs.claims import Output
@@ -25,8 +26,8 @@ Batches = list[list[Comparison]]
 
 
 def run(config: Judge, output: Output) -> None:
-    criterion = load_criterion(config.criterion, config.prompt_noun)  # refused before anything is loaded or paid for
-    every, counts = comparisons.load(config)
+    criterion = question_of(config)  # refused before anything is loaded or paid for
+    every, counts = grading.load(config) if config.scale else comparisons.load(config)
     if config.form:
         _write_form(config, output, every, criterion)
         return
@@ -52,7 +53,7 @@ def _by_judge(config: Judge, output: Output, batches: Batches) -> tuple[RowWrite
     judge = open_judge(config.backend, config, writer.state, output)
     asking = Asking(judge, config, sum(map(judgements, batches)))
     done = sum(map(len, batches[: writer.batches_done]))
-    with log.progress("judge", sum(map(len, batches)), "comparisons", done) as meter:
+    with log.progress("judge", sum(map(len, batches)), "samples" if config.scale else "comparisons", done) as meter:
         for batch in batches[writer.batches_done :]:
             rows = asking.rows(batch)
             if rows is not None:
@@ -69,8 +70,9 @@ def _by_judge(config: Judge, output: Output, batches: Batches) -> tuple[RowWrite
 def _write_form(config: Judge, output: Output, every: list[Comparison], criterion: Criterion) -> None:
     if not criterion.question:
         raise InputError(
-            f"--criterion {config.criterion}: a template is for models; people are asked a question",
-            hint=f"one of {', '.join(CRITERIA)}",
+            f"--criterion {config.criterion}: a template and a rubric of several criteria are for models; people are "
+            "asked one question",
+            hint=f"one of {', '.join(CRITERIA)}, or a rubric of one criterion",
         )
     items = people.items(every, config.seed)
     shares = people.shares(items, config.annotators or 1, config.overlap, config.seed)
@@ -87,18 +89,20 @@ def _write_form(config: Judge, output: Output, every: list[Comparison], criterio
 def _by_people(config: Judge, output: Output, batches: Batches) -> tuple[RowWriter, dict[str, Any]]:
     """Write the exported answers as judgements, one row per person and comparison."""
     every = [c for batch in batches for c in batch]
-    rows = people.judgements(config.answers, every, config.seed, config.criterion)
+    criterion = next(iter(question_of(config).names), config.criterion)
+    rows = people.judgements(config.answers, every, config.seed, criterion)
     writer = RowWriter(output)
     writer.write_batch(rows, state={})
     return writer, {}
 
 
 def plan(config: Judge) -> dict[str, Any]:
-    criterion = load_criterion(config.criterion, config.prompt_noun)
-    every, _ = comparisons.load(config)
+    criterion = question_of(config)
+    every, _ = grading.load(config) if config.scale else comparisons.load(config)
     batches = slices(len(every), _BATCH)
     asked = [c for place in batches[shard_range(config.shard, batches).batches] for c in every[place]]
-    shown: dict[str, Any] = {"comparisons": len(asked), "judgements": judgements(asked)}
+    shown: dict[str, Any] = {"samples" if config.scale else "comparisons": len(asked), "judgements": judgements(asked)}
+    shown |= {"criteria of each": criterion.rows_each} if criterion.rows_each > 1 else {}
     if config.backend == "openai":
         shown |= cost_lines(config, shown["judgements"], tokens_of(criterion, asked))
     return shown | (_memory_lines(config) if config.backend == "scorer" else {})

@@ -6,7 +6,7 @@ from .. import log
 from ..config.files import Report
 from ..outputs.claims import Output
 from ..outputs.files import write_atomic
-from ..reports import efficiency, figures, frontier, page, rounds, tables
+from ..reports import efficiency, figures, frontier, grades, page, rounds, tables
 from ..reports.collect import Collected, collect
 
 
@@ -29,6 +29,8 @@ def _show(collected: Collected) -> None:
             log.say(f"efficiency: {text}")
     if collected.judged:
         tables.show(tables.win_rates(collected.judged), "Win rates")
+    if collected.graded:
+        tables.show(grades.table(collected.graded), "Grades")
     tables.show(tables.costs(collected), "Cost")
     if compared := tables.dpo_against_rlhf(collected):
         tables.show(compared, "DPO against RLHF, one run of each")
@@ -45,4 +47,5 @@ def plan(config: Report) -> dict[str, int]:
         "evaluations": len(collected.evaluations),
         "completions files": len(collected.samples),
         "judgements files": len(collected.judged),
+        **({"graded files": len(collected.graded)} if collected.graded else {}),
     }

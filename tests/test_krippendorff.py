@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from dpoctl.judging.reliability import alpha, of_judges
+from dpoctl.judging.krippendorff import alpha, of_judges
 
 # Krippendorff 2011, "Computing Krippendorff's Alpha-Reliability": A two observers of binary data, B of nominal data,
 # C four observers who left values out; and three coders with few common units, a worked example found in encyclopaedias
