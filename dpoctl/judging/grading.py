@@ -117,7 +117,7 @@ def _names(paths: Sequence[str]) -> list[str]:
 def _sample(row: dict, of: str) -> Sample:
     texts = text_of(row["prompt"]), text_of(row["completion"], answer=True)
     when = row.get("temperature"), row.get("step")
-    return Sample(row["prompt_id"], row["k"], *texts, "", ("",), *when, rows=(row,), of=of)
+    return Sample(row["prompt_id"], row["k"], *texts, "", ("AB",), *when, rows=(row,), of=of)
 
 
 def _canary(sample: Comparison, text: str) -> Comparison:

@@ -18,8 +18,16 @@ def compared(metrics: dict[str, Any], rows: Sequence[dict], options: dict[str, A
     these prompts or comparisons. Of a rubric each criterion is compared with the same one of the other file.
     """
     if parts := metrics.get("by_criterion"):
+        failed: dict[str, InputError] = {}
         for name, of_criterion in by_criterion(rows).items():
-            compared(parts[name], of_criterion, options | {"criterion": name})
+            try:
+                compared(parts[name], of_criterion, options | {"criterion": name})
+            except InputError as e:
+                failed[name] = e
+        if len(failed) == len(parts):
+            raise failed.popitem()[1]
+        for name, error in failed.items():  # it has no valid verdict, here or there
+            log.warn(f"criterion {name}: {error.message}")
         return metrics
     if "grades" in metrics:
         return metrics
