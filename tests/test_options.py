@@ -89,6 +89,7 @@ COMBINED = {  # settings of several options, for conditions of several
     "judge": [
         {"backend": "scorer", "scorer": "s", "order": "random"},
         {"backend": "human", "form": "f"},
+        {"backend": "human", "form": "f", "annotators": 3},
         {"backend": "scorer", "scorer": "s", "dry_run": True},
     ],
 }

@@ -27,7 +27,7 @@ from .shared import (
 
 _SERVER, _SCORER, _PEOPLE = (one_of("backend", name) for name in ("openai", "scorer", "human"))
 _NOT_PEOPLE = one_of("backend", "openai", "scorer")
-_NO_CHECK = not_given("check")
+_NEITHER = all_of(not_given("check"), not_given("scale"))
 _ASKED = one_of("backend", "openai", "human")  # a scorer is not asked a question
 _SERVER_FLAGS = ("model", "base_url", "concurrency", "timeout", "retries", "max_tokens", "cache_dir")
 
@@ -43,7 +43,7 @@ def _of_server() -> dict[str, dict]:
 @amended(
     **_of_server(),
     prompt_noun={"when": all_of(_ASKED, not_a_file("criterion", CRITERIA))},
-    order={"when": all_of(_NOT_PEOPLE, _NO_CHECK)},
+    order={"when": all_of(_NOT_PEOPLE, _NEITHER)},
     device={"panel": SCORING, "when": _SCORER},
     deterministic={"panel": SCORING, "when": all_of(_SCORER, OFF_CPU)},
     dtype={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
@@ -74,37 +74,60 @@ class Judge(Checks, Tabular, JudgeOptions, Sharded, Planned, Rows, WithScorer, T
         choices=("openai", "scorer", "human"),
     )
     limit: int | None = option(None, "Judge only the first N comparisons.", DATA, at_least=1)
+    scale: bool = option(
+        False,
+        "Give each completion of A, and of B, a score of 1 to 10 instead of comparing them.",
+        JUDGE,
+        when=_SERVER,
+    )
     within: bool = option(
         False,
         "Compare the samples of each prompt in A with each other, for make-prefs --judgements.",
         JUDGE,
-        when=_NO_CHECK,
+        when=_NEITHER,
     )
     canary: str | None = option(
         None,
         "Also judge this fixed text as A; a judge that lets it win cannot be trusted.",
         JUDGE,
-        when=all_of(_NOT_PEOPLE, not_given("within"), _NO_CHECK),
+        when=all_of(_NOT_PEOPLE, not_given("within"), _NEITHER),
     )
     compare: str | None = option(
         None,
         "Judgements of another policy on the same prompts: paired bootstrap of the difference.",
         JUDGE,
         input="file",
-        when=all_of(not_given("form"), not_given("within"), _NO_CHECK),
+        when=all_of(not_given("form"), not_given("within"), _NEITHER),
     )
     against: str | None = option(
         None,
         "Judgements of another judge on the same comparisons: agreement and Cohen's kappa.",
         JUDGE,
         input="file",
-        when=all_of(not_given("form"), _NO_CHECK),
+        when=all_of(not_given("form"), _NEITHER),
     )
     scorer: str | None = option(
         None, "What scores A and B; the higher score wins.", SCORING, input="scorer", when=_SCORER
     )
     form: str | None = option(
         None, "Write the blinded HTML form to this file.", PEOPLE, identity=False, metavar="FILE", when=_PEOPLE
+    )
+    annotators: int | None = option(
+        None,
+        "Write a form for each of N people, who share the comparisons: FILE-1.html, FILE-2.html, ...",
+        PEOPLE,
+        at_least=2,
+        identity=False,
+        when=given("form"),
+    )
+    overlap: float = option(
+        0.2,
+        "Share of the comparisons that all annotators answer, for their agreement.",
+        PEOPLE,
+        at_least=0,
+        at_most=1,
+        identity=False,
+        when=all_of(given("form"), given("annotators")),
     )
     answers: tuple[str, ...] = option(
         (),

@@ -33,7 +33,7 @@ class Asking:
         except CostReached:
             raise self._cost_reached() from None
         self.is_down = bool(batch) and not rows
-        self.pending += expected - len(rows)
+        self.pending += expected - len(rows) // self.judge.rows_each
         return None if self.pending else rows
 
     def finish(self) -> None:

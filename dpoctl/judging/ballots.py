@@ -20,7 +20,8 @@ class Ballots:
     """`prompts`: those of the judgements, in order. `skipped`: invalid rows by reason.
 
     A voter is a judge of one file, or a person. The same two texts of a prompt are one pair, whichever of them is a;
-    what a voter says of them, in both orders or of several samples with these texts, is one vote.
+    what a voter says of them, in both orders or of several samples with these texts, is one vote; of a rubric each
+    criterion has one.
     """
 
     def __init__(self, paths: Sequence[str], reading: Reading):
@@ -42,7 +43,7 @@ class Ballots:
             raise InputError(f"{', '.join(paths)}: no judgements but a canary's", "give a file of dpoctl judge")
 
     def _read(self, path: str) -> None:
-        voters: dict[tuple[Prompt, Texts, str | None], list[str]] = {}
+        voters: dict[tuple[Prompt, Texts, str | None, str | None], list[str]] = {}
         skipped, reading, kept = Counter[str](), self.reading, 0
         rows = stream_rows(path, "judgements", skip_bad=reading.skip_bad, columns=reading.columns, skipped=skipped)
         for line, row in rows:
@@ -59,8 +60,8 @@ class Ballots:
                 prompt, texts, verdict = (row["prompt_id"], row["prompt"]), (row["a"], row["b"]), row["verdict"]
                 if texts not in self._votes[prompt]:  # it is entered the other way round
                     texts, verdict = (texts[1], texts[0]), {"a": "b", "b": "a"}.get(verdict, verdict)
-                voters.setdefault((prompt, texts, row.get("judge")), []).append(verdict)
-        for (prompt, texts, _), verdicts in voters.items():
+                voters.setdefault((prompt, texts, row.get("judge"), row.get("criterion")), []).append(verdict)
+        for (prompt, texts, *_), verdicts in voters.items():
             self._votes[prompt][texts].append(vote_of(verdicts))
         warn_of_skipped(path, kept, skipped)
         self.skipped.update(skipped)

@@ -42,6 +42,11 @@ class Comparison:
         k = self.k if self.b_k is None else f"{self.k}-{self.b_k}"
         return f"{self.prompt_id} {k} {self.temperature} {self.step}" + (" canary" if self.canary else "")
 
+    @property
+    def is_chat(self) -> bool:
+        """Whether a text of the comparison is a list of messages, which judges see as text."""
+        return any(not isinstance(text, str) for of in self.rows for text in (of["prompt"], of["completion"]))
+
     def shown(self, order: str) -> tuple[str, str]:
         """The candidates as they are shown in an order."""
         return (self.a, self.b) if order == "AB" else (self.b, self.a)
@@ -64,7 +69,7 @@ class Comparison:
         }
         if self.b_k is not None:
             row["b_k"] = self.b_k
-        if any(not isinstance(text, str) for of in self.rows for text in (of["prompt"], of["completion"])):
+        if self.is_chat:
             row["chat"] = True
         return row | ({"canary": True} if self.canary else {}) | ({} if self.step is None else {"step": self.step})
 

@@ -10,7 +10,7 @@ from ..outputs.claims import Output
 from ..runtime.http import as_completed
 from .client import Client, Pending
 from .comparisons import Comparison
-from .prompts import load_criterion
+from .questions import question_of
 from .replies import Answer, Refusal, Reply
 from .verdicts import Verdict, read_verdict
 
@@ -21,6 +21,7 @@ class Judging(Protocol):
     """A judge that works on batches; `last_failure` is why its latest request failed."""
 
     last_failure: str
+    rows_each: int  # judgements in one answer: the criteria of a rubric
 
     def rows(self, batch: Sequence[Comparison]) -> list[dict[str, Any]]:
         """The judgements of a batch, those of each comparison in its orders. Those that failed for a transient reason
@@ -54,6 +55,8 @@ class ScorerJudgeOptions(ScoringOptions, TemplateArguments, Protocol):
 
 class ScorerJudge:
     """The higher score wins, whatever the order."""
+
+    rows_each = 1
 
     def __init__(self, config: ScorerJudgeOptions, output: Output):
         from ..inference.options import template_options
@@ -93,8 +96,9 @@ class ModelJudge:
 
     def __init__(self, config: JudgeOptions, state: dict[str, Any]):
         self.config = config
-        self.criterion = load_criterion(config.criterion, config.prompt_noun)
+        self.criterion = question_of(config)
         self.client = Client(config, state)
+        self.rows_each = self.criterion.rows_each
         self.last_failure = ""
 
     def rows(self, batch: Sequence[Comparison]) -> list[dict[str, Any]]:
@@ -113,7 +117,8 @@ class ModelJudge:
             self.client.counts = counts
             return self.rows(batch)
         self._decide(replies)
-        return [self._row(c, order, reply) for (c, order), reply in zip(asked, replies, strict=True) if reply]
+        answered = [(c, order, reply) for (c, order), reply in zip(asked, replies, strict=True) if reply]
+        return [row for of_answer in answered for row in self._rows(*of_answer)]
 
     def _open(self, requests: list[str], replies: list[Reply | None], left: list[int]) -> list[int]:
         """Ask one request after another until one is answered, so that parameters are learnt from few.
@@ -164,6 +169,12 @@ class ModelJudge:
             raise self.client.refuse(refused[-1].error, more)
         for i, _ in enumerate(replies):
             replies[i] = None
+
+    def _rows(self, c: Comparison, order: str, reply: Reply) -> list[dict[str, Any]]:
+        """The judgements in one reply: several of a rubric."""
+        if lines := self.criterion.lines:
+            return lines.rows(c, order, reply, str(self.config.judge_model))
+        return [self._row(c, order, reply)]
 
     def _row(self, c: Comparison, order: str, reply: Reply) -> dict[str, Any]:
         written = isinstance(reply, Answer) and not reply.reason

@@ -40,6 +40,14 @@ def decision_of(votes: Sequence[str]) -> Decision:
     return Decision(sum(valid) / len(valid) if valid else 0.5, len(valid))
 
 
+def votes_of(rows: Sequence[dict]) -> list[str]:
+    """A judge's votes on a comparison, from its judgements in all orders: each criterion of a rubric has one."""
+    verdicts: dict[str, list[str]] = {}
+    for row in rows:
+        verdicts.setdefault(row["criterion"], []).append(row["verdict"])
+    return [vote_of(of_criterion) for of_criterion in verdicts.values()]
+
+
 def judged_pairs(
     options: PairingOptions, rows: Sequence[dict], decisions: Mapping[Pair, Decision], counts: dict[str, Any]
 ) -> list[dict]:
@@ -114,13 +122,14 @@ class JudgedPairs(Decider):
         judged = self.asking.rows([c for of_prompt in asked for c in of_prompt.values()])
         if judged is None:
             return None
-        verdicts = (row["verdict"] for row in judged)
+        left = iter(judged)
         samples = [row for rows in groups for row in rows]
         count_samples(counts, samples)
         made = []
         for rows, of_prompt in zip(groups, asked, strict=True):
-            votes = {pair: vote_of(islice(verdicts, len(c.orders))) for pair, c in of_prompt.items()}
-            decisions = {pair: decision_of([vote]) for pair, vote in votes.items()}
+            each = self.judge.rows_each
+            votes = {pair: votes_of(list(islice(left, len(c.orders) * each))) for pair, c in of_prompt.items()}
+            decisions = {pair: decision_of(cast) for pair, cast in votes.items()}
             made += _rows(self.config, rows, decisions, counts)
         return Decided(made, samples)
 

@@ -8,18 +8,32 @@ from .. import log
 from ..data.jsonl import read_jsonl
 from ..errors import InputError
 from . import statistics
-from .summary import agreement, by_prompt
+from .summary import agreement, by_criterion, by_prompt
 
 
 def compared(metrics: dict[str, Any], rows: Sequence[dict], options: dict[str, Any]) -> dict[str, Any]:
     """The metrics, with the comparison to another policy's judgements (compare) and another judge's (against) added.
 
     `options` are judge's, by their names in recipes. Raises InputError for an invalid file, and for one without any of
-    these prompts or comparisons.
+    these prompts or comparisons. Of a rubric each criterion is compared with the same one of the other file.
     """
+    if parts := metrics.get("by_criterion"):
+        failed: dict[str, InputError] = {}
+        for name, of_criterion in by_criterion(rows).items():
+            try:
+                compared(parts[name], of_criterion, options | {"criterion": name})
+            except InputError as e:
+                failed[name] = e
+        if len(failed) == len(parts):
+            raise failed.popitem()[1]
+        for name, error in failed.items():  # it has no valid verdict, here or there
+            log.warn(f"criterion {name}: {error.message}")
+        return metrics
+    if "grades" in metrics:
+        return metrics
     rows, compare, against = [row for row in rows if not row.get("canary")], options["compare"], options["against"]
     if compare:
-        other = _read(compare)
+        other = _same_criterion(_read(compare), rows, compare)
         if names := {row.get("criterion", options["criterion"]) for row in other} - {options["criterion"]}:
             log.warn(f"{compare}: judged by criterion {', '.join(sorted(names))}, not {options['criterion']}")
         try:
@@ -27,7 +41,7 @@ def compared(metrics: dict[str, Any], rows: Sequence[dict], options: dict[str, A
         except ValueError:
             raise InputError(f"{compare}: judges none of these prompts", "both must judge the same prompts") from None
     if against:
-        other, name = _read(against), Path(against).name
+        other, name = _same_criterion(_read(against), rows, against), Path(against).name
         metrics["against"] = agreement(rows, other)
         if metrics["against"] is None:
             raise InputError(f"{against}: judges none of these comparisons", "comparisons match by prompt_id and k")
@@ -35,6 +49,16 @@ def compared(metrics: dict[str, Any], rows: Sequence[dict], options: dict[str, A
             judged = [row for row in rows if row["judge"] == person]
             metrics.setdefault("agreement", {})[f"{person} and {name}"] = agreement(judged, other)
     return metrics
+
+
+def _same_criterion(other: list[dict], rows: Sequence[dict], path: str) -> list[dict]:
+    """Of the other file's judgements by several criteria those by the criterion of these rows; else all."""
+    criteria = by_criterion(other)
+    name = next((row["criterion"] for row in rows), "")
+    if len(criteria) > 1 and name not in criteria:
+        hint = "criteria are matched by name"
+        raise InputError(f"{path}: judged by {', '.join(criteria)}, not by {name}", hint)
+    return criteria[name] if len(criteria) > 1 else other
 
 
 def _read(path: str) -> list[dict]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Any
 
-from . import statistics
+from . import grades, krippendorff, statistics
 
 Key = tuple[str, int, float | None, int | None, int | None]
 Summary = dict[str, Any]  # what summarise returns
@@ -102,7 +102,12 @@ def summaries_by(name: str, rows: Sequence[dict]) -> list[Summary]:
 
 
 def metrics_of(rows: Sequence[dict]) -> dict[str, Any]:
-    """Metrics of a judgements file: its summary, the canary's, one per temperature, step and person."""
+    """Metrics of a judgements file: its summary, the canary's, one per temperature, step and person; and how people
+    agree: raw and kappa of every two, Krippendorff's alpha of all. Of a rubric all of this for each criterion."""
+    if len(criteria := by_criterion(rows)) > 1:
+        return {"by_criterion": {name: metrics_of(judged) for name, judged in criteria.items()}}
+    if rows and "grade" in rows[0]:
+        return grades.metrics_of(rows)
     main, canary = ([row for row in rows if bool(row.get("canary")) is is_canary] for is_canary in (False, True))
     named = {"summary": main, "canary": canary}  # a shard may contain none of either
     metrics: dict[str, Any] = {name: summarise(judged) for name, judged in named.items() if judged}
@@ -113,9 +118,25 @@ def metrics_of(rows: Sequence[dict]) -> dict[str, Any]:
             people.setdefault(row["judge"], []).append(row)
     if not people:
         return metrics
-    metrics["people"] = {name: summarise(judged) for name, judged in people.items()}
+    metrics["people"] = {name: summarise(judged) | _both_bad(judged) for name, judged in people.items()}
+    if alpha := krippendorff.of_judges([outcomes(judged) for judged in people.values()]):
+        metrics["alpha"] = alpha
     pairs = {f"{one} and {other}": agreement(people[one], people[other]) for one, other in combinations(people, 2)}
     return metrics | ({"agreement": pairs} if pairs else {})
+
+
+def by_criterion(rows: Sequence[dict]) -> dict[str, list[dict]]:
+    """The judgements of each criterion, in the order of a rubric."""
+    found: dict[str, list[dict]] = {}
+    for row in rows:
+        found.setdefault(row.get("criterion", ""), []).append(row)
+    return found
+
+
+def _both_bad(rows: Sequence[dict]) -> dict[str, int]:
+    """How many ties are of candidates that are both bad, where any are."""
+    count = sum(bool(row.get("both_bad")) for row in rows)
+    return {"both_bad": count} if count else {}
 
 
 def agreement(one: Sequence[dict], other: Sequence[dict]) -> dict | None:

@@ -12,14 +12,16 @@ from ..data.jsonl import read_jsonl
 from ..data.readers import load_rows
 from ..errors import InputError
 from ..inference.evaluation_shards import PART
+from ..judging import grades
 from ..judging.check_results import metrics_of_check
-from ..judging.summary import Summary, summaries_by, summarise
+from ..judging.summary import Summary, by_criterion, summaries_by, summarise
 from ..outputs.manifests import is_row_file, read_manifest
 from . import origins
 from .origins import Origin, Point
 
 _STAGES = ("train-dpo", "train-ppo")  # first in the order of colours, as their methods are in the reward-KL plane
 _JUDGEMENT_FIELDS = ("prompt_id", "k", "a", "b", "verdict", "criterion", "judge")
+_GRADE_FIELDS = ("prompt_id", "completion", "grade", "criterion", "judge", "of")
 
 
 @dataclass
@@ -86,6 +88,16 @@ class CheckedJudge:
 
 
 @dataclass
+class Graded:
+    """The grades of one file's completions by one criterion, of judge --scale."""
+
+    name: str
+    criterion: str
+    judge: str
+    summary: grades.Summary
+
+
+@dataclass
 class Collected:
     """Everything a report shows; `costs` are (name, manifest) of each input that has one."""
 
@@ -94,6 +106,7 @@ class Collected:
     samples: list[Samples] = field(default_factory=list)
     judged: list[Judged] = field(default_factory=list)
     checked: list[CheckedJudge] = field(default_factory=list)
+    graded: list[Graded] = field(default_factory=list)
     costs: list[tuple[str, dict]] = field(default_factory=list)
 
     @property
@@ -167,7 +180,9 @@ def _add_rows(found: Collected, path: str, manifest: dict | None) -> None:
     if "check" in first:
         found.checked.append(_checked(path, manifest))
     elif "verdict" in first:
-        found.judged.append(_judged(path, manifest))
+        found.judged.extend(_judged(path, manifest))
+    elif "grade" in first:
+        found.graded.extend(_graded(path))
     elif "reward" in first:
         rows = load_rows(path, "evaluations").rows
         if any(PART in row for row in rows):
@@ -199,7 +214,22 @@ def _checked(path: str, manifest: dict | None) -> CheckedJudge:
     return CheckedJudge(name_of(path), metrics_of_check(rows, options["backend"], options["seed"])["check"])
 
 
-def _judged(path: str, manifest: dict | None) -> Judged:
+def _graded(path: str) -> list[Graded]:
+    """One for each file that was graded, and each criterion."""
+    found: dict[tuple[str, str], list[dict]] = {}
+    for line, row in read_jsonl(path):
+        if missing := [name for name in _GRADE_FIELDS if name not in row]:
+            raise InputError(f"{path}:{line}: field '{missing[0]}': missing; a row of judge --scale has it")
+        if not row.get("canary"):
+            found.setdefault((row["criterion"], row["of"]), []).append(row)
+    return [
+        Graded(policy_of(of), criterion, ", ".join(dict.fromkeys(row["judge"] for row in rows)), grades.summarise(rows))
+        for (criterion, of), rows in found.items()
+    ]
+
+
+def _judged(path: str, manifest: dict | None) -> list[Judged]:
+    """One for each criterion of a rubric, which is then part of its name."""
     rows = []
     for line, row in read_jsonl(path):
         missing = [name for name in _JUDGEMENT_FIELDS if name not in row]
@@ -208,12 +238,16 @@ def _judged(path: str, manifest: dict | None) -> Judged:
         if not row.get("canary"):
             rows.append(row)
     files = manifest["options"]["candidates"] if manifest else [path]
-    return Judged(
-        name=policy_of(files[0]),
-        against=policy_of(files[1]) if len(files) > 1 else "reference",
-        criterion=rows[0]["criterion"],
-        judge=", ".join(dict.fromkeys(row["judge"] for row in rows)),
-        summary=summarise(rows),
-        by_temperature=summaries_by("temperature", rows),
-        by_step=summaries_by("step", rows),
-    )
+    criteria = by_criterion(rows)
+    return [
+        Judged(
+            name=policy_of(files[0]) + (f", {criterion}" if len(criteria) > 1 else ""),
+            against=policy_of(files[1]) if len(files) > 1 else "reference",
+            criterion=criterion,
+            judge=", ".join(dict.fromkeys(row["judge"] for row in judged)),
+            summary=summarise(judged),
+            by_temperature=summaries_by("temperature", judged),
+            by_step=summaries_by("step", judged),
+        )
+        for criterion, judged in criteria.items()
+    ]

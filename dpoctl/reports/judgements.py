@@ -5,16 +5,23 @@ from typing import Any
 
 from .. import log
 from ..judging.replies import CUT
-from . import checks, tables
+from . import checks, grades, tables
 from .collect import CheckedJudge
 
 _MANY_INVALID = 0.1  # share of judgements
 
 
 def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
-    """Print judge's metrics on stdout, and comparisons as log lines; `options` are judge's, by their recipe names."""
+    """Print judge's metrics on stdout, and comparisons as log lines; `options` are judge's, by their recipe names.
+
+    Of a rubric each criterion is shown as a file of one criterion is.
+    """
+    for name, of_criterion in metrics.get("by_criterion", {}).items():
+        show(options | {"criterion": name}, out, of_criterion)
     if checked := metrics.get("check"):
         _show_check(checked, out)
+    if "grades" in metrics:
+        grades.show(options, out, metrics)
         return
     names = [Path(p).name for p in options["candidates"]] + ["reference"]
     within = bool(options.get("within"))  # absent in manifests of older versions
@@ -31,13 +38,18 @@ def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
         if reasons := found.get("invalid_reasons"):
             counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
             text = f"{sum(reasons.values())} judgements{name} are invalid ({found['invalid']:.1%}): {counted}"
-            tell = log.warn if found["invalid"] > _MANY_INVALID else log.say
+            tell = log.warn if found["invalid"] > tables.MANY_INVALID else log.say
             more = "; --max-tokens limits thoughts too" if CUT in reasons else ""
             tell(f"{text}; see `raw` in {out}{more}")
     if "compare" in metrics:
         c = metrics["compare"]
         interval = f"{c['difference']:+.3f} ({c['low']:+.3f} to {c['high']:+.3f})"
         log.say(f"against {options['compare']}: {interval}, p {c['p']:.3f}, {c['n']} prompts")
+    for name, person in metrics.get("people", {}).items():
+        if person.get("both_bad"):
+            log.say(f"{name}: both bad {person['both_bad']} times, counted as ties")
+    if alpha := metrics.get("alpha"):
+        _say_alpha(alpha)
     agreements = {f"of {name}": a for name, a in metrics.get("agreement", {}).items()}
     agreements |= {f"with {options['against']}": metrics["against"]} if "against" in metrics else {}
     for name, a in agreements.items():
@@ -52,3 +64,15 @@ def _show_check(metrics: dict[str, Any], out: str) -> None:
     log.say(f"{metrics['judge']}: {checks.conclusion(metrics)}")
     if metrics["invalid"] > _MANY_INVALID:
         log.warn(f"{metrics['invalid']:.1%} of the answers are invalid; see `raw` in {out}")
+
+
+def _say_alpha(alpha: dict[str, Any]) -> None:
+    over = f"of {alpha['judges']} people, over {alpha['n']} comparisons that two or more answered"
+    if alpha["nominal"] is None:
+        log.say(f"Krippendorff's alpha is not defined {over}: all answers are equal")
+        return
+    low, high = alpha["interval"]
+    log.say(
+        f"Krippendorff's alpha {over}: {alpha['nominal']:.3f} ({low:.3f} to {high:.3f}), "
+        f"with ties between a and b {alpha['ordinal']:.3f}"
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from . import checks, efficiency, frontier, rounds, tables
+from . import checks, efficiency, frontier, grades, rounds, tables
 from .collect import Collected
 from .figures import SavedFigure
 
@@ -29,6 +29,7 @@ def write(collected: Collected, figures: Sequence[SavedFigure], title: str) -> s
         "evaluations": tables.evaluations(points, efficiency.of_table(collected)) if points else None,
         "win_rates": tables.win_rates(collected.judged) if collected.judged else None,
         "checks": [{"title": f"{c.name}: {c.title}", "table": checks.table(c.metrics)} for c in collected.checked],
+        "grades": grades.table(collected.graded) if collected.graded else None,
         "figures": [{"svg": _inline(figure), "caption": figure.caption} for figure in figures],
         "samples": _samples(collected),
         "costs": tables.costs(collected) if collected.costs else None,
@@ -38,6 +39,7 @@ def write(collected: Collected, figures: Sequence[SavedFigure], title: str) -> s
         "evaluations": ("evaluation", "Evaluation"),
         "win_rates": ("wins", "Win rates"),
         "checks": ("checks", "Checks of judges"),
+        "grades": ("grades", "Grades"),
         "figures": ("figures", "Figures"),
         "samples": ("samples", "Samples side by side"),
         "costs": ("cost", "Cost"),
@@ -55,6 +57,7 @@ def write(collected: Collected, figures: Sequence[SavedFigure], title: str) -> s
         references=rounds.told(collected),
         above_optimum=frontier.above_optimum(collected),
         check_note=checks.NOTE,
+        graders=", ".join(dict.fromkeys(g.judge for g in collected.graded)),
         judges=", ".join(dict.fromkeys(f"{j.judge} ({j.criterion})" for j in collected.judged)),
         dpo_against_rlhf=tables.dpo_against_rlhf(collected),
     )

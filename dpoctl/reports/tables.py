@@ -149,6 +149,7 @@ def judgement_summaries(summaries: dict[str, Summary]) -> Rows:
     return Rows(["", *_SUMMARY_HEAD], [[name, *_summary(summary)] for name, summary in summaries.items()])
 
 
+MANY_INVALID = 0.1  # the share of judgements from which on it is warned of
 _SUMMARY_HEAD = ["win rate", "95 %", "win / tie / loss", "flips", "invalid", "words A / B", "at equal length"]
 
 
@@ -238,6 +239,7 @@ def numbers(collected: Collected) -> dict[str, Any]:
         "efficiency": efficiency.numbers(collected),
         "win_rates": [{"policy": j.name, "against": j.against, **s} for j in collected.judged for s in _shown(j)],
         "checks": [{"file": c.name, **c.metrics} for c in collected.checked],
+        "grades": [{"policy": g.name, "criterion": g.criterion, **g.summary} for g in collected.graded],
         "costs": [{"output": name, "stage": m["stage"], **m.get("cost", {})} for name, m in collected.costs],
         "dpo_against_rlhf": _mean_costs(collected),
     }

@@ -1,23 +1,22 @@
 """Which of two candidates is better, by a language model, a scorer or people: judgements, and a summary of A's wins."""
 
-from pathlib import Path
 from typing import Any
 
 from .. import log
 from ..config.judging import Judge
 from ..data.jsonl import read_jsonl
 from ..errors import InputError
-from ..judging import check_pairs, comparisons, form, people, power
+from ..judging import check_pairs, comparisons, grading, people, power
 from ..judging.asking import Asking, judgements, say_cost
 from ..judging.check_results import metrics_of_check
 from ..judging.comparisons import Comparison
 from ..judging.costs import cost_lines, tokens_of
 from ..judging.judges import open_judge
-from ..judging.prompts import CRITERIA, Criterion, load_criterion
+from ..judging.prompts import CRITERIA, Criterion
+from ..judging.questions import question_of
 from ..judging.results import compared
 from ..judging.summary import metrics_of
 from ..outputs.claims import Output
-from ..outputs.files import write_atomic
 from ..outputs.row_writer import RowWriter
 from ..outputs.shards import shard_range, slices
 from ..reports import judgements as told
@@ -28,10 +27,10 @@ Batches = list[list[Comparison]]
 
 
 def run(config: Judge, output: Output) -> None:
-    criterion = load_criterion(config.criterion, config.prompt_noun)  # refused before anything is loaded or paid for
+    criterion = question_of(config)  # refused before anything is loaded or paid for
     every, counts = _load(config)
     if config.form:
-        _write_form(config.form, config, output, people.items(every, config.seed), criterion)
+        _write_form(config, output, every, criterion)
         return
     places = slices(len(every), _BATCH)
     shard = shard_range(config.shard, places)
@@ -51,7 +50,9 @@ def run(config: Judge, output: Output) -> None:
 
 def _load(config: Judge) -> tuple[list[Comparison], dict[str, int]]:
     """(what is judged, counts of the rows that are and are not)."""
-    return check_pairs.load(config) if config.check else comparisons.load(config)
+    if config.check:
+        return check_pairs.load(config)
+    return grading.load(config) if config.scale else comparisons.load(config)
 
 
 def _by_judge(config: Judge, output: Output, batches: Batches) -> tuple[RowWriter, dict[str, Any]]:
@@ -60,7 +61,7 @@ def _by_judge(config: Judge, output: Output, batches: Batches) -> tuple[RowWrite
     judge = open_judge(config.backend, config, writer.state, output)
     asking = Asking(judge, config, sum(map(judgements, batches)))
     done = sum(map(len, batches[: writer.batches_done]))
-    with log.progress("judge", sum(map(len, batches)), "comparisons", done) as meter:
+    with log.progress("judge", sum(map(len, batches)), "samples" if config.scale else "comparisons", done) as meter:
         for batch in batches[writer.batches_done :]:
             rows = asking.rows(batch)
             if rows is not None:
@@ -74,39 +75,45 @@ def _by_judge(config: Judge, output: Output, batches: Batches) -> tuple[RowWrite
 # --- people
 
 
-def _write_form(path: str, config: Judge, output: Output, items: list[dict], criterion: Criterion) -> None:
+def _write_form(config: Judge, output: Output, every: list[Comparison], criterion: Criterion) -> None:
     if not criterion.question:
         raise InputError(
-            f"--criterion {config.criterion}: a template is for models; people are asked a question",
-            hint=f"one of {', '.join(CRITERIA)}",
+            f"--criterion {config.criterion}: a template and a rubric of several criteria are for models; people are "
+            "asked one question",
+            hint=f"one of {', '.join(CRITERIA)}, or a rubric of one criterion",
         )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, form.page(items, criterion.question, criterion.prompt_noun))
+    items = people.items(every, config.seed)
+    shares = people.shares(items, config.annotators or 1, config.overlap, config.seed)
+    written = people.write_forms(str(config.form), items, shares, criterion)
     output.plan_path.unlink(missing_ok=True)  # --out is started only with the answers
+    for path, count in written:
+        log.say(f"{path}: {count} blinded comparisons")
     log.say(
-        f"{path}: {len(items)} blinded comparisons. Open it in a browser, answer by keyboard and export the answers; "
-        "then rerun the command with --answers FILE instead of --form"
+        "Open a form in a browser, on a computer or a phone, answer and export the answers; then rerun the command "
+        "with --answers FILE, once per person, instead of --form"
     )
 
 
 def _by_people(config: Judge, output: Output, batches: Batches) -> tuple[RowWriter, dict[str, Any]]:
     """Write the exported answers as judgements, one row per person and comparison."""
     every = [c for batch in batches for c in batch]
-    rows = people.judgements(config.answers, every, config.seed, config.criterion)
+    criterion = next(iter(question_of(config).names), config.criterion)
+    rows = people.judgements(config.answers, every, config.seed, criterion)
     writer = RowWriter(output)
     writer.write_batch(rows, state={})
     return writer, {}
 
 
 def plan(config: Judge) -> dict[str, Any]:
-    criterion = load_criterion(config.criterion, config.prompt_noun)
+    criterion = question_of(config)
     every, counts = _load(config)
     batches = slices(len(every), _BATCH)
     asked = [c for place in batches[shard_range(config.shard, batches).batches] for c in every[place]]
-    shown: dict[str, Any] = {"comparisons": len(asked), "judgements": judgements(asked)}
+    shown: dict[str, Any] = {"samples" if config.scale else "comparisons": len(asked), "judgements": judgements(asked)}
+    shown |= {"criteria of each": criterion.rows_each} if criterion.rows_each > 1 else {}
     if config.check:
         shown |= {name: counts[name] for name in check_pairs.KINDS if name in counts}
-    elif not config.within:
+    elif not (config.within or config.scale):
         compared = [c for c in asked if not c.canary]
         shown |= power.lines(len(compared), len({c.prompt_id for c in compared}))
     if config.backend == "openai":

@@ -6,7 +6,7 @@ from .. import log
 from ..config.files import Report
 from ..outputs.claims import Output
 from ..outputs.files import write_atomic
-from ..reports import checks, efficiency, figures, frontier, page, rounds, tables
+from ..reports import checks, efficiency, figures, frontier, grades, page, rounds, tables
 from ..reports.collect import Collected, collect
 
 
@@ -31,6 +31,8 @@ def _show(collected: Collected) -> None:
         tables.show(tables.win_rates(collected.judged), "Win rates")
     for checked in collected.checked:
         tables.show(checks.table(checked.metrics), f"Check of {checked.title}", left=["verdict"])
+    if collected.graded:
+        tables.show(grades.table(collected.graded), "Grades")
     tables.show(tables.costs(collected), "Cost")
     if compared := tables.dpo_against_rlhf(collected):
         tables.show(compared, "DPO against RLHF, one run of each")
@@ -48,4 +50,5 @@ def plan(config: Report) -> dict[str, int]:
         "completions files": len(collected.samples),
         "judgements files": len(collected.judged),
         "checks of judges": len(collected.checked),
+        **({"graded files": len(collected.graded)} if collected.graded else {}),
     }
