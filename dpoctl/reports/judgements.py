@@ -20,6 +20,7 @@ def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
         show(options | {"criterion": name}, out, of_criterion)
     if checked := metrics.get("check"):
         _show_check(checked, out)
+        return
     if "grades" in metrics:
         grades.show(options, out, metrics)
         return
