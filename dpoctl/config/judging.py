@@ -90,7 +90,7 @@ class Judge(Checks, Tabular, JudgeOptions, Sharded, Planned, Rows, WithScorer, T
         None,
         "Also judge this fixed text as A; a judge that lets it win cannot be trusted.",
         JUDGE,
-        when=all_of(_NOT_PEOPLE, not_given("within"), _NEITHER),
+        when=all_of(_NOT_PEOPLE, not_given("within"), not_given("check")),
     )
     compare: str | None = option(
         None,
