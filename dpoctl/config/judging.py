@@ -27,7 +27,7 @@ from .shared import (
 
 _SERVER, _SCORER, _PEOPLE = (one_of("backend", name) for name in ("openai", "scorer", "human"))
 _NOT_PEOPLE = one_of("backend", "openai", "scorer")
-_NEITHER = all_of(not_given("check"), not_given("scale"))
+_COMPARED = (not_given("check"), not_given("scale"))  # two candidates, neither known to be better
 _ASKED = one_of("backend", "openai", "human")  # a scorer is not asked a question
 _SERVER_FLAGS = ("model", "base_url", "concurrency", "timeout", "retries", "max_tokens", "cache_dir")
 
@@ -43,7 +43,7 @@ def _of_server() -> dict[str, dict]:
 @amended(
     **_of_server(),
     prompt_noun={"when": all_of(_ASKED, not_a_file("criterion", CRITERIA))},
-    order={"when": all_of(_NOT_PEOPLE, _NEITHER)},
+    order={"when": all_of(_NOT_PEOPLE, *_COMPARED)},
     device={"panel": SCORING, "when": _SCORER},
     deterministic={"panel": SCORING, "when": all_of(_SCORER, OFF_CPU)},
     dtype={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
@@ -84,7 +84,7 @@ class Judge(Checks, Tabular, JudgeOptions, Sharded, Planned, Rows, WithScorer, T
         False,
         "Compare the samples of each prompt in A with each other, for make-prefs --judgements.",
         JUDGE,
-        when=_NEITHER,
+        when=all_of(*_COMPARED),
     )
     canary: str | None = option(
         None,
@@ -97,14 +97,14 @@ class Judge(Checks, Tabular, JudgeOptions, Sharded, Planned, Rows, WithScorer, T
         "Judgements of another policy on the same prompts: paired bootstrap of the difference.",
         JUDGE,
         input="file",
-        when=all_of(not_given("form"), not_given("within"), _NEITHER),
+        when=all_of(not_given("form"), not_given("within"), *_COMPARED),
     )
     against: str | None = option(
         None,
         "Judgements of another judge on the same comparisons: agreement and Cohen's kappa.",
         JUDGE,
         input="file",
-        when=all_of(not_given("form"), _NEITHER),
+        when=all_of(not_given("form"), *_COMPARED),
     )
     scorer: str | None = option(
         None, "What scores A and B; the higher score wins.", SCORING, input="scorer", when=_SCORER
