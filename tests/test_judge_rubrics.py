@@ -1,4 +1,4 @@
-"""Rubrics: several criteria in one request, a verdict of its own for each, in rows, summaries, comparisons and pairs."""
+"""Rubrics: several criteria in one request, a verdict for each, in rows, summaries, comparisons and pairs."""
 
 import json
 import re

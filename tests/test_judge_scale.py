@@ -184,7 +184,7 @@ def test_without_a_valid_grade_there_is_no_mean(tmp_path, judge):
 
 
 def test_cache_canary_and_resume(tmp_path, judge):
-    """A rerun asks only for what failed; answers are cached; the canary is graded once a prompt, apart from the rest."""
+    """A rerun asks only for what failed; answers are cached; the canary is graded once a prompt, apart."""
     a = samples(tmp_path, "a", 70, lambda i, k: 8)
     down = {"now": True}
 

@@ -50,6 +50,7 @@ PRESENT = {  # what makes a condition hold
     "compare": "j",
     "within": True,
     "check": True,
+    "scale": True,
     "samples": ["s"],
     "judgements": ["j"],
     "form": "f",
