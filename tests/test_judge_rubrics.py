@@ -245,12 +245,14 @@ def test_mistakes_in_a_rubric(tmp_path, text, said):
         (["--backend", "human", "--form", "f.html"], "people are asked one question"),
         (["--backend", "scorer", "--scorer", "python:s.py:f"], "a scorer has one score"),
         (["--model", "m", "--prompt-noun", "x"], "--prompt-noun has no effect"),
+        (["--model", "m", "--check"], "--check takes one criterion"),
     ],
 )
 def test_where_a_rubric_is_refused(tmp_path, rubric, options, said):
     candidates(tmp_path, 2)
     (tmp_path / "s.py").write_text("def f(rows):\n    return [0.0 for row in rows]\n")
-    _, err = run(tmp_path, "a.jsonl", "b.jsonl", *rubric, *options, "--out", "j.jsonl", code=2)
+    files = ["a.jsonl"] if "--check" in options else ["a.jsonl", "b.jsonl"]
+    _, err = run(tmp_path, *files, *rubric, *options, "--out", "j.jsonl", code=2)
     assert said in err and not list(tmp_path.glob("j.jsonl*"))
 
 

@@ -275,6 +275,7 @@ def test_what_it_costs(tmp_path):
     [
         (["--order", "random"], "--order has no effect"),
         (["--within"], "--within has no effect"),
+        (["--check"], "--scale has no effect with --check"),
         (["--compare", "a.jsonl"], "--compare has no effect"),
         (["--against", "a.jsonl"], "--against has no effect"),
         (["--backend", "scorer", "--scorer", "python:s.py:f"], "--scale has no effect"),

@@ -78,7 +78,7 @@ class Judge(Checks, Tabular, JudgeOptions, Sharded, Planned, Rows, WithScorer, T
         False,
         "Give each completion of A, and of B, a score of 1 to 10 instead of comparing them.",
         JUDGE,
-        when=_SERVER,
+        when=all_of(_SERVER, not_given("check")),
     )
     within: bool = option(
         False,

@@ -8,11 +8,16 @@ from .prompts import Criterion, load_criterion
 
 
 def question_of(config: JudgeOptions) -> Criterion:
-    """Raises InputError as load_criterion does, and for a rubric whose judge answers no questions."""
+    """Raises InputError as load_criterion does, and for a rubric of several criteria where one is needed."""
     if isinstance(config, Judge) and config.scale:
         return load_scale(config.criterion, config.prompt_noun)
     criterion = load_criterion(config.criterion, config.prompt_noun)
-    if isinstance(config, Judge) and config.backend == "scorer" and criterion.rows_each > 1:
-        hint = "use --backend openai, or name one criterion"
-        raise InputError(f"--criterion {config.criterion}: a scorer has one score, not one for each criterion", hint)
+    if isinstance(config, Judge) and criterion.rows_each > 1:
+        if config.backend == "scorer":
+            hint = "use --backend openai, or name one criterion"
+            message = "a scorer has one score, not one for each criterion"
+            raise InputError(f"--criterion {config.criterion}: {message}", hint)
+        if config.check:
+            hint = "the better answer is known by one criterion: give a rubric of one, or a name"
+            raise InputError(f"--criterion {config.criterion}: --check takes one criterion", hint)
     return criterion
