@@ -50,6 +50,7 @@ PRESENT = {  # what makes a condition hold
     "compare": "j",
     "within": True,
     "check": True,
+    "add": True,
     "samples": ["s"],
     "judgements": ["j"],
     "form": "f",

@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import log
+from ..judging.judge_settings import judged_by
 from ..judging.replies import CUT
-from . import checks, grades, tables
+from ..outputs.manifests import read_manifest
+from . import checks, grades, tables, tournaments
 from .collect import CheckedJudge
 
 _MANY_INVALID = 0.1  # share of judgements
@@ -16,14 +18,27 @@ def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
 
     Of a rubric each criterion is shown as a file of one criterion is.
     """
+    caption = f"Judge: {judged_by(read_manifest(out), metrics.get('people', ()), options['criterion'])}"
+    if "candidates" in metrics:
+        tournaments.show(metrics, Path(out).name, caption)
+        for of_criterion in metrics.get("by_criterion", {}).values():
+            _tell(options, out, of_criterion)
+        _tell(options, out, metrics)
+        return
     for name, of_criterion in metrics.get("by_criterion", {}).items():
         show(options | {"criterion": name}, out, of_criterion)
     if checked := metrics.get("check"):
-        _show_check(checked, out)
+        _show_check(checked, out, caption)
         return
     if "grades" in metrics:
-        grades.show(options, out, metrics)
+        grades.show(options, out, metrics, caption)
         return
+    _show_wins(options, metrics, caption)
+    _tell(options, out, metrics)
+
+
+def _show_wins(options: dict[str, Any], metrics: dict[str, Any], caption: str) -> None:
+    """The table of A's wins over B."""
     names = [Path(p).name for p in options["candidates"]] + ["reference"]
     within = bool(options.get("within"))  # absent in manifests of older versions
     named = {"lower k over higher": metrics.get("summary")} if within else {"A over B": metrics.get("summary")}
@@ -34,7 +49,11 @@ def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
         title = f"{names[0]} (A) against {names[1]} (B), criterion {options['criterion']}"
         if within:
             title = f"the samples of each prompt in {names[0]}, criterion {options['criterion']}"
-        tables.show(tables.judgement_summaries(shown), title)
+        tables.show(tables.judgement_summaries(shown), title, caption=caption)
+
+
+def _tell(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
+    """What is invalid, and how judges and policies compare."""
     for name, found in (("", metrics.get("summary", {})), (" of the canary", metrics.get("canary", {}))):
         if reasons := found.get("invalid_reasons"):
             counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
@@ -58,10 +77,10 @@ def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
             log.say(f"agreement {name}: {a['raw']:.3f}, kappa {a['kappa']:.3f} over {a['n']} comparisons")
 
 
-def _show_check(metrics: dict[str, Any], out: str) -> None:
+def _show_check(metrics: dict[str, Any], out: str, caption: str) -> None:
     """The table of judge --check, and what was found in one sentence."""
     shown = CheckedJudge(out, metrics)
-    tables.show(checks.table(metrics), f"Check of {shown.title}", left=["verdict"])
+    tables.show(checks.table(metrics), f"Check of {shown.title}", left=["verdict"], caption=caption)
     log.say(f"{metrics['judge']}: {checks.conclusion(metrics)}")
     if metrics["invalid"] > _MANY_INVALID:
         log.warn(f"{metrics['invalid']:.1%} of the answers are invalid; see `raw` in {out}")
