@@ -85,6 +85,10 @@ def test_a_baseline_and_a_limit_of_prompts(toy):
         dpo = next(p for p in metrics["pairs"] if p["a"] == "samples.dpo")
         assert of["samples.dpo"]["win_over_baseline"] == pytest.approx(dpo["win_rate"], abs=1e-3) and dpo["n"] == 40
     assert len(rows_of(here / "beside.jsonl")) == 40 * 2 * 2
+    out, _ = run(here, *files, *SCORER, *"--limit 40 --out plan.jsonl --dry-run".split())
+    of_two, _ = run(here, *files[:2], *SCORER, *"--limit 40 --out plan.jsonl --dry-run".split())
+    found = [next(line for line in text.splitlines() if line.startswith("difference found")) for text in (out, of_two)]
+    assert found[0] == found[1] and "judgements             240" in out  # the difference is that of one pair
 
 
 # --- added candidates

@@ -67,6 +67,14 @@ def load(config: Judge, inputs: Sequence[dict[str, Any]] = ()) -> tuple[list[Com
     return found, counts | dict(sum((Counter(file.skipped) for file in files), Counter()))
 
 
+def one_pair(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Those of the pair of candidates that has the fewest; of two files all."""
+    by_pair: dict[tuple[str | None, str | None], list[Comparison]] = {}
+    for c in comparisons:
+        by_pair.setdefault((c.a_of, c.b_of), []).append(c)
+    return min(by_pair.values(), key=len, default=[])
+
+
 def earlier_rows(config: Judge) -> list[dict[str, Any]]:
     """The judgements that --add takes over, in their order; without those of a canary. None without --add."""
     if not (config.add and config.to):

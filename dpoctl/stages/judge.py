@@ -122,7 +122,7 @@ def plan(config: Judge) -> dict[str, Any]:
     if config.check:
         shown |= {name: counts[name] for name in check_pairs.KINDS if name in counts}
     elif not (config.within or config.scale):
-        compared = [c for c in asked if not c.canary]
+        compared = tournament.one_pair([c for c in asked if not c.canary])
         shown |= power.lines(len(compared), len({c.prompt_id for c in compared}))
     if config.backend == "openai":
         shown |= cost_lines(config, shown["judgements"], tokens_of(criterion, asked))
