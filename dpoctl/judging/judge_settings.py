@@ -10,7 +10,7 @@ from ..outputs.manifests import STARTED_ON
 # in the identity of an output of judge, but not what its judge is or is asked
 _NOT_OF_THE_JUDGE = {
     *("candidates", "baseline", "add", "to", "limit", "within", "canary", "compare", "against", "answers", "form"),
-    *("seed", "shard", "skip-bad-rows", "columns"),
+    *("seed", "shard", "skip-bad-rows", "columns", "annotators", "overlap", "check", "repeats", "constructed"),
 }
 _FILES = ("criterion", "scorer", "model", "chat-template")  # inputs that say what the judge is
 _MINOR = {"base-url", "max-tokens", "dtype", "template-date", STARTED_ON}  # one judge may differ in them
@@ -61,7 +61,8 @@ def _further(identity: dict[str, Any]) -> list[str]:
     """Settings of the judge that are not shown elsewhere, where they are set."""
     hidden = _NOT_OF_THE_JUDGE | _SHOWN_OTHERWISE | {"max-tokens", "judge-temperature", STARTED_ON}
     defaults = (None, False, "", "auto", "joined", "refuse")
-    return [f"{name} {value}" for name, value in identity.items() if name not in hidden and value not in defaults]
+    shown = {name: value for name, value in identity.items() if name not in hidden and value not in defaults}
+    return [name if value is True else f"{name} {value}" for name, value in shown.items()]
 
 
 def _dates(cost: dict[str, Any]) -> str:

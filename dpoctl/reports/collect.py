@@ -93,6 +93,7 @@ class CheckedJudge:
 
     name: str
     metrics: dict[str, Any]
+    judged_by: JudgedBy | None = None  # None where the table's caption says it
 
     @property
     def title(self) -> str:
@@ -108,6 +109,7 @@ class Graded:
     criterion: str
     judge: str
     summary: grades.Summary
+    judged_by: JudgedBy
 
 
 @dataclass
@@ -198,7 +200,7 @@ def _add_rows(found: Collected, path: str, manifest: dict | None) -> None:
     elif "verdict" in first:
         found.judged.extend(_judged(path, manifest))
     elif "grade" in first:
-        found.graded.extend(_graded(path))
+        found.graded.extend(_graded(path, manifest))
     elif "reward" in first:
         rows = load_rows(path, "evaluations").rows
         if any(PART in row for row in rows):
@@ -227,10 +229,11 @@ def _checked(path: str, manifest: dict | None) -> CheckedJudge:
             raise InputError(f"{path}:{line}: field '{missing[0]}': missing; a row of judge --check has it")
         rows.append(row)
     options: dict[str, Any] = manifest["options"] if manifest else {"backend": "openai", "seed": 0}
-    return CheckedJudge(name_of(path), metrics_of_check(rows, options["backend"], options["seed"])["check"])
+    metrics = metrics_of_check(rows, options["backend"], options["seed"])["check"]
+    return CheckedJudge(name_of(path), metrics, _judged_by(rows, manifest))
 
 
-def _graded(path: str) -> list[Graded]:
+def _graded(path: str, manifest: dict | None) -> list[Graded]:
     """One for each file that was graded, and each criterion."""
     found: dict[tuple[str, str], list[dict]] = {}
     for line, row in read_jsonl(path):
@@ -239,7 +242,13 @@ def _graded(path: str) -> list[Graded]:
         if not row.get("canary"):
             found.setdefault((row["criterion"], row["of"]), []).append(row)
     return [
-        Graded(policy_of(of), criterion, ", ".join(dict.fromkeys(row["judge"] for row in rows)), grades.summarise(rows))
+        Graded(
+            policy_of(of),
+            criterion,
+            ", ".join(dict.fromkeys(row["judge"] for row in rows)),
+            grades.summarise(rows),
+            _judged_by(rows, manifest),
+        )
         for (criterion, of), rows in found.items()
     ]
 

@@ -34,9 +34,11 @@ def _show(collected: Collected) -> None:
     for text in judges.different(collected):
         log.warn(text)
     for checked in collected.checked:
-        tables.show(checks.table(checked.metrics), f"Check of {checked.title}", left=["verdict"])
+        by = f"Judge: {checked.judged_by}"
+        tables.show(checks.table(checked.metrics), f"Check of {checked.title}", left=["verdict"], caption=by)
     if collected.graded:
-        tables.show(grades.table(collected.graded), "Grades")
+        by = "\n".join(dict.fromkeys(f"Judge: {graded.judged_by}" for graded in collected.graded))
+        tables.show(grades.table(collected.graded), "Grades", caption=by)
     tables.show(tables.costs(collected), "Cost")
     if compared := tables.dpo_against_rlhf(collected):
         tables.show(compared, "DPO against RLHF, one run of each")
