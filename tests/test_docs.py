@@ -21,6 +21,7 @@ import pytest
 import dpoctl.cli.command
 from dpoctl.cli import app
 from dpoctl.config.commands import COMMANDS
+from dpoctl.data.stored import carried
 from helpers import real_models
 from helpers.chain import ROOT
 from helpers.judge_server import JudgeServer
@@ -113,6 +114,8 @@ def given(prefs, tmp_path_factory) -> dict[str, Path]:
     shot = {"prompt": "A film", "completion": " I liked."}
     rows = {
         "summaries": [row | {"reference": "A quiet film about a harbour."} for row in samples],
+        "base": [carried(row) | {"completion": "It ends."} for row in samples],
+        "ppo": [carried(row) | {"completion": "I liked it."} for row in samples],
         "shots": [shot],
         "reviews": [json.loads(line) for line in (world.folder / "sft.jsonl").read_text().splitlines()],
     }

@@ -244,7 +244,7 @@ def test_a_scorer_judges_offline_and_two_policies_are_compared(tmp_path):
         (["a.jsonl", "b.jsonl"], "--model is required"),
         (["a.jsonl", "b.jsonl", "--model", "m", "--max-cost", "1"], "--price-in"),
         (["a.jsonl", "b.jsonl", "--backend", "scorer", "--model", "m"], "--scorer is required"),
-        (["a.jsonl", "b.jsonl", "a.jsonl", "--model", "m"], "one or two"),
+        (["a.jsonl", "b.jsonl", "a.jsonl", "--model", "m"], "given twice"),
         (["a.jsonl", "b.jsonl", "--model", "m", "--price-in", "1"], "go together"),
         (["a.jsonl", "b.jsonl", "--model", "m", "--score-text", "completion"], "--score-text "),
         (["a.jsonl", "b.jsonl", "--model", "m", "--device", "cpu"], "--device "),

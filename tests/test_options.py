@@ -51,6 +51,7 @@ PRESENT = {  # what makes a condition hold
     "within": True,
     "check": True,
     "scale": True,
+    "add": True,
     "samples": ["s"],
     "judgements": ["j"],
     "form": "f",

@@ -152,6 +152,9 @@ PAGES = {
             "dpoctl judge --within samples.jsonl --model gpt-5-mini --out pairs.jsonl",
             "# is this judge any good? pairs whose better answer is known\n"
             "dpoctl judge --check prefs.jsonl --model gpt-5-mini --out check.jsonl",
+            "# all pairs of several policies, and another one that joins them later\n"
+            "dpoctl judge dpo.jsonl sft.jsonl base.jsonl --model gpt-5-mini --out many.jsonl",
+            "dpoctl judge --add ppo.jsonl --to many.jsonl --model gpt-5-mini --out more.jsonl",
             "# people: write a form for the browser, then read what it exports\n"
             "dpoctl judge dpo.jsonl sft.jsonl --backend human --form form.html \\\n"
             "  --out wins.jsonl",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from .conditions import all_of, any_of, given, not_a_file, not_given, one_of
 from .judge_options import CRITERIA, JudgeOptions, on_a_server
 from .judging_check import Checks
+from .judging_many import TWO, Tournament
 from .sampling import Rows, Sharded
 from .schema import amended, option
 from .shared import (
@@ -59,13 +60,26 @@ def _of_server() -> dict[str, dict]:
     json={"when": any_of(not_given("form"), given("dry_run"))},
 )
 @dataclass(frozen=True, kw_only=True)
-class Judge(Checks, Tabular, JudgeOptions, Sharded, Planned, Rows, WithScorer, Templates, RunsModels, Seeded, Common):
+class Judge(
+    Checks,
+    Tabular,
+    Tournament,
+    JudgeOptions,
+    Sharded,
+    Planned,
+    Rows,
+    WithScorer,
+    Templates,
+    RunsModels,
+    Seeded,
+    Common,
+):
     candidates: tuple[str, ...] = option(
-        help="Completions files A and B; with A alone, B is the `reference` of its rows.",
+        help="Completions files A and B; with A alone, B is the `reference` of its rows; more are a tournament.",
         panel=DATA,
         argument=True,
         input="file",
-        metavar="A.jsonl [B.jsonl]",
+        metavar="A.jsonl [B.jsonl ...]",
     )
     backend: str = option(
         "openai",
@@ -73,7 +87,13 @@ class Judge(Checks, Tabular, JudgeOptions, Sharded, Planned, Rows, WithScorer, T
         JUDGE,
         choices=("openai", "scorer", "human"),
     )
-    limit: int | None = option(None, "Judge only the first N comparisons.", DATA, at_least=1)
+    limit: int | None = option(
+        None,
+        "Judge only the first N comparisons; in a tournament all those of the first N prompts.",
+        DATA,
+        at_least=1,
+        when=not_given("add"),
+    )
     scale: bool = option(
         False,
         "Give each completion of A, and of B, a score of 1 to 10 instead of comparing them.",
@@ -90,14 +110,14 @@ class Judge(Checks, Tabular, JudgeOptions, Sharded, Planned, Rows, WithScorer, T
         None,
         "Also judge this fixed text as A; a judge that lets it win cannot be trusted.",
         JUDGE,
-        when=all_of(_NOT_PEOPLE, not_given("within"), not_given("check")),
+        when=all_of(_NOT_PEOPLE, not_given("within"), not_given("check"), TWO),
     )
     compare: str | None = option(
         None,
         "Judgements of another policy on the same prompts: paired bootstrap of the difference.",
         JUDGE,
         input="file",
-        when=all_of(not_given("form"), not_given("within"), *_COMPARED),
+        when=all_of(not_given("form"), not_given("within"), *_COMPARED, TWO),
     )
     against: str | None = option(
         None,
@@ -137,10 +157,13 @@ class Judge(Checks, Tabular, JudgeOptions, Sharded, Planned, Rows, WithScorer, T
         when=_PEOPLE,
     )
 
+    @property
+    def is_tournament(self) -> bool:
+        """Whether judgements name their candidates and are summarised as scores."""
+        return not (self.scale or self.check) and (len(self.candidates) > 2 or bool(self.baseline) or self.add)
+
     def check_candidates(self) -> Iterator[str]:
-        if len(self.candidates) > 2:
-            yield f"expected one or two completions files, got {len(self.candidates)}"
-        elif self.within and len(self.candidates) == 2:
+        if self.within and len(self.candidates) > 1:
             yield "--within compares the samples of one file: give A alone"
 
     def check_backend(self) -> Iterator[str]:

@@ -92,7 +92,7 @@ class _View:
     def __init__(self, cls: type, resolved: dict[str, Any], invalid: set[str]):
         self._cls, self._resolved, self._invalid = cls, resolved, invalid
 
-    def add(self, more: dict[str, Any]) -> None:
+    def _add(self, more: dict[str, Any]) -> None:
         """Add values, which become those of the config too."""
         self._resolved.update(more)
 
@@ -112,7 +112,7 @@ def _derive(cls: type, values: dict[str, Value], view: _View) -> None:
     if not hasattr(cls, "derived"):
         return
     try:
-        view.add({name: value for name, value in cls.derived(view).items() if name not in values})
+        view._add({name: value for name, value in cls.derived(view).items() if name not in values})
     except _Invalid:
         pass
 

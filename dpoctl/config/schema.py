@@ -121,7 +121,10 @@ def identity(config: Any) -> dict[str, Any]:
 
 
 def inputs(config: Any) -> list[tuple[str, str, str]]:
-    """(name, kind, path) of every input that the command reads; a scorer may name several paths."""
+    """(name, kind, path) of every input that the command reads; a scorer may name several paths.
+
+    Those that no option names are the config's `further_inputs`.
+    """
     found = []
     for f in fields(config):
         spec, value = spec_of(f), getattr(config, f.name)
@@ -134,7 +137,7 @@ def inputs(config: Any) -> list[tuple[str, str, str]]:
                 found += [(key_of(f), kind, path) for kind, path in parse_scorer(item).inputs]
             else:
                 found.append((key_of(f), spec.input, item))
-    return found
+    return found + (config.further_inputs() if hasattr(config, "further_inputs") else [])
 
 
 def _recorded(spec: Spec, value: Any) -> Any:

@@ -22,7 +22,8 @@ class Comparison:
     """Two candidates for a prompt; `orders` are those in which they are judged, AB or BA.
 
     `b_k`: the sample number of b, where a and b are samples of one file; else it is `k`, that of a. `rows`: prompt and
-    completion of a and of b as their files hold them, for scorers.
+    completion of a and of b as their files hold them, for scorers. `a_of`, `b_of`: in a tournament the candidates'
+    names.
     """
 
     prompt_id: str
@@ -36,9 +37,12 @@ class Comparison:
     canary: bool = False
     rows: tuple[dict[str, Any], ...] = ()
     b_k: int | None = None
+    a_of: str | None = None
+    b_of: str | None = None
 
     @property
     def key(self) -> str:
+        """Decides the fence. Pairs of a tournament share it, so that the answers to two files' comparisons serve it."""
         k = self.k if self.b_k is None else f"{self.k}-{self.b_k}"
         return f"{self.prompt_id} {k} {self.temperature} {self.step}" + (" canary" if self.canary else "")
 
@@ -69,6 +73,8 @@ class Comparison:
         }
         if self.b_k is not None:
             row["b_k"] = self.b_k
+        if self.a_of is not None:
+            row |= {"a_of": self.a_of, "b_of": self.b_of}
         if self.is_chat:
             row["chat"] = True
         return row | ({"canary": True} if self.canary else {}) | ({} if self.step is None else {"step": self.step})
@@ -83,19 +89,19 @@ def load(config: Judge) -> tuple[list[Comparison], dict[str, int]]:
     if config.within:
         return _within(config)
     first = load_rows(config.candidates[0], "completions", skip_bad=config.skip_bad_rows, columns=config.columns)
-    counterparts = _counterparts(config) if len(config.candidates) == 2 else None
+    counterparts = None
+    if len(config.candidates) == 2:
+        path = config.candidates[1]
+        others = load_rows(path, "completions", skip_bad=config.skip_bad_rows, columns=config.columns)
+        counterparts = counterparts_in(others)
     found: list[Comparison] = []
     without = 0
     for line, row in zip(first.lines, first.rows, strict=True):
-        other = _reference(row) if counterparts is None else _counterpart(counterparts, first, line, row)
+        other = _reference(row) if counterparts is None else counterpart(counterparts, first, line, row)
         if other is None:
             without += 1
             continue
-        prompt, a, b = text_of(row["prompt"]), *(text_of(x["completion"], answer=True) for x in (row, other))
-        when = row.get("temperature"), row.get("step")
-        found.append(
-            Comparison(row["prompt_id"], row["k"], prompt, a, b, _orders(config, row), *when, rows=(row, other))
-        )
+        found.append(of_rows(row, other, _orders(config, row)))
         if len(found) == config.limit:
             break
     if not found:
@@ -135,7 +141,7 @@ def of_samples(pairs: Sequence[tuple[dict, dict]], orders: Sequence[str], seed: 
     for a, b in pairs:
         same = {name: a.get(name) if a.get(name) == b.get(name) else None for name in ("temperature", "step")}
         texts = text_of(a["prompt"]), text_of(a["completion"], answer=True), text_of(b["completion"], answer=True)
-        shown = tuple(orders) or _drawn(seed, a["prompt_id"], f"{a['k']}-{b['k']}")
+        shown = tuple(orders) or drawn_order(seed, a["prompt_id"], f"{a['k']}-{b['k']}")
         yield Comparison(
             a["prompt_id"], a["k"], *texts, shown, same["temperature"], same["step"], rows=(a, b), b_k=b["k"]
         )
@@ -147,20 +153,27 @@ def look_equal(a: dict, b: dict) -> bool:
     return are_equal(a, b) or one == other
 
 
+def of_rows(row: dict, other: dict, orders: tuple[str, ...]) -> Comparison:
+    """The comparison of A's row with B's."""
+    prompt, a, b = text_of(row["prompt"]), *(text_of(x["completion"], answer=True) for x in (row, other))
+    when = row.get("temperature"), row.get("step")
+    return Comparison(row["prompt_id"], row["k"], prompt, a, b, orders, *when, rows=(row, other))
+
+
 @dataclass(frozen=True)
-class _Counterparts:
+class Counterparts:
     """B's rows by prompt_id, k, temperature and step; by prompt_id and k alone where that is unique."""
 
     path: str
     by_key: dict[tuple, dict]
 
 
-def _counterparts(config: Judge) -> _Counterparts:
-    path = config.candidates[1]
-    rows = load_rows(path, "completions", skip_bad=config.skip_bad_rows, columns=config.columns).rows
+def counterparts_in(others: Rows) -> Counterparts:
+    """The rows of B to be found by those of A."""
+    rows = others.rows
     short: dict[tuple, dict] = {(r["prompt_id"], r["k"]): r for r in rows}
     full: dict[tuple, dict] = {key_of(r): r for r in rows}
-    return _Counterparts(path, full | (short if len(short) == len(rows) else {}))
+    return Counterparts(others.path, full | (short if len(short) == len(rows) else {}))
 
 
 def _reference(row: dict) -> dict | None:
@@ -174,7 +187,7 @@ def _answered_by(row: dict, text: str | list) -> dict:
     return {name: value for name, value in carried(row).items() if name != "finish"} | {"completion": text}
 
 
-def _counterpart(others: _Counterparts, first: Rows, line: int, row: dict) -> dict | None:
+def counterpart(others: Counterparts, first: Rows, line: int, row: dict) -> dict | None:
     """The row that B has for A's row at `line`. Raises InputError where their prompts differ."""
     match = others.by_key.get(key_of(row)) or others.by_key.get((row["prompt_id"], row["k"]))
     if match is None:
@@ -190,10 +203,11 @@ def _counterpart(others: _Counterparts, first: Rows, line: int, row: dict) -> di
 def _orders(config: Judge, row: dict) -> tuple[str, ...]:
     if config.order == "both" and config.backend != "human":
         return ("AB", "BA")
-    return _drawn(config.seed, row["prompt_id"], row["k"])
+    return drawn_order(config.seed, row["prompt_id"], row["k"])
 
 
-def _drawn(seed: int, prompt_id: str, k: int | str) -> tuple[str]:
+def drawn_order(seed: int, prompt_id: str, k: int | str) -> tuple[str]:
+    """The random order of one comparison."""
     return (random.Random(f"order {seed} {prompt_id} {k}").choice(("AB", "BA")),)
 
 

@@ -104,7 +104,8 @@ class ModelJudge:
     def rows(self, batch: Sequence[Comparison]) -> list[dict[str, Any]]:
         """Raises CostReached and InputError, as Client.ask does, and InputError where every request is refused."""
         asked = [(c, order) for c in batch for order in c.orders]
-        requests = [self.criterion.request(c.prompt, *c.shown(o), f"{self.config.seed} {c.key}") for c, o in asked]
+        wanted = [self.criterion.request(c.prompt, *c.shown(o), f"{self.config.seed} {c.key}") for c, o in asked]
+        requests = list(dict.fromkeys(wanted))  # candidates of a tournament with equal texts are asked about once
         counts = dict(self.client.counts)
         parameters = self.client.parameters
         replies: list[Reply | None] = [self.client.known(request) for request in requests]
@@ -117,8 +118,9 @@ class ModelJudge:
             self.client.counts = counts
             return self.rows(batch)
         self._decide(replies)
-        answered = [(c, order, reply) for (c, order), reply in zip(asked, replies, strict=True) if reply]
-        return [row for of_answer in answered for row in self._rows(*of_answer)]
+        of = dict(zip(requests, replies, strict=True))
+        answered = [(c, order, of[request]) for (c, order), request in zip(asked, wanted, strict=True)]
+        return [row for c, order, reply in answered if reply for row in self._rows(c, order, reply)]
 
     def _open(self, requests: list[str], replies: list[Reply | None], left: list[int]) -> list[int]:
         """Ask one request after another until one is answered, so that parameters are learnt from few.

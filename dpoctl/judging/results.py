@@ -1,14 +1,40 @@
-"""Compare a judgements file with another policy's, and with another judge's."""
+"""The metrics of a judgements file, and its comparison with another policy's and with another judge's."""
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from .. import log
 from ..data.jsonl import read_jsonl
 from ..errors import InputError
-from . import statistics
-from .summary import agreement, by_criterion, by_prompt
+from ..outputs.manifests import read_manifest
+from . import judge_settings, statistics, tournament_summary
+from .summary import agreement, by_criterion, by_prompt, metrics_of
+
+
+def metrics_with(counts: dict[str, Any], rows: Sequence[dict]) -> dict[str, Any]:
+    """The counts with which a command began, and the metrics of its rows: of a tournament scores, else a summary."""
+    if "candidates" not in counts:
+        return counts | metrics_of(rows)
+    return counts | tournament_summary.metrics_of(rows, counts["candidates"], counts["baseline"])
+
+
+def examine_others(compare: str | None, against: str | None, is_tournament: bool, judged: dict[str, Any]) -> None:
+    """Raise InputError where a file to compare with judges two files and this command several, or reverse; warn where
+    its judge is another one (compare), or was asked another question (against).
+
+    Called before anything is asked. `judged` says who judges here: identity and inputs, as manifests hold them.
+    """
+    for path in (compare, against):
+        for line, row in islice(read_jsonl(path), 1) if path else ():
+            if ("a_of" in row) != is_tournament:
+                this, that = ("a tournament", "two files") if is_tournament else ("two files", "a tournament")
+                raise InputError(f"{path}:{line}: judgements of {that}; this command judges {this}")
+    if compare:
+        judge_settings.warn_of_others(compare, read_manifest(compare), judged)
+    if against:
+        judge_settings.warn_of_other_question(against, read_manifest(against), judged)
 
 
 def compared(metrics: dict[str, Any], rows: Sequence[dict], options: dict[str, Any]) -> dict[str, Any]:
@@ -46,8 +72,8 @@ def compared(metrics: dict[str, Any], rows: Sequence[dict], options: dict[str, A
         if metrics["against"] is None:
             raise InputError(f"{against}: judges none of these comparisons", "comparisons match by prompt_id and k")
         for person in metrics.get("people", ()):
-            judged = [row for row in rows if row["judge"] == person]
-            metrics.setdefault("agreement", {})[f"{person} and {name}"] = agreement(judged, other)
+            of_person = [row for row in rows if row["judge"] == person]
+            metrics.setdefault("agreement", {})[f"{person} and {name}"] = agreement(of_person, other)
     return metrics
 
 

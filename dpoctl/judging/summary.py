@@ -7,14 +7,15 @@ from typing import Any
 
 from . import grades, krippendorff, statistics
 
-Key = tuple[str, int, float | None, int | None, int | None]
+Key = tuple[Any, ...]  # what key_of returns
 Summary = dict[str, Any]  # what summarise returns
 
 
 def key_of(row: dict) -> Key:
     """What identifies a comparison: prompt_id and k of the candidates, their temperature and training step; of two
-    samples of one file also the k of b."""
-    return row["prompt_id"], row["k"], row.get("temperature"), row.get("step"), row.get("b_k")
+    samples of one file also the k of b, and in a tournament the names of both candidates."""
+    key = row["prompt_id"], row["k"], row.get("temperature"), row.get("step"), row.get("b_k")
+    return (*key, row["a_of"], row.get("b_of")) if "a_of" in row else key
 
 
 def outcomes(rows: Sequence[dict]) -> dict[Key, str]:

@@ -54,6 +54,8 @@ def _instead(path: Path) -> str:
 
 
 def _flag(name: str) -> str:
+    if name == "opponents":
+        return "a candidate of the tournament in --to"
     # arguments have no flag
     return name.upper() if name in ("inputs", "candidates") else f"--{name}"
 

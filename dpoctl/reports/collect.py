@@ -12,8 +12,9 @@ from ..data.jsonl import read_jsonl
 from ..data.readers import load_rows
 from ..errors import InputError
 from ..inference.evaluation_shards import PART
-from ..judging import grades
+from ..judging import grades, judge_settings, tournament_summary
 from ..judging.check_results import metrics_of_check
+from ..judging.judge_settings import JudgedBy
 from ..judging.summary import Summary, by_criterion, summaries_by, summarise
 from ..outputs.manifests import is_row_file, read_manifest
 from . import origins
@@ -72,6 +73,18 @@ class Judged:
     summary: Summary
     by_temperature: list[Summary]
     by_step: list[Summary]
+    judged_by: JudgedBy
+    manifest: dict | None = None
+
+
+@dataclass
+class Contest:
+    """A tournament's judgements; `metrics` as `tournament_summary.metrics_of` computes them, with its `baseline`."""
+
+    name: str
+    metrics: dict[str, Any]
+    judged_by: JudgedBy
+    manifest: dict | None
 
 
 @dataclass(frozen=True)
@@ -80,6 +93,7 @@ class CheckedJudge:
 
     name: str
     metrics: dict[str, Any]
+    judged_by: JudgedBy | None = None  # None where the table's caption says it
 
     @property
     def title(self) -> str:
@@ -95,6 +109,7 @@ class Graded:
     criterion: str
     judge: str
     summary: grades.Summary
+    judged_by: JudgedBy
 
 
 @dataclass
@@ -107,6 +122,7 @@ class Collected:
     judged: list[Judged] = field(default_factory=list)
     checked: list[CheckedJudge] = field(default_factory=list)
     graded: list[Graded] = field(default_factory=list)
+    contests: list[Contest] = field(default_factory=list)
     costs: list[tuple[str, dict]] = field(default_factory=list)
 
     @property
@@ -179,10 +195,12 @@ def _add_rows(found: Collected, path: str, manifest: dict | None) -> None:
         raise InputError(f"{path}: compares samples of one file (judge --within), which is no win rate", hint)
     if "check" in first:
         found.checked.append(_checked(path, manifest))
+    elif "verdict" in first and "a_of" in first:
+        found.contests += _contests(path, manifest)
     elif "verdict" in first:
         found.judged.extend(_judged(path, manifest))
     elif "grade" in first:
-        found.graded.extend(_graded(path))
+        found.graded.extend(_graded(path, manifest))
     elif "reward" in first:
         rows = load_rows(path, "evaluations").rows
         if any(PART in row for row in rows):
@@ -211,10 +229,11 @@ def _checked(path: str, manifest: dict | None) -> CheckedJudge:
             raise InputError(f"{path}:{line}: field '{missing[0]}': missing; a row of judge --check has it")
         rows.append(row)
     options: dict[str, Any] = manifest["options"] if manifest else {"backend": "openai", "seed": 0}
-    return CheckedJudge(name_of(path), metrics_of_check(rows, options["backend"], options["seed"])["check"])
+    metrics = metrics_of_check(rows, options["backend"], options["seed"])["check"]
+    return CheckedJudge(name_of(path), metrics, _judged_by(rows, manifest))
 
 
-def _graded(path: str) -> list[Graded]:
+def _graded(path: str, manifest: dict | None) -> list[Graded]:
     """One for each file that was graded, and each criterion."""
     found: dict[tuple[str, str], list[dict]] = {}
     for line, row in read_jsonl(path):
@@ -223,13 +242,19 @@ def _graded(path: str) -> list[Graded]:
         if not row.get("canary"):
             found.setdefault((row["criterion"], row["of"]), []).append(row)
     return [
-        Graded(policy_of(of), criterion, ", ".join(dict.fromkeys(row["judge"] for row in rows)), grades.summarise(rows))
+        Graded(
+            policy_of(of),
+            criterion,
+            ", ".join(dict.fromkeys(row["judge"] for row in rows)),
+            grades.summarise(rows),
+            _judged_by(rows, manifest),
+        )
         for (criterion, of), rows in found.items()
     ]
 
 
-def _judged(path: str, manifest: dict | None) -> list[Judged]:
-    """One for each criterion of a rubric, which is then part of its name."""
+def _judgements(path: str) -> list[dict]:
+    """The judgements of a file, without those of its canary."""
     rows = []
     for line, row in read_jsonl(path):
         missing = [name for name in _JUDGEMENT_FIELDS if name not in row]
@@ -237,6 +262,32 @@ def _judged(path: str, manifest: dict | None) -> list[Judged]:
             raise InputError(f"{path}:{line}: field '{missing[0]}': missing; a judgement has it")
         if not row.get("canary"):
             rows.append(row)
+    return rows
+
+
+def _contests(path: str, manifest: dict | None) -> list[Contest]:
+    """The tournament of a file by each of its criteria."""
+    rows = _judgements(path)
+    found = dict.fromkeys(name for row in rows for name in (row["a_of"], row["b_of"]))
+    counts: dict[str, Any] = manifest["metrics"] if manifest else {"candidates": list(found), "baseline": None}
+    contests = []
+    criteria = by_criterion(rows)
+    for criterion, judged in criteria.items():
+        metrics = tournament_summary.metrics_of(judged, counts["candidates"], counts["baseline"])
+        name = f"{name_of(path)}, {criterion}" if len(criteria) > 1 else name_of(path)
+        by = _judged_by(judged, manifest)
+        contests.append(Contest(name, {"baseline": counts["baseline"]} | metrics, by, manifest))
+    return contests
+
+
+def _judged_by(rows: list[dict], manifest: dict | None) -> JudgedBy:
+    criteria = ", ".join(dict.fromkeys(row["criterion"] for row in rows))
+    return judge_settings.judged_by(manifest, (row["judge"] for row in rows), criteria)
+
+
+def _judged(path: str, manifest: dict | None) -> list[Judged]:
+    """One for each criterion of a rubric, which is then part of its name."""
+    rows = _judgements(path)
     files = manifest["options"]["candidates"] if manifest else [path]
     criteria = by_criterion(rows)
     return [
@@ -248,6 +299,8 @@ def _judged(path: str, manifest: dict | None) -> list[Judged]:
             summary=summarise(judged),
             by_temperature=summaries_by("temperature", judged),
             by_step=summaries_by("step", judged),
+            judged_by=_judged_by(judged, manifest),
+            manifest=manifest,
         )
         for criterion, judged in criteria.items()
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..objectives.catalogue import traits_of
 from ..outputs.files import writing
-from . import calibration, checks, frontier, shared, wins
+from . import calibration, checks, frontier, shared, tournament_figures, wins
 from .collect import Collected, Run
 from .shared import Drawing
 
@@ -116,6 +116,7 @@ def drawings(collected: Collected) -> list[Drawing | None]:
         frontier.reward_against_pairs(collected),
         wins.against_temperature(collected.judged),
         wins.against_step(collected.judged),
+        *tournament_figures.drawings(collected.contests),
         checks.biases(collected.checked),
         _over_optimisation(runs),
         _fluency(runs),

@@ -12,15 +12,15 @@ from .tables import NONE, Rows
 _HEAD = ["mean of 1 to 10", "95 %", "n", "invalid", "words", "grades given"]
 
 
-def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
-    """Print judge's metrics on stdout, and what else is to be known as log lines."""
+def show(options: dict[str, Any], out: str, metrics: dict[str, Any], caption: str = "") -> None:
+    """Print judge's metrics on stdout with a caption, and what else is to be known as log lines."""
     named: dict[str, Summary] = {}
     for name, summary in metrics["grades"].items():
         named[name] = summary
         named |= {f"  {by} {s[by]:g}": s for by in ("temperature", "step") for s in summary.get(f"by_{by}", ())}
     named |= {"canary": metrics["canary"]} if "canary" in metrics else {}
     rows = [[name, *_cells(summary)] for name, summary in named.items()]
-    tables.show(Rows(["", *_HEAD], rows), f"Grades, criterion {options['criterion']}")
+    tables.show(Rows(["", *_HEAD], rows), f"Grades, criterion {options['criterion']}", caption=caption)
     for name, summary in named.items():
         if reasons := summary.get("invalid_reasons"):
             counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items())

@@ -4,28 +4,34 @@ from pathlib import Path
 from typing import Any
 
 from .. import log
+from ..judging.judge_settings import judged_by
 from ..judging.replies import CUT
 from ..judging.summary import Summary
-from . import checks, grades, tables
+from ..outputs.manifests import read_manifest
+from . import checks, grades, tables, tournaments
 from .collect import CheckedJudge
 
 
 def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
     """Print judge's metrics on stdout, and comparisons as log lines; `options` are judge's, by their recipe names."""
-    if checked := metrics.get("check"):
-        _show_check(checked, out)
-        return
+    caption = f"Judge: {judged_by(read_manifest(out), metrics.get('people', ()), options['criterion'])}"
     criteria = metrics.get("by_criterion") or {options["criterion"]: metrics}  # several of a rubric
+    if checked := metrics.get("check"):
+        _show_check(checked, out, caption)
+        return
     if any("grades" in of_criterion for of_criterion in criteria.values()):
         for name, of_criterion in criteria.items():
-            grades.show(options | {"criterion": name}, out, of_criterion)
+            grades.show(options | {"criterion": name}, out, of_criterion, caption)
         return
-    _show_wins(options, criteria)
+    if "candidates" in metrics:
+        tournaments.show(metrics, Path(out).name, caption)
+    else:
+        _show_wins(options, criteria, caption)
     for name, of_criterion in criteria.items():
         _tell(options, out, of_criterion, f"{name}: " if len(criteria) > 1 else "")
 
 
-def _show_wins(options: dict[str, Any], criteria: dict[str, dict[str, Any]]) -> None:
+def _show_wins(options: dict[str, Any], criteria: dict[str, dict[str, Any]], caption: str) -> None:
     """The table of A's wins over B, of a rubric with the metrics of each criterion after its name."""
     names = [Path(p).name for p in options["candidates"]] + ["reference"]
     within = bool(options.get("within"))  # absent in manifests of older versions
@@ -41,7 +47,7 @@ def _show_wins(options: dict[str, Any], criteria: dict[str, dict[str, Any]]) -> 
         title = f"{names[0]} (A) against {names[1]} (B), criterion {options['criterion']}"
         if within:
             title = f"the samples of each prompt in {names[0]}, criterion {options['criterion']}"
-        tables.show(tables.judgement_summaries(shown), title)
+        tables.show(tables.judgement_summaries(shown), title, caption=caption)
 
 
 def _tell(options: dict[str, Any], out: str, metrics: dict[str, Any], of: str) -> None:
@@ -69,10 +75,10 @@ def _tell(options: dict[str, Any], out: str, metrics: dict[str, Any], of: str) -
             log.say(f"{of}agreement {name}: {a['raw']:.3f}, kappa {a['kappa']:.3f} over {a['n']} comparisons")
 
 
-def _show_check(metrics: dict[str, Any], out: str) -> None:
+def _show_check(metrics: dict[str, Any], out: str, caption: str) -> None:
     """The table of judge --check, and what was found in one sentence."""
     shown = CheckedJudge(out, metrics)
-    tables.show(checks.table(metrics), f"Check of {shown.title}", left=["verdict"])
+    tables.show(checks.table(metrics), f"Check of {shown.title}", left=["verdict"], caption=caption)
     log.say(f"{metrics['judge']}: {checks.conclusion(metrics)}")
     if metrics["invalid"] > tables.MANY_INVALID:
         log.warn(f"{metrics['invalid']:.1%} of the answers are invalid; see `raw` in {out}")

@@ -7,8 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from . import checks, efficiency, frontier, grades, rounds, tables
-from .collect import Collected
+from . import checks, efficiency, frontier, grades, judges, rounds, tables, tournaments
+from .collect import CheckedJudge, Collected, Contest
 from .figures import SavedFigure
 
 _PROMPTS = 12  # in the table of samples
@@ -27,8 +27,9 @@ def write(collected: Collected, figures: Sequence[SavedFigure], title: str) -> s
     points = collected.final_points
     content: dict[str, Any] = {
         "evaluations": tables.evaluations(points, efficiency.of_table(collected)) if points else None,
-        "win_rates": tables.win_rates(collected.judged) if collected.judged else None,
-        "checks": [{"title": f"{c.name}: {c.title}", "table": checks.table(c.metrics)} for c in collected.checked],
+        "win_rates": tables.win_rates(collected.judged, judges=True) if collected.judged else None,
+        "tournaments": [_tournament(contest) for contest in collected.contests],
+        "checks": [_check(c) for c in collected.checked],
         "grades": grades.table(collected.graded) if collected.graded else None,
         "figures": [{"svg": _inline(figure), "caption": figure.caption} for figure in figures],
         "samples": _samples(collected),
@@ -38,6 +39,7 @@ def write(collected: Collected, figures: Sequence[SavedFigure], title: str) -> s
     names = {
         "evaluations": ("evaluation", "Evaluation"),
         "win_rates": ("wins", "Win rates"),
+        "tournaments": ("tournaments", "Tournaments"),
         "checks": ("checks", "Checks of judges"),
         "grades": ("grades", "Grades"),
         "figures": ("figures", "Figures"),
@@ -57,10 +59,29 @@ def write(collected: Collected, figures: Sequence[SavedFigure], title: str) -> s
         references=rounds.told(collected),
         above_optimum=frontier.above_optimum(collected),
         check_note=checks.NOTE,
-        graders=", ".join(dict.fromkeys(g.judge for g in collected.graded)),
-        judges=", ".join(dict.fromkeys(f"{j.judge} ({j.criterion})" for j in collected.judged)),
+        graders=list(dict.fromkeys(str(g.judged_by) for g in collected.graded)),
+        judges=judges.caption(collected.judged).split("\n") if collected.judged else [],
+        different_judges=judges.different(collected),
         dpo_against_rlhf=tables.dpo_against_rlhf(collected),
     )
+
+
+def _check(checked: CheckedJudge) -> dict[str, Any]:
+    """Title, table and judge of a check."""
+    title = f"{checked.name}: {checked.title}"
+    return {"title": title, "table": checks.table(checked.metrics), "judge": str(checked.judged_by)}
+
+
+def _tournament(contest: Contest) -> dict[str, Any]:
+    """Tables and notes of a tournament."""
+    return {
+        "name": contest.name,
+        "scores": tournaments.scores(contest.metrics),
+        "matrix": tournaments.matrix(contest.metrics),
+        "judge": str(contest.judged_by),
+        "baseline": contest.metrics["baseline"],
+        "told": tournaments.told(contest.metrics),
+    }
 
 
 def _inline(figure: SavedFigure) -> str:

@@ -23,9 +23,9 @@ class Drawing(NamedTuple):
     figure: Figure
 
 
-def axes(width: float = 7.2) -> tuple[Figure, Axes]:
-    """A figure with one pair of axes; `width` in inches."""
-    figure = _figure(width)
+def axes(width: float = 7.2, height: float = HEIGHT) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes; `width` and `height` in inches."""
+    figure = _figure(width, height)
     return figure, figure.subplots()
 
 
@@ -36,10 +36,10 @@ def two_axes(width: float = 8.4) -> tuple[Figure, Axes, Axes]:
     return figure, left, right
 
 
-def _figure(width: float) -> Figure:
+def _figure(width: float, height: float = HEIGHT) -> Figure:
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, HEIGHT), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def legend(figure: Figure, axes: Axes) -> None:

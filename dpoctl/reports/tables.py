@@ -26,12 +26,13 @@ class Rows(NamedTuple):
 # --- on the terminal
 
 
-def show(table: Rows, title: str, console: Console | None = None, left: Sequence[str] = ()) -> None:
-    """Print a table on stdout, or on `console`; columns named in `left` hold text, and are aligned left."""
+def show(table: Rows, title: str, console: Console | None = None, left: Sequence[str] = (), caption: str = "") -> None:
+    """Print a table on stdout, or on `console`, with a caption below it; columns named in `left` hold text, and are
+    aligned left."""
     if console is None:
         console = Console()
         console = console if console.is_terminal else Console(width=_PIPE_WIDTH)
-    drawn = Table(title=title, title_justify="left")
+    drawn = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
     for i, name in enumerate(table.head):
         drawn.add_column(name, justify="left" if i == 0 or name in left else "right")
     for row in table.rows:
@@ -129,15 +130,20 @@ def _spread(kind: str, points: list[dict]) -> list[str]:
 # --- judgements
 
 
-def win_rates(judged: Iterable[Judged]) -> Rows:
-    """Who wins against whom: at each temperature where there are several, or at the last of several training steps."""
+def win_rates(judged: Iterable[Judged], judges: bool = False) -> Rows:
+    """Who wins against whom: at each temperature where there are several, or at the last of several training steps.
+
+    With `judges` columns say who judged, by what, in which order and when.
+    """
     rows = []
     for j in judged:
         for s in _shown(j):
             label = f"{j.name}, update {s['step']}" if "step" in s else j.name
             label += f", T = {s['temperature']:g}" if "temperature" in s else ""
-            rows.append([label, j.against, *_summary(s), str(s["n"])])
-    return Rows(["policy", "against", *_SUMMARY_HEAD, "n"], rows)
+            by = [j.judged_by.judge, j.criterion, j.judged_by.order, j.judged_by.asked] if judges else []
+            rows.append([label, j.against, *_summary(s), str(s["n"]), *(text or NONE for text in by)])
+    head = ["policy", "against", *_SUMMARY_HEAD, "n"]
+    return Rows(head + (["judge", "criterion", "order", "asked"] if judges else []), rows)
 
 
 def _shown(judged: Judged) -> list[Summary]:
@@ -237,7 +243,12 @@ def numbers(collected: Collected) -> dict[str, Any]:
     found: dict[str, Any] = {
         "evaluations": collected.final_points,
         "efficiency": efficiency.numbers(collected),
-        "win_rates": [{"policy": j.name, "against": j.against, **s} for j in collected.judged for s in _shown(j)],
+        "win_rates": [
+            {"policy": j.name, "against": j.against, **s, "judged_by": j.judged_by._asdict()}
+            for j in collected.judged
+            for s in _shown(j)
+        ],
+        "tournaments": [{"file": c.name, **c.metrics, "judged_by": c.judged_by._asdict()} for c in collected.contests],
         "checks": [{"file": c.name, **c.metrics} for c in collected.checked],
         "grades": [{"policy": g.name, "criterion": g.criterion, **g.summary} for g in collected.graded],
         "costs": [{"output": name, "stage": m["stage"], **m.get("cost", {})} for name, m in collected.costs],

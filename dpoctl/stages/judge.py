@@ -6,7 +6,7 @@ from .. import log
 from ..config.judging import Judge
 from ..data.jsonl import read_jsonl
 from ..errors import InputError
-from ..judging import check_pairs, comparisons, grading, people, power
+from ..judging import check_pairs, comparisons, grading, people, power, tournament
 from ..judging.asking import Asking, judgements, say_cost
 from ..judging.check_results import metrics_of_check
 from ..judging.comparisons import Comparison
@@ -14,8 +14,7 @@ from ..judging.costs import cost_lines, tokens_of
 from ..judging.judges import open_judge
 from ..judging.prompts import CRITERIA, Criterion
 from ..judging.questions import question_of
-from ..judging.results import compared
-from ..judging.summary import metrics_of
+from ..judging.results import compared, examine_others, metrics_with
 from ..outputs.claims import Output
 from ..outputs.row_writer import RowWriter
 from ..outputs.shards import shard_range, slices
@@ -28,35 +27,42 @@ Batches = list[list[Comparison]]
 
 def run(config: Judge, output: Output) -> None:
     criterion = question_of(config)  # refused before anything is loaded or paid for
-    every, counts = _load(config)
+    judge_now = {"identity": output.identity, "inputs": output.described}
+    examine_others(config.compare, config.against, config.is_tournament, judge_now)
+    every, counts = _load(config, output)
     if config.form:
         _write_form(config, output, every, criterion)
         return
     places = slices(len(every), _BATCH)
     shard = shard_range(config.shard, places)
     batches = [every[place] for place in places[shard.batches]]
-    writer, cost = (
-        _by_people(config, output, batches) if config.backend == "human" else _by_judge(config, output, batches)
-    )
+    earlier = tournament.earlier_rows(config) if batches and shard.batches.start == 0 else []
+    judge_by = _by_people if config.backend == "human" else _by_judge
+    writer, cost = judge_by(config, output, batches, earlier)
     rows = [row for _, row in read_jsonl(output.out.with_name(output.out.name + ".partial"))]
-    metrics = metrics_of_check(rows, config.backend, config.seed) if config.check else metrics_of(rows)
+    metrics = metrics_of_check(rows, config.backend, config.seed) if config.check else metrics_with(counts, rows)
     if config.shard is None and not config.check:  # of shards, merge compares the joined rows
         metrics = compared(metrics, rows, output.options)
-    writer.finish(counts | metrics, cost, shard.record({}))
+    writer.finish(counts | metrics, cost | tournament.asked_since(config), shard.record({}))
     told.show(output.options, config.out, metrics)
     if cost:
         log.say(say_cost(cost))
 
 
-def _load(config: Judge) -> tuple[list[Comparison], dict[str, int]]:
+def _load(config: Judge, output: Output | None = None) -> tuple[list[Comparison], dict[str, Any]]:
     """(what is judged, counts of the rows that are and are not)."""
     if config.check:
         return check_pairs.load(config)
+    if config.is_tournament:
+        return tournament.load(config, output.described if output else ())
     return grading.load(config) if config.scale else comparisons.load(config)
 
 
-def _by_judge(config: Judge, output: Output, batches: Batches) -> tuple[RowWriter, dict[str, Any]]:
-    """Write every judgement, batch by batch. Raises Interrupted where some are pending, InputError at --max-cost."""
+def _by_judge(config: Judge, output: Output, batches: Batches, earlier: list[dict]) -> tuple[RowWriter, dict[str, Any]]:
+    """Write every judgement, batch by batch, the first after the earlier ones that are taken over.
+
+    Raises Interrupted where some are pending, InputError at --max-cost.
+    """
     writer = RowWriter(output)
     judge = open_judge(config.backend, config, writer.state, output)
     asking = Asking(judge, config, sum(map(judgements, batches)))
@@ -65,7 +71,7 @@ def _by_judge(config: Judge, output: Output, batches: Batches) -> tuple[RowWrite
         for batch in batches[writer.batches_done :]:
             rows = asking.rows(batch)
             if rows is not None:
-                writer.write_batch(rows, state=judge.state())
+                writer.write_batch(rows if writer.batches_done else earlier + rows, state=judge.state())
             if not asking.is_down:
                 meter.advance(len(batch), **judge.metrics())
     asking.finish()
@@ -94,13 +100,15 @@ def _write_form(config: Judge, output: Output, every: list[Comparison], criterio
     )
 
 
-def _by_people(config: Judge, output: Output, batches: Batches) -> tuple[RowWriter, dict[str, Any]]:
-    """Write the exported answers as judgements, one row per person and comparison."""
+def _by_people(
+    config: Judge, output: Output, batches: Batches, earlier: list[dict]
+) -> tuple[RowWriter, dict[str, Any]]:
+    """Write the exported answers as judgements, one row per person and comparison, after the earlier ones."""
     every = [c for batch in batches for c in batch]
     criterion = next(iter(question_of(config).names), config.criterion)
     rows = people.judgements(config.answers, every, config.seed, criterion)
     writer = RowWriter(output)
-    writer.write_batch(rows, state={})
+    writer.write_batch(earlier + rows, state={})
     return writer, {}
 
 
@@ -114,7 +122,7 @@ def plan(config: Judge) -> dict[str, Any]:
     if config.check:
         shown |= {name: counts[name] for name in check_pairs.KINDS if name in counts}
     elif not (config.within or config.scale):
-        compared = [c for c in asked if not c.canary]
+        compared = tournament.one_pair([c for c in asked if not c.canary])
         shown |= power.lines(len(compared), len({c.prompt_id for c in compared}))
     if config.backend == "openai":
         shown |= cost_lines(config, shown["judgements"], tokens_of(criterion, asked))

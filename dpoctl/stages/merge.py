@@ -151,11 +151,13 @@ def _metrics(parts: list[Part]) -> dict[str, Any]:
     return first["metrics"] | metrics  # a first shard without rows knows no groups
 
 
+_NAMES = ("candidates", "baseline")  # among the metrics of a tournament
+
+
 def _judge_metrics(parts: list[Part], output: Output) -> dict[str, Any]:
     """The summary over all rows, with --compare and --against evaluated on all rows."""
     from ..judging.check_results import metrics_of_check
-    from ..judging.results import compared
-    from ..judging.summary import metrics_of
+    from ..judging.results import compared, metrics_with
 
     rows = [row for part in parts for _, row in read_jsonl(part.path)]
     counts_of_all = {k: v for k, v in parts[0].manifest["metrics"].items() if isinstance(v, int)}
@@ -167,7 +169,8 @@ def _judge_metrics(parts: list[Part], output: Output) -> dict[str, Any]:
             path = files[described["name"]] = str(_input_path(parts[0], described))
             if os.path.exists(path) and sha256_path(path) != described["sha256"]:
                 raise InputError(f"{path}: --{described['name']} has changed since the shards were judged")
-    return counts_of_all | compared(metrics_of(rows), rows, output.options | files)
+    counts = counts_of_all | {name: value for name, value in parts[0].manifest["metrics"].items() if name in _NAMES}
+    return compared(metrics_with(counts, rows), rows, output.options | files)
 
 
 def _cost(parts: list[Part]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from .. import log
 from ..config.files import Report
 from ..outputs.claims import Output
 from ..outputs.files import write_atomic
-from ..reports import checks, efficiency, figures, frontier, grades, page, rounds, tables
+from ..reports import checks, efficiency, figures, frontier, grades, judges, page, rounds, tables, tournaments
 from ..reports.collect import Collected, collect
 
 
@@ -28,11 +28,17 @@ def _show(collected: Collected) -> None:
         for text in efficiency.told(collected):
             log.say(f"efficiency: {text}")
     if collected.judged:
-        tables.show(tables.win_rates(collected.judged), "Win rates")
+        tables.show(tables.win_rates(collected.judged), "Win rates", caption=judges.caption(collected.judged))
+    for contest in collected.contests:
+        tournaments.show(contest.metrics, contest.name, f"Judge: {contest.judged_by}")
+    for text in judges.different(collected):
+        log.warn(text)
     for checked in collected.checked:
-        tables.show(checks.table(checked.metrics), f"Check of {checked.title}", left=["verdict"])
+        by = f"Judge: {checked.judged_by}"
+        tables.show(checks.table(checked.metrics), f"Check of {checked.title}", left=["verdict"], caption=by)
     if collected.graded:
-        tables.show(grades.table(collected.graded), "Grades")
+        by = "\n".join(dict.fromkeys(f"Judge: {graded.judged_by}" for graded in collected.graded))
+        tables.show(grades.table(collected.graded), "Grades", caption=by)
     tables.show(tables.costs(collected), "Cost")
     if compared := tables.dpo_against_rlhf(collected):
         tables.show(compared, "DPO against RLHF, one run of each")
@@ -48,7 +54,7 @@ def plan(config: Report) -> dict[str, int]:
         "runs": len(collected.runs),
         "evaluations": len(collected.evaluations),
         "completions files": len(collected.samples),
-        "judgements files": len(collected.judged),
+        "judgements files": len(collected.judged) + len(collected.contests),
         "checks of judges": len(collected.checked),
         **({"graded files": len(collected.graded)} if collected.graded else {}),
     }
