@@ -29,7 +29,10 @@ _SERVER, _SCORER, _PEOPLE = (one_of("backend", name) for name in ("openai", "sco
 _NOT_PEOPLE = one_of("backend", "openai", "scorer")
 _COMPARED = (not_given("check"), not_given("scale"))  # two candidates, neither known to be better
 _ASKED = one_of("backend", "openai", "human")  # a scorer is not asked a question
-_SERVER_FLAGS = ("model", "base_url", "concurrency", "timeout", "retries", "max_tokens", "cache_dir")
+_SERVER_FLAGS = (
+    *("model", "base_url", "concurrency", "timeout", "retries", "max_tokens", "cache_dir"),
+    *("verdict", "answer_format", "reasoning_effort", "extra_body"),
+)
 
 
 def _of_server() -> dict[str, dict]:

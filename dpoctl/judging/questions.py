@@ -5,14 +5,15 @@ from ..config.judging import Judge
 from ..errors import InputError
 from .grading import load_scale
 from .prompts import Criterion, load_criterion
+from .reading import as_asked
 
 
 def question_of(config: JudgeOptions) -> Criterion:
-    """Raises InputError as load_criterion does, and for a rubric whose judge answers no questions."""
+    """Raises InputError as load_criterion and as_asked do, and for a rubric whose judge answers no questions."""
     if isinstance(config, Judge) and config.scale:
         return load_scale(config.criterion, config.prompt_noun)
     criterion = load_criterion(config.criterion, config.prompt_noun)
     if isinstance(config, Judge) and config.backend == "scorer" and criterion.rows_each > 1:
         hint = "use --backend openai, or name one criterion"
         raise InputError(f"--criterion {config.criterion}: a scorer has one score, not one for each criterion", hint)
-    return criterion
+    return as_asked(criterion, config)

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ..data.fields import is_number
 from ..data.jsonl import read_jsonl
 from ..data.readers import load_rows
 from ..errors import InputError
@@ -63,7 +64,9 @@ class Samples:
 
 @dataclass
 class Judged:
-    """A judgements file: a policy judged against another; its summary, and one per temperature and training step."""
+    """A judgements file: a policy judged against another; its summary, and one per temperature and training step.
+
+    `calibration`: of the judge's probabilities, where they were compared with other judgements."""
 
     name: str
     against: str
@@ -72,6 +75,7 @@ class Judged:
     summary: Summary
     by_temperature: list[Summary]
     by_step: list[Summary]
+    calibration: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -235,6 +239,8 @@ def _judged(path: str, manifest: dict | None) -> list[Judged]:
         missing = [name for name in _JUDGEMENT_FIELDS if name not in row]
         if missing:
             raise InputError(f"{path}:{line}: field '{missing[0]}': missing; a judgement has it")
+        if row.get("p") is not None and not (is_number(row["p"]) and 0 <= row["p"] <= 1):
+            raise InputError(f"{path}:{line}: field 'p': expected a probability from 0 to 1, got {row['p']!r}")
         if not row.get("canary"):
             rows.append(row)
     files = manifest["options"]["candidates"] if manifest else [path]
@@ -248,6 +254,7 @@ def _judged(path: str, manifest: dict | None) -> list[Judged]:
             summary=summarise(judged),
             by_temperature=summaries_by("temperature", judged),
             by_step=summaries_by("step", judged),
+            calibration=((manifest or {}).get("metrics") or {}).get("calibration"),
         )
         for criterion, judged in criteria.items()
     ]

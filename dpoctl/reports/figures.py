@@ -116,6 +116,7 @@ def drawings(collected: Collected) -> list[Drawing | None]:
         frontier.reward_against_pairs(collected),
         wins.against_temperature(collected.judged),
         wins.against_step(collected.judged),
+        calibration.of_judges(collected.judged),
         checks.biases(collected.checked),
         _over_optimisation(runs),
         _fluency(runs),

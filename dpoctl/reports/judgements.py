@@ -5,10 +5,12 @@ from typing import Any
 
 from .. import log
 from ..judging.replies import CUT
+from ..judging.summary import INDIFFERENT
 from . import checks, grades, tables
 from .collect import CheckedJudge
 
 _MANY_INVALID = 0.1  # share of judgements
+_MOSTLY = 0.9
 
 
 def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
@@ -35,6 +37,7 @@ def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
         if within:
             title = f"the samples of each prompt in {names[0]}, criterion {options['criterion']}"
         tables.show(tables.judgement_summaries(shown), title)
+    _say_of_probabilities(metrics.get("summary", {}))
     for name, found in (("", metrics.get("summary", {})), (" of the canary", metrics.get("canary", {}))):
         if reasons := found.get("invalid_reasons"):
             counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
@@ -56,6 +59,25 @@ def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
     for name, a in agreements.items():
         if a:
             log.say(f"agreement {name}: {a['raw']:.3f}, kappa {a['kappa']:.3f} over {a['n']} comparisons")
+    if c := metrics.get("calibration"):
+        title = f"Calibration against {options['against']}, by the judge's confidence"
+        tables.show(tables.calibration(c["bins"]), title)
+        log.say(f"calibration: Brier score {c['brier']:.3f}, error {c['error']:.3f} over {c['n']} comparisons")
+
+
+def _say_of_probabilities(summary: dict[str, Any]) -> None:
+    """What a win rate of probabilities is, and where it says no more than one of verdicts."""
+    if not summary.get("soft"):
+        return
+    log.say(
+        f"the win rate is the mean of the judge's probabilities; a tie is a comparison whose probability is less than "
+        f"{INDIFFERENT:g} away from 1/2"
+    )
+    if summary["sure"] > _MOSTLY:
+        log.say(
+            f"{summary['sure']:.0%} of the probabilities are below 0.01 or above 0.99: the judge is sure before it "
+            "writes its choice, and they say little more than verdicts"
+        )
 
 
 def _show_check(metrics: dict[str, Any], out: str) -> None:
