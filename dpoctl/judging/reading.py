@@ -6,7 +6,7 @@ from typing import NamedTuple
 from ..config.judging_verdict import VerdictOptions
 from ..config.schema import flag_named
 from ..errors import InputError
-from .probabilities import probability_of_a
+from .probabilities import NO_LOGPROBS, probability_of_a
 from .prompts import Criterion
 from .replies import Answer, Reply
 from .structured import NO_JSON, read_json
@@ -53,8 +53,10 @@ def read_reply(reply: Reply, options: VerdictOptions) -> Read:
 
 def require_logprobs(replies: Iterable[Reply | None], options: VerdictOptions) -> None:
     """Raises InputError where verdicts are read from probabilities, and no answer so far has log-probabilities."""
-    written = [reply for reply in replies if isinstance(reply, Answer) and not reply.reason]
-    if options.judge_verdict == "logprobs" and written and not any(reply.tokens for reply in written):
+    if options.judge_verdict != "logprobs":
+        return
+    found = [read_reply(reply, options) for reply in replies if reply]
+    if any(read.reason == NO_LOGPROBS for read in found) and all(read.p is None for read in found):
         raise InputError(
             "the judge's server sends no log-probabilities, which it was asked for",
             f"{flag_named(options, 'judge_verdict')} text reads what the judge writes",
