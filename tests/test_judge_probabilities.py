@@ -51,7 +51,7 @@ def read(text: str, *tokens, choice="A"):
         ("Preferred: <b>A</b>", [*LABEL, " <", "b", ">", between(0.7, a="A", b="B"), "</", "b", ">"]),
         (r"Preferred: \boxed{A}", [*LABEL, r" \boxed", "{", between(0.7, a="A", b="B"), "}"]),
         ("Preferred:\nA", [*LABEL, "\n", between(0.7, a="A", b="B")]),
-        ("Preferred: A \u2705", [*LABEL, between(0.7), entry(" \ufffd", raw=b" \xe2\x9c"), entry("\ufffd", raw=b"\x85")]),
+        ("Preferred: A \u2705", [*LABEL, between(0.7), entry("\ufffd", raw=b"\xe2"), entry("\ufffd", raw=b"\x9c\x85")]),
         ("Preferred: A. It is shorter", [*LABEL, between(0.7), ".", " It", " is", " shorter"]),
         ("B is long.\nPreferred: A", [between(0.1, a="A", b="B"), " is long", ".\n", *LABEL, between(0.7)]),
         ("Preferred: B\nNo:\nPreferred: A", [*LABEL, between(0.1), "\n", "No", ":\n", *LABEL, between(0.7)]),
@@ -160,7 +160,7 @@ def biased(good: float, shift: float):
 
 
 def test_probabilities_are_in_terms_of_a_and_averaged(tmp_path):
-    """Log-odds 1 for A and 0.5 for the first: both orders prefer A; 2 for the first: they flip, and the mean decides."""
+    """Log-odds 1 for A and .5 for the first: both orders prefer A; 2 for the first: they flip, and the mean decides."""
     candidates(tmp_path, 6)
     for name, shift in (("j.jsonl", 0.5), ("k.jsonl", 2.0)):
         with JudgeServer(biased(1.0, shift)) as server:
@@ -203,7 +203,7 @@ def test_cached_answers_hold_their_probabilities_and_those_of_text_stay(tmp_path
 
 REFUSED = {
     "openai": Special(403, error("You are not allowed to request logprobs from this model")),
-    "openai-param": Special(400, error("This model does not support the 'logprobs' parameter.", None, param="logprobs")),
+    "openai-param": Special(400, error("This model does not support the 'logprobs' parameter.", param="logprobs")),
     "unrecognized": Special(400, error("Unrecognized request argument supplied: logprobs")),
     "gemini": Special(400, [{"error": {"code": 400, "message": "Logprobs is not supported for the current model."}}]),
     "litellm": Special(400, error("ollama_chat does not support parameters: ['logprobs'], for model=m.")),

@@ -1,20 +1,20 @@
 """Win rates from a judge's probabilities: intervals that cover, errors against those of verdicts, ties, calibration.
 
-The simulated judge. Prompt i has a difference s_i ~ N(mu, tau^2) between a and b, in log-odds. Asked in the order AB the
-judge says A with probability p_i1 = sigmoid(s_i + delta + e_i1), asked in the order BA it says that a is better with
-p_i2 = sigmoid(s_i - delta + e_i2): delta is its bias to the first position, and e ~ N(0, eta^2) its noise, which differs
-with the order (the wording, the numbers of a server's batches). A text verdict is drawn with that probability
+The simulated judge. Prompt i has a difference s_i ~ N(mu, tau^2) between a and b, in log-odds. Asked in the order AB
+the judge says A with probability p_i1 = sigmoid(s_i + delta + e_i1), asked in the order BA it says that a is better
+with p_i2 = sigmoid(s_i - delta + e_i2): delta is its bias to the first position, and e ~ N(0, eta^2) its noise, which
+differs with the order (the wording, the numbers of a server's batches). A text verdict is drawn with that probability
 (temperature 1) or is the more probable side (temperature 0); both orders make a win, a loss, or a tie where they
 disagree, as dpoctl counts them. The soft verdict is v_i = (p_i1 + p_i2) / 2.
 
-What is estimated is the win rate m = E[v]: how often the judge prefers a, over prompts, noise and both orders. Verdicts at
-temperature 1 and probabilities are unbiased for it. Per prompt the verdicts' score has variance Var(v) + W, where W =
-E[p1 (1 - p1) + p2 (1 - p2)] / 4 is the judge's coin, which probabilities do without; so the ratio of the errors is
-sqrt(Var(v) / (Var(v) + W)), whatever n is. It is at most 1/2 where Var(v) <= W / 3: for a judge that sees a small
-difference in most pairs (tau up to 0.8 around even odds), as between two checkpoints of one run. A judge that is sure of
-most pairs (tau = 3) leaves less to gain. At temperature 0 verdicts estimate something else: with a bias that is larger than
-the differences all pairs flip, and the win rate is 1/2 whatever the judge sees. For the given prompts alone, where only the
-judge's noise is an error, probabilities are better by a larger factor in all of these.
+What is estimated is the win rate m = E[v]: how often the judge prefers a, over prompts, noise and both orders.
+Verdicts at temperature 1 and probabilities are unbiased for it. Per prompt the verdicts' score has variance Var(v) +
+W, where W = E[p1 (1 - p1) + p2 (1 - p2)] / 4 is the judge's coin, which probabilities do without; so the ratio of the
+errors is sqrt(Var(v) / (Var(v) + W)), whatever n is. It is at most 1/2 where Var(v) <= W / 3: for a judge that sees a
+small difference in most pairs (tau up to 0.8 around even odds), as between two checkpoints of one run. A judge that is
+sure of most pairs (tau = 3) leaves less to gain. At temperature 0 verdicts estimate something else: with a bias that
+is larger than the differences all pairs flip, and the win rate is 1/2 whatever the judge sees. For the given prompts
+alone, where only the judge's noise is an error, probabilities are better by a larger factor in all of these.
 """
 
 import math
@@ -149,7 +149,7 @@ def test_intervals_cover_where_prompts_have_several_comparisons(sizes):
 
 
 def test_an_interval_of_few_or_equal_values():
-    """Verdicts as probabilities have Wilson's interval, and one value or many equal ones are no evidence of a spread."""
+    """Verdicts as probabilities have Wilson's interval; one value or many equal ones do not show a spread."""
     verdicts = [1.0] * 81 + [0.0] * 182
     assert statistics.soft_interval(verdicts, range(263)) == pytest.approx(statistics.wilson(81 / 263, 263), abs=0.002)
     for values in ([0.7], [0.7] * 20, [1.0] * 20):

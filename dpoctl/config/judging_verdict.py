@@ -56,7 +56,7 @@ class VerdictOptions:
         names: set[str] = set()
         for text in self.judge_extra_body:
             try:
-                name, _ = _field(text)
+                name, _ = extra_field(text)
             except ValueError as e:
                 yield f"{flag} {text}: {e}"
                 continue
@@ -69,13 +69,8 @@ class VerdictOptions:
             names.add(name)
 
 
-def extra_body(options: VerdictOptions) -> dict[str, Any]:
-    """The fields of --extra-body by name."""
-    return dict(map(_field, options.judge_extra_body))
-
-
-def _field(text: str) -> tuple[str, Any]:
-    """(name, value) of KEY=VALUE: a value that is not JSON is a text. Raises ValueError with what is wrong."""
+def extra_field(text: str) -> tuple[str, Any]:
+    """(name, value) of KEY=VALUE; a value that is not JSON is a text. Raises ValueError with what is wrong."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise ValueError("expected KEY=VALUE, such as top_k=1")

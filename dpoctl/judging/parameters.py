@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config.judge_options import JudgeOptions
-from ..config.judging_verdict import extra_body
+from ..config.judging_verdict import extra_field
 from ..config.schema import flag_named
 from ..errors import InputError
 from ..runtime.server_errors import OTHER, ServerError
@@ -169,7 +169,7 @@ def _values(config: JudgeOptions) -> dict[str, Any]:
         values[_FORM] = response_format(template, explained=not soft)
     if config.judge_reasoning_effort:
         values["reasoning_effort"] = config.judge_reasoning_effort
-    return values | extra_body(config)
+    return values | _extra(config)
 
 
 def _required(config: JudgeOptions) -> dict[str, str]:
@@ -182,7 +182,12 @@ def _required(config: JudgeOptions) -> dict[str, str]:
     if config.judge_answer_format == "json":
         found[_FORM] = f"{form} auto asks for a labelled line where the server takes no schema"
     found["reasoning_effort"] = f"leave {effort} out, or give another one; some servers take a field in {extra}"
-    return found | {name: f"leave {extra} {name} out" for name in extra_body(config)}
+    return found | {name: f"leave {extra} {name} out" for name in _extra(config)}
+
+
+def _extra(config: JudgeOptions) -> dict[str, Any]:
+    """The fields of --extra-body by name."""
+    return dict(map(extra_field, config.judge_extra_body))
 
 
 def _shown(value: Any) -> str:
