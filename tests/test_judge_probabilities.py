@@ -1,5 +1,7 @@
 """Verdicts from log-probabilities: the token of the choice in many spellings, real runs, servers that give none."""
 
+import hashlib
+import itertools
 import json
 import math
 
@@ -9,6 +11,7 @@ from dpoctl.judging.probabilities import IMPROBABLE, NO_LOGPROBS, NOT_FOUND, pro
 from dpoctl.judging.prompts import CRITERIA, load_criterion
 from dpoctl.judging.reading import as_asked
 from dpoctl.judging.replies import read_answer
+from dpoctl.outputs.files import seal
 from helpers.judge_server import JudgeServer, Special, choice
 from helpers.judging import candidates, fenced, judged, likes_good, manifest, rows_of, run
 from helpers.logprobs import between, entry, spelt, sure_of_a, with_logprobs
@@ -199,6 +202,25 @@ def test_cached_answers_hold_their_probabilities_and_those_of_text_stay(tmp_path
         assert sum("tokens" in one for one in stored) == 10
         plain = next(one for one in stored if "tokens" not in one)
         assert set(plain) == {"id", "text", "prompt_tokens", "completion_tokens", "reason"}
+
+
+def test_answers_that_older_versions_cached_stay_valid(tmp_path):
+    """The key is the complete request, which has no new fields without the options; nothing is asked again."""
+    candidates(tmp_path, 2)
+    with JudgeServer(likes_good) as server:
+        criterion, answer = load_criterion("helpful"), {"prompt_tokens": 1, "completion_tokens": 1, "reason": ""}
+        for i, order in itertools.product(range(2), ("AB", "BA")):
+            shown = (f"good {i}", f"bad {i}") if order == "AB" else (f"bad {i}", f"good {i}")
+            content = criterion.request(f"Question {i}?", *shown, f"0 p{i} 0 None None")
+            body = {"model": "m", "messages": [{"role": "user", "content": content}], "max_tokens": 1024}
+            key = json.dumps({"server": server.url, **body, "temperature": 0.0}, sort_keys=True)
+            digest = hashlib.sha256(key.encode()).hexdigest()
+            path = tmp_path / "cache" / "dpoctl" / "judge" / digest[:2] / f"{digest}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(seal({"text": f"Preferred: {order[0]}"} | answer)))
+        judged(tmp_path, server)
+        assert server.requests == 0 and manifest(tmp_path)["cost"]["from_cache"] == 4
+    assert [row["verdict"] for row in rows_of(tmp_path / "j.jsonl")] == ["a", "a"] * 2
 
 
 REFUSED = {
