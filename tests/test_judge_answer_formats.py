@@ -132,6 +132,15 @@ def test_a_required_schema_that_is_refused(tmp_path):
     assert "refuses response_format json_schema" in err and "--answer-format auto" in err
 
 
+@pytest.mark.parametrize("flags", [JSON, AUTO, ("--verdict", "logprobs")])
+def test_a_rubric_is_read_as_text(flags, tmp_path):
+    candidates(tmp_path, 2)
+    (tmp_path / "r.yaml").write_text("criteria:\n  accuracy: Which is more accurate?\n  brevity: Which is shorter?\n")
+    with JudgeServer(as_line) as server:
+        err = judged(tmp_path, server, *flags, "--criterion", "r.yaml", code=2)
+        assert "the lines of a rubric are read as text" in err and not server.requests
+
+
 def test_json_with_probabilities(tmp_path):
     """The choice alone is asked for, and its token is found in the object."""
     candidates(tmp_path, 4)

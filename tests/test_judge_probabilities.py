@@ -139,7 +139,7 @@ def test_the_choice_comes_first(name):
     """After a sentence that says which is better the choice is certain: it is not asked for."""
 
     class Options:
-        judge_verdict = "logprobs"
+        judge_verdict, judge_answer_format = "logprobs", "line"
 
     plain = load_criterion(name)
     text = as_asked(plain, Options).request("p", "a", "b", "k")

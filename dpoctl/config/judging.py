@@ -40,6 +40,8 @@ def _of_server() -> dict[str, dict]:
     found = on_a_server(_SERVER)
     for name in _SERVER_FLAGS:
         found[f"judge_{name}"]["flag"] = "--" + name.replace("_", "-")
+    for name in ("verdict", "answer_format"):
+        found[f"judge_{name}"]["when"] = all_of(_SERVER, not_given("scale"))
     return found
 
 

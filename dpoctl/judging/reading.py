@@ -1,8 +1,10 @@
 """From a judge's reply to its verdict, as the command's options say: from text or JSON, and with a probability."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
+from ..config.judge_options import JudgeOptions
 from ..config.judging_verdict import VerdictOptions
 from ..config.schema import flag_named
 from ..errors import InputError
@@ -28,12 +30,21 @@ class Read(NamedTuple):
     p: float | None = None
 
 
-def as_asked(criterion: Criterion, options: VerdictOptions) -> Criterion:
+def as_asked(criterion: Criterion, options: JudgeOptions) -> Criterion:
     """The criterion as it is asked. Under --verdict logprobs without an explanation: after one that says which is
-    better, the choice is certain and its probability tells nothing."""
-    if options.judge_verdict != "logprobs":
+    better, the choice is certain and its probability tells nothing.
+
+    Raises InputError for a rubric whose lines are to be read as something else than text.
+    """
+    if options.judge_verdict == "text" and options.judge_answer_format == "line":
         return criterion
-    return Criterion(criterion.template.replace(_EXPLAINED, _ALONE), criterion.question, criterion.prompt_noun)
+    if criterion.lines:
+        flags = " and ".join(flag_named(options, f"judge_{name}") for name in ("verdict", "answer_format"))
+        message = f"--criterion {options.criterion}: the lines of a rubric are read as text, one by one"
+        raise InputError(message, f"leave {flags} out, or name one criterion")
+    if options.judge_verdict == "text":
+        return criterion
+    return replace(criterion, template=criterion.template.replace(_EXPLAINED, _ALONE))
 
 
 def read_reply(reply: Reply, options: VerdictOptions) -> Read:
