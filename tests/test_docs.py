@@ -25,6 +25,7 @@ from dpoctl.data.stored import carried
 from helpers import real_models
 from helpers.chain import ROOT
 from helpers.judge_server import JudgeServer
+from helpers.logprobs import between, spelt, with_logprobs
 
 DOCS = ROOT / "dpoctl" / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted((ROOT / "recipes").glob("*/README.md"))]
@@ -163,7 +164,8 @@ def environment(prefs, tmp_path_factory) -> Iterator[dict[str, str]]:
     script = ROOT / "tests" / "helpers" / "docs_command.py"
     (binaries / "dpoctl").write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {script} "$@"\n')
     (binaries / "dpoctl").chmod(0o755)
-    with JudgeServer(lambda request: "A says more.\nPreferred: A") as server:
+    tokens = ("A", " says", " more", ".\n", "Preferred", ":", between(0.8))
+    with JudgeServer(lambda request: with_logprobs("A says more.\nPreferred: A", spelt(*tokens))) as server:
         yield prefs.env | {
             "PATH": f"{binaries}:{os.environ['PATH']}",
             "DOCS_WARM": json.dumps(prefs.warm),

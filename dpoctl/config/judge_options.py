@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .conditions import When
+from .judging_verdict import OF_VERDICTS, VerdictOptions
 from .schema import NAME_OR_FILE, flag_named, option
 from .shared import JUDGE, SERVER, Seeded, address_problem
 
@@ -12,11 +13,12 @@ CRITERIA = ("summary-s", "summary-c", "helpful", "sentiment")
 ON_A_SERVER = (  # read where a chat-completions server is the judge
     *("judge_model", "judge_base_url", "judge_concurrency", "judge_timeout", "judge_retries", "judge_max_tokens"),
     *("judge_temperature", "price_in", "price_out", "max_cost", "judge_cache_dir"),
+    *OF_VERDICTS,
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeOptions(Seeded):
+class JudgeOptions(VerdictOptions, Seeded):
     """What is asked, with fences drawn from the seed, and of which server; the commands say when each is read."""
 
     criterion: str = option(

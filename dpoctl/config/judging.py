@@ -30,7 +30,10 @@ _SERVER, _SCORER, _PEOPLE = (one_of("backend", name) for name in ("openai", "sco
 _NOT_PEOPLE = one_of("backend", "openai", "scorer")
 _COMPARED = (not_given("check"), not_given("scale"))  # two candidates, neither known to be better
 _ASKED = one_of("backend", "openai", "human")  # a scorer is not asked a question
-_SERVER_FLAGS = ("model", "base_url", "concurrency", "timeout", "retries", "max_tokens", "cache_dir")
+_SERVER_FLAGS = (
+    *("model", "base_url", "concurrency", "timeout", "retries", "max_tokens", "cache_dir"),
+    *("verdict", "answer_format", "reasoning_effort", "extra_body"),
+)
 
 
 def _of_server() -> dict[str, dict]:
@@ -38,6 +41,8 @@ def _of_server() -> dict[str, dict]:
     found = on_a_server(_SERVER)
     for name in _SERVER_FLAGS:
         found[f"judge_{name}"]["flag"] = "--" + name.replace("_", "-")
+    for name in ("verdict", "answer_format"):
+        found[f"judge_{name}"]["when"] = all_of(_SERVER, not_given("scale"))
     return found
 
 

@@ -181,7 +181,7 @@ def _sample_row(number: int, row: dict) -> dict:
 
 
 def _judgement_row(number: int, row: dict) -> dict:
-    """`prompt_id`, `k`, `prompt`, the candidates `a` and `b` as text, and the `verdict`; perhaps `judge` and `b_k`."""
+    """`prompt_id`, `k`, `prompt`, the candidates `a` and `b` as text, the `verdict`; perhaps `judge`, `b_k` and `p`."""
     for name in ("prompt_id", "k", "prompt", "a", "b", "verdict"):
         if row.get(name) is None:
             raise BadRow(name, "what every row of dpoctl judge has", "nothing")
@@ -194,8 +194,10 @@ def _judgement_row(number: int, row: dict) -> dict:
         raise BadRow("verdict", f"one of {', '.join(VERDICTS)}", named(row["verdict"]))
     if row.get("judge") is not None:
         check_string(row["judge"], "judge")
-    for name in ("temperature", "step"):
+    for name in ("temperature", "step", "p"):
         check_number(row, name)
+    if row.get("p") is not None and not 0 <= row["p"] <= 1:
+        raise BadRow("p", "a probability from 0 to 1", named(row["p"]))
     return row
 
 

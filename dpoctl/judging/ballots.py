@@ -9,7 +9,7 @@ from ..data.samples import Reading, SampleFiles
 from ..data.stored import carried
 from ..errors import InputError
 from .comparisons import text_of
-from .summary import vote_of
+from .summary import Vote, turned, vote_on
 
 Prompt = tuple[str, str]  # prompt_id, and the prompt as text
 Texts = tuple[str, str]  # a and b
@@ -31,7 +31,7 @@ class Ballots:
         self.paths, self.reading = paths, reading
         self.skipped: Counter[str] = Counter()
         self.prompts: list[Prompt] = []
-        self._votes: dict[Prompt, dict[Texts, list[str]]] = {}
+        self._votes: dict[Prompt, dict[Texts, list[Vote]]] = {}
         self._ks: dict[tuple[Prompt, str], int | None] = {}
         self._places: dict[tuple[Prompt, Texts], str] = {}
         self._prompt_of: dict[str, str] = {}
@@ -43,7 +43,7 @@ class Ballots:
             raise InputError(f"{', '.join(paths)}: no judgements but a canary's", "give a file of dpoctl judge")
 
     def _read(self, path: str) -> None:
-        voters: dict[tuple[Prompt, Texts, str | None, str | None], list[str]] = {}
+        voters: dict[tuple[Prompt, Texts, str | None, str | None], list[dict]] = {}
         skipped, reading, kept = Counter[str](), self.reading, 0
         rows = stream_rows(path, "judgements", skip_bad=reading.skip_bad, columns=reading.columns, skipped=skipped)
         for line, row in rows:
@@ -57,12 +57,13 @@ class Ballots:
                 continue
             kept += 1
             if not row.get("canary") and self._enter(row, f"{path}:{line}"):
-                prompt, texts, verdict = (row["prompt_id"], row["prompt"]), (row["a"], row["b"]), row["verdict"]
+                prompt, texts = (row["prompt_id"], row["prompt"]), (row["a"], row["b"])
+                said = {"verdict": row["verdict"], "p": row.get("p")}
                 if texts not in self._votes[prompt]:  # it is entered the other way round
-                    texts, verdict = (texts[1], texts[0]), {"a": "b", "b": "a"}.get(verdict, verdict)
-                voters.setdefault((prompt, texts, row.get("judge"), row.get("criterion")), []).append(verdict)
-        for (prompt, texts, *_), verdicts in voters.items():
-            self._votes[prompt][texts].append(vote_of(verdicts))
+                    texts, said = (texts[1], texts[0]), turned(said)
+                voters.setdefault((prompt, texts, row.get("judge"), row.get("criterion")), []).append(said)
+        for (prompt, texts, *_), judged in voters.items():
+            self._votes[prompt][texts].append(vote_on(judged))
         warn_of_skipped(path, kept, skipped)
         self.skipped.update(skipped)
 
@@ -149,7 +150,7 @@ class Ballots:
             _HINT,
         )
 
-    def of_samples(self, rows: Sequence[dict]) -> tuple[list[dict], dict[tuple[int, int], list[str]]]:
+    def of_samples(self, rows: Sequence[dict]) -> tuple[list[dict], dict[tuple[int, int], list[Vote]]]:
         """(the samples of a prompt that were judged, the votes on pairs of them by their indices)."""
         prompt = self._judged.get(rows[0]["prompt_id"])
         if prompt is None:

@@ -19,7 +19,7 @@ from ..errors import InputError
 from ..outputs.files import cache_home, is_intact, seal, write_atomic
 from ..runtime.http import backoff_s, retry_after_s, without_key
 from ..runtime.server_errors import CONTENT, FATAL, TRANSIENT, ServerError, error_in
-from .parameters import Parameters
+from .parameters import Parameters, as_call
 from .replies import Answer, ErrorInside, NoChoice, Refusal, Reply, read_answer
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Client:
         return InputError(f"the judge's server refuses the request: {error}{more}", hint)
 
     def _body(self, request: str, parameters: Parameters) -> dict[str, Any]:
-        message = {"role": "user", "content": request}
+        message = {"role": "user", "content": request + parameters.addition}
         return {"model": self.config.judge_model, "messages": [message]} | parameters.sent()
 
     def _path(self, body: dict[str, Any]) -> Path:
@@ -180,7 +180,7 @@ class Client:
         openai = self.openai
         malformed = (openai.APIError, ValueError, TypeError, AttributeError, KeyError, IndexError)
         try:
-            response = self.client.chat.completions.with_raw_response.create(**body)
+            response = self.client.chat.completions.with_raw_response.create(**as_call(body))
             answer = read_answer(response.text)
         except ErrorInside as e:
             error = replace(e.error, message=self._without_key(e.error.message))
@@ -197,14 +197,14 @@ class Client:
             return _Failure(f"{type(e).__name__} ({self._without_key(str(e.__cause__ or e))[:160]})")
         except malformed as e:  # not JSON, or without the fields of a completion
             return _Failure(f"a malformed response ({type(e).__name__}: {self._without_key(str(e))[:160]})")
-        answer = replace(answer, text=self._without_key(answer.text))
+        answer = answer.changed(self._without_key)
         counted = answer.prompt_tokens or answer.completion_tokens
         if self.config.max_cost is not None and not counted and not answer.reason:
             raise InputError("--max-cost: the judge's server counts no tokens", hint="leave --max-cost out")
         path = self._path(body)
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # another process has just cached the same answer
-            write_atomic(path, json.dumps(seal(vars(answer))))
+            write_atomic(path, json.dumps(seal(answer.stored())))
         self._count(answer, "asked")
         return answer
 
@@ -233,11 +233,7 @@ class Client:
         if changed.limit != parameters.limit:
             log.warn(f"the judge's server takes {changed.limit} in place of {parameters.limit}: {error}")
         for name in lost:
-            value = dict(parameters.values)[name]
-            log.warn(
-                f"the judge's server refuses {name} {value:g}: it is not sent, and the judge answers at the server's "
-                f"own {name}, so that verdicts may differ from those at {value:g} and between runs: {error}"
-            )
+            log.warn(f"the judge's server refuses {parameters.told_without(name)}: {error}")
         return True
 
     def _watch(self, reply: Reply) -> None:

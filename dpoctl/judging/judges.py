@@ -11,8 +11,8 @@ from ..runtime.http import as_completed
 from .client import Client, Pending
 from .comparisons import Comparison
 from .questions import question_of
+from .reading import read_reply, require_logprobs
 from .replies import Answer, Refusal, Reply
-from .verdicts import Verdict, read_verdict
 
 _FIRST_REFUSED = 8  # refusals without a stated reason before any answer: the mistake is in the command
 
@@ -113,6 +113,7 @@ class ModelJudge:
         from_cache = len(requests) - len(left)
         if not self.client.accepted:
             left = self._open(requests, replies, left)
+            require_logprobs(replies, self.config)
         self._ask(requests, replies, left)
         if from_cache and parameters.values != self.client.parameters.values:  # these were given with other ones
             self.client.counts = counts
@@ -179,10 +180,11 @@ class ModelJudge:
         return [self._row(c, order, reply)]
 
     def _row(self, c: Comparison, order: str, reply: Reply) -> dict[str, Any]:
-        written = isinstance(reply, Answer) and not reply.reason
-        verdict = read_verdict(reply.raw) if written else Verdict(None, reply.reason)
-        row = c.row(order, verdict.choice, self.config.criterion, str(self.config.judge_model), reply.raw)
-        return row | ({"reason": verdict.reason.partition(":")[0]} if verdict.reason else {})
+        read = read_reply(reply, self.config)
+        row = c.row(order, read.choice, self.config.criterion, str(self.config.judge_model), reply.raw)
+        if read.p is not None:
+            row["p"] = read.p if order == "AB" else 1 - read.p
+        return row | ({"reason": read.reason.partition(":")[0]} if read.reason else {})
 
     def state(self) -> dict[str, Any]:
         return self.client.state()

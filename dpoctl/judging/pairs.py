@@ -22,30 +22,30 @@ from .asking import Asking
 from .ballots import Ballots
 from .comparisons import Comparison, look_equal, of_samples
 from .judges import open_judge
-from .summary import score_of, vote_of
+from .summary import INDIFFERENT, Vote, by_criterion, score_of, vote_on
 
 Pair = tuple[int, int]  # indices of two samples of a prompt
 
 
 class Decision(NamedTuple):
-    """The share of the valid votes that are for the first of two samples, ties counted half; how many these are."""
+    """The share of the valid votes that are for the first of two samples, ties counted half; how many these are.
+
+    A judge's probability is that share of its vote; one that is a tie (see summary.INDIFFERENT) is half."""
 
     share: float
     votes: int
 
 
-def decision_of(votes: Sequence[str]) -> Decision:
-    """The decision of votes `a`, `b`, `tie` and `invalid`; of invalid ones alone no votes."""
+def decision_of(votes: Sequence[Vote]) -> Decision:
+    """The decision of votes `a`, `b`, `tie`, `invalid` and probabilities; of invalid ones alone no votes."""
     valid = [score_of(vote) for vote in votes if vote != "invalid"]
+    valid = [0.5 if abs(score - 0.5) < INDIFFERENT else score for score in valid]
     return Decision(sum(valid) / len(valid) if valid else 0.5, len(valid))
 
 
-def votes_of(rows: Sequence[dict]) -> list[str]:
+def votes_of(rows: Sequence[dict]) -> list[Vote]:
     """A judge's votes on a comparison, from its judgements in all orders: each criterion of a rubric has one."""
-    verdicts: dict[str, list[str]] = {}
-    for row in rows:
-        verdicts.setdefault(row["criterion"], []).append(row["verdict"])
-    return [vote_of(of_criterion) for of_criterion in verdicts.values()]
+    return [vote_on(of_criterion) for of_criterion in by_criterion(rows).values()]
 
 
 def judged_pairs(

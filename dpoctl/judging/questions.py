@@ -5,10 +5,11 @@ from ..config.judging import Judge
 from ..errors import InputError
 from .grading import load_scale
 from .prompts import Criterion, load_criterion
+from .reading import as_asked
 
 
 def question_of(config: JudgeOptions) -> Criterion:
-    """Raises InputError as load_criterion does, and for a rubric of several criteria where one is needed."""
+    """Raises InputError as load_criterion and as_asked do, and for a rubric where one criterion is needed."""
     if isinstance(config, Judge) and config.scale:
         return load_scale(config.criterion, config.prompt_noun)
     criterion = load_criterion(config.criterion, config.prompt_noun)
@@ -20,4 +21,4 @@ def question_of(config: JudgeOptions) -> Criterion:
         if config.check:
             hint = "the better answer is known by one criterion: give a rubric of one, or a name"
             raise InputError(f"--criterion {config.criterion}: --check takes one criterion", hint)
-    return criterion
+    return as_asked(criterion, config)

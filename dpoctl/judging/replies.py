@@ -1,10 +1,12 @@
 """What a judge's server replies to one request: an answer, or a refusal of this request alone."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..runtime.server_errors import CONTENT_FILTER, TOO_LONG, ServerError, read_error, status_of
+from .probabilities import Token, tokens_of
 
 CUT = "cut at the token limit"
 NO_ANSWER = "no answer"
@@ -40,17 +42,30 @@ class NoChoice(ValueError):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the judge wrote, the tokens that the server counted for it, and the `reason` if it holds no verdict."""
+    """What the judge wrote, the tokens that the server counted for it, and the `reason` if it holds no verdict.
+
+    `tokens`: those of the answer with their log-probabilities, where the server sends them.
+    """
 
     text: str
     prompt_tokens: int
     completion_tokens: int
     reason: str = ""
+    tokens: Sequence[Token] | None = None
 
     @property
     def raw(self) -> str:
         """What the judgement records."""
         return f"[{self.reason}] {self.text}".strip() if self.reason else self.text
+
+    def stored(self) -> dict[str, Any]:
+        """The fields as the cache holds them."""
+        return {name: value for name, value in vars(self).items() if name != "tokens" or value is not None}
+
+    def changed(self, change: Callable[[str], str]) -> "Answer":
+        """The answer with another text; then its tokens, which do not spell that, are left out."""
+        text = change(self.text)
+        return self if text == self.text else replace(self, text=text, tokens=None)
 
 
 @dataclass(frozen=True)
@@ -99,7 +114,7 @@ def read_answer(body: str) -> Answer:
         text = str(message["refusal"])
     counted = [usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
     text = text.encode("utf-8", "replace").decode()  # a lone surrogate cannot be written to a file
-    return Answer(text, int(counted[0]), int(counted[1]), reason)
+    return Answer(text, int(counted[0]), int(counted[1]), reason, tokens_of(choice.get("logprobs")))
 
 
 def _reason(message: dict[str, Any], finish: str) -> str:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from .. import log
+from ..data.fields import is_number
 from ..data.jsonl import read_jsonl
 from ..errors import InputError
 from ..outputs.manifests import read_manifest
 from . import judge_settings, statistics, tournament_summary
-from .summary import agreement, by_criterion, by_prompt, metrics_of
+from .summary import agreement, are_soft, by_criterion, by_prompt, calibration, metrics_of
 
 
 def metrics_with(counts: dict[str, Any], rows: Sequence[dict]) -> dict[str, Any]:
@@ -62,6 +63,8 @@ def compared(metrics: dict[str, Any], rows: Sequence[dict], options: dict[str, A
         other = _same_criterion(_read(compare), rows, compare)
         if names := {row.get("criterion", options["criterion"]) for row in other} - {options["criterion"]}:
             log.warn(f"{compare}: judged by criterion {', '.join(sorted(names))}, not {options['criterion']}")
+        if are_soft(rows) != are_soft(other):
+            log.warn(f"{compare}: one file has probabilities, the other verdicts: win rates differ by that too")
         try:
             metrics["compare"] = statistics.paired_difference(by_prompt(rows), by_prompt(other), options["seed"])
         except ValueError:
@@ -71,6 +74,8 @@ def compared(metrics: dict[str, Any], rows: Sequence[dict], options: dict[str, A
         metrics["against"] = agreement(rows, other)
         if metrics["against"] is None:
             raise InputError(f"{against}: judges none of these comparisons", "comparisons match by prompt_id and k")
+        if are_soft(rows) and (found := calibration(rows, other)):
+            metrics["calibration"] = found
         for person in metrics.get("people", ()):
             of_person = [row for row in rows if row["judge"] == person]
             metrics.setdefault("agreement", {})[f"{person} and {name}"] = agreement(of_person, other)
@@ -98,6 +103,8 @@ def _read(path: str) -> list[dict]:
                 raise InputError(f"{path}:{line}: field '{name}': missing; a judgement has it")
         if row["verdict"] not in ("a", "b", "tie", "invalid"):
             raise InputError(f"{path}:{line}: field 'verdict': expected a, b, tie or invalid, got {row['verdict']!r}")
+        if row.get("p") is not None and not (is_number(row["p"]) and 0 <= row["p"] <= 1):
+            raise InputError(f"{path}:{line}: field 'p': expected a probability from 0 to 1, got {row['p']!r}")
         if not row.get("canary"):
             rows.append(row)
     return rows

@@ -1,5 +1,6 @@
 """From judgements to a summary: wins, ties, flips with the order, what could not be parsed, lengths."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import combinations
@@ -9,6 +10,10 @@ from . import grades, krippendorff, statistics
 
 Key = tuple[Any, ...]  # what key_of returns
 Summary = dict[str, Any]  # what summarise returns
+Vote = str | float  # `a`, `b`, `tie`, `invalid`, or the probability that a is better
+
+INDIFFERENT = 0.05  # a probability that is less than this away from 1/2 is a tie
+_SURE = 0.01  # a probability that is less than this away from 0 or 1
 
 
 def key_of(row: dict) -> Key:
@@ -22,18 +27,63 @@ def outcomes(rows: Sequence[dict]) -> dict[Key, str]:
     """One outcome per comparison: `a`, `b`, `tie`, `invalid`.
 
     Judged in both orders, a win counts where both agree, else it is a tie; one order without a verdict makes the
-    comparison invalid. Several judges (people) have a vote each: the majority decides, and an even vote is a tie.
+    comparison invalid. Of probabilities the mean of both orders decides: a tie where it is less than INDIFFERENT away
+    from 1/2. Several judges (people) have a vote each: the majority decides, and an even vote is a tie.
     """
     votes: dict[Key, list[str]] = {}
     for (key, _), judged in _by_judge(rows).items():
-        votes.setdefault(key, []).append(vote_of(row["verdict"] for row in judged))
+        votes.setdefault(key, []).append(_leaning(vote_on(judged)))
     return {key: _majority(cast) for key, cast in votes.items()}
+
+
+def scores_of(rows: Sequence[dict]) -> dict[Key, float]:
+    """The score of a in each valid comparison, from 0 to 1: of its outcome, or where judges gave probabilities the mean
+    over judges (of a judge without one, of its verdict)."""
+    if not are_soft(rows):
+        return {key: score_of(outcome) for key, outcome in outcomes(rows).items() if outcome != "invalid"}
+    return mean_votes(rows)
+
+
+def mean_votes(rows: Sequence[dict]) -> dict[Key, float]:
+    """The mean over judges of the score of a in each comparison that is valid for one of them."""
+    votes: dict[Key, list[float]] = {}
+    for (key, _), judged in _by_judge(rows).items():
+        if (vote := vote_on(judged)) != "invalid":
+            votes.setdefault(key, []).append(score_of(vote))
+    return {key: sum(cast) / len(cast) for key, cast in votes.items()}
+
+
+def are_soft(rows: Iterable[dict]) -> bool:
+    """Whether some of the judgements hold the probability that a is better."""
+    return any(row.get("p") is not None for row in rows)
+
+
+def vote_on(rows: Sequence[dict]) -> Vote:
+    """A judge's vote on a comparison, from its judgement or those of both orders: the mean of their probabilities where
+    all have one, else from their verdicts."""
+    if any(row["verdict"] == "invalid" or row.get("p") is None for row in rows):
+        return vote_of(row["verdict"] for row in rows)
+    return math.fsum(row["p"] for row in rows) / len(rows)
+
+
+def turned(row: dict) -> dict:
+    """`verdict` and `p` of a judgement, said of b and a in place of a and b."""
+    p = row.get("p")
+    verdict = {"a": "b", "b": "a"}.get(row["verdict"], row["verdict"])
+    return {"verdict": verdict, "p": None if p is None else 1 - p}
 
 
 def vote_of(verdicts: Iterable[str]) -> str:
     """A judge's vote on a comparison, from its verdict or those of both orders."""
     found = set(verdicts)
     return "invalid" if "invalid" in found else found.pop() if len(found) == 1 else "tie"
+
+
+def _leaning(vote: Vote) -> str:
+    """The vote as a verdict."""
+    if isinstance(vote, str):
+        return vote
+    return "tie" if abs(vote - 0.5) < INDIFFERENT else "a" if vote > 0.5 else "b"
 
 
 def _majority(votes: list[str]) -> str:
@@ -50,9 +100,9 @@ def _by_judge(rows: Sequence[dict]) -> dict[tuple[Key, str | None], list[dict]]:
     return found
 
 
-def score_of(outcome: str) -> float:
-    """1 for a win of a, 0 for one of b, 1/2 for a tie."""
-    return {"a": 1.0, "tie": 0.5, "b": 0.0}[outcome]
+def score_of(vote: Vote) -> float:
+    """1 for a win of a, 0 for one of b, 1/2 for a tie; a probability itself."""
+    return {"a": 1.0, "tie": 0.5, "b": 0.0}[vote] if isinstance(vote, str) else vote
 
 
 def summarise(rows: Sequence[dict]) -> Summary:
@@ -60,11 +110,13 @@ def summarise(rows: Sequence[dict]) -> Summary:
 
     The interval is Wilson's where each prompt was judged once, else a bootstrap over prompts. `flips`: the share of
     comparisons, valid in both orders, whose verdict depends on the order. `invalid_reasons`: how many judgements are
-    invalid for which reason, where any are. Lengths are in words.
+    invalid for which reason, where any are. Lengths are in words. Of judgements with probabilities the win rate is
+    their mean, the interval `statistics.soft_interval`, and `sure` the share of them below 0.01 or above 0.99.
     """
     found = outcomes(rows)
     valid = {key: o for key, o in found.items() if o != "invalid"}
-    scores = {key: score_of(o) for key, o in valid.items()}
+    scores = scores_of(rows)
+    probabilities = [row["p"] for row in rows if row.get("p") is not None]
     n = len(valid)
     texts = {key_of(row): (row["a"], row["b"]) for row in rows}
     lengths = {key: tuple(len(text.split()) for text in pair) for key, pair in texts.items()}
@@ -75,7 +127,11 @@ def summarise(rows: Sequence[dict]) -> Summary:
     if rate is not None:
         prompts = [prompt for prompt, *_ in scores]
         once = len(set(prompts)) == len(prompts)
-        interval = statistics.wilson(rate, n) if once else statistics.bootstrap(list(scores.values()), prompts)
+        if probabilities:
+            interval = statistics.soft_interval(list(scores.values()), prompts)
+        else:
+            interval = statistics.wilson(rate, n) if once else statistics.bootstrap(list(scores.values()), prompts)
+    sure = sum(min(p, 1 - p) < _SURE for p in probabilities)
     reasons = Counter(row.get("reason") or "no verdict" for row in rows if row["verdict"] == "invalid")
     return {
         "n": n,
@@ -91,7 +147,9 @@ def summarise(rows: Sequence[dict]) -> Summary:
         "length_controlled": statistics.length_controlled(
             [scores[key] for key in scores], [lengths[key][0] - lengths[key][1] for key in scores]
         ),
-    } | ({"invalid_reasons": dict(reasons.most_common())} if reasons else {})
+        **({"invalid_reasons": dict(reasons.most_common())} if reasons else {}),
+        **({"soft": True, "sure": sure / len(probabilities)} if probabilities else {}),
+    }
 
 
 def summaries_by(name: str, rows: Sequence[dict]) -> list[Summary]:
@@ -153,7 +211,15 @@ def agreement(one: Sequence[dict], other: Sequence[dict]) -> dict | None:
 def by_prompt(rows: Sequence[dict]) -> dict[str, float]:
     """Mean score of a by prompt, invalid comparisons left out."""
     scores: dict[str, list[float]] = {}
-    for (prompt, *_), outcome in outcomes(rows).items():
-        if outcome != "invalid":
-            scores.setdefault(prompt, []).append(score_of(outcome))
+    for (prompt, *_), score in scores_of(rows).items():
+        scores.setdefault(prompt, []).append(score)
     return {prompt: sum(found) / len(found) for prompt, found in scores.items()}
+
+
+def calibration(rows: Sequence[dict], other: Sequence[dict]) -> dict[str, Any] | None:
+    """How well the probabilities of `rows` agree with the verdicts of other judges, such as people, on the same
+    comparisons (see `statistics.reliability`). Of several others the mean of the votes counts. None without a common
+    comparison."""
+    scores, known = scores_of(rows), mean_votes(other)
+    common = [key for key in scores if key in known]
+    return statistics.reliability([scores[key] for key in common], [known[key] for key in common]) if common else None

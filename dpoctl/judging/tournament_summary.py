@@ -8,7 +8,7 @@ import numpy as np
 
 from . import bradley_terry, statistics
 from .bradley_terry import ELO, Place
-from .summary import agreement, by_criterion, outcomes, score_of, summarise
+from .summary import agreement, by_criterion, scores_of, summarise
 
 _OF_ALL = ("n", "ties", "flips", "invalid", "invalid_reasons")  # what a summary of all pairs tells
 
@@ -60,8 +60,7 @@ def by_pair(rows: Sequence[dict]) -> dict[tuple[str, str], list[dict]]:
 
 def _scored(rows: Sequence[dict]) -> list[tuple[str, str, str, float]]:
     """(prompt, a, b, score of a) of each valid comparison."""
-    found = outcomes(rows)
-    return [(key[0], *key[-2:], score_of(outcome)) for key, outcome in found.items() if outcome != "invalid"]
+    return [(key[0], *key[-2:], score) for key, score in scores_of(rows).items()]
 
 
 def _shown(name: str, place: Place, baseline: str | None, scored: Sequence[tuple[str, str, str, float]]) -> dict:

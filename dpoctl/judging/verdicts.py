@@ -35,7 +35,7 @@ def read_verdict(answer: str) -> Verdict:
     value = _value(lines[last])
     if not re.search(r"\w", value) and last + 1 < len(lines):  # the choice stands on the next line
         value = lines[last + 1]
-    choice = _choice(value)
+    choice = choice_in(value)
     return Verdict(choice, "" if choice else UNCLEAR)
 
 
@@ -144,7 +144,7 @@ def _after_sentence(line: str) -> Verdict:
     return Verdict(named["choice"].upper())
 
 
-def _choice(value: str) -> str | None:
+def choice_in(value: str) -> str | None:
     """A, B, tie, or None: where the value names both, none, or one with a reservation."""
     if _TIE.match(value):
         return "tie"

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ..data.fields import is_number
 from ..data.jsonl import read_jsonl
 from ..data.readers import load_rows
 from ..errors import InputError
@@ -64,7 +65,9 @@ class Samples:
 
 @dataclass
 class Judged:
-    """A judgements file: a policy judged against another; its summary, and one per temperature and training step."""
+    """A judgements file: a policy judged against another; its summary, and one per temperature and training step.
+
+    `calibration`: of the judge's probabilities, where they were compared with other judgements."""
 
     name: str
     against: str
@@ -75,6 +78,7 @@ class Judged:
     by_step: list[Summary]
     judged_by: JudgedBy
     manifest: dict | None = None
+    calibration: dict[str, Any] | None = None
 
 
 @dataclass
@@ -260,6 +264,8 @@ def _judgements(path: str) -> list[dict]:
         missing = [name for name in _JUDGEMENT_FIELDS if name not in row]
         if missing:
             raise InputError(f"{path}:{line}: field '{missing[0]}': missing; a judgement has it")
+        if row.get("p") is not None and not (is_number(row["p"]) and 0 <= row["p"] <= 1):
+            raise InputError(f"{path}:{line}: field 'p': expected a probability from 0 to 1, got {row['p']!r}")
         if not row.get("canary"):
             rows.append(row)
     return rows
@@ -301,6 +307,7 @@ def _judged(path: str, manifest: dict | None) -> list[Judged]:
             by_step=summaries_by("step", judged),
             judged_by=_judged_by(judged, manifest),
             manifest=manifest,
+            calibration=((manifest or {}).get("metrics") or {}).get("calibration"),
         )
         for criterion, judged in criteria.items()
     ]

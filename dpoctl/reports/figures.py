@@ -117,6 +117,7 @@ def drawings(collected: Collected) -> list[Drawing | None]:
         wins.against_temperature(collected.judged),
         wins.against_step(collected.judged),
         *tournament_figures.drawings(collected.contests),
+        calibration.of_judges(collected.judged),
         checks.biases(collected.checked),
         _over_optimisation(runs),
         _fluency(runs),

@@ -6,10 +6,12 @@ from typing import Any
 from .. import log
 from ..judging.judge_settings import judged_by
 from ..judging.replies import CUT
-from ..judging.summary import Summary
+from ..judging.summary import INDIFFERENT, Summary
 from ..outputs.manifests import read_manifest
 from . import checks, grades, tables, tournaments
 from .collect import CheckedJudge
+
+_MOSTLY = 0.9  # of the probabilities
 
 
 def show(options: dict[str, Any], out: str, metrics: dict[str, Any]) -> None:
@@ -52,6 +54,7 @@ def _show_wins(options: dict[str, Any], criteria: dict[str, dict[str, Any]], cap
 
 def _tell(options: dict[str, Any], out: str, metrics: dict[str, Any], of: str) -> None:
     """What is invalid, and how judges and policies compare; `of` names the criterion of a rubric."""
+    _say_of_probabilities(metrics.get("summary", {}))
     for name, found in (("", metrics.get("summary", {})), (" of the canary", metrics.get("canary", {}))):
         if reasons := found.get("invalid_reasons"):
             counted = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
@@ -73,6 +76,25 @@ def _tell(options: dict[str, Any], out: str, metrics: dict[str, Any], of: str) -
     for name, a in agreements.items():
         if a:
             log.say(f"{of}agreement {name}: {a['raw']:.3f}, kappa {a['kappa']:.3f} over {a['n']} comparisons")
+    if c := metrics.get("calibration"):
+        title = f"Calibration against {options['against']}, by the judge's confidence"
+        tables.show(tables.calibration(c["bins"]), title)
+        log.say(f"{of}calibration: Brier score {c['brier']:.3f}, error {c['error']:.3f} over {c['n']} comparisons")
+
+
+def _say_of_probabilities(summary: dict[str, Any]) -> None:
+    """What a win rate of probabilities is, and where it says no more than one of verdicts."""
+    if not summary.get("soft"):
+        return
+    log.say(
+        f"the win rate is the mean of the judge's probabilities; a tie is a comparison whose probability is less than "
+        f"{INDIFFERENT:g} away from 1/2"
+    )
+    if summary["sure"] > _MOSTLY:
+        log.say(
+            f"{summary['sure']:.0%} of the probabilities are below 0.01 or above 0.99: the judge is sure before it "
+            "writes its choice, and they say little more than verdicts"
+        )
 
 
 def _show_check(metrics: dict[str, Any], out: str, caption: str) -> None:

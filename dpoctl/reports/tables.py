@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from ..judging.statistics import wilson
 from ..judging.summary import Summary
 from . import efficiency, rounds
 from .collect import Collected, Judged
@@ -155,6 +156,15 @@ def judgement_summaries(summaries: dict[str, Summary]) -> Rows:
     return Rows(["", *_SUMMARY_HEAD], [[name, *_summary(summary)] for name, summary in summaries.items()])
 
 
+def calibration(bins: Iterable[Sequence[float]]) -> Rows:
+    """One row for each bin of a judge's confidence."""
+    rows = []
+    for confidence, agreement, n in bins:
+        low, high = wilson(agreement, int(n))
+        rows.append([f"{confidence:.3f}", f"{agreement:.3f}", f"{low:.3f} to {high:.3f}", str(int(n))])
+    return Rows(["mean confidence", "agreement", "95 %", "comparisons"], rows)
+
+
 MANY_INVALID = 0.1  # the share of judgements from which on it is warned of
 _SUMMARY_HEAD = ["win rate", "95 %", "win / tie / loss", "flips", "invalid", "words A / B", "at equal length"]
 
@@ -251,6 +261,7 @@ def numbers(collected: Collected) -> dict[str, Any]:
         "tournaments": [{"file": c.name, **c.metrics, "judged_by": c.judged_by._asdict()} for c in collected.contests],
         "checks": [{"file": c.name, **c.metrics} for c in collected.checked],
         "grades": [{"policy": g.name, "criterion": g.criterion, **g.summary} for g in collected.graded],
+        "judge_calibration": [{"policy": j.name, **j.calibration} for j in collected.judged if j.calibration],
         "costs": [{"output": name, "stage": m["stage"], **m.get("cost", {})} for name, m in collected.costs],
         "dpo_against_rlhf": _mean_costs(collected),
     }
