@@ -112,14 +112,19 @@ class ModelJudge:
         from_cache = len(requests) - len(left)
         if not self.client.accepted:
             left = self._open(requests, replies, left)
-            require_logprobs(replies, self.config)
+            self._check_first(replies)
         self._ask(requests, replies, left)
+        self._check_first(replies)
         if from_cache and parameters.values != self.client.parameters.values:  # these were given with other ones
             self.client.counts = counts
             return self.rows(batch)
         self._decide(replies)
         answered = [(c, order, reply) for (c, order), reply in zip(asked, replies, strict=True) if reply]
         return [row for of_answer in answered for row in self._rows(*of_answer)]
+
+    def _check_first(self, replies: Sequence[Reply | None]) -> None:
+        if not self.client.rows_written:
+            require_logprobs(replies, self.config)
 
     def _open(self, requests: list[str], replies: list[Reply | None], left: list[int]) -> list[int]:
         """Ask one request after another until one is answered, so that parameters are learnt from few.
