@@ -273,13 +273,23 @@ def test_a_resumed_run_asks_for_as_few(tmp_path):
         assert [body["top_logprobs"] for body in server.bodies[before:]] == [5, 5]
 
 
-@pytest.mark.parametrize("logprobs", [None, spelt(*LABEL, entry(" A"), entry(" B"))])
+@pytest.mark.parametrize("logprobs", [None, spelt(*LABEL, entry(" A"))])
 def test_a_server_that_sends_none_is_noticed_at_its_first_answer(logprobs, tmp_path):
     candidates(tmp_path, 70)
-    with JudgeServer(lambda text: with_logprobs(likes_good(text), logprobs)) as server:
+    with JudgeServer(lambda text: with_logprobs("Preferred: A", logprobs)) as server:
         err = judged(tmp_path, server, *SOFT, code=2)
         assert server.requests == 1
     assert "sends no log-probabilities" in err and "hint: --verdict text" in err
+
+
+def test_tokens_that_do_not_spell_the_answers_are_noticed(tmp_path):
+    """Such as vLLM's `token_id:123`: in the first batch, of three."""
+    candidates(tmp_path, 140)
+    tokens = spelt("token_id:7", entry("token_id:9", top={"token_id:9": 0.9, "token_id:8": 0.1}))
+    with JudgeServer(lambda text: with_logprobs("Preferred: A", tokens)) as server:
+        err = judged(tmp_path, server, *SOFT, code=2)
+        assert server.requests == 128
+    assert "tokens that do not spell its answers" in err and "hint: --verdict text" in err
 
 
 def test_reasons_of_single_answers(tmp_path):

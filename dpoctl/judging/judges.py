@@ -113,8 +113,9 @@ class ModelJudge:
         from_cache = len(requests) - len(left)
         if not self.client.accepted:
             left = self._open(requests, replies, left)
-            require_logprobs(replies, self.config)
+            self._check_first(replies)
         self._ask(requests, replies, left)
+        self._check_first(replies)
         if from_cache and parameters.values != self.client.parameters.values:  # these were given with other ones
             self.client.counts = counts
             return self.rows(batch)
@@ -122,6 +123,10 @@ class ModelJudge:
         of = dict(zip(requests, replies, strict=True))
         answered = [(c, order, of[request]) for (c, order), request in zip(asked, wanted, strict=True)]
         return [row for c, order, reply in answered if reply for row in self._rows(c, order, reply)]
+
+    def _check_first(self, replies: Sequence[Reply | None]) -> None:
+        if not self.client.rows_written:
+            require_logprobs(replies, self.config)
 
     def _open(self, requests: list[str], replies: list[Reply | None], left: list[int]) -> list[int]:
         """Ask one request after another until one is answered, so that parameters are learnt from few.

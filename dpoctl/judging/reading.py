@@ -8,7 +8,7 @@ from ..config.judge_options import JudgeOptions
 from ..config.judging_verdict import VerdictOptions
 from ..config.schema import flag_named
 from ..errors import InputError
-from .probabilities import NO_LOGPROBS, probability_of_a
+from .probabilities import NO_LOGPROBS, NOT_FOUND, probability_of_a
 from .prompts import Criterion
 from .replies import Answer, Reply
 from .structured import NO_JSON, read_json
@@ -19,6 +19,7 @@ _EXPLAINED = (
     "line that holds"
 )
 _ALONE = "Write one line that holds"
+_FIRST_NOT_FOUND = 8  # answers: one may be odd
 
 
 class Read(NamedTuple):
@@ -63,15 +64,21 @@ def read_reply(reply: Reply, options: VerdictOptions) -> Read:
 
 
 def require_logprobs(replies: Iterable[Reply | None], options: VerdictOptions) -> None:
-    """Raises InputError where verdicts are read from probabilities, and no answer so far has log-probabilities."""
+    """Raises InputError where verdicts are read from probabilities and no answer so far has any: the rest would have
+    none either."""
     if options.judge_verdict != "logprobs":
         return
     found = [read_reply(reply, options) for reply in replies if reply]
-    if any(read.reason == NO_LOGPROBS for read in found) and all(read.p is None for read in found):
-        raise InputError(
-            "the judge's server sends no log-probabilities, which it was asked for",
-            f"{flag_named(options, 'judge_verdict')} text reads what the judge writes",
-        )
+    if any(read.p is not None for read in found):
+        return
+    said = ""
+    if any(read.reason == NO_LOGPROBS for read in found):
+        said = "sends no log-probabilities, which it was asked for"
+    elif sum(read.reason == NOT_FOUND for read in found) >= _FIRST_NOT_FOUND:
+        said = "sends log-probabilities of tokens that do not spell its answers"
+    if said:
+        hint = f"{flag_named(options, 'judge_verdict')} text reads what the judge writes"
+        raise InputError(f"the judge's server {said}", hint)
 
 
 def _read_text(answer: str, form: str) -> Verdict:
