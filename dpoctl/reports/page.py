@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from . import checks, efficiency, frontier, grades, rounds, tables
+from . import checks, efficiency, frontier, grades, reading, rounds, tables
 from .collect import Collected
 from .figures import SavedFigure
 
@@ -58,6 +58,7 @@ def write(collected: Collected, figures: Sequence[SavedFigure], title: str) -> s
         above_optimum=frontier.above_optimum(collected),
         check_note=checks.NOTE,
         graders=", ".join(dict.fromkeys(g.judge for g in collected.graded)),
+        readings=reading.sentences(collected),
         judges=", ".join(dict.fromkeys(f"{j.judge} ({j.criterion})" for j in collected.judged)),
         dpo_against_rlhf=tables.dpo_against_rlhf(collected),
     )
