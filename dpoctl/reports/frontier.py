@@ -73,6 +73,7 @@ def plane(collected: Collected) -> Drawing | None:
             if f"{line.series} {text}" not in labelled:  # the points of a run and its evaluation share one label
                 labelled.add(f"{line.series} {text}")
                 _annotate(axes, point, text, i)
+    _mark_kept(axes, collected.runs, place)
     every = [p for line in every_line for p in line.points]
     _draw_best_of_n(axes, collected.evaluations)
     _draw_optimum(axes, found[0].points if found else [], max(p["kl"] for p in every))
@@ -184,6 +185,21 @@ def _draw_line(axes: Axes, points: Sequence[Point], i: int, label: str | None, s
         elinewidth=0.6,
         label=label,
     )
+
+
+def _mark_kept(axes: Axes, runs: Sequence[Run], place: dict[str, int]) -> None:
+    """A star at the point of the update that a run keeps, where it keeps its best evaluation."""
+    label: str | None = "the update that is kept"
+    for run in runs:
+        if not (run.kept and run.points):
+            continue
+        point = run.final_point
+        if point["step"] != run.kept["best_step"] or point.get("kl") is None:
+            continue
+        style: dict[str, Any] = {"color": shared.colour(place.get(point["method"], 0)), "marker": "*", "markersize": 13}
+        style |= {"markeredgecolor": "#000000", "linestyle": "none", "zorder": 4}
+        axes.plot([point["kl"]], [point["reward"]], label=label, **style)
+        label = None
 
 
 def _annotate(axes: Axes, point: dict, text: str, i: int) -> None:
