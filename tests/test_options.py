@@ -70,6 +70,7 @@ COMBINED = {  # settings of several options, for conditions of several
         {"eval_data": "e", "select": "best"},
         {"eval_prompts": "p", "select": "best", "select_by": "reward"},
     ],
+    "train-rm": [{"select": "last"}],
     "evaluate": [
         {"model": ["m"], "prompts": "p", "ref": "r"},
         {"completions": ["c"], "selection_scorer": "s"},

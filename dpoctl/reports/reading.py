@@ -194,7 +194,7 @@ def _most_efficient(collected: Collected) -> list[Value]:
     groups: dict[tuple[str, Setting], list[tuple[float, float, float]]] = defaultdict(list)
     for p in collected.final_points:
         found = efficiency.efficiency(p, curves)
-        known = found.value and not found.at_least and found.error <= found.value / 2
+        known = found.value and not found.at_least and 0 < found.error <= found.value / 2
         if known and p["method"] not in ("optimum", "best-of-n"):
             groups[p["method"], key_of([p])].append((found.value or 0.0, found.error, p["reward"]))
     best: dict[str, Value] = {}
