@@ -253,7 +253,18 @@ def test_within_15_percent_of_the_measured_peak(tmp_path, layers, width, vocabul
     assert told == pytest.approx(measured, rel=0.15)
 
 
-def peaks(folder, layers: int, width: int, vocabulary: int) -> tuple[float, float]:
+@pytest.mark.slow
+@pytest.mark.parametrize(("layers", "width", "vocabulary"), [(4, 256, 8192), (6, 384, 50257)])
+def test_ilql_within_20_percent_of_the_measured_peak(tmp_path, layers, width, vocabulary):
+    """Q heads over the vocabulary and their targets: 154 million weights beside the 30 million of the larger model."""
+    told, measured = peaks(tmp_path, layers, width, vocabulary, "train-ilql --rows preferences")
+    print(f"{layers} layers of {width}: told {told} GB, measured {measured:.2f} GB")
+    assert told == pytest.approx(measured, rel=0.2)
+
+
+def peaks(
+    folder, layers: int, width: int, vocabulary: int, command: str = "train-dpo --cache-dir cache"
+) -> tuple[float, float]:
     """(planned, measured) peak of a device in GB."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -283,8 +294,8 @@ def peaks(folder, layers: int, width: int, vocabulary: int) -> tuple[float, floa
     rows = [{"prompt": text(150), "chosen": " " + text(40), "rejected": " " + text(50)} for _ in range(32)]
     (folder / "prefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     args = (
-        "train-dpo --model lm --data prefs.jsonl --batch-size 16 --max-steps 2 --epochs 9 "
-        "--tokens-per-batch 2048 --warmup-steps 0 --cache-dir cache --out run -q"
+        f"{command} --model lm --data prefs.jsonl --batch-size 16 --max-steps 2 --epochs 9 "
+        "--tokens-per-batch 2048 --warmup-steps 0 --out run -q"
     ).split()
 
     def run(*more: str) -> str:

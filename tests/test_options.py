@@ -68,7 +68,11 @@ PRESENT = {  # what makes a condition hold
 }
 COMBINED = {  # settings of several options, for conditions of several
     "sft": [{"eval_prompts": "p", "ref": "r"}, {"field": "chosen"}, {"eval_data": "e", "select": "best"}],
-    "train-dpo": [{"eval_data": "e", "select": "best"}],
+    "train-dpo": [
+        {"eval_data": "e", "select": "best"},
+        {"eval_prompts": "p", "select": "best", "select_by": "reward"},
+    ],
+    "train-rm": [{"select": "last"}],
     "evaluate": [
         {"model": ["m"], "prompts": "p", "ref": "r"},
         {"completions": ["c"], "selection_scorer": "s"},

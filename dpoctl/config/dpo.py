@@ -57,6 +57,7 @@ _REFERENCE = any_of(_WITH_REFERENCE, EVAL_PROMPTS)
     ref={"when": _REFERENCE},
     ref_revision={"when": replace(all_of(_REFERENCE, given("ref")), help="with --ref")},
     eval_every={"when": EVALUATED},
+    select={"when": EVALUATED, "help": "Keep the last weights, or those of the best evaluation (see --select-by)."},
 )
 @dataclass(frozen=True, kw_only=True)
 class TrainDPO(Selection, Balanced, WithReference, Frontier):
@@ -69,10 +70,19 @@ class TrainDPO(Selection, Balanced, WithReference, Frontier):
     )
     select_by: str = option(
         "loss",
-        "Held-out figure that --select best reads: the lowest loss or the highest accuracy.",
+        "What --select best reads: the lowest loss or the highest accuracy on --eval-data, or the highest reward of "
+        "--eval-prompts.",
         EVAL,
-        choices=("loss", "accuracy"),
+        choices=("loss", "accuracy", "reward"),
         when=one_of("select", "best"),
+    )
+    select_kl: float | None = option(
+        None,
+        "Select among the evaluations whose KL to the reference is at most this, in nats per sequence.",
+        EVAL,
+        above=0,
+        metavar="NATS",
+        when=one_of("select_by", "reward"),
     )
     loss: str = option(
         "sigmoid",
@@ -243,6 +253,15 @@ class TrainDPO(Selection, Balanced, WithReference, Frontier):
     def check_select_by(self) -> Iterator[str]:
         if self.is_unpaired and self.select == "best" and self.select_by == "accuracy":
             yield "--select-by accuracy ranks the completions of a pair, and these rows have one each: use loss"
+        if self.select == "best":
+            needed = "--eval-prompts" if self.select_by == "reward" else "--eval-data"
+            if not (self.eval_prompts if self.select_by == "reward" else self.eval_data):
+                yield f"--select-by {self.select_by} needs {needed}"
+
+    def check_select_kl(self) -> Iterator[str]:
+        plain = self.temperature > 0 and self.top_p == 1 and self.top_k == 0
+        if self.select_kl is not None and not plain:
+            yield "--select-kl: samples at temperature 0, or with --top-p or --top-k, have no KL"
 
     def check_unpaired(self) -> Iterator[str]:
         for name, asked in (("--wpo", self.wpo), ("--ld-alpha", self.ld_alpha is not None)):

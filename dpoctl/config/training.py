@@ -204,6 +204,16 @@ class WithReference:
         return (self.ref, self.ref_revision) if self.ref else (self.model, self.revision)
 
 
+def _patience() -> Any:
+    return option(
+        None,
+        "End the run after N evaluations in a row without a better one.",
+        EVAL,
+        at_least=1,
+        when=one_of("select", "best"),
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """A command that may keep the weights of its best evaluation on held-out rows."""
@@ -215,13 +225,7 @@ class Selection:
         choices=("last", "best"),
         when=given("eval_data"),
     )
-    patience: int | None = option(
-        None,
-        "End the run after N evaluations in a row without a better one.",
-        EVAL,
-        at_least=1,
-        when=one_of("select", "best"),
-    )
+    patience: int | None = _patience()
 
 
 @amended(
@@ -280,6 +284,7 @@ class TrainRM(Balanced, Training):
     select: str = option(
         "best", "Keep the weights with the best validation accuracy, or the last.", EVAL, choices=("best", "last")
     )
+    patience: int | None = _patience()
     by: str | None = option(
         None,
         "Also tell the held-out accuracy for each value of this column of the rows, such as subset.",

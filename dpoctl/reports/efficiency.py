@@ -41,12 +41,12 @@ def curves(collected: Collected) -> list[Curve]:
     groups: dict[tuple[str, tuple[object, ...]], list[Point]] = defaultdict(list)
     for p in collected.evaluations:
         if p["method"] == "optimum" and p.get("supported", True):
-            groups[p["model"], _measure(p)].append(p)
+            groups[p["model"], measure_of(p)].append(p)
     found = [Curve(sorted(group, key=lambda p: p["kl"]), measure) for (_, measure), group in groups.items()]
     return sorted(found, key=lambda curve: -len(curve.points))
 
 
-def _measure(point: Point) -> tuple[object, ...]:
+def measure_of(point: Point) -> tuple[object, ...]:
     """What two points must share to be compared: reference, scorer with its score type or function, temperature."""
     name = str(point.get("scorer", ""))
     kind = name.rpartition(":" if name.startswith("python:") else "@")[2]
@@ -56,7 +56,9 @@ def _measure(point: Point) -> tuple[object, ...]:
 
 def may_match(point: Point, curve: Curve) -> bool:
     """Whether nothing says that a point was measured with another reference, scorer or temperature than a curve."""
-    return all(one == other or None in (one, other) for one, other in zip(_measure(point), curve.measure, strict=True))
+    return all(
+        one == other or None in (one, other) for one, other in zip(measure_of(point), curve.measure, strict=True)
+    )
 
 
 def efficiency(point: Point, found: Sequence[Curve]) -> Efficiency:
@@ -70,7 +72,7 @@ def efficiency(point: Point, found: Sequence[Curve]) -> Efficiency:
         return Efficiency(None, why=_NO_CURVE)
     if kl <= 2 * _known(kl_se):
         return Efficiency(None, why="its KL is not above 0")
-    measure = _measure(point)
+    measure = measure_of(point)
     if None in measure:
         unknown = ("reference", "scorer", "temperature")[measure.index(None)]
         return Efficiency(None, why=f"its {unknown} is unknown: the manifest beside its file tells it")

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import efficiency, rounds, shared
+from . import efficiency, efficiency_panel, rounds, shared
 from .collect import Collected, Run
+from .efficiency_panel import Series
 from .origins import Point
 from .shared import Drawing
 
@@ -54,39 +55,58 @@ def plane(collected: Collected) -> Drawing | None:
 
     Rounds are one line.
     """
-    lines = _lines(collected)
-    if not lines:
+    every_line = lines(collected)
+    if not every_line:
         return None
-    figure, axes = shared.axes()
-    place = {m: i for i, m in enumerate(_order({line.series for line in lines}))}
+    found = efficiency.curves(collected)
+    place = {m: i for i, m in enumerate(_order({line.series for line in every_line}))}
+    every_line.sort(key=lambda line: place[line.series])
+    panel = _panel(every_line, place, found)
+    figure, axes, right = shared.two_axes(11.6) if panel else (*shared.axes(), None)
     labelled: set[str] = set()
-    for line in sorted(lines, key=lambda line: place[line.series]):
+    for line in every_line:
         i = place[line.series]
-        style = shared.line(0 if line.series.endswith(_ROUNDS) else i) if line.joined else "none"
+        style = _style(line, i)
         _draw_line(axes, line.points, i, None if line.series in labelled else line.series, style)
         labelled.add(line.series)
         for point, text in line.labels:
             if f"{line.series} {text}" not in labelled:  # the points of a run and its evaluation share one label
                 labelled.add(f"{line.series} {text}")
                 _annotate(axes, point, text, i)
-    every = [p for line in lines for p in line.points]
+    _mark_kept(axes, collected.runs, place)
+    every = [p for line in every_line for p in line.points]
     _draw_best_of_n(axes, collected.evaluations)
-    found = efficiency.curves(collected)
     _draw_optimum(axes, found[0].points if found else [], max(p["kl"] for p in every))
     axes.set_xlabel("sequence KL to the reference (nats)")
-    axes.set_ylabel(f"mean reward ({every[0].get('scorer', 'reward').rpartition('@')[2]})")
+    reward = f"mean reward ({every[0].get('scorer', 'reward').rpartition('@')[2]})"
+    axes.set_ylabel(reward)
+    if right is not None:
+        best = [p for p in collected.evaluations if p["method"] == "best-of-n"]
+        efficiency_panel.draw(right, panel, efficiency_panel.measured(best, found), reward)
     shared.legend(figure, axes)
     caption = (
         "The reward-KL plane: mean reward of completions of test prompts against the sequence KL to the reference, n = "
         f"{shared.count_range({p['n'] for p in every})} completions per point; bars are one standard error."
     )
-    if any(line.series.endswith(_ROUNDS) for line in lines):
+    if any(line.series.endswith(_ROUNDS) for line in every_line):
         caption += " Rounds are one line, from the policy of each to the next."
     caption += "".join(f" {text}." for text in rounds.told(collected))
-    return Drawing("frontier", caption + _caption_of_optimum(found), figure)
+    caption += _caption_of_optimum(found) + (efficiency_panel.CAPTION if panel else "")
+    return Drawing("frontier", caption, figure)
 
 
-def _lines(collected: Collected) -> list[Line]:
+def _panel(every_line: Sequence[Line], place: dict[str, int], found: Sequence[efficiency.Curve]) -> list[Series]:
+    """The lines of the panel of efficiency: those with a point that has one."""
+    measured = [(line, efficiency_panel.measured(line.points, found)) for line in every_line]
+    return [Series(i := place[line.series], _style(line, i), points) for line, points in measured if points]
+
+
+def _style(line: Line, i: int) -> str:
+    """The line style of a line of the series number `i`."""
+    return shared.line(0 if line.series.endswith(_ROUNDS) else i) if line.joined else "none"
+
+
+def lines(collected: Collected) -> list[Line]:
     """The lines of training and evaluated policies, those of rounds joined."""
     chains = rounds.paths(collected.runs)
     joined = {id(run) for chain in chains for run in chain}
@@ -94,18 +114,20 @@ def _lines(collected: Collected) -> list[Line]:
     for p in collected.evaluations:
         if p["method"] not in _CURVES:
             by_policy[p.origin.policy].append(p)
-    lines = []
+    found_lines = []
     for chain in chains:
         drawn = [(run, _drawable(run.points)) for run in chain]
         measured = [(run, _drawable(by_policy.get(run.origin.policy, []))) for run in chain if run.origin.policy]
         found = [_path(each) for each in (drawn, measured) if any(points for _, points in each)]
-        lines += [replace(line, joined=line is found[0]) for line in found]  # the same policies: one line is enough
+        found_lines += [
+            replace(line, joined=line is found[0]) for line in found
+        ]  # the same policies: one line is enough
     for run in collected.runs:
         if id(run) not in joined:
-            lines += _by_method(run.points)
+            found_lines += _by_method(run.points)
         elif run.origin.policy:
             by_policy.pop(run.origin.policy, None)
-    return lines + [line for points in by_policy.values() for line in _by_method(points)]
+    return found_lines + [line for points in by_policy.values() for line in _by_method(points)]
 
 
 def _path(chain: list[tuple[Run, list[Point]]]) -> Line:
@@ -163,6 +185,21 @@ def _draw_line(axes: Axes, points: Sequence[Point], i: int, label: str | None, s
         elinewidth=0.6,
         label=label,
     )
+
+
+def _mark_kept(axes: Axes, runs: Sequence[Run], place: dict[str, int]) -> None:
+    """A star at the point of the update that a run keeps, where it keeps its best evaluation."""
+    label: str | None = "the update that is kept"
+    for run in runs:
+        if not (run.kept and run.points):
+            continue
+        point = run.final_point
+        if point["step"] != run.kept["best_step"] or point.get("kl") is None:
+            continue
+        style: dict[str, Any] = {"color": shared.colour(place.get(point["method"], 0)), "marker": "*", "markersize": 13}
+        style |= {"markeredgecolor": "#000000", "linestyle": "none", "zorder": 4}
+        axes.plot([point["kl"]], [point["reward"]], label=label, **style)
+        label = None
 
 
 def _annotate(axes: Axes, point: dict, text: str, i: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from . import checks, efficiency, frontier, grades, judges, rounds, tables, tournaments
+from . import checks, efficiency, frontier, grades, judges, reading, rounds, tables, tournaments
 from .collect import CheckedJudge, Collected, Contest
 from .figures import SavedFigure
 
@@ -62,6 +62,7 @@ def write(collected: Collected, figures: Sequence[SavedFigure], title: str) -> s
         graders=list(dict.fromkeys(str(g.judged_by) for g in collected.graded)),
         judges=judges.caption(collected.judged).split("\n") if collected.judged else [],
         different_judges=judges.different(collected),
+        readings=reading.sentences(collected),
         dpo_against_rlhf=tables.dpo_against_rlhf(collected),
     )
 

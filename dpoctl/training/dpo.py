@@ -30,7 +30,7 @@ from .pairs import PairBatch
 from .reference_cache import ReferenceCache
 from .targets import Targets, check_score_type, targets_of
 
-_SELECTED = {"loss": "loss", "accuracy": "rewards/accuracies"}
+_SELECTED = {"loss": "loss", "accuracy": "rewards/accuracies", "reward": "reward"}
 _LARGEST_START = 1e-2  # float32's rounding of a sum over a response
 
 
@@ -71,6 +71,7 @@ class DPO(PairTask):
         self.held_out = self.with_reference(held_out, held_out_targets) if held_out else None
         self.has_held_out = held_out is not None
         self.select, self.patience = _SELECTED[config.select_by] if config.select == "best" else "", config.patience
+        self.most_kl = config.select_kl
         self._check_start()
         self.parts = held_out_files.parts_of(held_out.lines, config.eval_data) if held_out else {}
         self.extra_metrics = dict(self.data.counts) | held_out_files.counts_of(rows)

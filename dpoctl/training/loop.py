@@ -72,6 +72,7 @@ def _save_and_stop(trainer: "Trainer", step: int) -> None:
     """
     steps, more = trainer.task.stream.steps, trainer.task.finalizes
     due = step % trainer.config.save_every == 0 if step < steps else more
+    due = due or (more and trainer.out_of_patience)
     stopped = collectives.any_rank(bool(signals.stop.signal))
     if due or stopped:
         trainer.save(step)
@@ -187,12 +188,16 @@ class Trainer:
         row = {"step": step, "epoch": task.stream.epoch(step), "loss": means.pop("loss")}
         row |= {"grad_norm": means.pop("grad_norm"), "lr": lr, **means}
         self._write_timing(step)
+        found: dict[str, Any] = {}
         if evaluate and task.has_held_out:
-            held_out = collectives.from_rank_0(task.evaluate())
-            row |= {f"eval/{name}": value for name, value in held_out.items()}
-            self._keep_best(step, held_out)
+            found = collectives.from_rank_0(task.evaluate())
+            row |= {f"eval/{name}": value for name, value in found.items()}
+        if task.select in found:
+            self._keep_best(step, found)
         if evaluate and task.frontier:
-            self.measure_frontier_point(step)
+            point = self.measure_frontier_point(step)
+            if task.select == "reward":
+                self._keep_best(step, collectives.from_rank_0(point))
         row = rounded(row)
         self.logs["metrics"].write(row)
         self.board.write(step, row)
@@ -200,29 +205,35 @@ class Trainer:
         task.on_log(row)
         return row
 
-    def measure_frontier_point(self, step: int) -> None:
-        """Write a point of the frontier to eval.jsonl, and with --keep-samples its completions to samples.jsonl."""
+    def measure_frontier_point(self, step: int) -> dict[str, Any]:
+        """A point of the frontier; it goes to eval.jsonl, and with --keep-samples its completions to samples.jsonl."""
         frontier = self.task.frontier
         assert frontier is not None
         row, completions = frontier.measure(step)
         self.logs["eval"].write(row)
         if frontier.config.keep_samples:
             self.logs["samples"].write(*({"step": step} | c for c in completions))
+        return row
 
-    def _keep_best(self, step: int, held_out: dict[str, float]) -> None:
-        """Save the weights aside where the metric that selects is the best so far; else count the evaluation."""
-        select = self.task.select
-        if not select:
-            return
-        value = held_out[select]
+    def _keep_best(self, step: int, found: dict[str, Any]) -> None:
+        """Save the weights aside where the metric that selects is the best so far; else count the evaluation.
+
+        A point of the frontier whose KL is too large is not the best; before the first that is not, none are counted.
+        """
+        select, most = self.task.select, self.task.most_kl
+        value = found[select]
         if not math.isfinite(value):
             raise NumericalError(f"{self._where(step)}: the held-out {select} is {value}", hint=self.last_good())
         sign = -1 if select == "loss" else 1
-        if self.best and sign * value <= sign * self.best["value"]:
-            if self.task.patience:
+        kl = kl_of(found) if select == "reward" else None
+        too_far = most is not None and (kl is None or kl > most)
+        if too_far or (self.best and sign * value <= sign * self.best["value"]):
+            if self.task.patience and self.best:
                 self.best["waited"] = self.best.get("waited", 0) + 1
             return
         self.best = {"step": step, "value": value}
+        if kl is not None:
+            self.best["kl"] = kl
         checkpoints.check_finite(self.model, None, self._where(step), self.last_good())
         self.best["sha256"] = checkpoints.save_best(self.out, self.model)
 
@@ -297,6 +308,12 @@ class Trainer:
         return kept + "a smaller --lr, a longer --warmup-steps or --dtype float32 may help"
 
 
+def kl_of(point: dict[str, Any]) -> float | None:
+    """The KL of a point of the frontier: the exact one where there is one; None without any."""
+    exact = point.get("kl_exact")
+    return point["kl"] if exact is None else exact
+
+
 def _finish(trainer: Trainer, last_row: dict[str, float]) -> None:
     """Save the run directory as a Hugging Face model, write its manifest, and print the summary."""
     task, out, compute = trainer.task, trainer.out, trainer.compute
@@ -309,10 +326,15 @@ def _finish(trainer: Trainer, last_row: dict[str, float]) -> None:
     if trainer.best:
         checkpoints.load_best(out, trainer.model, trainer.best["sha256"])
         metrics["best_step"], metrics[f"best/{task.select}"] = trainer.best["step"], trainer.best["value"]
-        metrics |= trainer.held_out_at(trainer.best["step"])
+        kl = trainer.best.get("kl")
+        metrics |= trainer.held_out_at(trainer.best["step"]) | ({} if kl is None else {"best/kl": kl})
         if trainer.step < task.stream.steps:
             log.say(f"{out}: ends early, {task.patience} evaluations without a better {task.select}")
-        log.say(f"{out}: keeps update {trainer.best['step']}, {task.select} {trainer.best['value']:.4f}")
+        shown = "" if kl is None else f" at KL {kl:.2f}"
+        log.say(f"{out}: keeps update {trainer.best['step']}, {task.select} {trainer.best['value']:.4f}{shown}")
+    elif task.most_kl is not None:
+        log.warn(f"{out}: no evaluation had a KL of at most {task.most_kl:g}: the last weights are kept")
+    task.updates = trainer.step
     metrics |= task.finalize()
     if trainer.saved_changes and (share := trainer.saved_changes.warn()) is not None:
         metrics["saved_changes"] = share

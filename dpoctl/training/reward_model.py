@@ -50,7 +50,7 @@ class RewardModel(PairTask):
             self.config = replace(config, eval_every=per_epoch)
         self.sequences, self.held_out_sequences = pairs.sequences(self.data), pairs.sequences(self.held_out)
         self.has_held_out = True
-        self.select = "accuracy" if config.select == "best" else ""
+        self.select, self.patience = "accuracy" if config.select == "best" else "", config.patience
         counts = {"train_pairs": len(self.data.pairs), "validation_pairs": len(self.held_out.pairs)}
         self.extra_metrics |= dict(self.data.counts) | counts
         self.parts = held_out_files.parts_of(self.held_out.lines, config.eval_data)
@@ -157,7 +157,7 @@ class RewardModel(PairTask):
         return held_out | details | {"reward_shift": shift, "reward_scale": scale}
 
     def _stop_if_asked(self) -> None:
-        sharing.stop_together(f"update {self.stream.steps} of {self.stream.steps}; the state is saved")
+        sharing.stop_together(f"update {self.updates} of {self.stream.steps}; the state is saved")
 
     def _validate(self, after_round: Callable[[], None] = lambda: None) -> tuple[dict[str, float], dict[str, Any]]:
         """(logged metrics, accuracy by score margin and by confidence) on the held-out pairs."""
@@ -217,7 +217,7 @@ def _held_out_metrics(data: PairData, rewards: dict[int, float]) -> tuple[dict[s
     chosen, rejected = (torch.tensor([rewards[pair[side]] for pair in data.pairs]) for side in (0, 1))
     margin = chosen - rejected
     error, bins = calibration(margin)
-    right = (margin > 0).double()
+    right = _right(margin)
     metrics = {
         "loss": bradley_terry(chosen, rejected).mean().item(),
         "accuracy": right.mean().item(),
@@ -235,11 +235,16 @@ def _held_out_metrics(data: PairData, rewards: dict[int, float]) -> tuple[dict[s
     return metrics, {"accuracy_by_margin": by_margin, "calibration": [list(b) for b in bins]}
 
 
+def _right(margin: Tensor) -> Tensor:
+    """How right each pair is [P] float64: 1, 0, or a half for equal rewards, which bfloat16 gives."""
+    return (margin > 0).double() + 0.5 * (margin == 0).double()
+
+
 def _sums(rewards: Tensor, w: Tensor, l: Tensor) -> Sums:  # noqa: E741
     """Sums and weights of what is logged: accuracy and margin over pairs, the reward over completions, its extremes."""
     margin = rewards[w] - rewards[l]
     return {
-        "accuracy": ((margin > 0).double().sum(), float(len(w))),
+        "accuracy": (_right(margin).sum(), float(len(w))),
         "margin": (margin.double().sum(), float(len(w))),
         "mean_reward": (rewards.double().sum(), float(len(rewards))),
         "min_reward": (rewards.min(), min),

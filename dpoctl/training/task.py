@@ -32,18 +32,21 @@ class Task(ABC):
     The constructor opens the device, the model with its adapters, and shards it; a subclass then reads its data and
     sets `stream`.
 
-    Attributes: `unit` names what a batch counts; `select` names the held-out metric whose best weights are saved
-    (empty: the last weights), the lowest value where it is a `loss`, and `patience` after how many evaluations
-    without a better value the run ends (None: at its last update); `has_held_out` says whether `evaluate` is called;
-    `finalizes` whether `finalize` forwards data, so that a checkpoint is saved before it; `state` is saved and
-    restored with checkpoints; `extra_metrics` go into the manifest; `frontier` measures points of the reward-KL
-    frontier (None without --eval-prompts); `next_command` is what the closing summary suggests.
+    Attributes: `unit` names what a batch counts; `select` names the metric of evaluations whose best weights are saved
+    (empty: the last weights), the lowest value where it is a `loss`, and `patience` after how many evaluations without
+    a better value the run ends (None: at its last update); `most_kl` is the largest KL to the reference of a point of
+    the frontier that may be selected; `updates` is how many a run that has ended made; `has_held_out` says whether
+    `evaluate` is called; `finalizes` whether `finalize` forwards data, so that a checkpoint is saved before it; `state`
+    is saved and restored with checkpoints; `extra_metrics` go into the manifest; `frontier` measures points of the
+    reward-KL frontier (None without --eval-prompts); `next_command` is what the closing summary suggests.
     """
 
     config: TrainingOptions  # a subclass reads more of its command's config
     unit = "examples"
     select = ""
     patience: int | None = None
+    most_kl: float | None = None
+    updates = 0
     finalizes = False
     adapter_task = "CAUSAL_LM"
     next_command = ""

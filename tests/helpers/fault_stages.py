@@ -50,11 +50,25 @@ STAGES: dict[str, list[str]] = {
     "prefs-votes": (
         f"make-prefs --judgements {UP}/within.jsonl --samples {UP}/samples.jsonl --pairs random --out prefs.jsonl"
     ).split(),
+    "prefs-unpaired": (
+        f"make-prefs --samples {UP}/samples.jsonl --samples {UP}/other.jsonl --scorer {UP}/classifier --unpaired "
+        "--out rated.jsonl"
+    ).split(),
     "train-dpo": [
         *f"train-dpo --model {UP}/sft --data {UP}/prefs.jsonl".split(),
         *TRAINING,
         *POINTS,
         *"--keep-samples --max-steps 5 --out dpo".split(),
+    ],
+    "dpo-unpaired": [  # with means over all updates, which a checkpoint holds
+        *f"train-dpo --model {UP}/sft --data {UP}/rated.jsonl --eval-data {UP}/rated.jsonl --loss bco".split(),
+        *TRAINING,
+        *"--eval-every 3 --max-steps 5 --out unpaired".split(),
+    ],
+    "dpo-votes": [
+        *f"train-dpo --model {UP}/sft --data {UP}/voted.jsonl --soft-labels votes --label-smoothing 0.1".split(),
+        *TRAINING,
+        *"--max-steps 5 --out voted".split(),
     ],
     "train-rm": [
         *f"train-rm --model {UP}/sft --data {UP}/prefs.jsonl".split(),
@@ -146,7 +160,9 @@ def build(lab, tiny_world: Path) -> None:
         (world / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     other = ["--seed", "1", *STAGES["sample"][1:-1], "other.jsonl"]
     within = f"judge --within {UP}/samples.jsonl --backend scorer --scorer {UP}/classifier --out within.jsonl".split()
+    voted = f"make-prefs --judgements {UP}/within.jsonl --samples {UP}/samples.jsonl --out voted.jsonl".split()
     chain = ["sft", "make-prefs", "train-dpo", "train-rm", "sample", ["sample", *other], "judge", within, "evaluate"]
+    chain += ["prefs-unpaired", voted]
     for stage in chain:
         argv = STAGES[stage] if isinstance(stage, str) else stage
         folder = lab.folder()
