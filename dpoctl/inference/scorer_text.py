@@ -9,6 +9,7 @@ from ..data.answers import row_tokens
 from ..data.chats import Prompt, Text, content_of, joined
 from ..data.codec import Codec
 from ..data.encode import Limits, truncate
+from ..data.gaps import Gaps, cut_to
 from ..models.load import context_length
 
 _SHOWN = 60  # characters of a text in messages
@@ -83,10 +84,12 @@ class PairTokens:
     def __init__(self, codec: Codec, limit: int | None):
         self.codec, self.limit = codec, limit
 
-    def ids(self, row: dict) -> tuple[list[int], list[int], bool]:
-        """(prompt ids, completion ids, whether they were truncated to the limit)."""
+    def ids(self, row: dict) -> tuple[list[int], list[int], Gaps, bool]:
+        """(prompt ids, completion ids, the completion's gaps, whether they were truncated to the limit)."""
         row = _as_completion(row)
-        return self.truncated(*row_tokens(self.codec, row, finished=row.get("finish", "stop") == "stop"))
+        prompt, completion, gaps = row_tokens(self.codec, row, finished=row.get("finish") != "length")
+        prompt, ids, truncated = self.truncated(prompt, completion)
+        return prompt, *cut_to(completion, gaps, len(ids)), truncated
 
     def truncated(self, prompt: list[int], completion: list[int]) -> tuple[list[int], list[int], bool]:
         """The ids within the limit, and whether some were dropped."""
@@ -112,9 +115,9 @@ class PairEncoder:
         encoded, truncations = [], 0
         for row in rows:
             if row.get("messages") or (self.joined and row.get("prompt")):
-                prompt, completion, truncated = self.tokens.ids(row)
+                prompt, completion, _, truncated = self.tokens.ids(row)
             else:
-                finished = row.get("finish", "stop") == "stop"
+                finished = row.get("finish") != "length"
                 [text] = self.codec.encode_texts([completion_of(row)], [finished])
                 prompt, completion, truncated = self.tokens.truncated([], text)
             ids = prompt + completion

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from ..config.scorer import ScorerSpec, model_revisions, parse_scorer
 from ..data.chats import TemplateOptions
+from ..data.gaps import sequence_of
 from ..errors import InputError
 from ..models import rope
 from ..models.hub import check_path, resolve
 from ..models.load import Loaded, context_length, load_classifier, load_policy
-from ..models.logprobs import response_logps
+from ..models.logprobs import Sequences, response_logps
 from ..models.place import Place
 from ..models.tokenizers import require_same_tokenizer
 from ..runtime import collectives
@@ -197,17 +198,17 @@ class ImplicitScorer(Scorer):
 
     def _score(self, rows: list[dict]) -> Scores:
         pairs = [self.tokens.ids(row) for row in rows]
-        for row, (prompt, _, _) in zip(rows, pairs, strict=True):
+        for row, (prompt, *_) in zip(rows, pairs, strict=True):
             if not prompt:
                 raise InputError(f"the implicit reward needs a prompt: {describe(row)} has none")
-        self.warning.add(sum(truncated for _, _, truncated in pairs))
-        sequences = [(prompt + completion, len(prompt)) for prompt, completion, _ in pairs]
+        self.warning.add(sum(truncated for *_, truncated in pairs))
+        sequences = [sequence_of(prompt, completion, gaps) for prompt, completion, gaps, _ in pairs]
         policy, reference = (self._logps(loaded, sequences) for loaded in (self.policy, self.reference))
         values = (self.beta * (policy - reference)).tolist()
         return Scores(values, list(values))
 
     @torch.inference_mode()
-    def _logps(self, loaded: Loaded, sequences: list[tuple[list[int], int]]) -> Tensor:
+    def _logps(self, loaded: Loaded, sequences: Sequences) -> Tensor:
         """Summed log-probs [N] float64 of the completions."""
         return response_logps(loaded.model, sequences, tokens_per_batch=self.options.tokens_per_batch).double()
 
