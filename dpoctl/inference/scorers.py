@@ -32,7 +32,7 @@ from .combined_scorer import CombinedScorer
 from .options import ScoringOptions
 from .remote_scorer import RemoteScores
 from .scorer_base import Scorer, ScorerOptions, Scores
-from .scorer_text import PairEncoder, PairTokens, TextEncoder, TruncationWarning, completion_of, describe
+from .scorer_text import Encoding, PairEncoder, PairTokens, TextEncoder, TruncationWarning, completion_of, describe
 from .user_function import imported, location
 
 _POSITIVE = ("positive", "pos")
@@ -281,11 +281,12 @@ def is_own(model: Any) -> bool:
 
 
 @torch.inference_mode()
-def classifier_logits(model: Any, tokenizer: Any, sequences: list[list[int]], tokens_per_batch: int) -> Tensor:
-    """Logits [sequences, labels] float64, in the order of `sequences`.
+def classifier_logits(model: Any, tokenizer: Any, encoded: list[Encoding], tokens_per_batch: int) -> Tensor:
+    """Logits [texts, labels] float64, in the order of `encoded`.
 
-    Batches hold sequences of similar length, at most `tokens_per_batch` tokens with the padding; ranks share them.
+    Batches hold texts of similar length, at most `tokens_per_batch` tokens with the padding; ranks share them.
     """
+    sequences = [encoding.ids for encoding in encoded]
     batches: list[list[int]] = []
     for group in rope.groups([model], [len(ids) for ids in sequences]):
         order = sorted(group, key=lambda n: -len(sequences[n]))
@@ -295,18 +296,30 @@ def classifier_logits(model: Any, tokenizer: Any, sequences: list[list[int]], to
             order = order[size:]
     logits = torch.zeros(len(sequences), model.config.num_labels, dtype=torch.float64)
     # a decoder would keep keys and values of all layers for tokens that nothing generates
-    cacheless = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    known = inspect.signature(model.forward).parameters
+    cacheless = {"use_cache": False} if "use_cache" in known else {}
+    typed = "token_type_ids" in known and _has_types(model, encoded)
     for batch in dealt(batches):
         width = max(1, len(sequences[batch[0]]))
         ids = torch.full((len(batch), width), _padding(model, tokenizer, [sequences[n][-1:] for n in batch]))
-        mask = torch.zeros_like(ids)
+        mask, types = torch.zeros_like(ids), torch.zeros_like(ids)
         for line, n in enumerate(batch):
             ids[line, : len(sequences[n])] = torch.tensor(sequences[n], dtype=torch.long)
             mask[line, : len(sequences[n])] = 1
+            if typed:
+                types[line, : len(sequences[n])] = torch.tensor(encoded[n].types or [0] * len(sequences[n]))
         rope.reset(model)
-        output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **cacheless)
+        more = cacheless | ({"token_type_ids": types.to(model.device)} if typed else {})
+        output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **more)
         logits[batch] = output.logits.double().cpu()
     return collectives.sum_over_ranks(logits)
+
+
+def _has_types(model: Any, encoded: list[Encoding]) -> bool:
+    """Whether tokens are of different types, and of types that the model knows; without them all have type 0."""
+    highest = max((max(encoding.types, default=0) for encoding in encoded if encoding.types), default=0)
+    known = getattr(model.config, "type_vocab_size", None)
+    return 0 < highest and (known is None or highest < known)
 
 
 def _padding(model: Any, tokenizer: Any, ends: list[list[int]]) -> int:
