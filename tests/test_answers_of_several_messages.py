@@ -279,3 +279,10 @@ def test_codec_of_plain_texts_is_unchanged():
     [ids] = codec.encode_prompts([Prompt("a")])
     [found] = codec.encode_answers([Prompt("a")], [" b"], [ids], [True])
     assert found.gaps == () and not found.in_thought and F.relu(torch.tensor(len(found.ids))) > 0
+
+
+def test_the_preview_shows_what_the_assistant_said_as_trained(here, capsys):
+    assert run("preview rows.jsonl --model m --for train-dpo --json".split()) == 0
+    found = json.loads(capsys.readouterr().out)
+    told = json.dumps(found)
+    assert '"between"' in told
