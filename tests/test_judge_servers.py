@@ -208,3 +208,17 @@ def test_a_signal_stops_the_first_request_too(tmp_path):
         process.send_signal(signal.SIGTERM)
         start = time.monotonic()
         assert process.wait(timeout=60) == 75 and time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    "usage", ["none", [1], 5, True, {"prompt_tokens": "12"}, {"prompt_tokens": None}, {"prompt_tokens": -3}]
+)
+def test_a_verdict_does_not_depend_on_how_tokens_are_counted(usage, tmp_path):
+    def decide(text):
+        found = choice(likes_good(text))
+        return Special(200, {**found.body, "usage": usage})
+
+    candidates(tmp_path, 2)
+    with JudgeServer(decide) as server:
+        judged(tmp_path, server)
+    assert {row["verdict"] for row in rows_of(tmp_path / "j.jsonl")} == {"a"}

@@ -237,6 +237,8 @@ def test_a_broken_generation_config_is_refused(tmp_path, content):
     """Without it, sampling would not stop where the model's does."""
     (tmp_path / "config.json").write_text('{"eos_token_id": 7}')
     assert end_tokens(str(tmp_path)) == [7]
+    (tmp_path / "config.json").write_text('{"eos_token_id": [-1, 7]}')  # -1 is no token
+    assert end_tokens(str(tmp_path)) == [7]
     (tmp_path / "generation_config.json").write_text(content)
     with pytest.raises(InputError, match="generation_config.json: cannot be read") as error:
         end_tokens(str(tmp_path))

@@ -4,7 +4,14 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForSequenceClassification
+from tokenizers import processors
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from dpoctl.data.chats import Prompt
 from dpoctl.data.stored import text_key
@@ -131,8 +138,17 @@ def test_a_reward_model_does_not_pad_with_an_end_token(tmp_path):
     assert score == pytest.approx(expected, abs=2e-6)
 
 
-def test_an_encoder_from_elsewhere_gets_prompt_and_completion_as_a_pair(tmp_path):
+@pytest.mark.parametrize("typed", [False, True])
+def test_an_encoder_from_elsewhere_gets_prompt_and_completion_as_a_pair(tmp_path, typed):
     tokenizer = word_piece()
+    if typed:  # as BERT's, which says of each token in which text it is
+        ends = [(name, tokenizer.convert_tokens_to_ids(name)) for name in ("[CLS]", "[SEP]")]
+        pair = "[CLS] $A [SEP] $B:1 [SEP]:1"
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", pair, ends)
+        names = ["input_ids", "token_type_ids", "attention_mask"]
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer.backend_tokenizer, pad_token="[PAD]", model_input_names=names
+        )
     torch.manual_seed(1)
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     config = BertConfig(vocab_size=len(tokenizer), num_labels=1, initializer_range=0.5, **shape)
@@ -143,6 +159,7 @@ def test_an_encoder_from_elsewhere_gets_prompt_and_completion_as_a_pair(tmp_path
     for row, score in zip(rows, load_scorer(str(tmp_path / "rm")).score(rows).values, strict=True):
         with torch.no_grad():
             both = tokenizer(row["prompt"], row["completion"], return_tensors="pt")
+            assert ("token_type_ids" in both) == typed
             expected = model(**both).logits[0, 0].item()
             joined = model(**tokenizer(row["prompt"] + row["completion"], return_tensors="pt")).logits[0, 0].item()
         assert score == pytest.approx(expected, abs=2e-6) and abs(score - joined) > 1e-4

@@ -115,6 +115,11 @@ def test_an_empty_file_is_refused(tmp_path, content):
         ("3", "expected a JSON object, got 3"),
         ("[" * 100_000, "broken JSON: "),
         ('{"text": "a", "n": ' + "1" * 5000 + "}", "broken JSON: "),
+        ('{"text": "a", "text": "b"}', "field 'text': expected once in an object, got it twice"),
+        ('{"text": "a", "m": [{"x": 1, "y": 2, "x": 1}]}', "field 'x': expected once in an object, got it twice"),
+        ('{"text": "a", "id": "\\ud800"}', r"field 'id': expected valid Unicode, got the lone surrogate '\ud800'"),
+        ('{"text": "a", "m": [{"x": "b\\uDC00"}]}', r"field 'm[0].x': expected valid Unicode"),
+        ('{"text": "a", "\\udfff": 1}', r"field '\udfff': expected valid Unicode"),
     ],
 )
 def test_broken_lines(load, refused, line, problem):
@@ -125,11 +130,27 @@ def test_broken_lines(load, refused, line, problem):
     assert rows.lines == [1, 3] and rows.skipped == {"unreadable line": 1}
 
 
-@pytest.mark.parametrize("line", [' \t{"a": 1}', '{"a": 1} \t', '{"a": NaN}', '{"a": 1, "a": 2}', '{"a": "\\ud800"}'])
+@pytest.mark.parametrize("line", [' \t{"a": 1}', '{"a": 1} \t', '{"a": NaN}', '{"a": "\\ud83d\\ude00"}'])
 def test_a_line_is_read_as_json_reads_it(tmp_path, line):
     (tmp_path / "a.jsonl").write_text(line)
     [(number, row)] = read_jsonl(tmp_path / "a.jsonl")
     assert number == 1 and repr(row) == repr(json.loads(line))
+
+
+def test_a_list_is_read_as_strictly_as_lines(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[{"text": "a"},\n {"text": "b", "text": "c"},\n {"text": "\\udc00"},\n {"text": "d"}]')
+    with pytest.raises(InputError, match="a.json:2: field 'text': expected once in an object, got it twice"):
+        load_rows(path, "text")
+    rows = load_rows(path, "text", skip_bad=True)
+    assert [row["text"] for row in rows.rows] == ["a", "d"] and rows.skipped == {"unreadable line": 2}
+
+
+def test_a_dialogue_in_a_cell_names_a_field_once(tmp_path):
+    cell = '[{"role": "user", "content": "a", "content": "b"}]'.replace('"', '""')
+    (tmp_path / "a.csv").write_text(f'prompt,chosen,rejected\n"{cell}",c,d\n')
+    with pytest.raises(InputError, match="a.csv:2: field 'prompt': .* field 'content': expected once"):
+        load_rows(tmp_path / "a.csv", "preferences")
 
 
 def test_other_formats_are_recognised(tmp_path):

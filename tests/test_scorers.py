@@ -242,6 +242,9 @@ def test_the_implicit_reward_is_beta_times_the_summed_log_ratio(root):
     assert scores.values == pytest.approx(expected, **NOISE) and scores.keys == scores.values
     same = load_scorer(f"implicit:{root / 'policy'},{root / 'policy'}").score(ROWS)
     assert same.values == [0.0] * len(ROWS)
+    nothing = {**ROWS[0], "completion": "", "finish": "length"}  # a sample that was cut before its first token
+    assert scorer.score([nothing, *ROWS, nothing]).values == pytest.approx([0.0, *expected, 0.0], **NOISE)
+    assert scorer.score([nothing]).values == [0.0]
     with pytest.raises(InputError, match="config.yaml.*beta"):
         load_scorer(f"implicit:{root / 'reference'},{root / 'policy'}")
     with pytest.raises(InputError, match="never the completion alone"):

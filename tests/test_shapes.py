@@ -179,6 +179,50 @@ def test_columns_of_another_notation_are_refused(text):
     assert error.value.hint
 
 
+def test_a_json_object_names_columns_of_any_name(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('"title, long",a+b,good=1,rejected\nT,P,c,d\n')
+    columns = '{"prompt": ["title, long", "a+b"], "chosen": "good=1"}'
+    assert parse_columns(columns) == {"prompt": ("title, long", "a+b"), "chosen": ("good=1",)}
+    rows = load_rows(path, "preferences", columns=columns).rows
+    assert only(rows, "prompt", "chosen", "rejected") == [{"prompt": "T\nP", "chosen": "c", "rejected": "d"}]
+    path.write_text('"my, query",chosen,rejected\na,b,c\n')
+    with pytest.raises(InputError) as error:
+        load_rows(path, "preferences", columns='{"prompt": "my,query"}')
+    assert "'my, query'" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [({"prompt,1": "a", "chosen": "b", "rejected": "c"}, {"prompt": "prompt,1"})],
+)
+def test_the_hint_quotes_columns_of_any_name(tmp_path, row, columns):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(InputError) as error:
+        load_rows(path, "preferences")
+    assert error.value.hint == f"--columns '{json.dumps(columns)}'"
+    assert load_rows(path, "preferences", columns=json.dumps(columns)).rows[0]["prompt"] == "a"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"prompt": "a"',
+        '{"promt": "a"}',
+        '{"prompt": []}',
+        '{"prompt": 5}',
+        '{"prompt": ""}',
+        "{}",
+        '{"k": "a", "k": "b"}',
+    ],
+)
+def test_broken_json_of_columns_is_refused(text):
+    with pytest.raises(InputError, match="--columns") as error:
+        parse_columns(text)
+    assert error.value.hint
+
+
 def test_columns_that_a_file_lacks_are_refused(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"question": "a"}')

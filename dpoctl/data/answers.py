@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from ..errors import InputError
 from ..log import warn
 from .chats import Prompt, Refusal, Text, prompt_of
-from .codec import Codec
+from .codec import Codec, Completion
+from .gaps import Gaps
 from .readers import Rows, warn_of_skipped
 from .schema import shape_of
 from .stored import exchanged, has_ids, stored_completion, stored_prompt
@@ -35,15 +36,24 @@ class Answer:
 
 @dataclass
 class Encoded:
-    """The ids of each answer's prompt and completion; both are empty for the answers of a row in `refused`.
+    """The ids of each answer's prompt and completion, and the completion's gaps; empty for a row in `refused`.
 
-    `edited`: rows whose stored ids were not used because a text is not the one that they were made for.
+    `edited`: rows whose stored ids were not used because a text is not the one that they were made for. `in_thought`:
+    rows with an answer that is part of a thought that its prompt opens, all of it.
     """
 
     prompts: list[list[int]]
     completions: list[list[int]]
+    gaps: list[Gaps]
     refused: dict[int, Refusal] = field(default_factory=dict)  # by row
     edited: int = 0
+    in_thought: int = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What is counted of the rows; answers within a thought only where there are some."""
+        found = {"refused": len(self.refused), "ids_not_used": self.edited}
+        return found | ({"in_thought": self.in_thought} if self.in_thought else {})
 
 
 def answers_of(rows: Rows, i: int, field: str | None, turns: str = "last") -> list[Answer]:
@@ -87,8 +97,17 @@ def encode_answers(
     edited = _take_stored(rows, codec, answers)
     refused = dict(refused or {})
     prompts = _encode_prompts(codec, answers, refused)
-    found = Encoded(prompts, _encode_completions(codec, answers, prompts, refused), refused, edited)
+    completions = _encode_completions(codec, answers, prompts, refused)
+    in_thought = {answer.row for answer, each in zip(answers, completions, strict=True) if each.in_thought}
+    ids, gaps = [each.ids for each in completions], [each.gaps for each in completions]
+    found = Encoded(prompts, ids, gaps, refused, edited, len(in_thought))
     _settle_refused(rows, found)
+    if in_thought:
+        warn(
+            f"{rows.path}: {len(in_thought)} rows have an answer without a thought, and the chat template opens one "
+            "before it: the answer is read as the thought's text. Give the thought with the answer, or a template that "
+            "opens none (--chat-template-kwargs, --chat-template)"
+        )
     if edited:
         warn(f"{rows.path}: {edited} rows have token ids that were not made for their texts, which were tokenised")
     return found
@@ -147,7 +166,7 @@ def _encode_prompts(codec: Codec, answers: list[Answer], refused: dict[int, Refu
 
 def _encode_completions(
     codec: Codec, answers: list[Answer], prompt_ids: list[list[int]], refused: dict[int, Refusal]
-) -> list[list[int]]:
+) -> list[Completion]:
     keys = [
         (answer.prompt.key, *prompt, _key(answer.completion), answer.finished)
         for answer, prompt in zip(answers, prompt_ids, strict=True)
@@ -156,7 +175,7 @@ def _encode_completions(
     distinct = _first_of_each((keys[n], n) for n in left)
     firsts = list(distinct.values())
     bad: dict[Hashable, Refusal] = {}
-    encoded = codec.encode_completions(
+    encoded = codec.encode_answers(
         [answers[n].prompt for n in firsts],
         [answers[n].completion for n in firsts],
         [prompt_ids[n] for n in firsts],
@@ -166,7 +185,9 @@ def _encode_completions(
     ids_of = dict(zip(distinct, encoded, strict=True))
     refused.update({answers[n].row: bad[keys[n]] for n in left if keys[n] in bad})
     return [
-        codec.with_end(answer.prompt, answer.ids, answer.finished) if answer.ids is not None else ids_of.get(key, [])
+        Completion(codec.with_end(answer.prompt, answer.ids, answer.finished))
+        if answer.ids is not None
+        else ids_of.get(key, Completion([]))
         for answer, key in zip(answers, keys, strict=True)
     ]
 
@@ -183,14 +204,16 @@ def _key(value: Text) -> Hashable:
     return value if isinstance(value, str) else ("messages", json.dumps(value, sort_keys=True))
 
 
-def row_tokens(codec: Codec, row: Mapping[str, Any], *, finished: bool) -> tuple[list[int], list[int]]:
-    """(prompt ids, completion ids) of a completion row: those that it stores for its texts, or the texts tokenised.
+def row_tokens(codec: Codec, row: Mapping[str, Any], *, finished: bool) -> tuple[list[int], list[int], Gaps]:
+    """(prompt ids, completion ids, the completion's gaps) of a completion row.
+
+    The ids are those that it stores for its texts, or the texts' tokenised.
 
     Raises Refusal for a chat that the template refuses.
     """
-    prompt, found = prompt_of(row), stored_completion(row, "completion", codec.fingerprint)
-    if found:
-        return found[0], codec.with_end(prompt, found[1], finished)
+    prompt, stored = prompt_of(row), stored_completion(row, "completion", codec.fingerprint)
+    if stored:
+        return stored[0], codec.with_end(prompt, stored[1], finished), ()
     [prompt_ids] = codec.encode_prompts([prompt])
-    [ids] = codec.encode_completions([prompt], [row["completion"]], [prompt_ids], [finished])
-    return prompt_ids, ids
+    [found] = codec.encode_answers([prompt], [row["completion"]], [prompt_ids], [finished])
+    return prompt_ids, found.ids, found.gaps

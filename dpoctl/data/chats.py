@@ -120,28 +120,24 @@ class ChatTemplate:
             return self._render(prompt, before, generation_prompt=True)
         return self._render(prompt, prompt.text, continued=True)
 
-    def answer_text(self, prompt: Prompt, completion: Text, before: str, *, finished: bool) -> tuple[str, str]:
-        """(text before the last answer, text from there) of what the template writes after the prompt `before`.
+    def answer_text(self, prompt: Prompt, answer: dict, before: str, *, finished: bool) -> str:
+        """What the template writes after the prompt `before`, for one message that answers it.
 
-        The first is empty unless several messages answer. An unfinished answer stops where its text does. Where the
-        template renders the prompt differently once it is answered, or drops the answer's thought, the answer follows
-        the prompt as it is rendered for generation. A thought that the prompt opens is not opened twice.
+        An unfinished answer stops where its text does. Where the template renders the prompt differently once it is
+        answered, or drops the answer's thought, the answer follows the prompt as it is rendered for generation. A
+        thought that the prompt opens is not opened twice.
         """
-        answer = self._messages(completion)
-        messages = joined(prompt, answer)
-        content = self.vocabulary.as_text(content_of(answer[-1]))
+        messages = joined(prompt, [answer])
+        content = self.vocabulary.as_text(content_of(answer))
         until, after = (None, "") if finished else self._around_end(prompt, messages)
         whole = self._render(prompt, messages) if finished else until
-        earlier = ""
         if whole is not None and whole.startswith(before):
-            earlier, last = self._split(prompt, messages, len(answer), before, whole[len(before) :])
-            if not _lacks_thought(last, content):
-                return earlier, last
-        elif len(answer) > 1:
-            raise Refusal("the chat template renders the prompt differently once several messages answer it")
+            text = whole[len(before) :]
+            if not lacks_thought(text, content):
+                return text
         if finished:
             after = self._around_end(prompt, messages)[1]
-        return earlier, content[_opened(before + earlier, content) :] + after * finished
+        return content[_opened(before, content) :] + after * finished
 
     def lead(self, prompt: Prompt) -> str:
         """The blanks that the template writes between a prompt and its answer, which are not part of the answer."""
@@ -165,15 +161,6 @@ class ChatTemplate:
             return None, ""
         until, mark, after = marked.rpartition(_PROBE)
         return (until, after) if mark else (None, "")
-
-    def _split(self, prompt: Prompt, messages: list[dict], answers: int, before: str, text: str) -> tuple[str, str]:
-        """`text`, which follows `before`, split where the last of several answers begins."""
-        if answers == 1:
-            return "", text
-        earlier = self._render(prompt, messages[:-1], generation_prompt=True)
-        if not (before + text).startswith(earlier):
-            raise Refusal("the chat template renders the prompt differently once several messages answer it")
-        return text[: len(earlier) - len(before)], text[len(earlier) - len(before) :]
 
     def conversation_text(self, prompt: Prompt) -> str:
         """All messages as the template renders a conversation, nothing after them."""
@@ -212,10 +199,6 @@ class ChatTemplate:
             end = self.after_answer(Prompt([])).strip()
             return bool(end) and turn in text and text.rstrip().endswith(end)
         return text.rstrip().endswith(turn)
-
-    @staticmethod
-    def _messages(completion: Text) -> list[dict]:
-        return completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
 
     def _render(
         self, prompt: Prompt, messages: list[dict], *, generation_prompt: bool = False, continued: bool = False
@@ -293,6 +276,11 @@ def split_beginning(prompt: Prompt) -> tuple[list[dict], dict | None]:
     return messages[:-1], messages[-1] if content_of(messages[-1]).strip() else None
 
 
+def messages_of(completion: Text) -> list[dict]:
+    """A completion as messages: a text is one of the assistant."""
+    return completion if isinstance(completion, list) else [{"role": "assistant", "content": completion}]
+
+
 def joined(prompt: Prompt, answer: list[dict]) -> list[dict]:
     """All messages of a chat: an assistant's beginning and the answer that continues it are one message."""
     messages, beginning = split_beginning(prompt)
@@ -302,7 +290,7 @@ def joined(prompt: Prompt, answer: list[dict]) -> list[dict]:
     return [*messages, first, *answer[1:]]
 
 
-def _lacks_thought(text: str, content: str) -> bool:
+def lacks_thought(text: str, content: str) -> bool:
     """Whether the thought with which a content begins is not in a text as it is, blanks apart.
 
     Some templates drop it, and write an empty one before a thought that does not end.
@@ -313,6 +301,13 @@ def _lacks_thought(text: str, content: str) -> bool:
         return start is not None and not text.lstrip().startswith(content.strip())
     thought = content[start.end() if start else 0 : end.end()]
     return bool(thought[: -len(end[0])].strip()) and "".join(thought.split()) not in "".join(text.split())
+
+
+def is_in_thought(before: str, text: str) -> bool:
+    """Whether a prompt's text `before` opens a thought that the answer's `text` does not end."""
+    tags = list(_THOUGHT.finditer(before[-40:]))
+    opened = bool(tags) and not before[-40:][tags[-1].end() :].strip()
+    return opened and not _END_OF_THOUGHT.search(text)
 
 
 def _opened(before: str, content: str) -> int:

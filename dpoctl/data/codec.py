@@ -8,12 +8,26 @@ A completion's tokens are those that prompt and completion have together, after 
 
 import json
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ..errors import InputError
-from .chats import ChatTemplate, Prompt, Refusal, TemplateOptions, Text, content_of, strings_in, texts_of
+from .chats import (
+    ChatTemplate,
+    Prompt,
+    Refusal,
+    TemplateOptions,
+    Text,
+    content_of,
+    is_in_thought,
+    joined,
+    lacks_thought,
+    messages_of,
+    strings_in,
+    texts_of,
+)
+from .gaps import Gaps
 from .tokens import Vocabulary, fingerprint
 
 if TYPE_CHECKING:
@@ -154,20 +168,89 @@ class Codec:
 
         A completion that spells the EOS last is finished too. `refuse` as for prompts.
         """
+        return [found.ids for found in self.encode_answers(prompts, completions, prompt_ids, finished, refuse)]
+
+    def encode_answers(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Text],
+        prompt_ids: Sequence[list[int]],
+        finished: Sequence[bool],
+        refuse: Refuse | None = None,
+    ) -> list["Completion"]:
+        """As `encode_completions`; of several messages, what lies between those of the assistant are gaps."""
+        several = [i for i, each in enumerate(completions) if isinstance(each, list) and len(each) > 1]
+        last, last_ids, found = list(prompts), list(prompt_ids), [Completion([])] * len(prompts)
+        refused: set[int] = set()
+        for i in several:
+            opened = _attempt(refuse, i, self._until_last, prompts[i], completions[i], prompt_ids[i])
+            if opened is None:
+                refused.add(i)
+            else:
+                last[i], last_ids[i], found[i] = opened
+        left = [i for i in range(len(prompts)) if i not in refused]
+        encoded = self._encode_last(
+            [last[i] for i in left],
+            [completions[i] for i in left],
+            [last_ids[i] for i in left],
+            [finished[i] for i in left],
+            refuse and (lambda n, error: refuse(left[n], error)),
+        )
+        for i, each in zip(left, encoded, strict=True):
+            found[i] = each._replace(ids=found[i].ids + each.ids, gaps=found[i].gaps) if found[i].gaps else each
+        return found
+
+    def _until_last(
+        self, prompt: Prompt, completion: list[dict], prompt_ids: list[int]
+    ) -> tuple[Prompt, list[int], "Completion"]:
+        """(what the last of several messages answers, its ids, those of them that follow the prompt, with the gaps).
+
+        Every message of the assistant ends with the first token at which sampling stops; what follows it, up to where
+        the next one begins, is a gap.
+        """
+        if not prompt.is_chat:
+            raise Refusal(_TEXT_ANSWERED)
+        ends = [n for n in range(1, len(completion)) if completion[n]["role"] == "assistant"]
+        prompts = [replace(prompt, text=joined(prompt, completion[:n]), closed=True) for n in ends]
+        texts = [text for _, text in map(self._opened, [prompt, *prompts])]
+        ids = [prompt_ids, *self.vocabulary.tokens(texts[1:])]
+        stops, gaps = self.stops_of(prompt), []
+        for n, message in enumerate([completion[0], *(completion[end] for end in ends[:-1])]):
+            begin, until = len(ids[n]), len(ids[n + 1])
+            at = begin - 1  # where the message ends
+            if message["role"] == "assistant":
+                at = next((place for place in range(begin, until) if ids[n + 1][place] in stops), until)
+            said, content = texts[n + 1][len(texts[n]) :], self.vocabulary.as_text(content_of(message))
+            if ids[n + 1][:begin] != ids[n] or at == until or lacks_thought(said, content):
+                raise Refusal(_NOT_CONTINUED, _HINT)
+            gaps.append((at + 1 - len(prompt_ids), until - len(prompt_ids)))
+        return prompts[-1], ids[-1], Completion(ids[-1][len(prompt_ids) :], gaps)
+
+    def _encode_last(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[Text],
+        prompt_ids: Sequence[list[int]],
+        finished: Sequence[bool],
+        refuse: Refuse | None,
+    ) -> list["Completion"]:
+        """The completions' last messages, as they follow `prompts`."""
         rows = zip(prompts, completions, finished, strict=True)
         parts = [_attempt(refuse, i, self._parts, *row) or _NOTHING for i, row in enumerate(rows)]
-        joined = self.vocabulary.tokens([part.before + part.earlier + part.last for part in parts])
+        together = self.vocabulary.tokens([part.before + part.text for part in parts])
         results: list[list[int]] = []
         merged: list[int] = []
-        for i, (part, ids) in enumerate(zip(parts, joined, strict=True)):
+        for i, (part, ids) in enumerate(zip(parts, together, strict=True)):
             ids, start = part.head + ids, len(prompt_ids[i])
             results.append(ids[start:])
-            if ids[:start] != prompt_ids[i] or (part.last and len(ids) == start):
+            if ids[:start] != prompt_ids[i] or (part.text and len(ids) == start):
                 merged.append(i)  # a token spans the boundary: the completion is tokenised as a continuation
-        texts = [parts[i].earlier + parts[i].last for i in merged]
-        for i, ids in zip(merged, self.vocabulary.continuations(texts), strict=True):
+        for i, ids in zip(merged, self.vocabulary.continuations([parts[i].text for i in merged]), strict=True):
             results[i] = ids
-        return [self._ended(*row) for row in zip(prompts, results, parts, strict=True)]
+        return [
+            Completion(self._ended(prompt, ids, part), in_thought=part.in_thought)
+            for prompt, ids, part in zip(prompts, results, parts, strict=True)
+        ]
 
     def encode_texts(
         self, texts: Sequence[str], finished: Sequence[bool], refuse: Refuse | None = None
@@ -175,13 +258,13 @@ class Codec:
         """Ids of whole texts: a BOS iff the tokenizer adds one, and an EOS iff `finished` or the text ends in it."""
         rows = enumerate(zip(texts, finished, strict=True))
         parts = [_attempt(refuse, i, self._text_parts, *row) or _NOTHING for i, row in rows]
-        ids = self.vocabulary.tokens([part.last for part in parts])
+        ids = self.vocabulary.tokens([part.text for part in parts])
         return [self._closed_text(part, part.head + rest) for part, rest in zip(parts, ids, strict=True)]
 
     def _text_parts(self, text: str, finished: bool) -> "_Parts":
         head, body = self.vocabulary.open(text)
         body, closed = self.vocabulary.close(body)
-        return _Parts(head, "", "", self._plain(body, answered=True), finished or closed)
+        return _Parts(head, "", self._plain(body, answered=True), finished or closed)
 
     def _closed_text(self, part: "_Parts", ids: list[int]) -> list[int]:
         if not part.ended or (self._reads_markup and ids[-1:] and ids[-1] in self.ends):
@@ -211,15 +294,19 @@ class Codec:
         return [], self.template.prompt_text(prompt)
 
     def _parts(self, prompt: Prompt, completion: Text, finished: bool) -> "_Parts":
+        """The parts of a completion, of which all messages but the last belong to the prompt."""
         head, before = self._opened(prompt)
         completion, closed = self._closed(completion)
-        if prompt.is_chat:
-            earlier, last = self.template.answer_text(prompt, completion, before, finished=finished or closed)
-        elif isinstance(completion, str):
-            earlier, last = "", completion if self._reads_markup else self.vocabulary.as_text(completion)
-        else:
-            raise Refusal("the completion is a list of messages, but the prompt is a string")
-        return _Parts(head, before, earlier, last, finished or closed)
+        ended = finished or closed
+        if not prompt.is_chat:
+            if not isinstance(completion, str):
+                raise Refusal(_TEXT_ANSWERED)
+            text = completion if self._reads_markup else self.vocabulary.as_text(completion)
+            return _Parts(head, before, text, ended)
+        answer = messages_of(completion)[-1]
+        calls = bool(answer.get("tool_calls"))  # which are written after the content, and all of them
+        text = self.template.answer_text(prompt, answer, before, finished=ended or calls)
+        return _Parts(head, before, text, ended, calls, ended and is_in_thought(before, text))
 
     def _closed(self, completion: Text) -> tuple[Text, bool]:
         """(the completion without an EOS string at its end, whether it had one)."""
@@ -229,28 +316,46 @@ class Codec:
         return ([*completion[:-1], {**completion[-1], "content": content}], True) if closed else (completion, False)
 
     def _ended(self, prompt: Prompt, ids: list[int], part: "_Parts") -> list[int]:
-        """`ids` up to the first token at which sampling would stop; an end token is added where there is none."""
-        if not part.ended:
+        """`ids` up to the first token at which sampling would stop; an end token is added where there is none.
+
+        A cut answer with tool calls, which the template ends too, is without that token.
+        """
+        if not part.ended and not part.calls:
             return ids
         stops = self.stops_of(prompt)
-        # Several messages that answer: those before the last have ended, too, and the sequence goes on after them.
-        first = len(self.vocabulary.tokens([part.earlier])[0]) if part.earlier else 0
-        at = next((n for n in range(first, len(ids)) if ids[n] in stops), None)
+        at = next((n for n, id in enumerate(ids) if id in stops), None)
+        if not part.ended:
+            return ids[:at]
         return [*ids, self.end_of(prompt)] if at is None else ids[: at + 1]
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """The ids before a prompt, its text, and the completion's: before its last message, and that."""
+    """The ids before a prompt, its text, and the completion's text; whether that ended, and has tool calls.
+
+    `in_thought`: the whole answer is part of a thought that the prompt opens.
+    """
 
     head: list[int]
     before: str
-    earlier: str
-    last: str
+    text: str
     ended: bool
+    calls: bool = False
+    in_thought: bool = False
 
 
-_NOTHING = _Parts([], "", "", "", False)
+_NOTHING = _Parts([], "", "", False)
+_TEXT_ANSWERED = "the completion is a list of messages, but the prompt is a string"
+_NOT_CONTINUED = "the chat template renders the first of several messages that answer differently once others follow"
+_HINT = "give the messages before the last answer as the end of the prompt"
+
+
+class Completion(NamedTuple):
+    """The ids of a completion, its gaps, and whether all of it is part of a thought that the prompt opens."""
+
+    ids: list[int]
+    gaps: Gaps = ()
+    in_thought: bool = False
 
 
 def _attempt(refuse: Refuse | None, i: int, encode: Callable[..., V], *arguments: object) -> V | None:

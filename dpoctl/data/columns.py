@@ -1,10 +1,11 @@
 """--columns: which columns of a file hold the fields that a command reads."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from os import PathLike
 
 from ..errors import InputError, closest
 from ..log import say
+from . import strict_json
 from .fields import BadRow
 from .jsonl import named
 
@@ -13,6 +14,7 @@ FIELDS = (
     "chat_template_kwargs prompt_id k finish score margin temperature step chosen_score rejected_score weight label"
 ).split()
 NOTATION = "FIELD=COLUMN,..."
+_JSON = 'expected a JSON object of columns, or lists of columns, such as {"prompt": ["title, long", "body"]}'
 
 Columns = Mapping[str, tuple[str, ...]]  # field -> the columns that it is made of
 
@@ -20,17 +22,12 @@ Columns = Mapping[str, tuple[str, ...]]  # field -> the columns that it is made 
 def parse_columns(text: str | None) -> Columns:
     """The fields that `--columns FIELD=COLUMN,...` maps; COLUMN may be several that `+` joins.
 
+    A JSON object maps columns whose names have a comma, an equals sign or a plus in them.
     Raises InputError for another notation, an unknown field, and one that is given twice.
     """
     found: dict[str, tuple[str, ...]] = {}
-    for item in (text or "").split(","):
-        if not item.strip() and not text:
-            continue
-        field, _, columns = (part.strip() for part in item.partition("="))
-        names = tuple(name.strip() for name in columns.split("+"))
-        if not field or not all(names):
-            hint = f"expected {NOTATION}, such as prompt=question or prompt=context+question"
-            raise InputError(f"--columns {text}: {item.strip() or 'nothing'!r} is not FIELD=COLUMN", hint)
+    items = _of_json(text) if text and text.lstrip().startswith("{") else _of_list(text)
+    for field, names in items:
         if field not in FIELDS:
             near = closest(field, FIELDS)
             hint = f"did you mean {near}?" if near else f"the fields are {', '.join(FIELDS)}"
@@ -39,6 +36,32 @@ def parse_columns(text: str | None) -> Columns:
             raise InputError(f"--columns {text}: {field!r} is given twice", "join columns with +, as in prompt=a+b")
         found[field] = names
     return found
+
+
+def _of_list(text: str | None) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for item in (text or "").split(","):
+        if not item.strip() and not text:
+            continue
+        field, _, columns = (part.strip() for part in item.partition("="))
+        names = tuple(name.strip() for name in columns.split("+"))
+        if not field or not all(names):
+            hint = f"expected {NOTATION}, such as prompt=question or prompt=context+question"
+            raise InputError(f"--columns {text}: {item.strip() or 'nothing'!r} is not FIELD=COLUMN", hint)
+        yield field, names
+
+
+def _of_json(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    try:
+        found = strict_json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"--columns {text}: broken JSON: {error}", _JSON) from None
+    if not found:
+        raise InputError(f"--columns {text}: no column is named", _JSON)
+    for field, columns in found.items():
+        names = columns if isinstance(columns, list) else [columns]
+        if not names or not all(isinstance(name, str) and name for name in names):
+            raise InputError(f"--columns {text}: '{field}': {named(columns)} is no column", _JSON)
+        yield field, tuple(names)
 
 
 def apply_columns(columns: Columns, row: dict) -> dict:

@@ -10,6 +10,7 @@ WORDS = {  # count -> how it is said, in the order of the line
     "equal_dropped": "dropped as equal completions",
     "empty_dropped": "dropped as empty",
     "refused": "refused by the chat template",
+    "in_thought": "are read as a thought",
     "special_text": "spell a special token",
     "from_ids": "use stored token ids",
     "ids_not_used": "have stored ids of other texts",

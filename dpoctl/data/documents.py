@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..log import say
+from . import strict_json
 from .jsonl import SKIP_HINT, Found, jsonl_rows, named
 from .streams import opened
 
@@ -97,13 +98,15 @@ def _elements(path: str | PathLike, text: str, start: int, place: "_Place") -> G
     while text[at : at + 1] != "]":
         line = place.line(at)
         try:
-            value, end = _DECODER.raw_decode(text, at)
+            value, end = strict_json.decode_at(text, at)
+        except strict_json.Ambiguous as error:
+            value, end = InputError(f"{path}:{line}: {error}", SKIP_HINT), _DECODER.raw_decode(text, at)[1]
         except json.JSONDecodeError as error:
             hint = "the file is truncated or damaged: nothing after this place can be read"
             raise InputError(f"{path}:{place.line(error.pos)}: broken JSON: {error.msg}", hint) from None
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}:{line}: broken JSON: {error}", "fix the file") from None
-        if isinstance(value, dict):
+        if isinstance(value, dict | InputError):
             yield line, value
         else:
             yield line, InputError(f"{path}:{line}: expected a JSON object, got {named(value)}", SKIP_HINT)

@@ -10,6 +10,7 @@ from .answers import Answer, Encoded, answer_of, answers_of, encode_answers
 from .chats import Prompt, Refusal, Text
 from .codec import Codec
 from .counts import in_words
+from .gaps import Gaps, cut_to
 from .readers import Rows
 from .schema import shape_of
 
@@ -48,7 +49,8 @@ class PairData:
     """Preference pairs over unique completions: what pairs have in common is stored, and forwarded, once.
 
     `prompts`: ids of each unique prompt, in order of first appearance. `completions`: ids of each unique (prompt,
-    completion), EOS included where the text is finished; `prompt_of` is the index of each one's prompt. `pairs`:
+    completion), EOS included where the text is finished; `prompt_of` is the index of each one's prompt, `gaps` what is
+    not the assistant's in those of several messages. `pairs`:
     (chosen, rejected) as indices of completions; `lines` the source line of each; `margins`, `scores` (of chosen and
     rejected), `shares` (of the votes, for chosen) and `weights` what the row has of these, None where it lacks one. Of
     unpaired rows, whose pairs are (i, i), `labels` says whether each completion is desirable, and `mismatched`, where
@@ -59,6 +61,7 @@ class PairData:
     prompts: list[list[int]] = field(default_factory=list)
     completions: list[list[int]] = field(default_factory=list)
     prompt_of: list[int] = field(default_factory=list)
+    gaps: dict[int, Gaps] = field(default_factory=dict)
     pairs: list[tuple[int, int]] = field(default_factory=list)
     lines: list[int] = field(default_factory=list)
     margins: list[float | None] = field(default_factory=list)
@@ -137,7 +140,7 @@ def encode_examples(
     others = sorted(set(range(len(rows.rows))) - set(texts))
     answers = [answer for i in others for answer in answers_of(rows, i, field, turns)]
     encoded = encode_answers(rows, codec, answers, refused)
-    counts |= {"refused": len(encoded.refused), "ids_not_used": encoded.edited} | rows.skipped
+    counts |= encoded.counts | rows.skipped
     for turns_of in _turns(answers, encoded):
         row = turns_of.answer.row
         counts["from_ids"] += turns_of.answer.ids is not None
@@ -168,9 +171,9 @@ class _Turns:
         if not self.prompt or not self.ids:
             return None
         prompt, ids, _ = truncate(self.prompt, self.ids, limits, bos)
-        kept = [(begin, end) for begin, end in self.gaps if begin < len(ids)]
-        if kept and kept[-1][1] >= len(ids):  # the sequence ends with an answer
-            ids = ids[: kept.pop()[0]]
+        ids, kept = cut_to(self.ids, self.gaps, len(ids))
+        if not ids:
+            return None
         return Example(prompt + ids, len(prompt), [(len(prompt) + b, len(prompt) + e) for b, e in kept])
 
 
@@ -201,7 +204,8 @@ def _turns(answers: list[Answer], encoded: Encoded) -> list[_Turns]:
     an answer begins a sequence of its own, and follows the prompt that it answered.
     """
     found: list[_Turns] = []
-    for answer, prompt, ids in zip(answers, encoded.prompts, encoded.completions, strict=True):
+    each = zip(answers, encoded.prompts, encoded.completions, encoded.gaps, strict=True)
+    for answer, prompt, ids, gaps in each:
         if answer.row in encoded.refused:
             continue
         last = found[-1] if found and found[-1].answer.row == answer.row else None
@@ -211,7 +215,7 @@ def _turns(answers: list[Answer], encoded: Encoded) -> list[_Turns]:
             last.ids = last.ids + prompt[len(before) :] + ids
             last.gaps.append((start, start + len(prompt) - len(before)))
         else:
-            found.append(_Turns(answer, prompt, ids))
+            found.append(_Turns(answer, prompt, ids, list(gaps)))
     return found
 
 
@@ -249,27 +253,23 @@ def encode_pairs(rows: Rows, codec: Codec, limits: Limits) -> PairData:
     counts |= {"from_ids": 0, "rows": len(rows.rows)}
     answers = [answer_of(rows, i, name) for i in range(len(rows.rows)) for name in ("chosen", "rejected")]
     encoded = encode_answers(rows, codec, answers)
-    counts |= {"refused": len(encoded.refused), "ids_not_used": encoded.edited} | rows.skipped
+    counts |= encoded.counts | rows.skipped
     counts["chats"] = sum(answer.prompt.is_chat for answer in answers) // 2
     unique = UniqueCompletions(PairData(counts=counts))
     for i, row in enumerate(rows.rows):
         if i in encoded.refused:
             continue
         both = slice(2 * i, 2 * i + 2)
-        prompt_ids, ids = encoded.prompts[both], encoded.completions[both]
         counts["from_ids"] += all(answer.ids is not None for answer in answers[both])
-        if not all(prompt_ids) or not all(ids):
+        chosen, rejected = (within(encoded, n, limits, codec) for n in (2 * i, 2 * i + 1))
+        if not chosen or not rejected:
             counts["empty_dropped"] += 1
             continue
-        chosen, rejected = (
-            truncate(prompt, completion, limits, codec.bos_of(prompt))
-            for prompt, completion in zip(prompt_ids, ids, strict=True)
-        )
         if chosen[:2] == rejected[:2]:
             counts["equal_dropped"] += 1
             continue
-        counts["truncated"] += chosen[2] or rejected[2]
-        unique.data.pairs.append((unique.index(*chosen[:2]), unique.index(*rejected[:2])))
+        counts["truncated"] += chosen.cut or rejected.cut
+        unique.data.pairs.append((unique.index(*chosen[:3]), unique.index(*rejected[:3])))
         unique.data.lines.append(rows.lines[i])
         unique.data.margins.append(_number(row, "margin"))
         unique.data.scores.append((_number(row, "chosen_score"), _number(row, "rejected_score")))
@@ -292,6 +292,26 @@ def _pairs_of(answers: list[Answer]) -> list[tuple[Answer, Answer]]:
     return list(zip(answers[::2], answers[1::2], strict=True))
 
 
+class Within(NamedTuple):
+    """Prompt and completion within the limits, and whether either was cut."""
+
+    prompt: list[int]
+    completion: list[int]
+    gaps: Gaps
+    cut: bool
+
+
+def within(encoded: Encoded, n: int, limits: Limits, codec: Codec) -> Within | None:
+    """The n-th answer within the limits; None where its prompt or completion is empty."""
+    prompt, completion, gaps = encoded.prompts[n], encoded.completions[n], encoded.gaps[n]
+    if not prompt or not completion:
+        return None
+    prompt, ids, cut = truncate(prompt, completion, limits, codec.bos_of(prompt))
+    if gaps:
+        ids, gaps = cut_to(completion, gaps, len(ids))
+    return Within(prompt, ids, gaps, cut) if ids else None
+
+
 class UniqueCompletions:
     """Finds prompts and completions in `data` by their ids, and adds new ones."""
 
@@ -300,7 +320,7 @@ class UniqueCompletions:
         self.prompt_index: dict[tuple[int, ...], int] = {}
         self.completion_index: dict[tuple[int, ...], int] = {}  # by the prompt's index, then the completion's ids
 
-    def index(self, prompt: list[int], completion: list[int]) -> int:
+    def index(self, prompt: list[int], completion: list[int], gaps: Gaps = ()) -> int:
         """The index of a completion of a prompt."""
         data = self.data
         p = self.prompt_index.setdefault(tuple(prompt), len(data.prompts))
@@ -310,6 +330,8 @@ class UniqueCompletions:
         if c == len(data.completions):
             data.completions.append(completion)
             data.prompt_of.append(p)
+            if gaps:
+                data.gaps[c] = gaps
         return c
 
 

@@ -1,6 +1,7 @@
 """Checks of single fields of a row. Each raises BadRow, which names the field, what was expected and what was found."""
 
 import difflib
+import json
 import math
 from typing import Any
 
@@ -43,13 +44,20 @@ def missing(row: dict, field: str, expected: str) -> BadRow:
     group = next((group for group in _GROUPS if field in group), (field,))
     found = {name: _similar(name, keys) for name in group if row.get(name) is None}
     if found.get(field):
-        hint = "--columns " + ",".join(f"{name}={column}" for name, column in found.items() if column)
+        hint = _columns_option({name: column for name, column in found.items() if column})
     elif keys:
         shown = ", ".join(map(repr, keys[:8]))
         hint = f"the row has {shown}" + (f"; --columns {field}=COLUMN names the right one" if group != (field,) else "")
     else:
         hint = "the row is empty"
     return BadRow(field, expected, "nothing", hint)
+
+
+def _columns_option(columns: dict[str, str]) -> str:
+    """--columns with these columns, whatever their names."""
+    if any(mark in column or column != column.strip() for column in columns.values() for mark in ",+="):
+        return f"--columns '{json.dumps(columns, ensure_ascii=False)}'"
+    return "--columns " + ",".join(f"{name}={column}" for name, column in columns.items())
 
 
 def _similar(field: str, keys: list[str]) -> str | None:

@@ -1,8 +1,8 @@
 """Messages as people write them, in one form: a list of `{"role", "content"}`."""
 
-import json
 from typing import Any
 
+from . import strict_json
 from .fields import ROLES, BadRow
 from .jsonl import named
 
@@ -48,7 +48,9 @@ def _from_text(value: str, field: str) -> Any:
     if not start.startswith(('[{"role"', '[{"content"', '[{"from"', '[{"value"', '{"role"', '{"content"', '{"from"')):
         return value
     try:
-        return json.loads(value)
+        return strict_json.loads(value)
+    except strict_json.Ambiguous as error:
+        raise BadRow(field, "JSON that is read in one way", str(error)) from None
     except (ValueError, RecursionError):
         return value
 
@@ -79,7 +81,7 @@ def _calls(value: Any, field: str) -> list[dict]:
     found = value
     if isinstance(value, str):
         try:
-            found = json.loads(value)
+            found = strict_json.loads(value)
         except (ValueError, RecursionError):
             raise BadRow(field, _CALL, named(value)) from None
     calls = found if isinstance(found, list) else [found]
@@ -106,7 +108,7 @@ def read_json_field(row: dict, field: str, kind: type, expected: str) -> None:
     value = row.get(field)
     if isinstance(value, str) and value.strip():
         try:
-            row[field] = value = json.loads(value)
+            row[field] = value = strict_json.loads(value)
         except (ValueError, RecursionError):
             raise BadRow(field, expected, named(value)) from None
     elif isinstance(value, str):

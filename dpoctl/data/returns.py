@@ -1,5 +1,6 @@
 """Completions with a return each, for offline reinforcement learning: with scores, or both sides of preferences."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +9,8 @@ from ..log import say
 from .answers import Answer, answer_of, encode_answers
 from .codec import Codec
 from .counts import in_words
-from .encode import Limits, truncate
+from .encode import Limits, within
+from .gaps import sequence_of
 from .readers import Rows, warn_of_skipped
 
 _SIDES: dict[str, dict[str, float | None]] = {  # kind of rows -> field of a completion -> its return, None: the score
@@ -20,10 +22,9 @@ _NO_SCORE = "field 'score': expected a number, got nothing"
 
 @dataclass
 class Episode:
-    """A prompt and a completion as token ids; `start`: index of the completion's first token; `value`: its return."""
+    """A prompt and a completion: `sequence` (ids, start), perhaps with gaps; `value`: the completion's return."""
 
-    ids: list[int]
-    start: int
+    sequence: tuple[Sequence[int], int]
     value: float
     line: Any = field(default=0, compare=False)  # where its row is
 
@@ -42,19 +43,20 @@ def encode_returns(rows: Rows, kind: str, codec: Codec, limits: Limits) -> tuple
     answers = [answer for answer, _ in found]
     encoded = encode_answers(rows, codec, answers)
     counts = {"rows": len(rows.rows), "truncated": 0, "empty_dropped": 0} | rows.skipped
-    counts |= {"refused": len(encoded.refused), "ids_not_used": encoded.edited, "from_ids": 0}
+    counts |= encoded.counts | {"from_ids": 0}
     episodes: list[Episode] = []
-    for (answer, value), prompt, ids in zip(found, encoded.prompts, encoded.completions, strict=True):
+    for n, (answer, value) in enumerate(found):
         if answer.row in encoded.refused:
             continue
-        if not prompt or not ids:
+        each = within(encoded, n, limits, codec)
+        if not each:
             counts["empty_dropped"] += 1
             continue
-        prompt, ids, cut = truncate(prompt, ids, limits, codec.bos_of(prompt))
-        counts["truncated"] += cut
+        counts["truncated"] += each.cut
         counts["from_ids"] += answer.ids is not None
         value = float(rows.rows[answer.row]["score"]) if value is None else value
-        episodes.append(Episode(prompt + ids, len(prompt), value, rows.lines[answer.row]))
+        sequence = sequence_of(each.prompt, each.completion, each.gaps)
+        episodes.append(Episode(sequence, value, rows.lines[answer.row]))
     return episodes, _finished(rows, codec, answers, episodes, counts)
 
 
@@ -77,7 +79,7 @@ def _finished(
     counts["special_text"] = codec.count_special([a.prompt, a.completion] for a in answers if a.ids is None)
     counts["chats"] = sum(answer.prompt.is_chat for answer in answers)
     counts["completions"] = len(episodes)
-    counts["duplicates"] = len(episodes) - len({(e.start, *e.ids) for e in episodes})
+    counts["duplicates"] = len(episodes) - len({(e.sequence[1], *e.sequence[0]) for e in episodes})
     if not episodes:
         raise InputError(f"{rows.path}: no completions are left to train on", "check the rows and --max-length")
     if told := in_words(counts):

@@ -23,7 +23,7 @@ _BATCH = 1024  # rows of a Parquet or Arrow file in memory at a time
 _NUMBERS = ("k", "score", "margin", "temperature", "step")
 _NUMBER_ENDS = ("_score", "_k", "score_chosen", "score_rejected", "rating")
 _MAYBE_BLANK = ("system", "system_prompt", "input")  # whose empty text says that the row has the shape with them
-_JSON = ("messages", "conversations", "conversation", "tools", "chat_template_kwargs", "history")
+_JSON = ("messages", "conversations", "conversation", "tools", "chat_template_kwargs", "history", "texts")
 
 
 def is_saved_dataset(path: str | PathLike) -> bool:

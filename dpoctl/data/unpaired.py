@@ -3,8 +3,9 @@
 from ..errors import InputError
 from .answers import answer_of, encode_answers
 from .codec import Codec
-from .encode import Limits, PairData, count_special, finish_counts, truncate
+from .encode import Limits, PairData, count_special, finish_counts, within
 from .encode import UniqueCompletions as Unique
+from .gaps import cut_to
 from .readers import Rows
 
 
@@ -49,21 +50,20 @@ def _encode(rows: Rows, codec: Codec, limits: Limits, threshold: float | None) -
     labels = [_label(rows, i, threshold) for i in range(len(rows.rows))]
     answers = [answer_of(rows, i, "completion") for i in range(len(rows.rows))]
     encoded = encode_answers(rows, codec, answers)
-    counts |= {"refused": len(encoded.refused), "ids_not_used": encoded.edited} | rows.skipped
+    counts |= encoded.counts | rows.skipped
     counts["chats"] = sum(answer.prompt.is_chat for answer in answers)
     unique = Unique(PairData(counts=counts))
     data = unique.data
     for i, row in enumerate(rows.rows):
         if i in encoded.refused:
             continue
-        prompt_ids, ids = encoded.prompts[i], encoded.completions[i]
         counts["from_ids"] += answers[i].ids is not None
-        if not prompt_ids or not ids:
+        found = within(encoded, i, limits, codec)
+        if not found:
             counts["empty_dropped"] += 1
             continue
-        prompt, completion, cut = truncate(prompt_ids, ids, limits, codec.bos_of(prompt_ids))
-        counts["truncated"] += cut
-        index = unique.index(prompt, completion)
+        counts["truncated"] += found.cut
+        index = unique.index(*found[:3])
         data.pairs.append((index, index))
         data.labels.append(labels[i])
         data.lines.append(rows.lines[i])
@@ -93,10 +93,11 @@ def add_mismatched(unique: Unique, limits: Limits) -> None:
         left[i % n] = following
     for i, other in enumerate(left):
         ids = data.prompts[data.prompt_of[data.pairs[i][0]]]
-        completion = data.completions[data.pairs[other][0]]
+        index = data.pairs[other][0]
+        completion, gaps = data.completions[index], data.gaps.get(index, ())
         if limits.length is not None:
-            completion = completion[: max(1, limits.length - len(ids))]
-        data.mismatched.append(unique.index(ids, completion))
+            completion, gaps = cut_to(completion, gaps, max(1, limits.length - len(ids)))
+        data.mismatched.append(unique.index(ids, completion, gaps))
 
 
 def _label(rows: Rows, i: int, threshold: float | None) -> bool:

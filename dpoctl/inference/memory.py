@@ -22,6 +22,7 @@ from ..models.probes import vocabulary
 from ..runtime import devices, hardware
 from ..runtime.hardware import Hardware
 from .decoding import Mode, assume_mode, open_decoding
+from .scorer_text import Encoding
 from .scorers import classifier_logits
 from .values import require_values
 
@@ -141,7 +142,7 @@ class PlannedScorer:
                     response_logps(held.model, [([1] * width, 1)] * count, tokens_per_batch=self.tokens_per_batch)
                 else:
                     padding = SimpleNamespace(pad_token_id=getattr(held.model.config, "pad_token_id", None) or 0)
-                    classifier_logits(held.model, padding, [[1] * width] * count, self.tokens_per_batch)
+                    classifier_logits(held.model, padding, [Encoding([1] * width)] * count, self.tokens_per_batch)
 
 
 def open_scorer(

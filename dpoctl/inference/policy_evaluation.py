@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from .. import log
 from ..data.answers import row_tokens
+from ..data.gaps import sequence_of, size
 from ..data.stored import stored_completion
 from ..models.load import Loaded
 from ..models.logprobs import Sequences, policy_kl, response_logps
@@ -183,16 +184,16 @@ def perplexity(lm: Loaded, completions: Sequence[dict], tokens_per_batch: int) -
     """Perplexity per token of the completions, given their prompts, under a language model with its tokenizer."""
     sequences = _sequences_of(lm, completions)
     logps = response_logps(lm.model, sequences, tokens_per_batch=tokens_per_batch)
-    tokens = sum(len(ids) - start for ids, start in sequences)
+    tokens = sum(map(size, sequences))
     return math.exp(-logps.double().sum().item() / tokens)
 
 
 def tokens_of(lm: Loaded, completions: Sequence[dict]) -> int:
     """How many tokens the perplexity of the completions is taken over."""
-    return sum(len(ids) - start for ids, start in _sequences_of(lm, completions))
+    return sum(map(size, _sequences_of(lm, completions)))
 
 
-def _sequences_of(lm: Loaded, completions: Sequence[dict]) -> list[tuple[list[int], int]]:
-    """(ids, start of the completion) of completions, by a language model's tokenizer."""
+def _sequences_of(lm: Loaded, completions: Sequence[dict]) -> Sequences:
+    """(ids, start of the completion) of completions, perhaps with gaps, by a language model's tokenizer."""
     encoded = [row_tokens(lm.codec, row, finished=row.get("finish") == "stop") for row in completions]
-    return [(prompt + ids, len(prompt)) for prompt, ids in encoded if prompt and ids]
+    return [sequence_of(prompt, ids, gaps) for prompt, ids, gaps in encoded if prompt and ids]

@@ -1,6 +1,6 @@
 """What scorers read: rows as text, as conversations, and as token ids of prompt and completion."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel
 
@@ -9,6 +9,7 @@ from ..data.answers import row_tokens
 from ..data.chats import Prompt, Text, content_of, joined
 from ..data.codec import Codec
 from ..data.encode import Limits, truncate
+from ..data.gaps import Gaps, cut_to
 from ..models.load import context_length
 
 _SHOWN = 60  # characters of a text in messages
@@ -74,6 +75,13 @@ class TruncationWarning:
             log.warn(f"{self.path}: {count} texts are longer than its {self.limit} tokens and were truncated")
 
 
+class Encoding(NamedTuple):
+    """A text's token ids; `types`: of a pair of texts, which of them each token is of, where the tokenizer says it."""
+
+    ids: list[int]
+    types: list[int] | None = None
+
+
 class PairTokens:
     """Prompt and completion of a row as token ids, the end token included where the completion is finished.
 
@@ -83,10 +91,12 @@ class PairTokens:
     def __init__(self, codec: Codec, limit: int | None):
         self.codec, self.limit = codec, limit
 
-    def ids(self, row: dict) -> tuple[list[int], list[int], bool]:
-        """(prompt ids, completion ids, whether they were truncated to the limit)."""
+    def ids(self, row: dict) -> tuple[list[int], list[int], Gaps, bool]:
+        """(prompt ids, completion ids, the completion's gaps, whether they were truncated to the limit)."""
         row = _as_completion(row)
-        return self.truncated(*row_tokens(self.codec, row, finished=row.get("finish", "stop") == "stop"))
+        prompt, completion, gaps = row_tokens(self.codec, row, finished=row.get("finish") != "length")
+        prompt, ids, truncated = self.truncated(prompt, completion)
+        return prompt, *cut_to(completion, gaps, len(ids)), truncated
 
     def truncated(self, prompt: list[int], completion: list[int]) -> tuple[list[int], list[int], bool]:
         """The ids within the limit, and whether some were dropped."""
@@ -107,18 +117,18 @@ class PairEncoder:
         self.warning = TruncationWarning(path, limit)
         self.pad = codec.tokenizer.pad_token_id
 
-    def encode(self, rows: list[dict]) -> list[list[int]]:
+    def encode(self, rows: list[dict]) -> list[Encoding]:
         """Token ids of each row, within the model's context."""
         encoded, truncations = [], 0
         for row in rows:
             if row.get("messages") or (self.joined and row.get("prompt")):
-                prompt, completion, truncated = self.tokens.ids(row)
+                prompt, completion, _, truncated = self.tokens.ids(row)
             else:
-                finished = row.get("finish", "stop") == "stop"
+                finished = row.get("finish") != "length"
                 [text] = self.codec.encode_texts([completion_of(row)], [finished])
                 prompt, completion, truncated = self.tokens.truncated([], text)
             ids = prompt + completion
-            encoded.append(ids[:-1] if ids[-1:] == [self.pad] else ids)
+            encoded.append(Encoding(ids[:-1] if ids[-1:] == [self.pad] else ids))
             truncations += truncated
         self.warning.add(truncations)
         return encoded
@@ -139,8 +149,8 @@ class TextEncoder:
         self.has_template = codec.tokenizer.chat_template is not None
         self.takes_pairs = model.config.num_labels == 1 and not hasattr(model, "score") and joined
 
-    def encode(self, rows: list[dict]) -> list[list[int]]:
-        """Token ids of each row."""
+    def encode(self, rows: list[dict]) -> list[Encoding]:
+        """Token ids of each row, and of pairs their types."""
         chats = {n: chat for n, row in enumerate(rows) if self._reads_chats and (chat := conversation_of(row))}
         texts = {n: self._text(row) for n, row in enumerate(rows) if n not in chats}
         encoded = dict(zip(texts, self._of_texts(list(texts.values())), strict=True)) if texts else {}
@@ -157,21 +167,26 @@ class TextEncoder:
             return (_content(prompt), completion_of(row))
         return (text_of(row, self.joined),)
 
-    def _of_texts(self, texts: list[tuple[str, ...]]) -> list[list[int]]:
+    def _of_texts(self, texts: list[tuple[str, ...]]) -> list[Encoding]:
         if len({len(text) for text in texts}) > 1:
-            return [ids for text in texts for ids in self._of_texts([text])]
-        columns = [list(column) for column in zip(*texts, strict=True)]
+            return [encoding for text in texts for encoding in self._of_texts([text])]
         if self.limit is None:
-            return self.tokenizer(*columns)["input_ids"]
+            return self._tokenized(texts)
         # One token more than fits shows which texts are too long.
-        encoded = self.tokenizer(*columns, truncation=True, max_length=self.limit + 1)["input_ids"]
-        longer = [n for n, ids in enumerate(encoded) if len(ids) > self.limit]
+        encoded = self._tokenized(texts, truncation=True, max_length=self.limit + 1)
+        longer = [n for n, encoding in enumerate(encoded) if len(encoding.ids) > self.limit]
         for n in longer:
-            encoded[n] = self.tokenizer(*texts[n], truncation=True, max_length=self.limit)["input_ids"]
+            [encoded[n]] = self._tokenized([texts[n]], truncation=True, max_length=self.limit)
         self.warning.add(len(longer))
         return encoded
 
-    def _of_chats(self, chats: list[list[dict]], rows: list[dict], places: list[int]) -> list[list[int]]:
+    def _tokenized(self, texts: list[tuple[str, ...]], **options: Any) -> list[Encoding]:
+        """Texts, or pairs of texts, as the tokenizer encodes them."""
+        found = self.tokenizer(*(list(column) for column in zip(*texts, strict=True)), **options)
+        types = found.get("token_type_ids") or [None] * len(texts)
+        return [Encoding(ids, of_ids) for ids, of_ids in zip(found["input_ids"], types, strict=True)]
+
+    def _of_chats(self, chats: list[list[dict]], rows: list[dict], places: list[int]) -> list[Encoding]:
         """A conversation over the limit keeps its BOS and its end, where the reward is read."""
         texts = [
             self.codec.template.conversation_text(
@@ -182,7 +197,7 @@ class TextEncoder:
         encoded = self.codec.vocabulary.tokens(texts)
         cut = [truncate(ids, [], Limits(prompt=self.limit), self.codec.bos_of(ids)) for ids in encoded]
         self.warning.add(sum(truncated for _, _, truncated in cut))
-        return [ids for ids, _, _ in cut]
+        return [Encoding(ids) for ids, _, _ in cut]
 
 
 def _text_limit(model: PreTrainedModel, tokenizer: Any) -> int | None:

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from ..config.scorer import ScorerSpec, model_revisions, parse_scorer
 from ..data.chats import TemplateOptions
+from ..data.gaps import sequence_of
 from ..errors import InputError
 from ..models import rope
 from ..models.hub import check_path, resolve
 from ..models.load import Loaded, context_length, load_classifier, load_policy
-from ..models.logprobs import response_logps
+from ..models.logprobs import Sequences, response_logps
 from ..models.place import Place
 from ..models.tokenizers import require_same_tokenizer
 from ..runtime import collectives
@@ -31,7 +32,7 @@ from .combined_scorer import CombinedScorer
 from .options import ScoringOptions
 from .remote_scorer import RemoteScores
 from .scorer_base import Scorer, ScorerOptions, Scores
-from .scorer_text import PairEncoder, PairTokens, TextEncoder, TruncationWarning, completion_of, describe
+from .scorer_text import Encoding, PairEncoder, PairTokens, TextEncoder, TruncationWarning, completion_of, describe
 from .user_function import imported, location
 
 _POSITIVE = ("positive", "pos")
@@ -197,17 +198,17 @@ class ImplicitScorer(Scorer):
 
     def _score(self, rows: list[dict]) -> Scores:
         pairs = [self.tokens.ids(row) for row in rows]
-        for row, (prompt, _, _) in zip(rows, pairs, strict=True):
+        for row, (prompt, *_) in zip(rows, pairs, strict=True):
             if not prompt:
                 raise InputError(f"the implicit reward needs a prompt: {describe(row)} has none")
-        self.warning.add(sum(truncated for _, _, truncated in pairs))
-        sequences = [(prompt + completion, len(prompt)) for prompt, completion, _ in pairs]
+        self.warning.add(sum(truncated for *_, truncated in pairs))
+        sequences = [sequence_of(prompt, completion, gaps) for prompt, completion, gaps, _ in pairs]
         policy, reference = (self._logps(loaded, sequences) for loaded in (self.policy, self.reference))
         values = (self.beta * (policy - reference)).tolist()
         return Scores(values, list(values))
 
     @torch.inference_mode()
-    def _logps(self, loaded: Loaded, sequences: list[tuple[list[int], int]]) -> Tensor:
+    def _logps(self, loaded: Loaded, sequences: Sequences) -> Tensor:
         """Summed log-probs [N] float64 of the completions."""
         return response_logps(loaded.model, sequences, tokens_per_batch=self.options.tokens_per_batch).double()
 
@@ -280,11 +281,12 @@ def is_own(model: Any) -> bool:
 
 
 @torch.inference_mode()
-def classifier_logits(model: Any, tokenizer: Any, sequences: list[list[int]], tokens_per_batch: int) -> Tensor:
-    """Logits [sequences, labels] float64, in the order of `sequences`.
+def classifier_logits(model: Any, tokenizer: Any, encoded: list[Encoding], tokens_per_batch: int) -> Tensor:
+    """Logits [texts, labels] float64, in the order of `encoded`.
 
-    Batches hold sequences of similar length, at most `tokens_per_batch` tokens with the padding; ranks share them.
+    Batches hold texts of similar length, at most `tokens_per_batch` tokens with the padding; ranks share them.
     """
+    sequences = [encoding.ids for encoding in encoded]
     batches: list[list[int]] = []
     for group in rope.groups([model], [len(ids) for ids in sequences]):
         order = sorted(group, key=lambda n: -len(sequences[n]))
@@ -294,18 +296,30 @@ def classifier_logits(model: Any, tokenizer: Any, sequences: list[list[int]], to
             order = order[size:]
     logits = torch.zeros(len(sequences), model.config.num_labels, dtype=torch.float64)
     # a decoder would keep keys and values of all layers for tokens that nothing generates
-    cacheless = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    known = inspect.signature(model.forward).parameters
+    cacheless = {"use_cache": False} if "use_cache" in known else {}
+    typed = "token_type_ids" in known and _has_types(model, encoded)
     for batch in dealt(batches):
         width = max(1, len(sequences[batch[0]]))
         ids = torch.full((len(batch), width), _padding(model, tokenizer, [sequences[n][-1:] for n in batch]))
-        mask = torch.zeros_like(ids)
+        mask, types = torch.zeros_like(ids), torch.zeros_like(ids)
         for line, n in enumerate(batch):
             ids[line, : len(sequences[n])] = torch.tensor(sequences[n], dtype=torch.long)
             mask[line, : len(sequences[n])] = 1
+            if typed:
+                types[line, : len(sequences[n])] = torch.tensor(encoded[n].types or [0] * len(sequences[n]))
         rope.reset(model)
-        output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **cacheless)
+        more = cacheless | ({"token_type_ids": types.to(model.device)} if typed else {})
+        output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), **more)
         logits[batch] = output.logits.double().cpu()
     return collectives.sum_over_ranks(logits)
+
+
+def _has_types(model: Any, encoded: list[Encoding]) -> bool:
+    """Whether tokens are of different types, and of types that the model knows; without them all have type 0."""
+    highest = max((max(encoding.types, default=0) for encoding in encoded if encoding.types), default=0)
+    known = getattr(model.config, "type_vocab_size", None)
+    return 0 < highest and (known is None or highest < known)
 
 
 def _padding(model: Any, tokenizer: Any, ends: list[list[int]]) -> int:

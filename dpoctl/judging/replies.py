@@ -103,7 +103,7 @@ def read_answer(body: str) -> Answer:
         raise ErrorInside(read_error(status_of(error), error))
     if not data["choices"]:
         raise NoChoice("no choice")
-    choice, usage = data["choices"][0], data.get("usage") or {}
+    choice = data["choices"][0]
     finish = str(choice.get("finish_reason") or "")
     if choice.get("error") or finish in _BROKEN_OFF:
         found = choice.get("error") or {"message": f"finish_reason {finish}"}
@@ -112,9 +112,15 @@ def read_answer(body: str) -> Answer:
     text, reason = _content(message.get("content")), _reason(message, finish)
     if message.get("refusal") and not text:
         text = str(message["refusal"])
-    counted = [usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
     text = text.encode("utf-8", "replace").decode()  # a lone surrogate cannot be written to a file
-    return Answer(text, int(counted[0]), int(counted[1]), reason, tokens_of(choice.get("logprobs")))
+    counted = [_count(data.get("usage"), name) for name in ("prompt_tokens", "completion_tokens")]
+    return Answer(text, counted[0], counted[1], reason, tokens_of(choice.get("logprobs")))
+
+
+def _count(usage: Any, name: str) -> int:
+    """A number of tokens that a server counted; 0 where it says none: the verdict does not depend on it."""
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if type(value) is int and value > 0 else 0
 
 
 def _reason(message: dict[str, Any], finish: str) -> str:

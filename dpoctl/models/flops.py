@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from ..data.gaps import size
 from .logprobs import Sequences
 from .packed import group_by_prompt
 
@@ -82,4 +83,4 @@ def sizes(sequences: Sequences, width: int, *, whole: bool = False) -> tuple[int
         for i in members:
             tail = len(sequences[i][0]) - start - (not whole)
             tokens, pairs = tokens + tail, pairs + tail * start + tail * (tail + 1) // 2
-    return tokens, sum(len(ids) - start for ids, start in sequences), pairs
+    return tokens, sum(map(size, sequences)), pairs

@@ -1,10 +1,11 @@
 """Log-probs of responses under a causal model: float32, summed over the response, without a full logits tensor.
 
-A sequence is `(ids, start)`: prompt and response tokens [T], of which `ids[start:]` (start >= 1) are the response. The
-hidden state at t - 1 predicts token t, so the head is applied only to the positions before response tokens, and the
-last token of a response, which predicts nothing, is not forwarded. A micro-batch is one packed row in which the
-completions of a prompt share it (`packed`). For architectures that do not support this it is padded on the right, where
-the causal mask hides the padding from every real token.
+A sequence is `(ids, start)`: prompt and response tokens [T], of which `ids[start:]` (start >= 1) are the response, but
+for those between the messages of an answer of several (`data.gaps`): "response tokens" leaves these out. The hidden
+state at t - 1 predicts token t, so the head is applied only to the positions before response tokens, and the last token
+of a response, which predicts nothing, is not forwarded. A micro-batch is one packed row in which the completions of a
+prompt share it (`packed`). For architectures that do not support this it is padded on the right, where the causal mask
+hides the padding from every real token.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..data.gaps import gaps_of, kept
 from ..objectives.kl import kl
 from ..runtime import collectives
 from ..runtime.devices import to_device
@@ -283,14 +285,22 @@ def lay_out(
             part = replace(part, counts=_token_counts(models[0], part, [sequences[i] for i in members], counts))
         sizes = [lengths[i] - sequences[i][1] for i in members]
         for i, rows in zip(members, (places + offset).split(sizes), strict=True):
-            at[i] = rows
+            gaps = gaps_of(sequences[i])
+            at[i] = rows[kept(len(rows), gaps)] if gaps else rows
         ends[members] = lasts + offset
         offset += part.ids.numel()
         parts.append(part)
-    owner = torch.tensor([i for i, (s, start) in enumerate(sequences) for _ in range(start, len(s))])
-    targets = torch.tensor([t for s, start in sequences for t in s[start:]])
+    owner = torch.tensor([i for i, rows in enumerate(at) for _ in range(len(rows))], dtype=torch.long)
+    targets = torch.tensor([t for sequence in sequences for t in _targets(sequence)], dtype=torch.long)
     at_rows, owner, targets, ends = (to_device(each, device) for each in (torch.cat(at), owner, targets, ends))
     return Layout(parts, at_rows, owner, targets, ends, routed)
+
+
+def _targets(sequence: tuple[Sequence[int], int]) -> Sequence[int]:
+    """The ids of a sequence's response tokens."""
+    ids, start = sequence
+    gaps = gaps_of(sequence)
+    return [ids[start + place] for place in kept(len(ids) - start, gaps)] if gaps else ids[start:]
 
 
 def _token_counts(model: PreTrainedModel, part: Part, sequences: Sequences, counts: list[float]) -> Tensor:

@@ -137,7 +137,7 @@ def pack(
             ids.extend(tail)
             branch.extend([b] * len(tail))
             position.extend(range(start, start + len(tail)))
-            at[i] = [base + start - 1, *range(first, first + len(text) - start - 1)]
+            at[i] = [base + start - 1, *range(first, first + len(text) - start - 1)][: len(text) - start]
             ends[i] = len(ids) - 1 if tail else base + start - 1
         sizes.append(len(ids) - base)
         group.extend([g] * sizes[-1])
@@ -153,7 +153,8 @@ def pack(
     )
     linear = [len(members) == 1 for members in groups] + [True] * (len(sizes) - len(groups))
     tree = Tree(of_group, of_branch, at_position, sizes, linear, max(position) + 1, filler=room)
-    return torch.tensor([ids]), tree, torch.tensor([row for rows in at for row in rows]), torch.tensor(ends)
+    places = torch.tensor([row for rows in at for row in rows], dtype=torch.long)
+    return torch.tensor([ids]), tree, places, torch.tensor(ends)
 
 
 def token_counts(sequences: Sequence[tuple[Sequence[int], int]], width: int, counts: Sequence[float]) -> list[float]:

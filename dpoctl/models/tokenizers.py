@@ -68,7 +68,8 @@ def end_tokens(folder: str) -> list[int] | None:
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
             ends = found.get("eos_token_id", (found.get("text_config") or {}).get("eos_token_id"))
-            return [int(end) for end in ([ends] if isinstance(ends, int) else ends or [])]
+            every = [int(end) for end in ([ends] if isinstance(ends, int) else ends or [])]
+            return [end for end in every if end >= 0]  # -1 stands for none in some configurations
         except (OSError, ValueError, TypeError, AttributeError):
             hint = "expected a JSON object whose eos_token_id is a token id or a list of them: copy the file again"
             raise InputError(f"{file}: cannot be read", hint) from None

@@ -254,7 +254,8 @@ def _encode(rows: Rows, setting: Setting) -> Encoded:
         for pair, line in zip(data.pairs, data.lines, strict=True):
             for name, i in zip(("chosen", "rejected"), pair, strict=True):
                 prompt = data.prompts[data.prompt_of[i]]
-                example = Example(prompt + data.completions[i], len(prompt), line=line)
+                gaps = [(len(prompt) + begin, len(prompt) + end) for begin, end in data.gaps.get(i, ())]
+                example = Example(prompt + data.completions[i], len(prompt), gaps, line)
                 found.sequences[line].append(TokenSequence(name, example))
         found.counts = data.counts
     found.skipped = dict(rows.skipped)

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from ..config.ilql import TrainILQL
+from ..data.gaps import size
 from ..models.flops import ModelFlops
 from ..models.ilql import IlqlModel, make_heads
 from ..models.load import context_without_weights
@@ -48,7 +49,7 @@ class Plan(TrainingPlan):
         return IlqlModel(policy, make_heads(policy, None))
 
     def flops(self, cost: ModelFlops, model: IlqlModel, sequences: Sequences) -> int:
-        tokens = sum(len(ids) - start for ids, start in sequences)
+        tokens = sum(map(size, sequences))
         return cost.of_update(sequences) + tokens * model.heads.flops()
 
     def loss(self, model: Any, sequences: Sequences) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.gaps import size
 from ..objectives.catalogue import Traits
 from ..objectives.pair_logps import PairLogps, Ranks, ranks_of
 from ..runtime import collectives
@@ -68,7 +69,7 @@ def of_batch(  # what a batch is made of
     """
     weights, pairs = data.targets.weights, data.pairs
     of_rows = torch.ones(len(rows)) if weights is None else weights[rows]
-    lengths = torch.tensor([float(len(pairs.completions[pairs.pairs[i][0]])) for i in rows])
+    lengths = torch.tensor([float(size(data.sequences[pairs.pairs[i][0]])) for i in rows])
     total = max(float(of_rows.sum()), _TINY)
     found = Statistics(total, float((of_rows * lengths).sum() / total) or 1.0)
     if traits.needs_ranks:

@@ -1,5 +1,6 @@
 """Pairs under policy and reference: what the losses of a micro-batch read, but for the statistics of the batch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.encode import PairData
+from ..data.gaps import first_tokens, size
 from ..models.logprobs import SHORTEST, Sequences, summed_logps
 from ..models.routing import RoutedTokens
 from ..objectives.divergence import DIVERGENCES
@@ -67,7 +69,7 @@ def only(rows: list[int], compared: Compared, members: list[int]) -> tuple[list[
     return [row for row, m in zip(rows, mine, strict=True) if m], fewer
 
 
-def prefixes_of(data: PairData, sequences: Sequences) -> tuple[Prefixes, list[tuple[list[int], int]]]:
+def prefixes_of(data: PairData, sequences: Sequences) -> tuple[Prefixes, list[tuple[Sequence[int], int]]]:
     """(where the log-prob of the first tokens of a completion is, the texts that end there), for --ld-alpha.
 
     The first tokens are as many as the shorter completion of a pair has. They come after all `sequences`.
@@ -75,9 +77,9 @@ def prefixes_of(data: PairData, sequences: Sequences) -> tuple[Prefixes, list[tu
     at: Prefixes = {}
     for pair, length in zip(data.pairs, shared_lengths(sequences, data.pairs), strict=True):
         for i in pair:
-            if length < len(data.completions[i]):
+            if length < size(sequences[i]):
                 at.setdefault((i, length), len(sequences) + len(at))
-    return at, [(list(sequences[i][0][: sequences[i][1] + n]), sequences[i][1]) for i, n in at]
+    return at, [first_tokens(sequences[i], n) for i, n in at]
 
 
 class Comparison:
@@ -95,7 +97,7 @@ class Comparison:
         """The log-probs of a micro-batch's pairs, differentiable in those of the policy, and the pairs' weights."""
         ref_chosen, ref_rejected = self._reference(batch, dataset)
         policy = self.forward.sides(self.model, dataset.sequences, batch, routed)
-        lengths = [float(len(dataset.pairs.completions[i])) for i in batch.completions]
+        lengths = [float(size(dataset.sequences[i])) for i in batch.completions]
         tokens = to_device(torch.tensor(lengths), self.device)
         w, l = to_device(batch.pairs, self.device).unbind(1)  # noqa: E741
         logps = PairLogps(policy.chosen, policy.rejected, ref_chosen, ref_rejected, tokens[w], tokens[l])

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.gaps import size
 from ..models.logprobs import Sequences, aligned_token_logps, response_token_logps, summed_logps
 from ..models.routing import RoutedTokens
 from ..runtime.devices import to_device
@@ -42,7 +43,7 @@ class Forward:
             prefixes = _prefix_sums(logps, texts, batch)
             chosen, rejected = (discounted(sums[side], prefixes[:, i], self.ld_alpha) for i, side in enumerate((w, l)))
         if self.aligned:
-            lengths = to_device(torch.tensor([float(len(ids) - start) for ids, start in texts]), logps.device)
+            lengths = to_device(torch.tensor([float(size(text)) for text in texts]), logps.device)
             of_text = (_summed(alignments, owner, len(texts)) / lengths).exp()
             weights = of_text[w] * of_text[l]
         return Sides(chosen, rejected, sums[w], weights)
@@ -65,15 +66,15 @@ def discounted(whole: Tensor, prefix: Tensor, alpha: float) -> Tensor:
 
 def shared_lengths(sequences: Sequences, pairs: list[tuple[int, int]]) -> list[int]:
     """The number of tokens of each pair's shorter completion."""
-    return [min(len(sequences[i][0]) - sequences[i][1] for i in pair) for pair in pairs]
+    return [min(size(sequences[i]) for i in pair) for pair in pairs]
 
 
 def _prefix_sums(logps: Tensor, texts: Sequences, batch: PairBatch) -> Tensor:
     """[P, 2]: the sum over the first tokens of both completions of each pair, as many as the shorter one has."""
     first, at = [], 0
-    for ids, start in texts:
+    for text in texts:
         first.append(at)
-        at += len(ids) - start
+        at += size(text)
     pairs = [(i, j) for i, j in batch.pairs.tolist()]
     places: list[int] = []
     owner: list[int] = []

@@ -11,6 +11,7 @@ from ..config.ilql import TrainILQL
 from ..data.batching import Stream, pack, share, shuffled
 from ..data.codec import Codec
 from ..data.encode import Limits
+from ..data.gaps import size
 from ..data.readers import Rows
 from ..data.returns import Episode, encode_returns
 from ..models import ilql
@@ -121,7 +122,7 @@ class ILQL(BatchTask):
         return ilql_losses(tokens, torch.zeros(1, device=tokens.values.device), self.weights)["total"].sum()
 
     def tokens(self, micro: Micro) -> int:
-        return sum(len(e.ids) for e in micro.episodes)
+        return sum(len(e.sequence[0]) for e in micro.episodes)
 
     def flops(self, micro: Micro) -> int:
         return super().flops(micro) + _tokens(micro.episodes) * self.model.heads.flops()
@@ -176,7 +177,7 @@ def share_and_pack(episodes: list[Episode], tokens: int, world: int | None = Non
     """This rank's completions (rank 0's of `world` ranks, where given) in groups of at most `tokens` tokens."""
 
     def length(episode: Episode) -> int:
-        return len(episode.ids)
+        return len(episode.sequence[0])
 
     rank, size = (collectives.rank(), collectives.world_size()) if world is None else (0, world)
     return pack(share(episodes, length, rank, size), length, length, tokens)
@@ -184,9 +185,9 @@ def share_and_pack(episodes: list[Episode], tokens: int, world: int | None = Non
 
 def sequences_of(episodes: list[Episode]) -> Sequences:
     """(ids, start of the completion) of each."""
-    return [(e.ids, e.start) for e in episodes]
+    return [e.sequence for e in episodes]
 
 
 def _tokens(episodes: list[Episode]) -> int:
-    """Tokens of the completions."""
-    return sum(len(e.ids) - e.start for e in episodes)
+    """Tokens of the completions, as far as they are the policy's."""
+    return sum(size(e.sequence) for e in episodes)

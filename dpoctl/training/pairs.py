@@ -1,5 +1,6 @@
 """Preference pairs as training batches in which every completion is forwarded once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from ..data.batching import Stream, pack, permutation, share, shuffled, shuffled_groups
 from ..data.encode import PairData
+from ..data.gaps import sequence_of
 from ..errors import InputError
 
 
@@ -34,9 +36,10 @@ class PairBatch:
     rows: list[int]  # which pairs of the data they are
 
 
-def sequences(data: PairData) -> list[tuple[list[int], int]]:
-    """(prompt + completion ids, start of the completion) of every unique completion."""
-    return [(data.prompts[p] + c, len(data.prompts[p])) for p, c in zip(data.prompt_of, data.completions, strict=True)]
+def sequences(data: PairData) -> list[tuple[Sequence[int], int]]:
+    """(prompt + completion ids, start of the completion) of every unique completion, with its gaps."""
+    each = enumerate(zip(data.prompt_of, data.completions, strict=True))
+    return [sequence_of(data.prompts[p], c, data.gaps.get(i, ())) for i, (p, c) in each]
 
 
 def pair_stream(data: PairData, options: StreamOptions, shuffle: str = "prompts") -> Stream:

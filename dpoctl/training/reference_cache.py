@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .. import log
+from ..data.gaps import gaps_of
 from ..errors import StorageError
 from ..models.logprobs import SHORTEST, Sequences, micro_batches, summed_logps
 from ..outputs import files
@@ -100,8 +101,10 @@ class ReferenceCache:
 
     def _path(self, sequences: Sequences) -> Path:
         digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode())
-        for ids, start in sequences:
-            digest.update(np.array([start, len(ids), *ids], dtype=np.int64).tobytes())
+        for sequence in sequences:
+            ids, start = sequence
+            edges = [edge for gap in gaps_of(sequence) for edge in gap]
+            digest.update(np.array([start, len(ids), *ids, *edges], dtype=np.int64).tobytes())
         return self.folder / f"{digest.hexdigest()[:40]}.safetensors"
 
     def _write(self, path: Path, tensors: dict[str, Tensor]) -> None:

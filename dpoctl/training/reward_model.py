@@ -196,8 +196,8 @@ class RewardModel(PairTask):
         config = self.config
         limits, found = setup.lengths(config, self.model), []
         for row in load_rows(path, "completions", skip_bad=config.skip_bad_rows, columns=config.columns).rows:
-            encoded = row_tokens(self.codec, row, finished=row.get("finish") != "length")
-            prompt, ids, _ = truncate(*encoded, limits, self.codec.bos_of(encoded[0]))
+            prompt, ids, _ = row_tokens(self.codec, row, finished=row.get("finish") != "length")
+            prompt, ids, _ = truncate(prompt, ids, limits, self.codec.bos_of(prompt))
             found.append((prompt + ids, len(prompt)))
         return found
 

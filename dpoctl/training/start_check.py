@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.gaps import size
 from ..errors import NumericalError
 from ..models.logprobs import Sequences, summed_logps
 from ..models.precision import full_precision
@@ -58,7 +59,7 @@ def measure(model: Any, sequences: Sequences, compute: Compute, dummy: Callable[
     """
     texts = list(sequences[:_MEASURED])
     batches = [texts] if texts else []
-    root = torch.tensor([len(ids) - start for ids, start in texts], dtype=torch.float64).sqrt()
+    root = torch.tensor([size(text) for text in texts], dtype=torch.float64).sqrt()
     with compute.autocast():
         packed = _run(model, batches, dummy)
         with without_packing(model):

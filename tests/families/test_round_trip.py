@@ -66,7 +66,7 @@ def test_a_sample_is_encoded_as_what_was_sampled(name, data):
     data_rows = make_rows(*rows)
     encoded = encode_answers(data_rows, codec, [answer_of(data_rows, n, "completion") for n in range(2)])
     assert encoded.prompts == [before, before] and encoded.completions == [one, other] and not encoded.edited
-    assert row_tokens(codec, rows[0], finished=how == "stop") == (before, one)
+    assert row_tokens(codec, rows[0], finished=how == "stop") == (before, one, ())
 
     examples, counts = encode_examples(data_rows, codec, Limits())
     assert [(e.ids, e.start, e.gaps) for e in examples] == [(before + ids, len(before), []) for ids in (one, other)]

@@ -130,7 +130,8 @@ class Completions(Protocol):
             raise BadAnswer("without the log-probs of the prompt") from None
 
     def _fields(self, data: dict[str, Any]) -> _Fields:
-        choice, usage = data["choices"][0], data.get("usage") or {}
+        choice = data["choices"][0]
+        usage = data["usage"] if isinstance(data.get("usage"), dict) else {}
         return _Fields(
             choice.get("token_ids"),
             choice["finish_reason"],
