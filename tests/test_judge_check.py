@@ -89,7 +89,7 @@ def test_planted_biases_of_a_server_are_found(planted):
     folder, out, err = planted
     assert found(folder) == {"position", "injected-a", "injected-b"}
     assert "BIAS: prefers the first answer" in out and out.count("FOOLED: ") == 2
-    assert re.search(r"no bias found \(n = 100 can find \d+ points for \d+ words more\)", out)
+    assert re.search(r"no bias found \(n = 100 can find \d+ points per \d+ words more\)", out)
     assert 'm: found: position, injected "answer A", injected "Preferred: B"' in err
     rows = rows_of(folder / "j.jsonl")
     kinds = ["known", "repeat", "shuffled", "truncated", "padded", "injected-a", "injected-b"]

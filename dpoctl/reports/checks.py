@@ -90,8 +90,10 @@ def _verdict(f: dict[str, Any]) -> str:
         words = f"BIAS: prefers the {'first' if f['value'] > 0 else 'second'} answer" if found else _none(f)
         return f"{words}; {_percent(f['flips'])} of pairs change with the order"
     if name == "length":
-        more = f"for {f['words']:.0f} words more"
-        return f"BIAS: prefers {'longer' if f['value'] > 0 else 'shorter'} answers, {more}" if found else _none(f, more)
+        more = f"per {f['words']:.0f} words more"
+        return (
+            f"BIAS: prefers {'longer' if f['value'] > 0 else 'shorter'} answers ({more})" if found else _none(f, more)
+        )
     if name == "family":
         words = f"BIAS: {'favours' if f['value'] > 0 else 'disfavours'} {f['family']} models" if found else _none(f)
         favoured = f"; {_percent(f['wrong_in_favour'])} of {f['wrong']} wrong verdicts favour {f['family']}"
@@ -107,7 +109,7 @@ def _verdict(f: dict[str, Any]) -> str:
 def _none(f: dict[str, Any], of: str = "") -> str:
     """That nothing is found, and what could be; a small p-value of this test alone is told."""
     alone = f"; p of this test alone is {f['p']:.3f}" if f["p"] < 0.05 else ""
-    what = "not fooled more" if "excess" in f else "no bias found"
+    what = "not fooled more often" if "excess" in f else "no bias found"
     return f"{what} (n = {f['n']} can find {_least(f['can_find'])}{f' {of}' if of else ''}){alone}"
 
 
@@ -142,7 +144,7 @@ def biases(checked: Sequence[CheckedJudge]) -> Drawing | None:
     figure, axes = shared.axes(8.4)
     axes.axvline(0, color="#777777", linewidth=0.8)
     for i, judge in enumerate(shown):
-        shift = 0.16 * (i - (len(shown) - 1) / 2)
+        shift = 0.6 / len(shown) * (i - (len(shown) - 1) / 2)
         _draw(axes, judge, i, {name: row + shift for row, name in enumerate(names)})
     axes.set_yticks(range(len(names)), [_NAMES[name] for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
