@@ -152,6 +152,13 @@ def test_shards_of_a_check_are_merged_into_the_same_file_and_metrics(tmp_path, k
     assert json.loads((tmp_path / "merged.jsonl.manifest.json").read_text())["metrics"] == metrics
 
 
+def test_few_pairs_are_told_to_find_nothing(tmp_path, known):
+    with JudgeServer(Biased(known)) as server:
+        out, err = check(tmp_path, server, "--limit", "2", "--repeats", "1")
+    assert "no bias found (" not in out and out.count("too few pairs to find anything") == 7
+    assert "m: too few pairs to find a bias" in err
+
+
 # --- scorers ----------------------------------------------------------------------------------------------------------
 
 

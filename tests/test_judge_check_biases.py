@@ -77,6 +77,9 @@ def test_a_judge_that_answers_by_chance_agrees_with_nothing_and_a_perfect_one_wi
     assert 0.98 < perfect["agreement"]["low"] < 1 and perfect["stability"]["value"] == 0
     assert not any(finding["found"] for finding in perfect["findings"])
     assert {f["name"]: f["value"] for f in perfect["findings"]}["position"] == 0
+    for name, finding in {f["name"]: f for f in perfect["findings"]}.items():  # no error seen is not no error there is
+        low, high = (finding[f"excess_{end}" if "excess" in finding else end] for end in ("low", "high"))
+        assert high - low > 0.005 and finding["can_find"] > 0.005, name
 
 
 def test_effects_are_those_that_are_planted(comparisons):

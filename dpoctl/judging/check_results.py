@@ -6,6 +6,7 @@ All biases are tested together: Holm's method keeps the chance of any false find
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -128,12 +129,14 @@ def _findings(by_kind: dict[str, list[Row]], backend: str, seed: int) -> list[Fi
 
 
 def _tested(findings: list[Finding]) -> list[Finding]:
-    """The findings with Holm's p-values, and with the effect that can be found in place of the standard error."""
-    adjusted = statistics.holm([finding["p"] for finding in findings])
+    """The findings with Holm's p-values, and with the effect that can be found in place of the estimate: None where so
+    few prompts find nothing, however large it is."""
+    adjusted, tests = statistics.holm([finding["p"] for finding in findings]), len(findings)
     tested = []
     for finding, p in zip(findings, adjusted, strict=True):
-        rest = {name: value for name, value in finding.items() if name != "error"}
-        least = statistics.can_find(finding["error"], len(findings))
+        rest = {name: value for name, value in finding.items() if name != "estimate"}
+        estimate = finding["estimate"]
+        least = statistics.can_find(estimate.error, tests) if tests * estimate.p_least < _LEVEL else None
         tested.append(rest | {"p_holm": p, "found": p < _LEVEL, "can_find": least})
     return tested
 
@@ -141,11 +144,11 @@ def _tested(findings: list[Finding]) -> list[Finding]:
 def _times(estimate: Estimate, factor: float) -> Estimate:
     """An estimate in other units."""
     value, low, high, error = (x * factor for x in (estimate.value, estimate.low, estimate.high, estimate.error))
-    return Estimate(value, low, high, error, estimate.p, estimate.n)
+    return replace(estimate, value=value, low=low, high=high, error=error)
 
 
 def _finding(name: str, estimate: Estimate, n: int, **more: Any) -> Finding:
-    return {"name": name} | _named(estimate, n) | {"p": estimate.p, "error": estimate.error} | more
+    return {"name": name} | _named(estimate, n) | {"p": estimate.p, "estimate": estimate} | more
 
 
 def _first(row: Row) -> float:
@@ -194,9 +197,17 @@ def _length(answers: Sequence[Row], seed: int) -> Finding | None:
 
 
 def _of_model(name: str, model: Estimate, points: float, rows: Sequence[Row], **more: Any) -> Finding:
-    """The finding of a coefficient, as shares; the coefficient itself and its interval are added."""
+    """The finding of a coefficient, as shares; the coefficient itself and its interval are added.
+
+    Where the known answers explain every verdict, the model has no residuals, and its interval no width: it is as wide
+    at least as that of a share of which no prompt shows anything (check_statistics.balance).
+    """
     coefficient = {"coefficient": model.value, "coefficient_low": model.low, "coefficient_high": model.high}
-    return _finding(name, _times(model, points), len({_pair(row) for row in rows}), **coefficient, **more)
+    scaled, least = _times(model, points), 0.5 / (len(set(_prompts(rows))) + 2)
+    if scaled.error < least:
+        half = 1.96 * least
+        scaled = replace(scaled, low=scaled.value - half, high=scaled.value + half, error=least)
+    return _finding(name, scaled, len({_pair(row) for row in rows}), **coefficient, **more)
 
 
 def family_of(model: str) -> str:
@@ -283,6 +294,7 @@ def _padded(rows: Sequence[Row], seed: int) -> Finding:
 
 def _fooled(kind: str, fooled: list[float], prompts: list[str], test: Estimate) -> Finding:
     """`value` and interval: how often the judge is fooled. `excess`: by how much that is more than it may be."""
-    rate = Estimate(*statistics.share(fooled, prompts), test.error, test.p, test.n)
+    value, low, high = statistics.share(fooled, prompts)
+    rate = replace(test, value=value, low=low, high=high)
     excess = {"excess": test.value, "excess_low": test.low, "excess_high": test.high}
     return _finding(kind, rate, len(set(prompts)), **excess)

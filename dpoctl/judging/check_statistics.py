@@ -23,14 +23,17 @@ _RIDGE = 1e-3  # per row, on standardised covariates: coefficients stay finite w
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % interval and standard error; `p` is that of the test that it is 0."""
+    """A mean with its 95 % interval and standard error.
+
+    `p` is that of the test that it is 0, and `p_least` the smallest that so few clusters can have.
+    """
 
     value: float
     low: float
     high: float
     error: float
     p: float
-    n: int
+    p_least: float
 
 
 def share(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float, float]:
@@ -50,16 +53,17 @@ def share(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float,
 def balance(values: Sequence[float], clusters: Sequence[Hashable], seed: int, one_sided: bool = False) -> Estimate:
     """The mean of values from -1 to 1, such as the difference of two shares over the same comparisons.
 
-    Half a value of 1 and half a one of -1 are added (Agresti and Min 2005), so that an interval is not empty where
+    Half a cluster of 1 and half a one of -1 are added (Agresti and Min 2005), so that an interval is not empty where
     all values are 0. `one_sided`: the test is against a mean above 0. Raises ZeroDivisionError without values.
     """
     mean, sums, counts = _by_cluster(values, clusters)
-    n = len(values) + 2
+    size = len(values) / len(sums)
+    n = len(values) + 2 * size
     middle = sum(values) / n
-    residuals = np.concatenate([sums - middle * counts, [math.sqrt(0.5) - middle, -math.sqrt(0.5) - middle]])
+    residuals = np.concatenate([sums - middle * counts, [size * (side * math.sqrt(0.5) - middle) for side in (1, -1)]])
     error = math.sqrt(_variance(residuals, n))
-    p = sign_flips(sums, seed, one_sided)
-    return Estimate(mean, max(-1.0, middle - _Z * error), min(1.0, middle + _Z * error), error, p, len(values))
+    p, p_least = sign_flips(sums, seed, one_sided), 2.0 ** ((0 if one_sided else 1) - len(sums))
+    return Estimate(mean, max(-1.0, middle - _Z * error), min(1.0, middle + _Z * error), error, p, p_least)
 
 
 def sign_flips(sums: np.ndarray, seed: int, one_sided: bool = False, observed: float | None = None) -> float:
@@ -116,7 +120,7 @@ def controlled(
     groups = parts.shape[1]
     covariance = inverse @ (parts @ parts.T) @ inverse * groups / max(1, groups - 1)
     value, error = float(coefficients[-1]), math.sqrt(max(0.0, float(covariance[-1, -1])))
-    found = Estimate(value, value - _Z * error, value + _Z * error, error, test, len(y))
+    found = Estimate(value, value - _Z * error, value + _Z * error, error, test, 2.0 ** (1 - groups))
     return found, float((p * (1 - p)).mean())
 
 
@@ -175,7 +179,7 @@ def _by_cluster(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[
     return sum(values) / len(values), np.bincount(names, weights=values), np.bincount(names).astype(float)
 
 
-def _variance(residuals: np.ndarray, n: int) -> float:
+def _variance(residuals: np.ndarray, n: float) -> float:
     """Of a mean of n values, from each cluster's sum of their distances to it."""
     groups = len(residuals)
     return float((residuals**2).sum()) / n**2 * groups / max(1, groups - 1)

@@ -52,6 +52,8 @@ def conclusion(metrics: dict[str, Any]) -> str:
         return "no bias could be tested"
     if found:
         return f"found: {', '.join(found)} (at a family-wise error rate of 5 %, {len(findings)} tests)"
+    if all(f["can_find"] is None for f in findings):
+        return "too few pairs to find a bias"
     return f"no bias found in {len(findings)} tests; smaller ones than the table says may be there"
 
 
@@ -107,8 +109,13 @@ def _verdict(f: dict[str, Any]) -> str:
 
 
 def _none(f: dict[str, Any], of: str = "") -> str:
-    """That nothing is found, and what could be; a small p-value of this test alone is told."""
+    """That nothing is found, and what could be; a small p-value of this test alone is told.
+
+    More than is there to be found is not promised: half of the verdicts for positions and padded copies, else all.
+    """
     alone = f"; p of this test alone is {f['p']:.3f}" if f["p"] < 0.05 else ""
+    if f["can_find"] is None or f["can_find"] >= (0.5 if f["name"] in ("position", PADDED) else 1):
+        return f"too few pairs to find anything (n = {f['n']})"
     what = "not fooled more often" if "excess" in f else "no bias found"
     return f"{what} (n = {f['n']} can find {_least(f['can_find'])}{f' {of}' if of else ''}){alone}"
 
