@@ -236,7 +236,12 @@ def test_the_votes_of_people_are_known_answers(tmp_path):
         tmp_path / "known.jsonl",
         [*people, *(row(i, "b", "gpt") for i in range(4)), row(9, "a", "c") | {"canary": True}],
     )
-    assert [(c[0], c[5]) for c in pairs_of(str(tmp_path / "known.jsonl"))] == [("p0", "a"), ("p1", "b"), ("p2", "tie")]
+    path = str(tmp_path / "known.jsonl")
+    assert [(c[0], c[5]) for c in pairs_of(path)] == [("p0", "a"), ("p1", "b"), ("p2", "tie")]
+    write(tmp_path / "known.jsonl", [*people, *(r | {"criterion": "brief", "verdict": "b"} for r in people)])
+    assert [c[5] for c in pairs_of(path, criterion="brief")] == ["b", "b", "b", "b"]
+    with pytest.raises(InputError, match="by 2 criteria, none of them summary-s"):
+        pairs_of(path, criterion="summary-s")
 
 
 @pytest.mark.parametrize(
@@ -282,6 +287,7 @@ def test_a_file_of_a_check_is_no_other_input(tmp_path, known):
         ({"order": "random"}, "--order has no effect with --check"),
         ({"canary": "x"}, "--canary has no effect with --check"),
         ({"within": True}, "--within has no effect with --check"),
+        ({"scale": True}, "--scale has no effect with --check"),
         ({"backend": "human", "form": "f", "judge_model": None}, "--check has no effect with --backend human"),
         (
             {"backend": "scorer", "scorer": "s", "judge_model": None, "repeats": 3},
@@ -294,6 +300,15 @@ def test_what_has_no_effect_on_a_check_is_refused(flags, said):
     with pytest.raises(InputError) as refused:
         resolve(COMMANDS["judge"], "judge", given, None)
     assert said in refused.value.message
+
+
+def test_a_rubric_of_several_criteria_has_no_known_answers(tmp_path, known):
+    questions = "".join(f"  {name}: Which answer is more {name}?\n" for name in ("exact", "brief"))
+    (tmp_path / "rubric.yaml").write_text(f"criteria:\n{questions}")
+    with JudgeServer(Biased(known)) as server:
+        _, err = check(tmp_path, server, "--criterion", "rubric.yaml", code=2)
+        assert server.requests == 0
+    assert "--check takes one criterion" in err
 
 
 # --- constructed pairs ------------------------------------------------------------------------------------------------

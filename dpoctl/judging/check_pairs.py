@@ -136,6 +136,7 @@ def _of_judgements(path: str, rows: Sequence[dict], config: Judge) -> list[_Pair
     if config.backend == "scorer" and any(row.get("chat") for row in rows):
         hint = "give the pairs as preferences, which hold the messages"
         raise InputError(f"{path}: chats are judged as text, which a scorer does not read", hint)
+    rows = _of_one_criterion(path, rows, config.criterion)
     judges = ", ".join(dict.fromkeys(str(row.get("judge")) for row in rows))
     log.say(f"{path}: taken as known is what {judges} answered")
     first: dict[Key, dict] = {}
@@ -147,6 +148,17 @@ def _of_judgements(path: str, rows: Sequence[dict], config: Judge) -> list[_Pair
         for key, row in first.items()
         if votes[key] != "invalid"
     ]
+
+
+def _of_one_criterion(path: str, rows: list[dict], criterion: str) -> list[dict]:
+    """The rows of the judge's criterion, where there are several. Raises InputError where it is none of them."""
+    names = dict.fromkeys(str(row.get("criterion")) for row in rows)
+    if len(names) < 2:
+        return rows
+    if criterion not in names:
+        hint = f"--criterion names one of them, or leave the rows of the others out: {', '.join(names)}"
+        raise InputError(f"{path}: holds answers by {len(names)} criteria, none of them {criterion}", hint)
+    return [row for row in rows if row.get("criterion") == criterion]
 
 
 def _of_candidates(row: dict) -> _Pair:

@@ -38,7 +38,7 @@ def preferences(path: Path, n: int, seed: int, per_prompt: int = 1, **more) -> s
 def options(path: str, **changed) -> SimpleNamespace:
     """What check_pairs.load reads of a config."""
     given = {"candidates": (path,), "skip_bad_rows": False, "columns": None, "limit": None, "backend": "openai"}
-    return SimpleNamespace(**given | {"repeats": 2, "constructed": 100, "seed": 0} | changed)
+    return SimpleNamespace(**given | {"repeats": 2, "constructed": 100, "seed": 0, "criterion": "helpful"} | changed)
 
 
 @dataclass
