@@ -10,7 +10,7 @@ from . import bradley_terry, statistics
 from .bradley_terry import ELO, Place
 from .summary import agreement, by_criterion, scores_of, summarise
 
-_OF_ALL = ("n", "ties", "flips", "invalid", "invalid_reasons")  # what a summary of all pairs tells
+_OF_ALL = ("n", "ties", "flips", "invalid", "invalid_reasons", "soft", "sure")  # what a summary of all pairs tells
 
 
 def metrics_of(rows: Sequence[dict], names: Sequence[str], baseline: str | None) -> dict[str, Any]:
