@@ -138,6 +138,15 @@ def test_one_prompt_tells_no_interval():
     assert found[0].low is None and found[0].score == pytest.approx(math.log(2) / 2, abs=1e-2)
 
 
+def test_probabilities_are_wins_in_part():
+    """Of A over B .8 and .6, their mean .7: odds of 7 to 3, though a verdict would be A's each time."""
+    rows = [row | {"p": p} for row, p in zip(compared({("A", "B"): "aa"}, 40), [0.8, 0.6] * 40, strict=True)]
+    metrics = metrics_of(rows, ["A", "B"], "B")
+    found = {s["candidate"]: s for s in metrics["scores"]}
+    assert found["A"]["score"] == pytest.approx(math.log(0.7 / 0.3), abs=1e-3) and metrics["summary"]["soft"]
+    assert found["A"]["interval"][0] < math.log(0.7 / 0.3) < found["A"]["interval"][1]
+
+
 def test_each_criterion_has_its_scores():
     rows = [row | {"criterion": "style"} for row in compared({("A", "B"): "aab"}, 5)]
     rows += [row | {"criterion": "truth"} for row in compared({("A", "B"): "abb"}, 5)]

@@ -153,8 +153,8 @@ PAGES = {
             "# is this judge any good? pairs whose better answer is known\n"
             "dpoctl judge --check prefs.jsonl --model gpt-5-mini --out check.jsonl",
             "# all pairs of several policies, and another one that joins them later\n"
-            "dpoctl judge dpo.jsonl sft.jsonl base.jsonl --model gpt-5-mini --out many.jsonl",
-            "dpoctl judge --add ppo.jsonl --to many.jsonl --model gpt-5-mini --out more.jsonl",
+            "dpoctl judge dpo.jsonl sft.jsonl base.jsonl --model gpt-5-mini \\\n  --out many.jsonl",
+            "dpoctl judge --add ppo.jsonl --to many.jsonl --model gpt-5-mini \\\n  --out more.jsonl",
             "# people: write a form for the browser, then read what it exports\n"
             "dpoctl judge dpo.jsonl sft.jsonl --backend human --form form.html \\\n"
             "  --out wins.jsonl",

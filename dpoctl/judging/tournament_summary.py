@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from . import bradley_terry, statistics
+from . import bradley_terry, krippendorff, statistics
 from .bradley_terry import ELO, Place
-from .summary import agreement, by_criterion, scores_of, summarise
+from .summary import agreement, by_criterion, outcomes, scores_of, summarise
 
-_OF_ALL = ("n", "ties", "flips", "invalid", "invalid_reasons")  # what a summary of all pairs tells
+_OF_ALL = ("n", "ties", "flips", "invalid", "invalid_reasons", "soft", "sure")  # what a summary of all pairs tells
 
 
 def metrics_of(rows: Sequence[dict], names: Sequence[str], baseline: str | None) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def metrics_of(rows: Sequence[dict], names: Sequence[str], baseline: str | None)
 
 
 def _of_people(rows: Sequence[dict]) -> dict[str, Any]:
-    """Each person's ties and invalid answers, and the agreement of every two; empty where no person judged."""
+    """Each person's ties and invalid answers, the agreement of every two and alpha of all; empty without people."""
     people: dict[str, list[dict]] = {}
     for row in rows:
         if str(row.get("judge")).startswith("human:"):
@@ -46,8 +46,12 @@ def _of_people(rows: Sequence[dict]) -> dict[str, Any]:
     if not people:
         return {}
     shown = {who: {n: v for n, v in summarise(judged).items() if n in _OF_ALL} for who, judged in people.items()}
+    for who, judged in people.items():
+        if both_bad := sum(bool(row.get("both_bad")) for row in judged):
+            shown[who]["both_bad"] = both_bad
     pairs = {f"{one} and {other}": agreement(people[one], people[other]) for one, other in combinations(people, 2)}
-    return {"people": shown} | ({"agreement": pairs} if pairs else {})
+    alpha = krippendorff.of_judges([outcomes(judged) for judged in people.values()])
+    return {"people": shown} | ({"agreement": pairs} if pairs else {}) | ({"alpha": alpha} if alpha else {})
 
 
 def by_pair(rows: Sequence[dict]) -> dict[tuple[str, str], list[dict]]:
