@@ -368,6 +368,7 @@ def test_people_judge_a_tournament_and_its_votes_make_preferences(tmp_path, made
         )
     out, err = run(tmp_path, *common, "--answers", "Ann.json", "--answers", "Ben.json")
     assert [s["candidate"] for s in metrics_at(tmp_path / "t.jsonl")["scores"]] == ["three", "two", "one"]
+    assert "Krippendorff's alpha of 2 people, over 9 comparisons" in err
     assert "agreement of human:Ann and human:Ben: 1.000" in err and "people (Ann, Ben)" in " ".join(out.split())
     made_run(tmp_path, "make-prefs --judgements t.jsonl --out prefs.jsonl")
     pairs = {(row["chosen"], row["rejected"]) for row in rows_of(tmp_path / "prefs.jsonl")}
