@@ -171,13 +171,20 @@ def metrics_of(rows: Sequence[dict]) -> dict[str, Any]:
     named = {"summary": main, "canary": canary}  # a shard may contain none of either
     metrics: dict[str, Any] = {name: summarise(judged) for name, judged in named.items() if judged}
     metrics |= {f"by_{name}": found for name in ("temperature", "step") if (found := summaries_by(name, main))}
+    return metrics | of_people(main)
+
+
+def of_people(rows: Sequence[dict]) -> dict[str, Any]:
+    """The summary of each person, and how they agree: every two, and all; empty where no person judged."""
     people: dict[str, list[dict]] = {}
-    for row in main:
-        if row["judge"].startswith("human:"):
+    for row in rows:
+        if str(row.get("judge")).startswith("human:"):
             people.setdefault(row["judge"], []).append(row)
     if not people:
-        return metrics
-    metrics["people"] = {name: summarise(judged) | _both_bad(judged) for name, judged in people.items()}
+        return {}
+    metrics: dict[str, Any] = {
+        "people": {name: summarise(judged) | _both_bad(judged) for name, judged in people.items()}
+    }
     if alpha := krippendorff.of_judges([outcomes(judged) for judged in people.values()]):
         metrics["alpha"] = alpha
     pairs = {f"{one} and {other}": agreement(people[one], people[other]) for one, other in combinations(people, 2)}

@@ -1,14 +1,13 @@
 """The metrics of a tournament: a score for each candidate, and a win rate for each pair."""
 
 from collections.abc import Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from . import bradley_terry, krippendorff, statistics
+from . import bradley_terry, statistics
 from .bradley_terry import ELO, Place
-from .summary import agreement, by_criterion, outcomes, scores_of, summarise
+from .summary import by_criterion, of_people, scores_of, summarise
 
 _OF_ALL = ("n", "ties", "flips", "invalid", "invalid_reasons", "soft", "sure")  # what a summary of all pairs tells
 
@@ -38,20 +37,12 @@ def metrics_of(rows: Sequence[dict], names: Sequence[str], baseline: str | None)
 
 
 def _of_people(rows: Sequence[dict]) -> dict[str, Any]:
-    """Each person's ties and invalid answers, the agreement of every two and alpha of all; empty without people."""
-    people: dict[str, list[dict]] = {}
-    for row in rows:
-        if str(row.get("judge")).startswith("human:"):
-            people.setdefault(row["judge"], []).append(row)
-    if not people:
-        return {}
-    shown = {who: {n: v for n, v in summarise(judged).items() if n in _OF_ALL} for who, judged in people.items()}
-    for who, judged in people.items():
-        if both_bad := sum(bool(row.get("both_bad")) for row in judged):
-            shown[who]["both_bad"] = both_bad
-    pairs = {f"{one} and {other}": agreement(people[one], people[other]) for one, other in combinations(people, 2)}
-    alpha = krippendorff.of_judges([outcomes(judged) for judged in people.values()])
-    return {"people": shown} | ({"agreement": pairs} if pairs else {}) | ({"alpha": alpha} if alpha else {})
+    """Each person's ties and invalid answers, and how people agree; empty where no person judged."""
+    found = of_people(rows)
+    if people := found.get("people"):
+        shown = (*_OF_ALL, "both_bad")
+        found["people"] = {who: {n: v for n, v in of.items() if n in shown} for who, of in people.items()}
+    return found
 
 
 def by_pair(rows: Sequence[dict]) -> dict[tuple[str, str], list[dict]]:

@@ -109,7 +109,7 @@ def _show_check(metrics: dict[str, Any], out: str, caption: str) -> None:
 def _say_alpha(alpha: dict[str, Any], of: str) -> None:
     over = f"of {alpha['judges']} people, over {alpha['n']} comparisons that two or more answered"
     if alpha["nominal"] is None:
-        log.say(f"{of}Krippendorff's alpha is not defined {over}: all answers are equal")
+        log.say(f"{of}Krippendorff's alpha {over} is not defined: all answers are equal")
         return
     low, high = alpha["interval"]
     log.say(
