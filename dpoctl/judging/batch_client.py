@@ -215,10 +215,11 @@ class BatchClient(BatchedRequests):
 
 
 def _is_complete(record: Record, batch: Batch, found: Mapping[str, Result]) -> bool:
-    """Whether all results are there that the server says it has."""
+    """Whether all results are there that the server says it has. Some servers count nothing, or not all."""
     answered = sum(result.answer is not None for result in found.values())
-    if batch.answered is not None and answered < batch.answered and len(found) < batch.answered + (batch.failed or 0):
+    counted = (batch.answered or 0) + (batch.failed or 0)
+    if answered < (batch.answered or 0) and len(found) < counted:
         return False
     if batch.status != "completed" or len(found) == len(record.digests):
         return True
-    return batch.answered is not None and batch.answered + (batch.failed or 0) < len(record.digests)
+    return batch.answered is not None and len(found) <= counted < len(record.digests)
