@@ -26,12 +26,17 @@ class LocalJudge:
         when=_VLLM,
         help="Requests answered at a time: what a kill loses at most.",
     )
-    tensor_parallel_size: int = like(Engines, "tensor_parallel_size", when=_VLLM)
+    tensor_parallel_size: int = like(Engines, "tensor_parallel_size", when=_VLLM, identity=False)
     gpu_memory_utilization: float = like(Engines, "gpu_memory_utilization", when=_VLLM)
     max_model_len: int | None = like(Engines, "max_model_len", when=_VLLM)
     engine_arg: tuple[str, ...] = like(Engines, "engine_arg", when=_VLLM)
     generation_batch_size: int = like(
-        Generation, "generation_batch_size", 32, when=_TRANSFORMERS, help="Requests answered in one batch."
+        Generation,
+        "generation_batch_size",
+        32,
+        when=_TRANSFORMERS,
+        identity=False,
+        help="Requests answered in one batch.",
     )
 
     def check_engine_arg(self) -> Iterator[str]:
