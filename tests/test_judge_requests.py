@@ -55,7 +55,7 @@ def test_a_request_has_what_the_server_takes(flags, temperature, limit, tmp_path
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     config = Judge(candidates=("a",), out="o", judge_model="m", judge_cache_dir=str(tmp_path), **flags)
     client = Client(config)
-    body = client._body("Which?", client.parameters)
+    body = client.body("Which?")
     assert body.get("temperature") == temperature and {"max_tokens", "max_completion_tokens"} & set(body) == {limit}
 
 

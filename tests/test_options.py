@@ -65,7 +65,10 @@ PRESENT = {  # what makes a condition hold
     "device": "cpu",
     "soft_labels": 1.0,
     "sync_ref_every": 2,
+    "judge_batch": True,
+    "judge_batch_files": "d",
 }
+ASKED = [{"judge_batch_files": "d"}, {"price_in": 1.0, "price_out": 1.0}, {"judge_batch": True}]
 COMBINED = {  # settings of several options, for conditions of several
     "sft": [{"eval_prompts": "p", "ref": "r"}, {"field": "chosen"}, {"eval_data": "e", "select": "best"}],
     "train-dpo": [
@@ -85,6 +88,7 @@ COMBINED = {  # settings of several options, for conditions of several
         {"judge": "openai", "judge_model": "m"},
         {"samples": ["s"], "scorer": "s"},
         {"samples": ["s"], "judge": "openai", "judge_model": "m", "pairs": "random"},
+        *({"judge": "openai", "judge_model": "m"} | more for more in ASKED),
         {"judgements": ["j"], "pairs": "random"},
         {"samples": ["s"], "dry_run": True},
         {"dry_run": True},
@@ -96,6 +100,7 @@ COMBINED = {  # settings of several options, for conditions of several
         {"backend": "scorer", "scorer": "s", "order": "random"},
         {"backend": "human", "form": "f"},
         {"backend": "human", "form": "f", "annotators": 3},
+        *ASKED,
         {"backend": "scorer", "scorer": "s", "dry_run": True},
     ],
 }

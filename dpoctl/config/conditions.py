@@ -22,15 +22,18 @@ class When:
 ALWAYS = When(lambda config: True, lambda config: "", "")
 
 
-def given(name: str) -> When:
-    """With an option that has a value: `given("lora")` reads "with --lora", and fails "without --lora"."""
-    flag = _flag(name)
+def given(name: str, flag: str = "") -> When:
+    """With an option that has a value: `given("lora")` reads "with --lora", and fails "without --lora".
+
+    `flag`: its flag, where that is not the field's name.
+    """
+    flag = flag or _flag(name)
     return When(lambda c: _is_given(c, name), lambda c: f"without {flag}", f"with {flag}")
 
 
-def not_given(name: str) -> When:
-    """Without an option."""
-    flag = _flag(name)
+def not_given(name: str, flag: str = "") -> When:
+    """Without an option; `flag` as for `given`."""
+    flag = flag or _flag(name)
     return When(lambda c: not _is_given(c, name), lambda c: f"with {flag}", f"without {flag}")
 
 

@@ -73,10 +73,7 @@ class Engines:
         yield from address_problem("--base-url", self.base_url)
 
     def check_engine_arg(self) -> Iterator[str]:
-        try:
-            engine_arguments(self.engine_arg)
-        except InputError as e:
-            yield f"{e.message}\nhint: {e.hint}"
+        yield from engine_argument_mistakes(self.engine_arg)
 
 
 _OPTIONS = {  # arguments of vllm.LLM that have an option
@@ -86,6 +83,14 @@ _OPTIONS = {  # arguments of vllm.LLM that have an option
     **{"gpu_memory_utilization": "--gpu-memory-utilization", "seed": "--seed"},
 }
 _OURS = ("generation_config", "skip_tokenizer_init", "logprobs_mode", "enable_lora", "max_lora_rank", "runner")
+
+
+def engine_argument_mistakes(given: tuple[str, ...]) -> Iterator[str]:
+    """What is wrong with the values of `--engine-arg`."""
+    try:
+        engine_arguments(given)
+    except InputError as e:
+        yield f"{e.message}\nhint: {e.hint}"
 
 
 def engine_arguments(given: tuple[str, ...]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .conditions import When
+from .conditions import When, all_of, given, not_given
 from .judging_verdict import OF_VERDICTS, VerdictOptions
 from .schema import NAME_OR_FILE, flag_named, option
 from .shared import JUDGE, SERVER, Seeded, address_problem
@@ -14,7 +14,9 @@ ON_A_SERVER = (  # read where a chat-completions server is the judge
     *("judge_model", "judge_base_url", "judge_concurrency", "judge_timeout", "judge_retries", "judge_max_tokens"),
     *("judge_temperature", "price_in", "price_out", "max_cost", "judge_cache_dir"),
     *OF_VERDICTS,
+    *("judge_batch", "judge_batch_poll", "batch_discount", "judge_batch_files"),
 )
+_ONLINE = ("judge_base_url", "judge_timeout", "judge_retries", "price_in", "price_out", "max_cost", "judge_batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +74,35 @@ class JudgeOptions(VerdictOptions, Seeded):
         above=0,
         identity=False,
     )
+    judge_batch: bool = option(
+        False,
+        "Ask in batch files, which servers answer within a day, OpenAI's at half the price; see dpoctl docs judging.",
+        SERVER,
+        identity=False,
+    )
+    judge_batch_poll: float = option(30.0, "Seconds between two looks at the batches.", SERVER, above=0, identity=False)
+    batch_discount: float = option(
+        0.5,
+        "What batches are cheaper by than --price-in and --price-out: 0.5 is half the price.",
+        SERVER,
+        at_least=0,
+        at_most=1,
+        identity=False,
+    )
+    judge_batch_files: str | None = option(
+        None,
+        "Write the requests as files of this folder, for vllm run-batch; rerun the command to collect its answers.",
+        SERVER,
+        metavar="DIR",
+    )
     judge_cache_dir: str | None = option(
         None, "Where answers are cached (default: the user's cache).", SERVER, identity=False, metavar="DIR"
     )
+
+    @property
+    def judge_elsewhere(self) -> bool:
+        """Whether another server than OpenAI's answers."""
+        return bool(self.judge_base_url or self.judge_batch_files)
 
     def check_judge_base_url(self) -> Iterator[str]:
         yield from address_problem(flag_named(self, "judge_base_url"), self.judge_base_url)
@@ -86,6 +114,12 @@ class JudgeOptions(VerdictOptions, Seeded):
             yield "--max-cost needs --price-in and --price-out, dollars per million tokens"
 
 
-def on_a_server(when: When) -> dict[str, dict[str, Any]]:
-    """The amendment that makes the options of the server read under a condition."""
-    return {name: {"when": when} for name in ON_A_SERVER}
+def on_a_server(when: When, prefix: str = "--judge-") -> dict[str, dict[str, Any]]:
+    """The amendment that makes the options of the server read under a condition; `prefix`: how their flags begin."""
+    found = {name: {"when": when} for name in ON_A_SERVER}
+    online = all_of(when, not_given("judge_batch_files", f"{prefix}batch-files"))
+    found |= {name: {"when": online} for name in _ONLINE}
+    found["judge_concurrency"] = {"when": all_of(online, not_given("judge_batch", f"{prefix}batch"))}
+    found["judge_batch_poll"] = {"when": all_of(online, given("judge_batch", f"{prefix}batch"))}
+    found["batch_discount"] = {"when": all_of(online, given("price_in"))}
+    return found

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .conditions import all_of, any_of, given, not_a_file, not_given, one_of
+from .conditions import When, all_of, any_of, given, not_a_file, not_given, one_of
 from .judge_options import CRITERIA, JudgeOptions, on_a_server
 from .judging_check import Checks
+from .judging_local import LOCAL, LocalJudge
 from .judging_many import TWO, Tournament
 from .sampling import Rows, Sharded
 from .schema import amended, option
@@ -15,7 +16,6 @@ from .shared import (
     OFF_CPU,
     PEOPLE,
     SCORING,
-    TEMPLATE_OPTIONS,
     Common,
     Planned,
     RunsModels,
@@ -27,22 +27,37 @@ from .shared import (
 )
 
 _SERVER, _SCORER, _PEOPLE = (one_of("backend", name) for name in ("openai", "scorer", "human"))
-_NOT_PEOPLE = one_of("backend", "openai", "scorer")
+_MODEL = one_of("backend", "openai", "vllm", "transformers")
+_NOT_PEOPLE = one_of("backend", "openai", "vllm", "transformers", "scorer")
 _COMPARED = (not_given("check"), not_given("scale"))  # two candidates, neither known to be better
-_ASKED = one_of("backend", "openai", "human")  # a scorer is not asked a question
+_ASKED = one_of("backend", "openai", "vllm", "transformers", "human")  # a scorer is not asked a question
+_COMPUTES = one_of("backend", "vllm", "transformers", "scorer")
+_MODEL_SCORES = all_of(_SCORER, names_models("scorer"))
+_RENDERS = When(
+    lambda c: LOCAL.holds(c) or _MODEL_SCORES.holds(c), _MODEL_SCORES.unmet, f"{LOCAL.help}, or a model as --scorer"
+)
+_OF_MODELS = ("judge_model", "judge_max_tokens", "judge_temperature", "judge_cache_dir")
 _SERVER_FLAGS = (
     *("model", "base_url", "concurrency", "timeout", "retries", "max_tokens", "cache_dir"),
+    *("batch", "batch_poll", "batch_files"),
     *("verdict", "answer_format", "reasoning_effort", "extra_body"),
+)
+_MODEL_HELP = (
+    "The judge: a name on the server, for example gpt-5.2 or gpt-5-mini; with --backend vllm or transformers a "
+    "directory or hub id."
 )
 
 
 def _of_server() -> dict[str, dict]:
     """The options of the server, of which this command has no others with the short names."""
-    found = on_a_server(_SERVER)
+    found = on_a_server(_SERVER, "--")
+    for name in _OF_MODELS:
+        found[name] |= {"when": _MODEL, "panel": JUDGE}
+    found["judge_model"] |= {"help": _MODEL_HELP, "input": "model", "input_when": LOCAL, "metavar": "NAME|MODEL"}
     for name in _SERVER_FLAGS:
         found[f"judge_{name}"]["flag"] = "--" + name.replace("_", "-")
-    for name in ("verdict", "answer_format"):
-        found[f"judge_{name}"]["when"] = all_of(_SERVER, not_given("scale"))
+    for name, when in (("verdict", _MODEL), ("answer_format", _SERVER)):
+        found[f"judge_{name}"]["when"] = all_of(when, not_given("scale"))
     return found
 
 
@@ -50,15 +65,16 @@ def _of_server() -> dict[str, dict]:
     **_of_server(),
     prompt_noun={"when": all_of(_ASKED, not_a_file("criterion", CRITERIA))},
     order={"when": all_of(_NOT_PEOPLE, *_COMPARED)},
-    device={"panel": SCORING, "when": _SCORER},
-    deterministic={"panel": SCORING, "when": all_of(_SCORER, OFF_CPU)},
-    dtype={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
+    device={"when": _COMPUTES},
+    deterministic={"when": all_of(one_of("backend", "transformers", "scorer"), OFF_CPU)},
+    dtype={"when": _RENDERS},
     plan_device={"panel": SCORING, "when": all_of(_SCORER, given("dry_run"))},
     score_text={"panel": SCORING, "when": _SCORER},
-    scorer_revision={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
-    scorer_trust_remote_code={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
-    scorer_tokens_per_batch={"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))},
-    **dict.fromkeys(TEMPLATE_OPTIONS, {"panel": SCORING, "when": all_of(_SCORER, names_models("scorer"))}),
+    scorer_revision={"panel": SCORING, "when": _MODEL_SCORES},
+    scorer_trust_remote_code={"panel": SCORING, "when": _MODEL_SCORES},
+    scorer_tokens_per_batch={"panel": SCORING, "when": _MODEL_SCORES},
+    **dict.fromkeys(("chat_template_kwargs", "template_date"), {"when": _RENDERS}),
+    rendered={"panel": SCORING, "when": _MODEL_SCORES},
     shard={"when": _NOT_PEOPLE},
     rank_timeout={"when": all_of(_NOT_PEOPLE, not_given("shard"))},
     seed={"when": any_of(_ASKED, one_of("order", "random"), given("compare"), given("check"))},
@@ -70,6 +86,7 @@ class Judge(
     Tabular,
     Tournament,
     JudgeOptions,
+    LocalJudge,
     Sharded,
     Planned,
     Rows,
@@ -88,9 +105,10 @@ class Judge(
     )
     backend: str = option(
         "openai",
-        "Who decides: a chat-completions server (OpenAI, vLLM, llama.cpp, ...), a SCORER, or people.",
+        "Who decides: a chat-completions server (OpenAI, vLLM, llama.cpp, ...), a model in this process by vLLM or "
+        "transformers, a SCORER, or people.",
         JUDGE,
-        choices=("openai", "scorer", "human"),
+        choices=("openai", "vllm", "transformers", "scorer", "human"),
     )
     limit: int | None = option(
         None,
@@ -103,7 +121,7 @@ class Judge(
         False,
         "Give each completion of A, and of B, a score of 1 to 10 instead of comparing them.",
         JUDGE,
-        when=all_of(_SERVER, not_given("check")),
+        when=all_of(_MODEL, not_given("check")),
     )
     within: bool = option(
         False,
@@ -173,7 +191,7 @@ class Judge(
 
     def check_backend(self) -> Iterator[str]:
         needs = {
-            "openai": ("--model", self.judge_model),
+            **dict.fromkeys(("openai", "vllm", "transformers"), ("--model", self.judge_model)),
             "scorer": ("--scorer", self.scorer),
             "human": ("--form or --answers", self.form or self.answers),
         }

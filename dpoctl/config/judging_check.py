@@ -20,7 +20,7 @@ class Checks:
         "Check the judge on a file of pairs whose better answer is known (preferences, people's judgements, or a, b "
         "and `preferred`): agreement, biases, and how often it is fooled.",
         CHECK,
-        when=one_of("backend", "openai", "scorer"),
+        when=one_of("backend", "openai", "vllm", "transformers", "scorer"),
     )
     repeats: int = option(
         2,
@@ -28,7 +28,7 @@ class Checks:
         CHECK,
         at_least=1,
         metavar="N",
-        when=all_of(_CHECK, one_of("backend", "openai")),
+        when=all_of(_CHECK, one_of("backend", "openai", "vllm", "transformers")),
     )
     constructed: int = option(
         100,

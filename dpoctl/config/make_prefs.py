@@ -54,6 +54,7 @@ def _judge_options() -> dict[str, dict[str, Any]]:
         ("timeout", "Seconds to wait for an answer of the judge."),
         ("retries", "Retries of a request to the judge after transient failures."),
         ("cache_dir", "Where answers of the judge are cached (default: the user's cache)."),
+        ("batch_poll", "Seconds between two looks at the judge's batches."),
     ):
         found[f"judge_{name}"]["help"] = text
     return found

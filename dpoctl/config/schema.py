@@ -32,6 +32,7 @@ class Spec:
     at_most: float | None = None
     identity: bool = True  # part of what the output is: may not change when a run is resumed
     input: str = ""  # "file", "model", "scorer" or "name or file": the output depends on the content behind it
+    input_when: When = ALWAYS  # the condition under which it is one; else its text counts
     argument: bool = False  # positional on the command line
     flag: str = ""  # the flag, where it is not the field's name
     commas: bool = False  # a list given as one text with commas
@@ -44,6 +45,13 @@ def option(default: Any = MISSING, help: str = "", panel: str = "Options", **spe
     """A dataclass field that is a command-line option; without a default it is required."""
     metadata = {"spec": Spec(help=help, panel=panel, **spec)}
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+
+
+def like(cls: type, name: str, default: Any = MISSING, **changes: Any) -> Any:
+    """A dataclass field that is another class's option, with another default or changes of what is known of it."""
+    known = cls.__dict__["__dataclass_fields__"][name]
+    default = known.default if default is MISSING else default
+    return field(default=default, metadata={"spec": replace(spec_of(known), **changes)})
 
 
 def amended(**specs: dict[str, Any]) -> Callable[[type], type]:
@@ -114,7 +122,7 @@ def identity(config: Any) -> dict[str, Any]:
             continue
         if spec.input == "scorer" and isinstance(value, str):
             value = parse_scorer(value).variant
-        elif spec.input and spec.input != NAME_OR_FILE:
+        elif spec.input and spec.input != NAME_OR_FILE and spec.input_when.holds(config):
             value = None if value is None else len(value) if isinstance(value, list) else 1
         result[key_of(f)] = value
     return result
@@ -128,7 +136,7 @@ def inputs(config: Any) -> list[tuple[str, str, str]]:
     found = []
     for f in fields(config):
         spec, value = spec_of(f), getattr(config, f.name)
-        if not spec.input or value in (None, ()) or not is_read(config, f):
+        if not spec.input or value in (None, ()) or not (is_read(config, f) and spec.input_when.holds(config)):
             continue
         if spec.input == NAME_OR_FILE and not os.path.isfile(value):
             continue

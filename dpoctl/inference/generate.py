@@ -57,13 +57,15 @@ class Completion:
     """A sampled text, its token ids, and how it ended: `stop` (end token or stop string) or `length`.
 
     `ids` include the end token that was sampled; `text` does not. `logp`: the sum of their log-probs as an engine other
-    than this package's gives them.
+    than this package's gives them. `alternatives`: for each id the log-probs, by id, of the most probable tokens in its
+    place and of itself, at the temperature that was sampled (1 for greedy); None where they were not asked for.
     """
 
     ids: list[int]
     text: str
     finish: str
     logp: float | None = None
+    alternatives: list[dict[int, float]] | None = None
 
 
 def sampling_of(options: SamplingOptions, temperature: float, seed: int, stop: tuple[str, ...] = ()) -> Sampling:

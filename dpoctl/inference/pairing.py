@@ -61,6 +61,10 @@ class Decider(ABC):
     def decide(self, groups: Sequence[list[dict]], counts: dict[str, Any]) -> Decided | None:
         """The pairs of each prompt's samples; everything is added to `counts`. None where some are not decided yet."""
 
+    def ahead(self, batches: Iterator[Sequence[list[dict]]]) -> Iterator[Sequence[list[dict]]]:
+        """The batches that `decide` will be given, for one that looks at all of them before."""
+        return batches
+
     def finish(self) -> None:  # noqa: B027  # scores and votes are never pending
         """Raises Interrupted where a batch is not decided yet."""
 

@@ -19,6 +19,13 @@ class Asking:
         self.pending = 0
         self.is_down = False  # retrying every other request too could take hours
 
+    def ahead(self, comparisons: Sequence[Comparison]) -> None:
+        """Tell the judge of all comparisons that follow: some ask about them at once.
+
+        Raises InputError as the judge does, and Interrupted where its answers come later.
+        """
+        self.judge.ahead(comparisons)
+
     def rows(self, batch: Sequence[Comparison]) -> list[dict[str, Any]] | None:
         """The judgements of a batch, or None where some of it or of an earlier one are pending.
 

@@ -80,7 +80,7 @@ def load(config: Judge) -> tuple[list[Comparison], dict[str, int]]:
     if not any(pair.known != "tie" for pair in differing):
         raise InputError(f"{path}: of no pair one answer is known to be better", "give pairs with different answers")
     known = list(_numbered(differing[: config.limit]))
-    repeats = config.repeats if config.backend == "openai" else 1  # a scorer scores each text once
+    repeats = 1 if config.backend == "scorer" else config.repeats  # a scorer scores each text once
     found = [*known, *(c for r in range(1, repeats) for c in _repeated(known, r))]
     found += _constructed(known, config.constructed, config.seed)
     return list(found), dict(Counter(c.check for c in found)) | counts

@@ -22,10 +22,11 @@ def tokens_without_texts(criterion: Criterion) -> int:
 
 
 def cost_lines(options: JudgeOptions, judgements: int, prompt_tokens: int, how: str = "about") -> dict[str, Any]:
-    """Tokens, and with prices dollars."""
+    """Tokens, and with prices dollars, at the price of batches where these are asked for."""
     completion_tokens = judgements * options.judge_max_tokens
     shown: dict[str, Any] = {f"prompt tokens, {how}": prompt_tokens, "completion tokens, at most": completion_tokens}
     if options.price_in is not None and options.price_out is not None:
         most = prompt_tokens * options.price_in + completion_tokens * options.price_out
-        shown["dollars, at most about"] = f"{most / 1e6:.2f}"
+        share = 1 - options.batch_discount if options.judge_batch else 1
+        shown["dollars, at most about"] = f"{most * share / 1e6:.2f}"
     return shown

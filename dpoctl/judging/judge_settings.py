@@ -13,8 +13,9 @@ _NOT_OF_THE_JUDGE = {
     *("seed", "shard", "skip-bad-rows", "columns", "annotators", "overlap", "check", "repeats", "constructed"),
 }
 _FILES = ("criterion", "scorer", "model", "chat-template")  # inputs that say what the judge is
-_MINOR = {"base-url", "max-tokens", "dtype", "template-date", STARTED_ON}  # one judge may differ in them
-_SHOWN_OTHERWISE = {"backend", "model", "scorer", "criterion", "order", "base-url"}
+# one judge may differ in them
+_MINOR = {"base-url", "batch-files", "max-tokens", "max-model-len", "dtype", "template-date", STARTED_ON}
+_SHOWN_OTHERWISE = {"backend", "model", "scorer", "criterion", "order", "base-url", "batch-files"}
 _ORDERS = {"both": "both orders", "random": "a random order"}
 
 
@@ -51,6 +52,8 @@ def judged_by(manifest: dict[str, Any] | None, judges: Iterable[str], criterion:
         judge = f"people ({judge})"
     elif identity.get("base-url"):
         judge += f" at {identity['base-url']}"
+    elif backend in ("vllm", "transformers"):
+        judge += f" by {backend}"
     details = [str(cost["parameters"])] if cost.get("parameters") else []
     details += _further(identity)
     order = "one order each" if backend == "human" else _ORDERS.get(str(options.get("order")), "")

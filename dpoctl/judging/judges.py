@@ -1,18 +1,25 @@
 """The judges that are no people: a SCORER, or a language model on a server. Each turns comparisons into judgements."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 from ..config.judge_options import JudgeOptions
+from ..config.schema import flag_named
+from ..errors import InputError
 from ..inference.options import ScoringOptions, TemplateArguments
 from ..outputs.claims import Output
 from ..runtime.http import as_completed
+from .batch_client import BatchClient
+from .batch_folder import FileClient
+from .batch_records import Records
+from .batched import BatchedRequests
+from .chat_judge import ChatJudge
 from .client import Client, Pending
 from .comparisons import Comparison
-from .questions import question_of
-from .reading import read_reply, require_logprobs
+from .reading import require_logprobs
 from .replies import Answer, Refusal, Reply
+from .requests import Requests
 
 _FIRST_REFUSED = 8  # refusals without a stated reason before any answer: the mistake is in the command
 
@@ -22,6 +29,9 @@ class Judging(Protocol):
 
     last_failure: str
     rows_each: int  # judgements in one answer: the criteria of a rubric
+
+    def ahead(self, comparisons: Sequence[Comparison]) -> None:
+        """Ask about all comparisons that follow, where the judge does that at once."""
 
     def rows(self, batch: Sequence[Comparison]) -> list[dict[str, Any]]:
         """The judgements of a batch, those of each comparison in its orders. Those that failed for a transient reason
@@ -68,6 +78,9 @@ class ScorerJudge:
         compute = open_compute(config.device, config.dtype)
         self.scorer = load_scorer(self.name, scorer_options(config, compute, template_options(config, output)))
 
+    def ahead(self, comparisons: Sequence[Comparison]) -> None:
+        """Scores are computed batch by batch."""
+
     def rows(self, batch: Sequence[Comparison]) -> list[dict[str, Any]]:
         texts = {id(row): row for c in batch for row in c.rows}  # a sample may be in several comparisons
         scores = self.scorer.score(list(texts.values()))
@@ -91,26 +104,61 @@ class ScorerJudge:
         return {}
 
 
-class ModelJudge:
+class RequestedJudge(ChatJudge):
+    """A judge that is asked by the chat-completions protocol; `client` counts what that costs."""
+
+    client: Requests
+
+    def _check_first(self, replies: Sequence[Reply | None]) -> None:
+        if not self.client.rows_written:
+            require_logprobs(replies, self.config)
+
+    def _decide(self, replies: list[Reply | None]) -> None:
+        """Refusals count as invalid only where the server has answered something; else they stay pending.
+
+        Raises InputError where it refuses everything that it is asked.
+        """
+        if self.client.answers or self.client.accepted:
+            self.client.rows_written = True
+            return
+        refused = [reply for reply in replies if isinstance(reply, Refusal)]
+        if refused and len(refused) == len(replies):
+            more = f"; so it did with all {len(refused)} requests" if len(refused) > 1 else ""
+            raise self.client.refuse(refused[-1].error, more)
+        for i, _ in enumerate(replies):
+            replies[i] = None
+
+    def state(self) -> dict[str, Any]:
+        return self.client.state()
+
+    def metrics(self) -> dict[str, str]:
+        shown = {"cached": str(self.client.counts["from_cache"]), "retries": str(self.client.counts["retries"])}
+        return shown | ({"dollars": f"{self.client.dollars:.4f}"} if self.client.priced else {})
+
+    def cost(self) -> dict[str, Any]:
+        """Over all calls of the command: answers by source, tokens, dollars, and the parameters that were sent."""
+        counts: dict[str, Any] = self.client.told() | {"parameters": str(self.client.parameters)}
+        return counts | ({"dollars": round(self.client.dollars, 6)} if self.client.priced else {})
+
+
+class ModelJudge(RequestedJudge):
     """A language model on a server, asked about every order in parallel; `state` holds the counts of earlier calls."""
 
-    def __init__(self, config: JudgeOptions, state: dict[str, Any]):
-        self.config = config
-        self.criterion = question_of(config)
-        self.client = Client(config, state)
-        self.rows_each = self.criterion.rows_each
-        self.last_failure = ""
+    client: Client
 
-    def rows(self, batch: Sequence[Comparison]) -> list[dict[str, Any]]:
+    def __init__(self, config: JudgeOptions, state: dict[str, Any]):
+        super().__init__(config)
+        self.client = Client(config, state)
+        self.in_flight = Records(self.client.cache.folder, self.client.server).by_digest()
+
+    def replies(self, requests: list[str]) -> list[Reply | None]:
         """Raises CostReached and InputError, as Client.ask does, and InputError where every request is refused."""
-        asked = [(c, order) for c in batch for order in c.orders]
-        wanted = [self.criterion.request(c.prompt, *c.shown(o), f"{self.config.seed} {c.key}") for c, o in asked]
-        requests = list(dict.fromkeys(wanted))  # candidates of a tournament with equal texts are asked about once
         counts = dict(self.client.counts)
         parameters = self.client.parameters
         replies: list[Reply | None] = [self.client.known(request) for request in requests]
         left = [i for i, reply in enumerate(replies) if reply is None]
         from_cache = len(requests) - len(left)
+        self._refuse_in_flight(requests[i] for i in left)
         if not self.client.accepted:
             left = self._open(requests, replies, left)
             self._check_first(replies)
@@ -118,15 +166,18 @@ class ModelJudge:
         self._check_first(replies)
         if from_cache and parameters.values != self.client.parameters.values:  # these were given with other ones
             self.client.counts = counts
-            return self.rows(batch)
+            return self.replies(requests)
         self._decide(replies)
-        of = dict(zip(requests, replies, strict=True))
-        answered = [(c, order, of[request]) for (c, order), request in zip(asked, wanted, strict=True)]
-        return [row for c, order, reply in answered if reply for row in self._rows(c, order, reply)]
+        return replies
 
-    def _check_first(self, replies: Sequence[Reply | None]) -> None:
-        if not self.client.rows_written:
-            require_logprobs(replies, self.config)
+    def _refuse_in_flight(self, requests: Iterable[str]) -> None:
+        """Raises InputError for a request that a batch in flight has: its answer is paid for already."""
+        for request in requests if self.in_flight else ():
+            if record := self.in_flight.get(self.client.digest(self.client.body(request))):
+                raise InputError(
+                    f"batch {record.batch_id} of the judge's server, which is in flight, holds some of these requests",
+                    hint=f"add {flag_named(self.config, 'judge_batch')} to collect its answers",
+                )
 
     def _open(self, requests: list[str], replies: list[Reply | None], left: list[int]) -> list[int]:
         """Ask one request after another until one is answered, so that parameters are learnt from few.
@@ -163,50 +214,51 @@ class ModelJudge:
             except Pending as e:
                 self.last_failure = str(e)
 
-    def _decide(self, replies: list[Reply | None]) -> None:
-        """Refusals count as invalid only where the server has answered something; else they stay pending.
 
-        Raises InputError where it refuses everything that it is asked.
-        """
-        if self.client.answers:
-            self.client.rows_written = True
-            return
-        refused = [reply for reply in replies if isinstance(reply, Refusal)]
-        if refused and len(refused) == len(replies):
-            more = f"; so it did with all {len(refused)} requests" if len(refused) > 1 else ""
-            raise self.client.refuse(refused[-1].error, more)
-        for i, _ in enumerate(replies):
-            replies[i] = None
+class BatchJudge(RequestedJudge):
+    """A language model that is asked in batch files, of a server or on disk."""
 
-    def _rows(self, c: Comparison, order: str, reply: Reply) -> list[dict[str, Any]]:
-        """The judgements in one reply: several of a rubric."""
-        if lines := self.criterion.lines:
-            return lines.rows(c, order, reply, str(self.config.judge_model))
-        return [self._row(c, order, reply)]
+    client: BatchedRequests
 
-    def _row(self, c: Comparison, order: str, reply: Reply) -> dict[str, Any]:
-        read = read_reply(reply, self.config)
-        row = c.row(order, read.choice, self.config.criterion, str(self.config.judge_model), reply.raw)
-        if read.p is not None:
-            row["p"] = read.p if order == "AB" else 1 - read.p
-        return row | ({"reason": read.reason.partition(":")[0]} if read.reason else {})
+    def __init__(self, config: JudgeOptions, client: BatchedRequests):
+        super().__init__(config)
+        self.client = client
+        self.fetched: set[str] = set()
 
-    def state(self) -> dict[str, Any]:
-        return self.client.state()
+    def ahead(self, comparisons: Sequence[Comparison]) -> None:
+        """Raises InputError and Interrupted as the client's `fetch` does."""
+        requests = self.requests(comparisons)
+        self.fetched.update(requests)
+        self.client.fetch(requests)
+        self.last_failure = self.client.last_failure
 
-    def metrics(self) -> dict[str, str]:
-        shown = {"cached": str(self.client.counts["from_cache"]), "retries": str(self.client.counts["retries"])}
-        return shown | ({"dollars": f"{self.client.dollars:.4f}"} if self.client.priced else {})
-
-    def cost(self) -> dict[str, Any]:
-        """Over all calls of the command: answers by source, tokens, dollars, and the parameters that were sent."""
-        counts: dict[str, Any] = dict(self.client.counts) | {"parameters": str(self.client.parameters)}
-        return counts | ({"dollars": round(self.client.dollars, 6)} if self.client.priced else {})
+    def replies(self, requests: list[str]) -> list[Reply | None]:
+        """Raises InputError where every request is refused, and as `ahead` does, which it does where that was not."""
+        if not self.fetched.issuperset(requests):
+            self.fetched.update(requests)
+            self.client.fetch(requests)
+            self.last_failure = self.client.last_failure
+        replies = [self.client.reply(request) for request in requests]
+        try:
+            self._check_first(replies)
+            self._decide(replies)
+        except InputError:  # the mistake is in the command
+            self.client.forget_refusals()
+            raise
+        return replies
 
 
 def open_judge(backend: str, config: Any, state: dict[str, Any], output: Output) -> Judging:
-    """The judge that `backend` names, scorer or openai, with the options of a command.
+    """The judge that `backend` names, with the options of a command: scorer, openai, or a local model's engine.
 
-    Raises InputError as load_scorer, load_criterion and Client do.
+    Raises InputError as load_scorer, load_criterion, Requests and LocalJudge do.
     """
-    return ScorerJudge(config, output) if backend == "scorer" else ModelJudge(config, state)
+    if backend == "scorer":
+        return ScorerJudge(config, output)
+    if backend in ("vllm", "transformers"):
+        from .local import LocalJudge  # which imports torch
+
+        return LocalJudge(config, state, output)
+    if config.judge_batch_files:
+        return BatchJudge(config, FileClient(config, state, output))
+    return BatchJudge(config, BatchClient(config, state, output)) if config.judge_batch else ModelJudge(config, state)

@@ -1,6 +1,7 @@
 """From verdicts on a prompt's samples to its preferences: of a judge that is asked, or of votes in judgements files."""
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -112,6 +113,16 @@ class JudgedPairs(Decider):
         self.config, self.start = config, _start(config)
         self.judge = open_judge(str(config.judge), config, state.get("judge") or {}, output)
         self.asking = Asking(self.judge, config)
+
+    def ahead(self, batches: Iterator[Sequence[list[dict]]]) -> Iterator[Sequence[list[dict]]]:
+        """A judge that is asked in batch files is asked about all samples at once, which are held in memory."""
+        if not (self.config.judge_batch or self.config.judge_batch_files):
+            return batches
+        held = list(batches)
+        counts: Counter[str] = Counter()
+        prompts = [rows for groups in held for rows in groups]
+        self.asking.ahead([c for rows in prompts for c in self._comparisons(rows, self._asked(rows, counts))])
+        return iter(held)
 
     def decide(self, groups: Sequence[list[dict]], counts: dict[str, Any]) -> Decided | None:
         """The pairs of a batch of prompts, or None where judgements are pending. Raises as Asking.rows does."""

@@ -53,7 +53,7 @@ class Parameters:
     @classmethod
     def first(cls, config: JudgeOptions, state: dict[str, Any]) -> "Parameters":
         """Those of a new run, or those that an earlier call of the command has learnt, from its `state`."""
-        limit = "max_tokens" if config.judge_base_url else "max_completion_tokens"
+        limit = "max_tokens" if config.judge_elsewhere else "max_completion_tokens"
         without = state.get("without", ())
         values = tuple((_values(config) | state.get("changed", {})).items())
         return cls(
@@ -158,7 +158,7 @@ def as_call(body: dict[str, Any]) -> dict[str, Any]:
 def _values(config: JudgeOptions) -> dict[str, Any]:
     """The parameters of a new run, but for the limit."""
     temperature = config.judge_temperature
-    if temperature is None and config.judge_base_url:
+    if temperature is None and config.judge_elsewhere:
         temperature = 0.0
     values: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
     soft = config.judge_verdict == "logprobs"

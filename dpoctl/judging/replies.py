@@ -45,6 +45,7 @@ class Answer:
     """What the judge wrote, the tokens that the server counted for it, and the `reason` if it holds no verdict.
 
     `tokens`: those of the answer with their log-probabilities, where the server sends them.
+    `batch`: it was asked for in a batch file, at the price of those.
     """
 
     text: str
@@ -52,6 +53,7 @@ class Answer:
     completion_tokens: int
     reason: str = ""
     tokens: Sequence[Token] | None = None
+    batch: bool = False
 
     @property
     def raw(self) -> str:
@@ -60,7 +62,7 @@ class Answer:
 
     def stored(self) -> dict[str, Any]:
         """The fields as the cache holds them."""
-        return {name: value for name, value in vars(self).items() if name != "tokens" or value is not None}
+        return {name: value for name, value in vars(self).items() if name not in ("tokens", "batch") or value}
 
     def changed(self, change: Callable[[str], str]) -> "Answer":
         """The answer with another text; then its tokens, which do not spell that, are left out."""

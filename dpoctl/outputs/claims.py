@@ -34,7 +34,7 @@ from .manifests import (
 ROW_STAGES = ("make-prefs", "sample", "score", "evaluate", "judge")
 _RUN_FILES = ("config.yaml", "metrics.jsonl", "timing.jsonl", "eval.jsonl", "samples.jsonl", "checkpoints", ".saving")
 # suffixes of the files beside an incomplete row output
-_UNFINISHED_ROWS = (".partial", ".progress", ".samples.partial", ".samples.progress", ".answers")
+_UNFINISHED_ROWS = (".partial", ".progress", ".samples.partial", ".samples.progress", ".answers", ".refusals")
 _TEXT_SUFFIXES = (".txt", ".json", ".csv", ".jsonl")
 _RESTART = "use --overwrite to restart"
 _RESTART_OR_KEEP = f"{_RESTART}, or another --out to keep both"

@@ -66,6 +66,7 @@ def _by_judge(config: Judge, output: Output, batches: Batches, earlier: list[dic
     writer = RowWriter(output)
     judge = open_judge(config.backend, config, writer.state, output)
     asking = Asking(judge, config, sum(map(judgements, batches)))
+    asking.ahead([c for batch in batches[writer.batches_done :] for c in batch])
     done = sum(map(len, batches[: writer.batches_done]))
     with log.progress("judge", sum(map(len, batches)), "samples" if config.scale else "comparisons", done) as meter:
         for batch in batches[writer.batches_done :]:
@@ -124,7 +125,7 @@ def plan(config: Judge) -> dict[str, Any]:
     elif not (config.within or config.scale):
         compared = tournament.one_pair([c for c in asked if not c.canary])
         shown |= power.lines(len(compared), len({c.prompt_id for c in compared}))
-    if config.backend == "openai":
+    if config.backend in ("openai", "vllm", "transformers"):
         shown |= cost_lines(config, shown["judgements"], tokens_of(criterion, asked))
     return shown | (_memory_lines(config) if config.backend == "scorer" else {})
 

@@ -37,7 +37,7 @@ def _write(config: MakePrefs, source: Source, writer: RowWriter, decider: Decide
     state = writer.state or decider.start
     started, before = time.monotonic(), state["samples"]
     with log.progress("make-prefs", source.samples, "samples", before) as meter:
-        for groups in source.groups(writer.batches_done, meter):
+        for groups in decider.ahead(source.groups(writer.batches_done, meter)):
             counts = dict(state)
             decided = decider.decide(groups, counts)
             meter.advance(0, **decider.metrics())

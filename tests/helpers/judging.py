@@ -27,11 +27,16 @@ def candidates(folder: Path, n: int, good: str = "good", bad: str = "bad", **mor
     return files
 
 
-def run(folder: Path, *args: str, code: int = 0, wait: bool = True, stage: str = "judge"):
-    """(stdout, stderr) of a judge whose exit code is `code`; without `wait` its process, started as a user does."""
+def run(
+    folder: Path, *args: str, code: int = 0, wait: bool = True, stage: str = "judge", starter: list[str] | None = None
+):
+    """(stdout, stderr) of a judge whose exit code is `code`.
+
+    Without `wait` its process, started as a user does, or by `starter`.
+    """
     env = os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache"), "OPENAI_API_KEY": KEY}
     process = subprocess.Popen(
-        [*(command if wait else COLD), stage, *map(str, args)],
+        [*(starter or (command if wait else COLD)), stage, *map(str, args)],
         cwd=folder,
         env=env,
         stdout=subprocess.PIPE,

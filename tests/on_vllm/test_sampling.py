@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 from dpoctl.data.chats import Prompt
 from dpoctl.inference.generate import PromptTokens, Sampling
 from dpoctl.models.logprobs import response_logps
+from dpoctl.models.most_probable import most_probable
 from helpers.distributions import p_value, restricted
 
 from .conftest import open_pair, save_model
@@ -36,6 +37,25 @@ def test_greedy_completions_are_those_of_the_local_sampler(pair):
         assert [(c.ids, c.text, c.finish) for (c,) in found] == [(c.ids, c.text, c.finish) for (c,) in expected]
         ends |= {c.finish for (c,) in found}
     assert ends == {"stop", "length"}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_alternatives_are_the_distributions_of_the_local_sampler(pair, temperature):
+    """The most probable tokens at each place, greedy and at the temperature that is sampled."""
+    prompts, sampling = prompts_of(pair)[:4], Sampling(temperature=temperature, max_new_tokens=8)
+    pair.vllm.alternatives = 5
+    try:
+        found = [c for (c,) in pair.vllm.complete(prompts, [0], sampling)]
+    finally:
+        pair.vllm.alternatives = 0
+    sequences = [(p.ids + c.ids, len(p.ids)) for p, c in zip(prompts, found, strict=True)]
+    expected = most_probable(pair.here.policy.model, sequences, 40, temperature or 1.0)
+    for completion, distributions in zip(found, expected, strict=True):
+        assert len(completion.alternatives) == len(completion.ids) == len(distributions)
+        for listed, distribution, token in zip(completion.alternatives, distributions, completion.ids, strict=True):
+            assert token in listed and 5 <= len(listed) <= 6
+            near = {id: distribution[id] for id in listed if id in distribution}
+            assert len(near) >= 5 and all(abs(listed[id] - logp) < 1e-3 for id, logp in near.items())
 
 
 def test_the_end_tokens_of_a_chat_end_its_answers(pair):

@@ -28,6 +28,7 @@ class Engine(ABC):
     `codec`: tokenizer and templates of the model that is sampled. `context`: tokens that prompt and completion may have
     together, None without a limit. `before_scorer`: it holds a device's memory, so that it is closed before scorers and
     reference models are opened. `logps`: completions are wanted with their log-probs, where the engine has them.
+    `alternatives`: they are wanted with so many of the most probable tokens at each place; a server gives none.
     `on_finished` is called with the number of completions that have just been finished, where it knows of each.
     """
 
@@ -35,6 +36,7 @@ class Engine(ABC):
     context: int | None
     before_scorer = False
     logps = False
+    alternatives = 0
     on_finished: Callable[[int], None] | None = None
 
     def settings(self) -> dict[str, str]:
@@ -78,11 +80,13 @@ class Sampled:
 
     `ids` with the token at which it stopped; `stopped`: by an end token or a stop string, not by the length. `logps`:
     the engine's own log-prob of each id, at the temperature that was sampled; empty where it gives none.
+    `alternatives`: as a Completion's.
     """
 
     ids: list[int]
     stopped: bool
     logps: Sequence[float] = ()
+    alternatives: Sequence[dict[int, float]] = ()
 
 
 class Row(NamedTuple):
@@ -135,6 +139,8 @@ def completion_of(
     completion = as_completion(tokenizer, prompt, ids, finish, sampling.stop)
     if sampled.logps and len(sampled.logps) >= len(completion.ids):
         completion.logp = float(sum(sampled.logps[: len(completion.ids)]))
+    if sampled.alternatives:
+        completion.alternatives = list(sampled.alternatives[: len(completion.ids)])
     return completion
 
 

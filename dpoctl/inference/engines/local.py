@@ -4,6 +4,7 @@ from typing import Any
 
 from ...models import quantized
 from ...models.load import Loaded, context_length
+from ...models.most_probable import most_probable
 from ...models.perturbation import perturbation_of
 from ...runtime.devices import Compute
 from ..generate import Completion, PromptTokens, Sampling, generate
@@ -28,4 +29,15 @@ class LocalEngine(Engine):
 
     def complete(self, prompts: list[PromptTokens], ks: list[int], sampling: Sampling) -> list[list[Completion]]:
         with self.compute.autocast():
-            return generate(self.policy.model, self.policy.tokenizer, prompts, ks, sampling)
+            found = generate(self.policy.model, self.policy.tokenizer, prompts, ks, sampling)
+            if self.alternatives:
+                self._add_alternatives(prompts, found, sampling.temperature or 1.0)
+        return found
+
+    def _add_alternatives(self, prompts: list[PromptTokens], found: list[list[Completion]], temperature: float) -> None:
+        """The distributions from which the tokens were drawn, by another forward pass over prompts and completions."""
+        pairs = [(prompt, each) for prompt, completions in zip(prompts, found, strict=True) for each in completions]
+        sequences = [(prompt.ids + completion.ids, len(prompt.ids)) for prompt, completion in pairs]
+        tokens = most_probable(self.policy.model, sequences, self.alternatives, temperature)
+        for (_, completion), of_completion in zip(pairs, tokens, strict=True):
+            completion.alternatives = of_completion

