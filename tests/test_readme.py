@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "dpoctl" / "docs").glob("*.md"))]
 RECIPE_FILES = ("*/README.md", "*/Makefile", "*.mk", "*/recipe.yaml")
 RECIPES = [path for pattern in RECIPE_FILES for path in (ROOT / "recipes").glob(pattern)]
 FLAGS = {flag_of(f) for config in COMMANDS.values() for f in fields(config) if not spec_of(f).argument}
-OTHERS = {  # of every command, of dpoctl itself, of make, torchrun and Slurm
+OTHERS = {  # of every command, of dpoctl itself, of make, torchrun, Slurm and vLLM
     "--config",
     "--help",
     "--version",
@@ -25,6 +25,7 @@ OTHERS = {  # of every command, of dpoctl itself, of make, torchrun and Slurm
     "--nproc-per-node",
     "--cpus-per-task",
     "--nv",
+    "--served-model-name",
 }
 RENAMED = {"--wave-rows", "--chooser", "--ceiling", "--thing"}
 
