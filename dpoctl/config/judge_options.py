@@ -76,7 +76,8 @@ class JudgeOptions(VerdictOptions, Seeded):
     )
     judge_batch: bool = option(
         False,
-        "Ask in batch files, which servers answer within a day, OpenAI's at half the price; see dpoctl docs judging.",
+        "Ask in batch files, which servers answer within a day, OpenAI's at half the price; see dpoctl docs "
+        "judging-in-bulk.",
         SERVER,
         identity=False,
     )

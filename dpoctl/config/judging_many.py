@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ..outputs import tournaments
 from .conditions import When, all_of, given, not_given
 from .schema import option
-from .shared import JUDGE
+from .shared import MANY
 
 _PAIRS = (not_given("within"), not_given("scale"), not_given("check"))  # of several files
 TWO = When(lambda c: not c.is_tournament, lambda c: "in a tournament", "with one or two candidates")
@@ -19,20 +19,20 @@ class Tournament:
     baseline: str | None = option(
         None,
         "Judge every candidate against this completions file alone, in place of all pairs.",
-        JUDGE,
+        MANY,
         input="file",
         when=all_of(not_given("add"), *_PAIRS),
     )
     add: bool = option(
         False,
         "Add the candidates to the tournament of --to: only new pairs are judged.",
-        JUDGE,
+        MANY,
         when=all_of(*_PAIRS),
     )
     to: str | None = option(
         None,
         "The judgements, as dpoctl judge wrote them, that --add takes over.",
-        JUDGE,
+        MANY,
         input="file",
         when=given("add"),
     )

@@ -14,9 +14,10 @@ from .scorer import parse_scorer
 RUN, DATA, OPT, GEN, EVAL, LOSS = "Run", "Data", "Optimisation", "Generation", "Evaluation", "Objective"
 PPO, JUDGE, SERVER, SCORING, PEOPLE = "PPO", "Judging", "Server", "Scoring", "People"
 CHECK = "Checking the judge"
+MANY = "Tournaments"
 DEVICES, ENGINE = "Devices and memory", "Generation engine"
 # the order of the panels on a help page, below the required options
-PANELS = (DATA, JUDGE, CHECK, SERVER, SCORING, PEOPLE, LOSS, PPO, OPT, GEN, ENGINE, EVAL, DEVICES, RUN)
+PANELS = (DATA, JUDGE, MANY, CHECK, SERVER, SCORING, PEOPLE, LOSS, PPO, OPT, GEN, ENGINE, EVAL, DEVICES, RUN)
 # the options that come first in their panels, in this order; the others follow as they are declared
 MAIN = (
     *("model", "completions", "data", "prompts", "samples", "judgements", "reward", "source", "field", "overlong"),
