@@ -311,7 +311,10 @@ def test_preferences_by_batches_are_those_by_single_calls(tmp_path, pairs):
     env = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OPENAI_API_KEY": KEY}
     made = ["make-prefs", "--samples", "s.jsonl", "--judge", "openai", "--judge-model", "m", "--pairs", pairs]
     with JudgeServer(likes_good) as single, BatchServer(likes_good) as server:
-        for url, *more in ((single.url, "--out", "s1.jsonl"), (server.url, "--judge-batch", "--out", "b.jsonl")):
+        for url, *more in (
+            (single.url, "--out", "s1.jsonl"),
+            (server.url, *"--judge-batch --judge-batch-poll 0.05 --out b.jsonl".split()),
+        ):
             command = [*judging.command, *made, "--judge-base-url", url, *more]
             done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=170)
             assert done.returncode == 0, done.stderr

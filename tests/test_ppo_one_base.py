@@ -73,11 +73,14 @@ def test_one_base_computes_what_separate_copies_compute(reward, tasks, kind, sta
         ]
         assert command_line([*args, "--out", out]) == 0
         rows[rm] = reward.rows(f"{out}/metrics.jsonl")
-    near = 2e-2 if kind else 2e-3  # the value's DoRA takes its norms from the base, not from the merged weights
-    for one, apart in zip(rows["rm-adapter"], rows["rm-whole"], strict=True):
+    # the value's DoRA takes its norms from the base, not from the merged weights: after an update the policies differ
+    # enough to sample other tokens
+    near, steps = (2e-2, 1) if kind else (2e-3, None)
+    for one, apart in zip(rows["rm-adapter"][:steps], rows["rm-whole"][:steps], strict=True):
         assert one.keys() == apart.keys()
         for name in one:
-            assert one[name] == pytest.approx(apart[name], rel=near, abs=2e-4), name
+            few = 0.02 if name.endswith("clipfrac_avg") else 2e-4  # two of 96 tokens
+            assert one[name] == pytest.approx(apart[name], rel=near, abs=few), name
     assert rows["rm-adapter"][0]["loss/value_avg"] > 1e-4  # there is something to compare
 
     one, apart = tasks
