@@ -19,10 +19,10 @@ CPU = {
 
 
 class VllmServer:
-    """`vllm serve` of a model's directory as `name`, with its log in `log`."""
+    """`vllm serve` of a model's directory as `name`, with its log in `log`; `context` is in tokens."""
 
-    def __init__(self, model: Path, name: str, port: int, log: Path):
-        self.model, self.name, self.port, self.log = model, name, port, log
+    def __init__(self, model: Path, name: str, port: int, log: Path, context: int = 200):
+        self.model, self.name, self.port, self.log, self.context = model, name, port, log, context
         self.process: subprocess.Popen | None = None
 
     @property
@@ -32,7 +32,7 @@ class VllmServer:
     def start(self) -> None:
         module = "vllm.entrypoints.openai.api_server"  # `vllm serve` asks for the metadata of a package named vllm
         command = [sys.executable, "-m", module, "--model", self.model, "--served-model-name", self.name]
-        command += ["--port", self.port, "--dtype", "float32", "--max-model-len", "200", "--enforce-eager"]
+        command += ["--port", self.port, "--dtype", "float32", "--max-model-len", self.context, "--enforce-eager"]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 list(map(str, command)), env=os.environ | CPU, stdout=log, stderr=log, start_new_session=True
