@@ -156,6 +156,7 @@ def test_what_fsdp_gathers_by_arithmetic(tmp_path):
         assert gathered_bytes(model, torch.bfloat16) == 2 * alone + sums
 
 
+@pytest.mark.slow
 def test_a_gpus_head_has_wide_tiles(tmp_path):
     """16,384 columns for a row: bfloat16 logits, float32 logits and softmax, its cast."""
     folder = real_models.write(tmp_path / "lm", "smollm2-135m")

@@ -67,6 +67,7 @@ def test_targets_are_read_from_the_checkpoint(learned):
     assert not torch.equal(held[name], trained["heads.q.0.out.weight"]) and name not in trained
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_the_targets_is_refused(learned):
     """They would start again as copies of the Q heads of the first update."""
     args = [*ILQL, "--save-every 3 --out without"]
@@ -169,6 +170,7 @@ def test_the_values_that_are_read_are_the_targets_that_were_trained(learned):
     assert found.item() == pytest.approx(kl(p, r).sum().item(), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_adapters_and_their_merged_model_have_the_same_values(learned):
     pytest.importorskip("peft")
     learned.run(*ILQL, "--lora 4 --max-steps 2 --out adapters")

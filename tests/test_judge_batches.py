@@ -298,7 +298,7 @@ def test_the_plan_has_the_price_of_batches(tmp_path):
     assert half == pytest.approx(full / 2, abs=0.02) and most == pytest.approx(full * 0.75, abs=0.02)
 
 
-@pytest.mark.parametrize("pairs", ["all", "random"])
+@pytest.mark.parametrize("pairs", [pytest.param("all", marks=pytest.mark.slow), "random"])
 def test_preferences_by_batches_are_those_by_single_calls(tmp_path, pairs):
     """The pairs of all batches of prompts are asked about at once."""
     texts = ["bad", "good", "good and long", "bad and long"]

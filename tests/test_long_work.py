@@ -36,7 +36,7 @@ SLOW_CASES = pytest.mark.slow  # each waits longer than --rank-timeout
 @pytest.mark.parametrize(
     ("kind", "parts"),
     [
-        ("ddp", ("load",)),
+        pytest.param("ddp", ("load",), marks=SLOW_CASES),
         pytest.param("ddp", ("hash",), marks=SLOW_CASES),
         pytest.param("fsdp", ("load", "probe", "save"), marks=SLOW_CASES),
     ],

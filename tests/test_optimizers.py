@@ -15,6 +15,7 @@ from helpers.chain import TRAIN
 DPO = [*"train-dpo --model sft --data prefs.jsonl --batch-size 16 --lr 1e-4".split(), *TRAIN, "--save-every", "2"]
 
 
+@pytest.mark.slow
 def test_the_8_bit_optimizer_resumes_to_the_same_bytes(prefs):
     pytest.importorskip("bitsandbytes")
     args = [*DPO, *"--optimizer adamw-8bit --max-steps 6".split()]

@@ -130,7 +130,7 @@ def test_under_torchrun_one_rank_plans_for_all(small, capsys, monkeypatch, comma
     ("line", "memory"),
     [
         ("score --data prefs.jsonl --columns completion=chosen --scorer", "memory: scorer"),
-        ("train-ppo --model lm --prompts prefs.jsonl --reward", "memory: reward"),
+        pytest.param("train-ppo --model lm --prompts prefs.jsonl --reward", "memory: reward", marks=pytest.mark.slow),
     ],
 )
 def test_the_memory_of_several_scorers_is_that_of_all(small, capsys, line, memory):
@@ -158,12 +158,21 @@ def test_a_device_decides_on_precision(small, capsys):
 @pytest.mark.parametrize(
     ("command", "share", "suggested"),
     [
-        ("train-dpo --model lm --data prefs.jsonl --max-length 512", 0.5, r"--tokens-per-batch \d+ \("),
+        pytest.param(
+            *("train-dpo --model lm --data prefs.jsonl --max-length 512", 0.5, r"--tokens-per-batch \d+ \("),
+            marks=pytest.mark.slow,
+        ),
         ("sample --model lm --prompts prefs.jsonl --max-new-tokens 400", 0.5, r"--generation-batch-size \d+ \("),
-        ("train-dpo --model lm --data prefs.jsonl", -0.2, r"--parallel fsdp .*on \d+ devices \("),
+        pytest.param(
+            *("train-dpo --model lm --data prefs.jsonl", -0.2, r"--parallel fsdp .*on \d+ devices \("),
+            marks=pytest.mark.slow,
+        ),
         ("sample --model lm --prompts prefs.jsonl", -0.2, "no change of these options"),
         (f"{SCORE} --scorer-tokens-per-batch 8000", 0.5, r"--scorer-tokens-per-batch \d+ \("),
-        ("make-prefs --model lm --prompts prefs.jsonl --scorer rm", 0.5, r"--scorer-tokens-per-batch \d+ \("),
+        pytest.param(
+            *("make-prefs --model lm --prompts prefs.jsonl --scorer rm", 0.5, r"--scorer-tokens-per-batch \d+ \("),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["tokens", "generation", "devices", "nothing", "scores", "samples and scores"],
 )

@@ -165,6 +165,7 @@ def test_a_frozen_copy_stays_where_the_policy_moves(reward):
     assert bytes_of(policy, start) < 1.5 * bytes_of(policy)
 
 
+@pytest.mark.slow
 def test_the_plan_counts_one_base_once(reward, capsys):
     """Beside adapters the reward model takes a small part of what the same model apart takes."""
     sizes = []

@@ -312,6 +312,7 @@ def test_a_quantised_checkpoint_is_not_sharded(here):
         load_policy("gptq-shape", Place("meta"))
 
 
+@pytest.mark.slow
 def test_the_plan_counts_quantised_weights(here, capsys):
     args = ["train-dpo", "--model", "sft", "--data", "prefs.jsonl", *SHORT, "--dry-run", "--out", "planned"]
     sizes = {}

@@ -99,6 +99,7 @@ def test_sharded_models_load_the_weights_of_the_file(here):
         assert len(losses) == 3 and column(here, f"{name}-two", "loss") == pytest.approx(losses, rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_sharded_models_hold_frozen_weights_in_the_compute_dtype(here):
     """Layers of frozen bfloat16 and trained float32 weights are sharded together; so is a frozen reference."""
     short = [*SHORT, "--max-steps", "3", "--dtype", "bfloat16"]
@@ -147,7 +148,7 @@ def test_a_damaged_model_that_only_rank_0_reads_is_refused_by_both(here):
     assert [rank.returncode for rank in ranks] == [2, 2] and "damaged: the model cannot be loaded" in said[0], said
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
 def test_a_run_resumes_from_two_ranks_on_one_and_back(here, kind):
     args = [*RUNS["dpo"], *SHORT, "--save-every", "1000", "--rank-timeout", "1", "--out", f"moved-{kind}"]
     stopped = stop_one_rank(here, 4, [*args, "--parallel", kind])  # two ranks
@@ -202,6 +203,7 @@ def test_a_rank_that_dies_or_hangs_stops_the_other_in_time(here, how):
     )
 
 
+@pytest.mark.slow
 def test_a_process_that_is_still_in_a_group_exits_at_once():
     """The interpreter's teardown of a connected group can abort: neither its exit handlers nor destructors run."""
     script = """if True:

@@ -12,7 +12,7 @@ from helpers.chain import ROOT
 EXPECTED = {"hh": {"dpo", "best-of-3", "base"}, "tldr": {"dpo", "ppo", "best-of-3"}, "cnn-dm": {"dpo", "ppo"}}
 
 
-@pytest.mark.parametrize("recipe", EXPECTED)
+@pytest.mark.parametrize("recipe", ["hh", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tldr", "cnn-dm"))])
 def test_smoke(recipe, tmp_path, warm):
     folder = tmp_path / recipe
     init.copy(recipe, folder)  # as `dpoctl init` does

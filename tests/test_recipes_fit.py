@@ -30,9 +30,10 @@ VARIES = re.compile(r"--(beta|alpha|target-kl|seed|out) \S+ ?")
 NO_MODEL = ("prepare", "report", "merge")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
-    [name if name == "own-preferences" else pytest.param(name, marks=pytest.mark.slow) for name in RECIPES],
+    RECIPES,
 )
 def test_every_command_fits(recipe, tmp_path, monkeypatch, capsys):
     devices, models, sizes = RECIPES[recipe]

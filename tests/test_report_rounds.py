@@ -276,6 +276,7 @@ def test_without_an_optimum_it_is_said_what_adds_one(chain):
 # --- as the commands write it
 
 
+@pytest.mark.slow
 def test_a_real_second_round(trained, tmp_path):
     """Of runs, evaluations and samples as they are written; the run without --ref is another path."""
     world, more = trained, ["--max-steps", "2", "--eval-every", "2"]

@@ -120,7 +120,7 @@ def test_equal_to_the_transformers_engine_at_temperature_0(world, lm, codec, ope
 # --- faults
 
 
-@pytest.mark.parametrize("kind", ["vllm", "sglang"])
+@pytest.mark.parametrize("kind", ["vllm", pytest.param("sglang", marks=pytest.mark.slow)])
 def test_faults_change_no_answer(kind, lm, opened):
     faults = [(0.06, fault) for fault in ("500", "429", "closed", "garbage", "no ids")]
     with GenerationServer(lm, kind=kind) as server:

@@ -120,6 +120,7 @@ def test_a_signal_then_another_server(world, lm, calm):
     assert world.digest("stopped.jsonl") == calm
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away(world, lm, calm):
     """Of many connections some would be new, whose answers count only once the model is verified."""
     with GenerationServer(lm, delay_s=0.01, restarts={190: {}}, away_s=600) as server:
@@ -132,6 +133,7 @@ def test_a_server_that_goes_away(world, lm, calm):
     assert world.digest("away.jsonl") == calm
 
 
+@pytest.mark.slow
 def test_ranks_that_are_killed(world, lm, calm):
     """Each rank of torchrun keeps the answers to the requests of its own shard."""
     with GenerationServer(lm, delay_s=0.02) as server:

@@ -82,7 +82,9 @@ def test_a_lower_precision_has_a_cache_of_its_own_where_the_model_is_sharded(her
         assert len(cached(here, "cache-bf16")) == n + 1
 
 
-@pytest.mark.parametrize(("what", "codes"), [("SIGKILL", KILLED), ("SIGTERM", {75})])
+@pytest.mark.parametrize(
+    ("what", "codes"), [("SIGKILL", KILLED), pytest.param("SIGTERM", {75}, marks=pytest.mark.slow)]
+)
 def test_reference_log_probs_resume(here, alone, what, codes):
     """Killed on two ranks (parts are saved every few minutes) or stopped; resumed on one, whose bytes are the same."""
     name = f"stopped-{what}"

@@ -143,7 +143,8 @@ def test_a_batch_file_asks_for_a_signal_in_time_and_may_be_requeued(path):
     assert int(re.search(r"_SHUTDOWN_TIMEOUT:-(\d+)", (SLURM / "ranks.sh").read_text())[1]) < 120
 
 
-@pytest.mark.parametrize("file", ["one-node.sbatch", pytest.param("several-nodes.sbatch", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("file", ["one-node.sbatch", "several-nodes.sbatch"])
 def test_a_job_stopped_under_torchrun_is_requeued_and_finishes(world, slurm, monkeypatch, file):
     """The first job gets the signal before its time limit; the second resumes and completes the run."""
     monkeypatch.setenv("XDG_CACHE_HOME", world.env["XDG_CACHE_HOME"])
@@ -315,6 +316,7 @@ def test_a_server_and_the_command_that_asks_it(slurm, tmp_path, monkeypatch):
     assert "vllm serve runs/sft: ended; see serve-" in job.communicate(timeout=20)[1] and job.returncode == 1
 
 
+@pytest.mark.slow
 def test_out_of_memory_under_torchrun_is_not_requeued(slurm, tmp_path, monkeypatch):
     """One of two ranks runs out of memory: exit code 2 in that rank, 1 of torchrun, 2 of the job."""
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
