@@ -1,4 +1,7 @@
-"""Devices: more processes on a node than it has GPUs, and a device without float64."""
+"""Devices: more processes on a node than it has GPUs, a device without float64, and the peak memory of a process."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -23,3 +26,15 @@ def test_mps_is_refused_and_not_picked(monkeypatch):
     assert devices.pick_device("auto").type == "cpu"
     with pytest.raises(InputError, match="--device mps: sums are taken in float64"):
         devices.pick_device("mps")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak of a process is its own")
+def test_the_peak_is_not_that_of_the_process_that_started_this_one():
+    """Linux hands the peak of a large process on to a command that it starts: as `ru_maxrss`."""
+    told = "import torch; from dpoctl.runtime import devices as d; print(d.peak_memory_bytes(torch.device('cpu')))"
+    large = f"import subprocess, sys; held = b'x' * 10**9; subprocess.run([sys.executable, '-c', {told!r}], check=True)"
+    alone, started = (
+        int(subprocess.run([sys.executable, "-c", text], check=True, capture_output=True, text=True).stdout)
+        for text in (told, large)
+    )
+    assert started == pytest.approx(alone, rel=0.1) and alone < 8e8

@@ -131,8 +131,19 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Peak memory of the device: allocated by torch on a GPU, resident in this process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if (resident := _sizes("/proc/self/status").get("VmHWM")) is not None:
+        return resident  # ru_maxrss may be the peak of the process that started this one
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _sizes(path: str) -> dict[str, int]:
+    """The sizes that a file of /proc tells, in bytes by name; empty where there is no such file."""
+    try:
+        text = Path(path).read_text()
+    except OSError:
+        return {}
+    return {found: 1024 * int(kb) for found, kb in re.findall(r"^(\w+):\s*(\d+) kB", text, re.MULTILINE)}
 
 
 def has_room(device: torch.device, size: int) -> bool:
@@ -143,13 +154,7 @@ def has_room(device: torch.device, size: int) -> bool:
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         return torch.cuda.max_memory_allocated(device) + size <= 0.9 * total
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        return False
-    found = {
-        name: 1024 * int(kb) for name, kb in re.findall(r"^(MemTotal|MemAvailable):\s*(\d+) kB", text, re.MULTILINE)
-    }
+    found = _sizes("/proc/meminfo")
     return found.get("MemAvailable", 0) - size >= 0.1 * found.get("MemTotal", 0) > 0  # freed memory is kept
 
 
