@@ -145,6 +145,8 @@ PAGES = {
             "# a local server\n"
             "dpoctl judge dpo.jsonl sft.jsonl --model NAME \\\n"
             "  --base-url http://localhost:8000/v1 --out wins.jsonl",
+            "# in batches, at half the price of single calls\n"
+            "dpoctl judge dpo.jsonl sft.jsonl --model gpt-5-mini --batch --out wins.jsonl",
             "# a classifier or reward model\n"
             "dpoctl judge dpo.jsonl sft.jsonl --backend scorer \\\n"
             "  --scorer runs/toy/classifier --criterion sentiment --out wins.jsonl",
