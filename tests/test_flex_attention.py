@@ -128,6 +128,7 @@ def test_queries_and_keys_of_another_precision_are_attended_in_that_of_the_value
     assert mixed.dtype == torch.bfloat16 and torch.equal(mixed, rounded)
 
 
+@pytest.mark.slow
 def test_thirty_shapes_and_two_windows_are_few_variants(blocks):
     """Each of: with gradients or without, with a window or without; none for the length, or for a row of one block.
 

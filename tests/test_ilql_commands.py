@@ -50,6 +50,7 @@ def test_a_run_directory_is_a_model_with_values(learned):
     assert not torch.equal(heads["q.1.out.weight"], heads["target_q.1.out.weight"])
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bytes(learned):
     """Target heads and the count of updates between theirs are in the checkpoints."""
     args = [*ILQL, "--eval-data samples.jsonl --eval-every 9 --save-every 3 --out killed"]

@@ -194,6 +194,7 @@ def test_the_cost_is_a_limit_before_anything_is_submitted(tmp_path):
         assert len(server.paid) == 8
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_waited_for_and_a_limit_below_a_batch_divides_it(tmp_path):
     candidates(tmp_path, 8)
     limit = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached for m.", "line": None}

@@ -196,6 +196,7 @@ def test_an_error_of_any_shape_is_read(body):
     assert str(read_error(400, body, "BadRequestError")).startswith("400")
 
 
+@pytest.mark.slow
 def test_a_signal_stops_the_first_request_too(tmp_path):
     """The server does not answer: the command ends after the attempt in flight, not after all retries."""
     a, b = candidates(tmp_path, 4)

@@ -69,6 +69,7 @@ def newest(world, run: str) -> str:
     return max((folder.name for folder in (world.folder / run / "checkpoints").glob("step-*")), default="")
 
 
+@pytest.mark.slow
 def test_a_store_that_is_frozen_before_it_answers_is_lost(tmp_path):
     """Its host accepts the connection, and says nothing."""
     script = """if True:

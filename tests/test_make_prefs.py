@@ -55,6 +55,7 @@ def test_best_worst_and_random_keep_one_pair_a_prompt():
     assert make("best-worst", 0.5, 0.5, 0.5, 0.5)[0] == []
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bytes(prefs):
     args = (
         "make-prefs --model sft --prompts train.jsonl --scorer classifier --max-new-tokens 20 --generation-batch-size 4"

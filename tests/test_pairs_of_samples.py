@@ -323,6 +323,7 @@ def test_the_policys_chat_template_is_not_the_scorers(here):
     assert judge.scorer.options.templates.template is None
 
 
+@pytest.mark.slow
 def test_a_killed_run_samples_and_asks_nothing_twice(prefs):
     """The samples are kept, and answers are cached: only requests in flight may be made again."""
 

@@ -49,7 +49,7 @@ def bytes_of(*models) -> int:
 
 
 @pytest.mark.parametrize("kind", [[], ["--use-dora"]], ids=["lora", "dora"])
-@pytest.mark.parametrize("start", ["sft", "adapter"])
+@pytest.mark.parametrize("start", ["sft", pytest.param("adapter", marks=pytest.mark.slow)])
 def test_one_base_computes_what_separate_copies_compute(reward, tasks, kind, start):
     model = "sft" if start == "sft" else f"start{''.join(kind)}"
     if start == "adapter":

@@ -39,6 +39,7 @@ def test_ppo_logs_what_it_does(optimised):
     load_policy(str(optimised.folder / "ppo"))  # a plain policy, without the value head
 
 
+@pytest.mark.slow
 def test_a_run_killed_inside_a_rollout_resumes_to_the_same_bytes(optimised):
     """Killed a moment after a checkpoint, while the next step's rollouts are generated."""
     optimised.kill(*ppo("ppo-killed"), when=lambda: optimised.has_checkpoint("ppo-killed"), delay=0.02)

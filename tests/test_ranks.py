@@ -233,6 +233,7 @@ def test_a_process_that_is_still_in_a_group_exits_at_once():
         assert ("ValueError: a mistake" in done.stderr) == (how == "raise")
 
 
+@pytest.mark.slow
 def test_if_rank_0_cannot_write_the_other_rank_ends_too(here):
     """A limit on file sizes below the first checkpoint: rank 0 reports it, and the other does not wait for it."""
     args = [*RUNS["dpo"], *SHORT, "--save-every", "3", "--rank-timeout", "5", "--out", "roomless"]

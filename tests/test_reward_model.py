@@ -52,6 +52,7 @@ def test_centring_is_added_to_the_loss(rewarded):
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_bytes(rewarded):
     args = [*REWARD_MODEL, "--save-every", "2", "--out", "rm-killed"]
     rewarded.kill(*args, when=lambda: rewarded.has_checkpoint("rm-killed"))

@@ -39,6 +39,7 @@ def calm(world, lm):
     return world.digest("calm.jsonl")
 
 
+@pytest.mark.slow
 def test_hundreds_of_rows_through_faults_and_a_restart(world, lm, calm):
     with GenerationServer(lm, faults=FAULTS, restarts={190: {}}) as server:
         server.late_s = LATE_S
@@ -96,6 +97,7 @@ def unlocked(path) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_signal_then_another_server(world, lm, calm):
     with GenerationServer(lm, delay_s=0.01) as server:
         command = served_by(server, "stopped.jsonl", "--engine-batch-size", "80")

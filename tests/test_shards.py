@@ -250,6 +250,7 @@ def test_a_shard_is_one_to_n(shard, run):
     assert f"--shard {shard}: expected I/N with I from 1 to N" in error and error.count("error:") == 1
 
 
+@pytest.mark.slow
 def test_a_killed_shard_resumes_to_the_same_bytes(inputs, run, here):
     args = ["make-prefs", *COMMANDS["make-prefs"], "--generation-batch-size", "3", "--shard", "2/2"]
     run(*args, "--out", "calm.jsonl")

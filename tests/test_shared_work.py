@@ -73,6 +73,7 @@ def test_reference_log_probs_are_those_of_one_process(here, alone, ranks, kind):
         assert load_file(found)["logps"].tolist() == pytest.approx(load_file(expected)["logps"].tolist(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_lower_precision_has_a_cache_of_its_own_where_the_model_is_sharded(here):
     """FSDP rounds hidden states between blocks, replicas do not: with the other's log-probs the log-ratios are off."""
     args = [*DPO, "--dtype", "bfloat16", "--cache-dir", "cache-bf16", "--parallel"]
@@ -185,6 +186,7 @@ def test_sharded_ranks_may_run_different_numbers_of_passes(here):
         "dpoctl.inference.scorers:classifier_logits",
     ],
 )
+@pytest.mark.slow
 def test_a_rank_killed_at_a_point_of_the_frontier(here, alone, kind, place):
     run = f"killed-{kind}-{place.partition(':')[2]}"
     args = [*DPO, *POINTS, "--tokens-per-batch", "40", "--parallel", kind, "--out", run]
@@ -250,6 +252,7 @@ def test_evaluate_splits_prompts_and_has_the_bytes_of_one_process(here):
     assert "ranks split the work themselves" in refused[0]
 
 
+@pytest.mark.slow
 def test_an_engine_of_each_rank_samples_all_models_first(here):
     """One rank is stopped while the second model is sampled: no row is sampled twice, and the rows are the same."""
     common = [*EVALUATE, "--scorer", "classifier", "--max-new-tokens", "6", "--rank-timeout", "0.5"]
@@ -264,6 +267,7 @@ def test_an_engine_of_each_rank_samples_all_models_first(here):
     assert here.digest("ahead.jsonl") == here.digest("local.jsonl") and not kept.exists()
 
 
+@pytest.mark.slow
 def test_evaluate_keeps_the_models_that_are_done(here):
     """Rank 1 is killed at the second model, then stopped at it: the first row stays, and the bytes are the same."""
     args = [*EVALUATE, *SAMPLING, "--rank-timeout", "0.5", "--out", "kept.jsonl"]

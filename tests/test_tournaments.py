@@ -151,6 +151,7 @@ def test_an_added_candidate_costs_only_what_is_new(tmp_path):
     assert [s["candidate"] for s in metrics_at(tmp_path / "elsewhere/t3.jsonl")["scores"]][0] == "five"
 
 
+@pytest.mark.slow
 def test_a_stopped_addition_resumes(tmp_path):
     """The judge is down after 70 comparisons, in the second batch."""
     files = candidates(tmp_path, 30, one=1, two=2, three=3, four=4)
