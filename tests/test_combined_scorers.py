@@ -180,6 +180,7 @@ def scored(world, scorer, out, *more):
     return [row["score"] for row in world.rows(out)]
 
 
+@pytest.mark.slow
 def test_every_command_scores_with_both(two):
     each = [scored(two, name, f"{name}.jsonl") for name in ("rm", "rm2")]
     low = [min(pair) for pair in zip(*each, strict=True)]

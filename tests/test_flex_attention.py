@@ -156,6 +156,7 @@ def test_thirty_shapes_and_two_windows_are_few_variants(blocks):
     assert torch._dynamo.config.recompile_limit >= 64
 
 
+@pytest.mark.slow
 def test_a_run_of_a_model_with_two_windows_stays_below_the_limit(blocks):
     """Probe, reference, training and held-out batches: 8 variants at most, since the probe's inputs are not views."""
     model = build("gemma3")

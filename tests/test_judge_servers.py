@@ -96,6 +96,7 @@ def test_answers_are_kept_when_the_server_turns_away_later(tmp_path):
     assert cost["asked"] == 50 and cost["from_cache"] == 30
 
 
+@pytest.mark.slow
 def test_a_server_that_begins_to_refuse_everything(tmp_path):
     """A 400 for each request after the first 20, without a stated reason: not 180 texts, but the server."""
     candidates(tmp_path, 100)

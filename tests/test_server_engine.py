@@ -240,6 +240,7 @@ def test_a_server_that_is_away(lm, opened):
 # --- another model, another tokenizer
 
 
+@pytest.mark.slow
 def test_another_model_after_a_restart(lm, opened):
     for changes in ({"name": "second"}, {"root": "/second"}, {"weights": "second"}, {"version": "0.33"}):
         with GenerationServer(lm, delay_s=0.01, away_s=0.05, restarts={10: changes}) as server:

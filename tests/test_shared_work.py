@@ -167,6 +167,7 @@ def test_a_point_of_the_frontier_is_that_of_one_process(here, alone, kind):
     assert samples[0] == samples[1] and len(samples[0]) == 12
 
 
+@pytest.mark.slow
 def test_sharded_ranks_may_run_different_numbers_of_passes(here):
     """Prompts of each length are decoded apart, so that ranks forward the model equally often by chance only."""
     aligned = {"DPOCTL_RANK_SET": "dpoctl.inference.decoding:_find_mode=lambda model, length: Mode.ALIGNED"}
