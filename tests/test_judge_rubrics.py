@@ -57,6 +57,8 @@ def rubric(tmp_path):
         ("Preferred (good style): A or B", UNCLEAR),
         ("Preferred (good style): both", UNCLEAR),
         ("Preferred (good style): A; Preferred (brevity): B", UNCLEAR),
+        ("Preferred (good style): <A>", "A"),
+        ("Preferred (good style): Candidate <A>", "A"),
         ("Preferred (good styles): A", NO_LINE),
         ("Preferred (no good style at all): A", NO_LINE),
         ("Preferred: A", NO_LINE),

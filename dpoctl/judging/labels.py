@@ -4,12 +4,18 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-_TAGS = re.compile(r"</?(?:b|strong|i|em|u|code|p|span)\b[^>]*>|<br\s*/?>|<\|[^|>]*\|>|</s>", re.IGNORECASE)
+_WRAPPERS = re.compile(
+    r"\\(?:boxed|fbox|text|textbf|textit|mathbf|mathrm|emph|bm)\b\s*"
+    r"|(?-i:</?b>)|</?(?:strong|i|em|u|code|p|span|mark|answer|verdict|choice|final|final_answer)\b[^>]*>|<br\s*/?>"
+    r"|<\|[^|>]*\|>|</s>|<eos>|<end_of_turn>|<｜[^｜]*｜>",  # noqa: RUF001 (DeepSeek's special tokens have these bars)
+    re.IGNORECASE,
+)
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines that hold something, without invisible characters and HTML."""
-    plain = (unicodedata.normalize("NFKC", _TAGS.sub("", line)) for line in text.splitlines())
+    """The lines that hold something, without invisible characters, HTML, LaTeX commands and the special tokens of chat
+    templates. `<b>` is HTML, `<B>` a candidate."""
+    plain = (unicodedata.normalize("NFKC", _WRAPPERS.sub("", line)) for line in text.splitlines())
     return [line for of in plain if (line := "".join(c for c in of if unicodedata.category(c) != "Cf").strip())]
 
 

@@ -5,8 +5,9 @@ an answer whose thought has no end.
 """
 
 import re
-import unicodedata
 from typing import NamedTuple
+
+from .labels import lines_of
 
 CUT_THOUGHT = "unfinished thought"
 NO_LINE = "no line with a verdict"
@@ -25,7 +26,7 @@ def read_verdict(answer: str) -> Verdict:
     text = after_thought(answer)
     if text is None:
         return Verdict(None, CUT_THOUGHT)
-    lines = [line for line in map(_plain, text.splitlines()) if line]
+    lines = lines_of(text)
     labelled = [i for i, line in enumerate(lines) if _LABEL.match(line)]
     if not labelled:
         return _after_sentence(lines[-1] if lines else "")
@@ -88,12 +89,6 @@ _LABEL = re.compile(
     r"[\s*_\"'`)\]}]*(?:[:=]|\bis\b:?)",
     re.IGNORECASE,
 )
-_WRAPPERS = re.compile(
-    r"\\(?:boxed|fbox|text|textbf|textit|mathbf|mathrm|emph|bm)\b\s*"
-    r"|(?-i:</?b>)|</?(?:strong|i|em|u|code|p|span|mark|answer|verdict|choice|final|final_answer)\b[^>]*>|<br\s*/?>"
-    r"|<\|[^|>]*\|>|</s>|<eos>|<end_of_turn>|<｜[^｜]*｜>",  # noqa: RUF001 (DeepSeek's special tokens have these bars)
-    re.IGNORECASE,
-)
 _MARKS = r"[\s\"'`*_~$\\(){}\[\]<>|\u2018-\u201f\u00ab\u00bb]"  # quotation, brackets, Markdown, LaTeX
 _NAMED = re.compile(
     rf"^{_MARKS}*(?:the\s+)?(?:(?:{_NOUN})(?:{_MARKS}|[:#\-])*)?(?P<choice>[AB])(?![^\W_]|['\u2019]\w)(?P<rest>.*)$",
@@ -120,12 +115,6 @@ _TIE = re.compile(
     rf"(?:{_MARKS}|[.!,;:])*$",
     re.IGNORECASE,
 )
-
-
-def _plain(line: str) -> str:
-    """The line without invisible characters, HTML, LaTeX commands and the special tokens of chat templates."""
-    line = unicodedata.normalize("NFKC", _WRAPPERS.sub("", line))
-    return "".join(c for c in line if unicodedata.category(c) != "Cf").strip()
 
 
 def _value(line: str) -> str:
