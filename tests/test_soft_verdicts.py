@@ -162,7 +162,7 @@ def test_an_interval_of_few_or_equal_values():
 def test_students_quantiles():
     """Table values of the 97.5 % quantile."""
     for freedom, value in ((2, 4.303), (5, 2.571), (9, 2.262), (30, 2.042), (199, 1.972)):
-        assert statistics._student(freedom) == pytest.approx(value, rel=0.01)
+        assert statistics.student(freedom) == pytest.approx(value, rel=0.01)
 
 
 # --- rows -----------------------------------------------------------------------------------------------------------

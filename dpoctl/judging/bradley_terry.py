@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-_Z = 1.959963984540054  # two-sided 95 %
+from .statistics import student
+
 _DRAWS = 2000
 _RIDGE = 1e-3  # a resample in which a candidate wins everything gets a large score in place of an infinite one
 _LONGEST_STEP = 2.0  # of a score in one Newton step
@@ -103,17 +104,9 @@ def _resampled(wins: np.ndarray, seed: int) -> np.ndarray:
 
 def _interval(draws: np.ndarray, prompts: int) -> tuple[np.ndarray, np.ndarray]:
     """The 95 % interval of each score from its draws (draws, m), by quantiles at the levels for two prompts or more."""
-    level = 0.5 * math.erfc(math.sqrt(prompts / (prompts - 1)) * _student(prompts - 1) / math.sqrt(2))
+    level = 0.5 * math.erfc(math.sqrt(prompts / (prompts - 1)) * student(prompts - 1) / math.sqrt(2))
     low, high = np.quantile(draws, [level, 1 - level], axis=0)
     return low, high
-
-
-def _student(freedom: int) -> float:
-    """The two-sided 95 % quantile of Student's t, by its expansion in 1 / freedom (Abramowitz and Stegun 26.7.5)."""
-    z = _Z
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 # --- which candidates have finite scores -----------------------------------------------------------------------------

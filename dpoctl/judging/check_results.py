@@ -13,6 +13,7 @@ from typing import Any
 from . import check_statistics as statistics
 from .check_pairs import INJECTED, KNOWN, PADDED, REPEAT, SHUFFLED, TRUNCATED
 from .check_statistics import Estimate
+from .statistics import Z
 from .summary import outcomes, score_of
 
 _LEVEL = 0.05
@@ -205,7 +206,7 @@ def _of_model(name: str, model: Estimate, points: float, rows: Sequence[Row], **
     coefficient = {"coefficient": model.value, "coefficient_low": model.low, "coefficient_high": model.high}
     scaled, least = _times(model, points), 0.5 / (len(set(_prompts(rows))) + 2)
     if scaled.error < least:
-        half = 1.96 * least
+        half = Z * least
         scaled = replace(scaled, low=scaled.value - half, high=scaled.value + half, error=least)
     return _finding(name, scaled, len({_pair(row) for row in rows}), **coefficient, **more)
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .power import smallest_effect
-from .statistics import wilson
+from .statistics import Z, by_cluster, logistic, numbered, wilson
 
-_Z = 1.959963984540054  # two-sided 95 %
 _DRAWS = 4000
 _TABLES = 2000  # of a bootstrap of kappa
 _EXACT = 12  # prompts up to which all signs are tried
@@ -42,7 +41,7 @@ def share(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float,
     That number is what values that are independent would need for the variance over clusters; with all values 0, or
     all 1, it is the number of clusters. Raises ZeroDivisionError without values.
     """
-    mean, sums, counts = _by_cluster(values, clusters)
+    mean, (sums, counts) = sum(values) / len(values), by_cluster(values, clusters)
     variance = _variance(sums - mean * counts, len(values))
     spread = mean * (1 - mean)
     effective = len(sums) if variance == 0 or spread == 0 else min(spread / variance, len(values))
@@ -56,14 +55,14 @@ def balance(values: Sequence[float], clusters: Sequence[Hashable], seed: int, on
     Half a cluster of 1 and half a one of -1 are added (Agresti and Min 2005), so that an interval is not empty where
     all values are 0. `one_sided`: the test is against a mean above 0. Raises ZeroDivisionError without values.
     """
-    mean, sums, counts = _by_cluster(values, clusters)
+    mean, (sums, counts) = sum(values) / len(values), by_cluster(values, clusters)
     size = len(values) / len(sums)
     n = len(values) + 2 * size
     middle = sum(values) / n
     residuals = np.concatenate([sums - middle * counts, [size * (side * math.sqrt(0.5) - middle) for side in (1, -1)]])
     error = math.sqrt(_variance(residuals, n))
     p, p_least = sign_flips(sums, seed, one_sided), 2.0 ** ((0 if one_sided else 1) - len(sums))
-    return Estimate(mean, max(-1.0, middle - _Z * error), min(1.0, middle + _Z * error), error, p, p_least)
+    return Estimate(mean, max(-1.0, middle - Z * error), min(1.0, middle + Z * error), error, p, p_least)
 
 
 def sign_flips(sums: np.ndarray, seed: int, one_sided: bool = False, observed: float | None = None) -> float:
@@ -104,23 +103,23 @@ def controlled(
     """
     y, x = np.asarray(outcomes, float), np.asarray(covariate, float)
     null = np.stack([np.ones_like(y), *(np.asarray(o, float) for o in others if np.ptp(o) > 0)], axis=1)
-    names = _numbered(clusters)
-    p = _sigmoid(null @ _fit(null, y))
+    names = numbered(clusters)
+    p = _sigmoid(null @ logistic(null, y, _ridge(null)))
     weighted = null * (p * (1 - p))[:, None]
     explained = np.linalg.lstsq(weighted.T @ null + 1e-12 * np.eye(null.shape[1]), weighted.T @ x, rcond=None)[0]
     scores = np.bincount(names, weights=(x - null @ explained) * (y - p))
     test = sign_flips(scores / _shrinkage(null, p, names), seed, observed=float(scores.sum()))
 
     design = np.column_stack([null, x])
-    coefficients = _fit(design, y)
+    coefficients = logistic(design, y, _ridge(design))
     p = _sigmoid(design @ coefficients)
-    inverse = np.linalg.inv((design * (p * (1 - p))[:, None]).T @ design + _penalty(design))
+    inverse = np.linalg.inv((design * (p * (1 - p))[:, None]).T @ design + np.diag(_ridge(design)))
     parts = np.stack([np.bincount(names, weights=column) for column in (design * (y - p)[:, None]).T])
     parts = parts / _shrinkage(design, p, names)
     groups = parts.shape[1]
     covariance = inverse @ (parts @ parts.T) @ inverse * groups / max(1, groups - 1)
     value, error = float(coefficients[-1]), math.sqrt(max(0.0, float(covariance[-1, -1])))
-    found = Estimate(value, value - _Z * error, value + _Z * error, error, test, 2.0 ** (1 - groups))
+    found = Estimate(value, value - Z * error, value + Z * error, error, test, 2.0 ** (1 - groups))
     return found, float((p * (1 - p)).mean())
 
 
@@ -133,7 +132,7 @@ def kappa(
     without answers.
     """
     answers = sorted({*one, *other})
-    names = _numbered(clusters)
+    names = numbered(clusters)
     cell = [answers.index(a) * len(answers) + answers.index(b) for a, b in zip(one, other, strict=True)]
     counts = np.zeros((max(names) + 1, len(answers) ** 2))
     np.add.at(counts, (names, cell), 1)
@@ -168,17 +167,6 @@ def can_find(error: float, tests: int) -> float:
 # --- clusters and logistic models
 
 
-def _numbered(clusters: Sequence[Hashable]) -> list[int]:
-    names = {c: i for i, c in enumerate(dict.fromkeys(clusters))}
-    return [names[c] for c in clusters]
-
-
-def _by_cluster(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, np.ndarray, np.ndarray]:
-    """(mean, sum of each cluster, values of each cluster)."""
-    names = _numbered(clusters)
-    return sum(values) / len(values), np.bincount(names, weights=values), np.bincount(names).astype(float)
-
-
 def _variance(residuals: np.ndarray, n: float) -> float:
     """Of a mean of n values, from each cluster's sum of their distances to it."""
     groups = len(residuals)
@@ -200,19 +188,6 @@ def _sigmoid(z: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.clip(z, -30, 30)))
 
 
-def _penalty(design: np.ndarray) -> np.ndarray:
-    """A small ridge, none on the intercept."""
-    return np.diag([1e-9] + [_RIDGE * len(design)] * (design.shape[1] - 1))
-
-
-def _fit(design: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Coefficients of a logistic model, by Newton's method."""
-    w, penalty = np.zeros(design.shape[1]), _penalty(design)
-    for _ in range(100):
-        p = _sigmoid(design @ w)
-        hessian = (design * (p * (1 - p))[:, None]).T @ design + penalty + 1e-9 * np.eye(len(w))
-        step = np.linalg.solve(hessian, design.T @ (y - p) - penalty @ w)
-        w = w + np.clip(step, -4, 4)
-        if np.abs(step).max() < 1e-9:
-            break
-    return w
+def _ridge(design: np.ndarray) -> np.ndarray:
+    """A small penalty of each coefficient, none of the intercept."""
+    return np.array([1e-9] + [_RIDGE * len(design)] * (design.shape[1] - 1))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-_Z = 1.959963984540054  # two-sided 95 %
+Z = 1.959963984540054  # two-sided 95 %
 _DRAWS = 4000
 
 
@@ -16,14 +16,14 @@ def wilson(rate: float, n: float) -> tuple[float, float]:
 
 
 def _wilson(rate: float, n: float) -> tuple[float, float]:
-    middle = (rate + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(rate * (1 - rate) / n + _Z**2 / (4 * n**2))
+    middle = (rate + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * math.sqrt(rate * (1 - rate) / n + Z**2 / (4 * n**2))
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def bootstrap(values: Sequence[float], clusters: Sequence[Hashable], seed: int = 0) -> tuple[float, float]:
     """95 % interval of the mean by resampling clusters (prompts), since comparisons of one prompt are correlated."""
-    sums, counts = _by_cluster(values, clusters)
+    sums, counts = by_cluster(values, clusters)
     rng = np.random.Generator(np.random.Philox(key=seed))
     picks = rng.integers(0, len(sums), size=(_DRAWS, len(sums)))
     means = sums[picks].sum(1) / counts[picks].sum(1)
@@ -40,21 +40,24 @@ def soft_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> tupl
     wider than that of as many verdicts, and as wide where all prompts have the same mean: their spread is not known
     then. A prompt weighs as much as it has comparisons.
     """
-    sums, counts = _by_cluster(values, clusters)
+    sums, counts = by_cluster(values, clusters)
     means, weights = sums / counts, counts / counts.sum()
     n = 1 / float((weights**2).sum())  # prompts; fewer where their weights differ
     rate = float((weights * means).sum())
     if np.ptp(means) == 0:
         return _wilson(rate, n)
-    centre = (rate + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    centre = (rate + Z**2 / (2 * n)) / (1 + Z**2 / n)
     share = 1 - float((weights * means * (1 - means)).sum()) / (centre * (1 - centre))
-    share *= (_student(n - 1) / _Z) ** 2
+    share *= (student(n - 1) / Z) ** 2
     return _wilson(rate, n / min(1.0, share))
 
 
-def _student(freedom: float) -> float:
-    """The 97.5 % quantile of Student's t (Abramowitz and Stegun 26.7.5; 0.2 % off from 3 degrees of freedom on)."""
-    z, v = _Z, max(freedom, 1.0)
+def student(freedom: float) -> float:
+    """The 97.5 % quantile of Student's t, for two-sided 95 %.
+
+    Abramowitz and Stegun 26.7.5; 0.2 % off from 3 degrees of freedom on.
+    """
+    z, v = Z, max(freedom, 1.0)
     terms = (
         (z**3 + z) / 4,
         (5 * z**5 + 16 * z**3 + 3 * z) / 96,
@@ -88,9 +91,15 @@ def reliability(p: Sequence[float], known: Sequence[float], bins: int = 5) -> di
     }
 
 
-def _by_cluster(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+def numbered(clusters: Sequence[Hashable]) -> list[int]:
+    """The number of each value's cluster, counted from 0 in the order in which they come."""
     names = {c: i for i, c in enumerate(dict.fromkeys(clusters))}
-    place = [names[c] for c in clusters]
+    return [names[c] for c in clusters]
+
+
+def by_cluster(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+    """(the sum of each cluster's values, how many they are)."""
+    place = numbered(clusters)
     return np.bincount(place, weights=values), np.bincount(place).astype(float)
 
 
@@ -122,17 +131,23 @@ def length_controlled(scores: Sequence[float], differences: Sequence[float]) -> 
         return None
     scale = x.std() or 1.0
     design = np.stack([np.ones_like(x), x / scale], axis=1)
-    w = np.zeros(2)
-    penalty = np.diag([1e-6, 1e-3 * len(y)])
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-design @ w))
+    w = logistic(design, y, np.array([1e-6, 1e-3 * len(y)]))
+    return float(1 / (1 + np.exp(-w[0])))
+
+
+def logistic(design: np.ndarray, y: np.ndarray, ridge: np.ndarray) -> np.ndarray:
+    """Coefficients of a logistic model of y (1, 0, ties 1/2) by Newton's method; `ridge`: the penalty of each, which
+    keeps it finite where a covariate separates the outcomes."""
+    w, penalty = np.zeros(design.shape[1]), np.diag(ridge)
+    for _ in range(100):
+        p = 1 / (1 + np.exp(-np.clip(design @ w, -30, 30)))
         gradient = design.T @ (y - p) - penalty @ w
-        hessian = (design * (p * (1 - p))[:, None]).T @ design + penalty + 1e-9 * np.eye(2)
+        hessian = (design * (p * (1 - p))[:, None]).T @ design + penalty + 1e-9 * np.eye(len(w))
         step = np.linalg.solve(hessian, gradient)
-        w = w + step
+        w = w + np.clip(step, -4, 4)
         if np.abs(step).max() < 1e-10:
             break
-    return float(1 / (1 + np.exp(-w[0])))
+    return w
 
 
 def agreement(one: Sequence[str], other: Sequence[str]) -> tuple[float, float]:
