@@ -9,10 +9,8 @@ import time
 
 import pytest
 
-from dpoctl.cli.app import run as command_line
 from dpoctl.config.make_prefs import MakePrefs
 from dpoctl.data.samples import Reading, SampleFiles
-from dpoctl.inference import sources
 from dpoctl.inference.pairing import preference
 from dpoctl.judging.judges import open_judge
 from dpoctl.judging.pairs import decision_of
@@ -20,42 +18,17 @@ from helpers.chain import lines_in
 from helpers.engines import use_ahead
 from helpers.judge_server import JudgeServer
 from helpers.judging import KEY, fenced, rows_of, write
-
-SCORER = "def words(rows):\n    return [float(len(r['completion'].split())) for r in rows]\n"
-TEXTS = {"p0": ["a", "a b", "a b c"], "p1": ["x y", "x", "z w"], "p2": ["one", "one"]}
+from helpers.samples_to_pair import caller, enter, samples
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(sources, "BATCH", 4)
-    (tmp_path / "words.py").write_text(SCORER)
-    write(tmp_path / "s.jsonl", samples())
-    return tmp_path
+    return enter(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def run(here, capsys):
-    """A function that runs a command line in this process and returns what it says on one line."""
-
-    def call(line: str, code: int = 0) -> str:
-        capsys.readouterr()
-        got = command_line(line.split())
-        out, err = capsys.readouterr()
-        assert got == code and "Traceback" not in err, err
-        return " ".join((err + out).split())
-
-    return call
-
-
-def samples(texts: dict[str, list[str]] = TEXTS, **more) -> list[dict]:
-    return [
-        {"prompt_id": p, "prompt": f"Say {p}", "completion": text, "k": k, "finish": "stop"} | more
-        for p, found in texts.items()
-        for k, text in enumerate(found)
-    ]
+    return caller(capsys)
 
 
 def order(rows: list[dict]) -> set[tuple[str, str]]:

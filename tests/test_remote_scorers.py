@@ -14,35 +14,24 @@ from dpoctl.inference import remote_scorer
 from dpoctl.inference.scorers import ScorerOptions, load_scorer
 from dpoctl.runtime import http, signals
 from helpers.judging import rows_of, write
-from helpers.loopback import Loopback, body_of, cut, send
+from helpers.loopback import Serving, body_of, cut, send
 
 ROWS = [
     {"prompt_id": f"p{i}", "prompt": f"P{i}", "completion": "word " * (i % 7), "finish": "stop"} for i in range(100)
 ]
 
 
-class RewardServer:
+class RewardServer(Serving):
     """Scores by the number of words. `replies`: what is sent in place of the first scores, (status, text) each, None to
     close the connection. `scored` counts the rows by prompt."""
 
+    path = "/score"
+
     def __init__(self, replies=(), wait_s: float = 0.0):
+        super().__init__()
         self.replies, self.wait_s = list(replies), wait_s
         self.scored: dict[str, int] = {}
         self.paths: set[str] = set()
-        self.keys: set[str] = set()
-        self.lock = threading.Lock()
-        self.loopback = Loopback(self.answer)
-
-    @property
-    def url(self) -> str:
-        return f"{self.loopback.url}/score"
-
-    def __enter__(self):
-        self.loopback.start()
-        return self
-
-    def __exit__(self, *exc):
-        self.loopback.stop()
 
     def answer(self, handler) -> object:
         rows = json.loads(body_of(handler))["rows"]

@@ -4,50 +4,26 @@ import json
 
 import pytest
 
-from dpoctl.cli.app import run as command_line
-from dpoctl.inference import sources
 from dpoctl.inference.labels import ranked
+from helpers import samples_to_pair
 from helpers.chat_families import save_family
 from helpers.judge_server import JudgeServer
-from helpers.judging import KEY, fenced, rows_of, write
+from helpers.judging import fenced, rows_of, write
+from helpers.samples_to_pair import SCORER, caller, enter, samples
 
-SCORER = "def words(rows):\n    return [float(len(r['completion'].split())) for r in rows]\n"
-TEXTS = {"p0": ["a", "a b", "a b c"], "p1": ["x y", "x", "z w"], "p2": ["one", "one"], "p3": ["alone here"]}
+TEXTS = samples_to_pair.TEXTS | {"p3": ["alone here"]}
 RANKED = [("a", False), ("a b c", True), ("x y", True), ("x", False), ("z w", True)]
 SAMPLES = "--samples s.jsonl --scorer python:words.py:words"
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(sources, "BATCH", 4)
-    (tmp_path / "words.py").write_text(SCORER)
-    write(tmp_path / "s.jsonl", samples())
-    return tmp_path
+    return enter(tmp_path, monkeypatch, TEXTS)
 
 
 @pytest.fixture
 def run(here, capsys):
-    """A function that runs a command line in this process and returns what it says on one line."""
-
-    def call(line: str, code: int = 0) -> str:
-        capsys.readouterr()
-        got = command_line(line.split())
-        out, err = capsys.readouterr()
-        assert got == code and "Traceback" not in err, err
-        return " ".join((err + out).split())
-
-    return call
-
-
-def samples(texts: dict[str, list[str]] = TEXTS) -> list[dict]:
-    return [
-        {"prompt_id": p, "prompt": f"Say {p}", "completion": text, "k": k, "finish": "stop"}
-        for p, found in texts.items()
-        for k, text in enumerate(found)
-    ]
+    return caller(capsys)
 
 
 def labels(path) -> list[tuple[str, bool]]:
@@ -65,7 +41,7 @@ def test_a_label_is_the_rank_within_the_prompt(here, run):
     """The middle of three, equal answers and a sample alone have no label."""
     said = run(f"make-prefs {SAMPLES} --unpaired --out u.jsonl --completions-out scored.jsonl")
     assert labels(here / "u.jsonl") == RANKED
-    assert rows_of(here / "u.jsonl")[0] == samples()[0] | {"score": 1.0, "label": False}
+    assert rows_of(here / "u.jsonl")[0] == samples(TEXTS)[0] | {"score": 1.0, "label": False}
     made = metrics(here / "u.jsonl")
     assert (made["desirable"], made["undesirable"], made["ties"]) == (3, 2, 4) and "pairs" not in made
     assert made["desirable"] + made["undesirable"] + made["ties"] == made["samples"] == 9

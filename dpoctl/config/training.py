@@ -6,7 +6,7 @@ from typing import Any
 
 from .conditions import all_of, any_of, given, not_given, one_of
 from .sampling import Generation, Rows, generation_when
-from .schema import amended, option
+from .schema import amended, like, option
 from .shared import (
     DATA,
     DEVICES,
@@ -204,16 +204,6 @@ class WithReference:
         return (self.ref, self.ref_revision) if self.ref else (self.model, self.revision)
 
 
-def _patience() -> Any:
-    return option(
-        None,
-        "End the run after N evaluations in a row without a better one.",
-        EVAL,
-        at_least=1,
-        when=one_of("select", "best"),
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class Selection:
     """A command that may keep the weights of its best evaluation on held-out rows."""
@@ -225,7 +215,13 @@ class Selection:
         choices=("last", "best"),
         when=given("eval_data"),
     )
-    patience: int | None = _patience()
+    patience: int | None = option(
+        None,
+        "End the run after N evaluations in a row without a better one.",
+        EVAL,
+        at_least=1,
+        when=one_of("select", "best"),
+    )
 
 
 @amended(
@@ -284,7 +280,7 @@ class TrainRM(Balanced, Training):
     select: str = option(
         "best", "Keep the weights with the best validation accuracy, or the last.", EVAL, choices=("best", "last")
     )
-    patience: int | None = _patience()
+    patience: int | None = like(Selection, "patience")
     by: str | None = option(
         None,
         "Also tell the held-out accuracy for each value of this column of the rows, such as subset.",

@@ -6,13 +6,12 @@ request to request, and different judges use the scale differently (Zheng et al.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ..config.judging import Judge
 from ..data.readers import load_rows
+from ..outputs.tournaments import names_of
 from .comparisons import Comparison, text_of
 from .labels import labelled_value, lines_of
 from .prompts import CRITERIA, Criterion, fill_nouns, is_rubric, read_template
@@ -97,7 +96,7 @@ def load(config: Judge) -> tuple[list[Comparison], dict[str, int]]:
     """
     found: list[Comparison] = []
     counts: Counter[str] = Counter()
-    for name, path in zip(_names(config.candidates), config.candidates, strict=True):
+    for name, path in zip(names_of(config.candidates), config.candidates, strict=True):
         file = load_rows(path, "completions", skip_bad=config.skip_bad_rows, columns=config.columns)
         found += [_sample(row, name) for row in file.rows[: config.limit]]
         counts.update(file.skipped)
@@ -106,12 +105,6 @@ def load(config: Judge) -> tuple[list[Comparison], dict[str, int]]:
         once = {sample.prompt_id: sample for sample in reversed(found)}
         found += [_canary(sample, config.canary) for sample in reversed(once.values())]
     return found, {"graded": graded} | dict(counts)
-
-
-def _names(paths: Sequence[str]) -> list[str]:
-    """The files' names without folder and ending, or the paths where these are not unique."""
-    names = [Path(path).name.removesuffix(".gz").removesuffix(".jsonl") for path in paths]
-    return names if len(set(names)) == len(names) else list(paths)
 
 
 def _sample(row: dict, of: str) -> Sample:

@@ -227,17 +227,12 @@ class BatchJudge(RequestedJudge):
 
     def ahead(self, comparisons: Sequence[Comparison]) -> None:
         """Raises InputError and Interrupted as the client's `fetch` does."""
-        requests = self.requests(comparisons)
-        self.fetched.update(requests)
-        self.client.fetch(requests)
-        self.last_failure = self.client.last_failure
+        self._fetch(self.requests(comparisons))
 
     def replies(self, requests: list[str]) -> list[Reply | None]:
         """Raises InputError where every request is refused, and as `ahead` does, which it does where that was not."""
         if not self.fetched.issuperset(requests):
-            self.fetched.update(requests)
-            self.client.fetch(requests)
-            self.last_failure = self.client.last_failure
+            self._fetch(requests)
         replies = [self.client.reply(request) for request in requests]
         try:
             self._check_first(replies)
@@ -246,6 +241,11 @@ class BatchJudge(RequestedJudge):
             self.client.forget_refusals()
             raise
         return replies
+
+    def _fetch(self, requests: list[str]) -> None:
+        self.fetched.update(requests)
+        self.client.fetch(requests)
+        self.last_failure = self.client.last_failure
 
 
 def open_judge(backend: str, config: Any, state: dict[str, Any], output: Output) -> Judging:

@@ -1,4 +1,4 @@
-"""How much n comparisons can tell, and what they cost. Standard library only.
+"""How much n comparisons can tell. Standard library only.
 
 Sample sizes as for a one-sample test of a proportion (Fleiss, Levin and Paik 2003, chapter 2.5).
 """
@@ -40,13 +40,6 @@ def _deviation(difference: float, ties: float, n: int) -> float:
 def smallest_effect(error: float, level: float = LEVEL, power: float = POWER) -> float:
     """The smallest effect that an estimate with this standard `error` is shown to differ from 0, with this `power`."""
     return (_z(1 - level / 2) + _z(power)) * error
-
-
-def dollars(judgements: int, tokens: tuple[float, float], prices: tuple[float, float], batch: bool = False) -> float:
-    """What judgements cost: `tokens` of prompt and completion of each, `prices` in dollars per million of them; in a
-    batch at half of that."""
-    whole = judgements * sum(count * price for count, price in zip(tokens, prices, strict=True)) / 1e6
-    return whole / 2 if batch else whole
 
 
 def lines(comparisons: int, prompts: int) -> dict[str, Any]:

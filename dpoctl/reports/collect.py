@@ -111,7 +111,6 @@ class Graded:
 
     name: str
     criterion: str
-    judge: str
     summary: grades.Summary
     judged_by: JudgedBy
 
@@ -246,13 +245,7 @@ def _graded(path: str, manifest: dict | None) -> list[Graded]:
         if not row.get("canary"):
             found.setdefault((row["criterion"], row["of"]), []).append(row)
     return [
-        Graded(
-            policy_of(of),
-            criterion,
-            ", ".join(dict.fromkeys(row["judge"] for row in rows)),
-            grades.summarise(rows),
-            _judged_by(rows, manifest),
-        )
+        Graded(policy_of(of), criterion, grades.summarise(rows), _judged_by(rows, manifest))
         for (criterion, of), rows in found.items()
     ]
 

@@ -119,9 +119,8 @@ def lines(collected: Collected) -> list[Line]:
         drawn = [(run, _drawable(run.points)) for run in chain]
         measured = [(run, _drawable(by_policy.get(run.origin.policy, []))) for run in chain if run.origin.policy]
         found = [_path(each) for each in (drawn, measured) if any(points for _, points in each)]
-        found_lines += [
-            replace(line, joined=line is found[0]) for line in found
-        ]  # the same policies: one line is enough
+        # of the same policies: one line is enough
+        found_lines += [replace(line, joined=line is found[0]) for line in found]
     for run in collected.runs:
         if id(run) not in joined:
             found_lines += _by_method(run.points)

@@ -27,7 +27,7 @@ def write(collected: Collected, figures: Sequence[SavedFigure], title: str) -> s
     points = collected.final_points
     content: dict[str, Any] = {
         "evaluations": tables.evaluations(points, efficiency.of_table(collected)) if points else None,
-        "win_rates": tables.win_rates(collected.judged, judges=True) if collected.judged else None,
+        "win_rates": tables.win_rates(collected.judged) if collected.judged else None,
         "tournaments": [_tournament(contest) for contest in collected.contests],
         "checks": [_check(c) for c in collected.checked],
         "grades": grades.table(collected.graded) if collected.graded else None,

@@ -131,20 +131,15 @@ def _spread(kind: str, points: list[dict]) -> list[str]:
 # --- judgements
 
 
-def win_rates(judged: Iterable[Judged], judges: bool = False) -> Rows:
-    """Who wins against whom: at each temperature where there are several, or at the last of several training steps.
-
-    With `judges` columns say who judged, by what, in which order and when.
-    """
+def win_rates(judged: Iterable[Judged]) -> Rows:
+    """Who wins against whom: at each temperature where there are several, or at the last of several training steps."""
     rows = []
     for j in judged:
         for s in _shown(j):
             label = f"{j.name}, update {s['step']}" if "step" in s else j.name
             label += f", T = {s['temperature']:g}" if "temperature" in s else ""
-            by = [j.judged_by.judge, j.criterion, j.judged_by.order, j.judged_by.asked] if judges else []
-            rows.append([label, j.against, *_summary(s), str(s["n"]), *(text or NONE for text in by)])
-    head = ["policy", "against", *_SUMMARY_HEAD, "n"]
-    return Rows(head + (["judge", "criterion", "order", "asked"] if judges else []), rows)
+            rows.append([label, j.against, *_summary(s), str(s["n"])])
+    return Rows(["policy", "against", *_SUMMARY_HEAD, "n"], rows)
 
 
 def _shown(judged: Judged) -> list[Summary]:

@@ -56,5 +56,5 @@ def plan(config: Report) -> dict[str, int]:
         "completions files": len(collected.samples),
         "judgements files": len(collected.judged) + len(collected.contests),
         "checks of judges": len(collected.checked),
-        **({"graded files": len(collected.graded)} if collected.graded else {}),
+        "graded files": len(collected.graded),
     }

@@ -5,19 +5,18 @@ A batch goes on by one state with each look at it. `paid` counts the requests th
 
 import json
 import re
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from urllib.parse import parse_qs, urlsplit
 
 from helpers.judge_server import Special, choice
-from helpers.loopback import Handler, Loopback, body_of, cut, send
+from helpers.loopback import Handler, Serving, body_of, cut, send
 
 STATES = ("validating", "in_progress", "finalizing")
 
 
-class BatchServer:
+class BatchServer(Serving):
     """`decide(text)` gives an answer's text, or a Special response.
 
     `faults`: (step, number of its request, kind) of what goes wrong; steps are upload, submit, list, look, download,
@@ -33,6 +32,7 @@ class BatchServer:
         ends: dict[int, str] | None = None,
         share: float = 0.5,
     ):
+        super().__init__()
         self.decide, self.ends, self.share = decide, ends or {}, share
         self.faults = {(step, number): kind for step, number, kind in faults}
         self.on: Callable[[str, str, Handler], None] = lambda step, when, handler: None
@@ -42,21 +42,7 @@ class BatchServer:
         self.batches: list[dict] = []
         self.paid: Counter = Counter()
         self.steps: Counter = Counter()
-        self.keys: set[str] = set()
         self.counts = True  # whether batches have request_counts
-        self.lock = threading.Lock()
-        self.loopback = Loopback(self.answer)
-
-    @property
-    def url(self) -> str:
-        return f"{self.loopback.url}/v1"
-
-    def __enter__(self):
-        self.loopback.start()
-        return self
-
-    def __exit__(self, *exc):
-        self.loopback.stop()
 
     def lines_of(self, batch: dict) -> list[dict]:
         return [json.loads(line) for line in self.files[batch["input_file_id"]].splitlines()]

@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import threading
 import time
 from collections import Counter
 from typing import NamedTuple
 
-from helpers.loopback import Loopback, body_of, send
+from helpers.loopback import Serving, body_of, send
 
 
 class Special(NamedTuple):
@@ -26,7 +25,7 @@ def choice(content, finish: str | None = "stop", usage: bool = True, **message) 
     return Special(200, more | {"choices": [made]})
 
 
-class JudgeServer:
+class JudgeServer(Serving):
     """`faults` is a list of (share, kind); a request meets its fault the first time only, then the verdict.
 
     `decide(request)` gives the answer's text or None, or a Special response. `refuse(body)` gives a Special response to
@@ -35,26 +34,13 @@ class JudgeServer:
     """
 
     def __init__(self, decide, faults=(), hang_s: float = 1.5, status: int | None = None, refuse=None):
+        super().__init__()
         self.decide, self.faults, self.hang_s, self.status, self.refuse = decide, faults, hang_s, status, refuse
         self.bodies: list[dict] = []
         self.seen: set[str] = set()
         self.served: Counter = Counter()
         self.kinds: Counter = Counter()
         self.requests = 0
-        self.keys: set[str] = set()
-        self.lock = threading.Lock()
-        self.loopback = Loopback(self.answer)
-
-    @property
-    def url(self) -> str:
-        return f"{self.loopback.url}/v1"
-
-    def __enter__(self):
-        self.loopback.start()
-        return self
-
-    def __exit__(self, *exc):
-        self.loopback.stop()
 
     def fault_of(self, text: str) -> str | None:
         with self.lock:

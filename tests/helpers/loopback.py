@@ -102,3 +102,28 @@ def send(handler: Handler, status: int, data, headers=(), kind: str = "applicati
         handler.close_connection = True
         return False
     return True
+
+
+class Serving:
+    """A server that answers on a loopback address while it is entered; `path` is that of its url."""
+
+    path = "/v1"
+
+    def __init__(self):
+        self.keys: set[str] = set()  # with which it was asked
+        self.lock = threading.Lock()
+        self.loopback = Loopback(self.answer)
+
+    def answer(self, handler: Handler) -> object:
+        raise NotImplementedError
+
+    @property
+    def url(self) -> str:
+        return f"{self.loopback.url}{self.path}"
+
+    def __enter__(self):
+        self.loopback.start()
+        return self
+
+    def __exit__(self, *exc):
+        self.loopback.stop()
