@@ -83,7 +83,8 @@ def test_a_probability_that_is_none(p, tmp_path):
     write(tmp_path / "wrong.jsonl", [row, row | {"p": p}])
     with JudgeServer(by_question) as server:
         err = judged(tmp_path, server, *SOFT, "--against", "wrong.jsonl", code=2)
-    assert "wrong.jsonl:2: field 'p': expected a probability from 0 to 1" in err
+    kind = "probability from 0 to 1" if p == 1.5 else "finite number"
+    assert f"wrong.jsonl:2: field 'p': expected a {kind}" in err
     from dpoctl.errors import InputError
 
     with pytest.raises(InputError, match="field 'p'"):

@@ -177,3 +177,11 @@ def test_an_optimum_written_by_version_0_1_is_read(tmp_path):
     [curve] = efficiency.curves(found)
     assert [p["kl"] for p in curve.points] == [1.0, 3.25]
     assert tables.evaluations(found.evaluations).rows == []
+
+
+def test_an_odd_verdict_is_refused_with_its_line(tmp_path):
+    row = {"prompt_id": "p", "k": 0, "prompt": "x", "a": "1", "b": "2", "criterion": "c", "judge": "j", "order": "AB"}
+    path = tmp_path / "j.jsonl"
+    path.write_text("".join(json.dumps(row | {"verdict": verdict}) + "\n" for verdict in ("a", "maybe")))
+    with pytest.raises(InputError, match=r"j\.jsonl:2: field 'verdict': expected one of a, b, tie, invalid"):
+        collect([str(path)])

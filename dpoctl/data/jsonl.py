@@ -10,7 +10,7 @@ from . import strict_json
 from .streams import opened
 
 _BOM = b"\xef\xbb\xbf"
-SKIP_HINT = "fix the line, or skip and count such rows with --skip-bad-rows"
+SKIP_HINT = "fix the line; where the command has --skip-bad-rows, that skips and counts such rows"
 Found = tuple[int, dict | InputError]  # (1-based line or row, the row, or why it cannot be read)
 
 

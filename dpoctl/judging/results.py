@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import log
-from ..data.fields import is_number
 from ..data.jsonl import read_jsonl
+from ..data.readers import load_rows
 from ..errors import InputError
 from ..outputs.manifests import read_manifest
 from . import judge_settings, statistics, tournament_summary
@@ -94,17 +94,7 @@ def _same_criterion(other: list[dict], rows: Sequence[dict], path: str) -> list[
 
 def _read(path: str) -> list[dict]:
     """The judgements of another file, without those of its canary."""
-    rows = []
-    for line, row in read_jsonl(path):
-        if "check" in row:
-            raise InputError(f"{path}: a file of judge --check", "give judgements of the same comparisons")
-        for name in ("prompt_id", "k", "verdict"):
-            if name not in row:
-                raise InputError(f"{path}:{line}: field '{name}': missing; a judgement has it")
-        if row["verdict"] not in ("a", "b", "tie", "invalid"):
-            raise InputError(f"{path}:{line}: field 'verdict': expected a, b, tie or invalid, got {row['verdict']!r}")
-        if row.get("p") is not None and not (is_number(row["p"]) and 0 <= row["p"] <= 1):
-            raise InputError(f"{path}:{line}: field 'p': expected a probability from 0 to 1, got {row['p']!r}")
-        if not row.get("canary"):
-            rows.append(row)
-    return rows
+    rows = load_rows(path, "judgements").rows
+    if any("check" in row for row in rows):
+        raise InputError(f"{path}: a file of judge --check", "give judgements of the same comparisons")
+    return [row for row in rows if not row.get("canary")]

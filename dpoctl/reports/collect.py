@@ -8,7 +8,6 @@ from typing import Any
 
 import yaml
 
-from ..data.fields import is_number
 from ..data.jsonl import read_jsonl
 from ..data.readers import load_rows
 from ..errors import InputError
@@ -22,7 +21,6 @@ from . import origins
 from .origins import Origin, Point
 
 _STAGES = ("train-dpo", "train-ppo")  # first in the order of colours, as their methods are in the reward-KL plane
-_JUDGEMENT_FIELDS = ("prompt_id", "k", "a", "b", "verdict", "criterion", "judge")
 _GRADE_FIELDS = ("prompt_id", "completion", "grade", "criterion", "judge", "of")
 
 
@@ -226,11 +224,7 @@ def _evaluation(row: dict) -> dict:
 
 def _checked(path: str, manifest: dict | None) -> CheckedJudge:
     """A file of judge --check, with its metrics as the command computes them."""
-    rows = []
-    for line, row in read_jsonl(path):
-        if missing := [name for name in (*_JUDGEMENT_FIELDS, "order", "check", "known") if name not in row]:
-            raise InputError(f"{path}:{line}: field '{missing[0]}': missing; a row of judge --check has it")
-        rows.append(row)
+    rows = _judgements(path, "order", "check", "known")
     options: dict[str, Any] = manifest["options"] if manifest else {"backend": "openai", "seed": 0}
     metrics = metrics_of_check(rows, options["backend"], options["seed"])["check"]
     return CheckedJudge(name_of(path), metrics, _judged_by(rows, manifest))
@@ -250,18 +244,13 @@ def _graded(path: str, manifest: dict | None) -> list[Graded]:
     ]
 
 
-def _judgements(path: str) -> list[dict]:
-    """The judgements of a file, without those of its canary."""
-    rows = []
-    for line, row in read_jsonl(path):
-        missing = [name for name in _JUDGEMENT_FIELDS if name not in row]
-        if missing:
-            raise InputError(f"{path}:{line}: field '{missing[0]}': missing; a judgement has it")
-        if row.get("p") is not None and not (is_number(row["p"]) and 0 <= row["p"] <= 1):
-            raise InputError(f"{path}:{line}: field 'p': expected a probability from 0 to 1, got {row['p']!r}")
-        if not row.get("canary"):
-            rows.append(row)
-    return rows
+def _judgements(path: str, *more: str) -> list[dict]:
+    """The judgements of a file, without those of its canary; `more`: further fields that each has."""
+    rows = load_rows(path, "judgements")
+    for n, row in enumerate(rows.rows):
+        if missing := [name for name in ("criterion", "judge", *more) if name not in row]:
+            raise InputError(f"{rows.place(n)}: field '{missing[0]}': missing; a judgement has it")
+    return [row for row in rows.rows if not row.get("canary")]
 
 
 def _contests(path: str, manifest: dict | None) -> list[Contest]:
