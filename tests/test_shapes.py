@@ -172,6 +172,22 @@ def test_columns_that_may_belong_to_the_prompt_are_told_once(tmp_path, capsys):
     assert f"{path}: system, question -> prompt (messages)" in " ".join(capsys.readouterr().err.split())
 
 
+def test_numbers_and_labels_of_a_table_are_no_text(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("prompt,chosen,rejected,chosen_share,votes,weight\np,a,b,0.75,4,2\n")
+    [row] = load_rows(path, "preferences").rows
+    assert (row["chosen_share"], row["votes"], row["weight"]) == (0.75, 4, 2)
+    path.write_text("prompt,chosen,rejected,agreed\np,a,b,0.75\n")
+    [row] = load_rows(path, "preferences", columns="chosen_share=agreed").rows
+    assert row["chosen_share"] == 0.75
+    path.write_text("question,answer,thumb\np,a,TRUE\np,b,false\np,c,0.5\n")
+    rows = load_rows(path, "unpaired", columns="prompt=question,completion=answer,label=thumb").rows
+    assert [row["label"] for row in rows] == [True, False, 0.5]
+    path.write_text("prompt,one,other,winner\np,x,y,b\n")
+    [row] = load_rows(path, "known", columns="a=one,b=other,preferred=winner").rows
+    assert (row["a"], row["b"], row["preferred"]) == ("x", "y", "b")
+
+
 @pytest.mark.parametrize("text", ["prompt", "prompt=", "=a", "prompt=a,prompt=b", "promt=a", "prompt=a,,", ","])
 def test_columns_of_another_notation_are_refused(text):
     with pytest.raises(InputError, match="--columns") as error:

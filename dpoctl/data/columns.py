@@ -11,7 +11,8 @@ from .jsonl import named
 
 FIELDS = (
     "prompt completion chosen rejected messages text reference system input instruction history conversations tools "
-    "chat_template_kwargs prompt_id k finish score margin temperature step chosen_score rejected_score weight label"
+    "chat_template_kwargs prompt_id k finish score margin temperature step chosen_score rejected_score weight label "
+    "chosen_share a b preferred"
 ).split()
 NOTATION = "FIELD=COLUMN,..."
 _JSON = 'expected a JSON object of columns, or lists of columns, such as {"prompt": ["title, long", "body"]}'

@@ -12,6 +12,7 @@ from .columns import Columns, apply_columns, check_columns
 from .fields import BadRow
 from .jsonl import named
 from .messages import as_messages, read_json_field
+from .tables import is_csv, typed
 
 ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"  # open the turns of dialogues in the Anthropic HH format
 TEXTS = ("prompt", "completion", "chosen", "rejected", "messages", "text", "reference")
@@ -42,7 +43,7 @@ class Shapes:
 
     def __init__(self, path: str | PathLike, kind: str, columns: Columns, *, silent: bool = False):
         self.path, self.kind, self.columns = path, kind, columns
-        self.is_first, self.silent = not silent, silent
+        self.is_first, self.silent, self.is_csv = not silent, silent, is_csv(path)
         self.used: dict[tuple[tuple[str, ...], str], None] = {}  # which columns were mapped to what
         self.unused: dict[str, None] = {}  # columns that may belong to the prompt
 
@@ -52,6 +53,8 @@ class Shapes:
             if self.is_first:
                 check_columns(self.columns, row, self.path, self.kind)
             row = apply_columns(self.columns, row)
+            if self.is_csv:  # cells were read by the names of their columns
+                row |= {f: typed(f, row[f]) for f in self.columns if isinstance(row.get(f), str)}
         self.is_first = False
         if self.kind in ("evaluations", "judgements"):
             return row

@@ -20,7 +20,11 @@ from .streams import bare_name, is_compressed, listing_of, opened
 
 _BATCH = 1024  # rows of a Parquet or Arrow file in memory at a time
 # In CSV every cell is text: these columns hold numbers, those JSON.
-_NUMBERS = ("k", "score", "margin", "temperature", "step")
+_NUMBERS = (
+    *("k", "b_k", "score", "margin", "temperature", "step", "weight", "label"),
+    *("chosen_share", "votes", "win_rate", "comparisons", "p"),
+)
+_LABELS = {"true": True, "false": False}
 _NUMBER_ENDS = ("_score", "_k", "score_chosen", "score_rejected", "rating")
 _MAYBE_BLANK = ("system", "system_prompt", "input")  # whose empty text says that the row has the shape with them
 _JSON = ("messages", "conversations", "conversation", "tools", "chat_template_kwargs", "history", "texts")
@@ -32,6 +36,11 @@ def is_saved_dataset(path: str | PathLike) -> bool:
 
 
 # --- CSV ---
+
+
+def is_csv(path: str | PathLike) -> bool:
+    """Whether the cells of a file are text, whatever they hold."""
+    return bare_name(path).endswith((".csv", ".tsv"))
 
 
 def csv_rows(path: str | PathLike) -> Iterator[Found]:
@@ -98,6 +107,13 @@ def _check_names(path: str | PathLike, names: list[str]) -> None:
 def _cell(name: str, cell: str) -> Any:
     if not cell:
         return "" if name in _MAYBE_BLANK else None
+    return typed(name, cell)
+
+
+def typed(name: str, cell: str) -> Any:
+    """A cell of CSV as the value of the field or column `name`: a number, a label, JSON, or its text."""
+    if name == "label" and cell.lower() in _LABELS:
+        return _LABELS[cell.lower()]
     if name in _NUMBERS or name.endswith(_NUMBER_ENDS):
         for number in (int, float):
             try:
