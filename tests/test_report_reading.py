@@ -6,7 +6,7 @@ import math
 import pytest
 
 from dpoctl.outputs.files import seal
-from dpoctl.reports import frontier, page, reading
+from dpoctl.reports import efficiency, frontier, page, reading, rounds, tables
 from dpoctl.reports.collect import collect
 
 BASE = {"temperature": 1.0, "scorer": "c@prob", "n": 64, "length": 9.0, "length_se": 1.0}
@@ -26,7 +26,7 @@ def sealed(path, stage, inputs, **more):
     path.write_text(json.dumps(seal(content) | {"cost": {}}))
 
 
-def run(folder, method, points, *, se=0.01, beta=0.1, seed=0, lr=1e-4):
+def run(folder, method, points, *, se=0.01, beta=0.1, seed=0, lr=1e-4, reference="SFT"):
     """A run directory with (reward, KL) after updates 0, 1, ..."""
     row = BASE | {"model": str(folder), "method": method, "options": {"beta": beta, "seed": seed}}
     rows = [
@@ -34,21 +34,22 @@ def run(folder, method, points, *, se=0.01, beta=0.1, seed=0, lr=1e-4):
     ]
     write(folder / "eval.jsonl", rows)
     (folder / "config.yaml").write_text(f"stage: train-dpo\nbeta: {beta}\nlr: {lr}\nseed: {seed}\n")
-    inputs = [("model", "SFT"), ("scorer", "CLASSIFIER")]
-    sealed(folder / "manifest.json", "train-dpo", inputs, metrics={"folder": folder.name})
+    inputs = [("model", reference), ("scorer", "CLASSIFIER")]
+    sealed(folder / "manifest.json", "train-dpo", inputs, metrics={"folder": str(folder)})
     return str(folder)
 
 
-def optimum(folder, best_of_n=()):
-    """Reward .5 + .1 KL up to .8 at KL 3, and best-of-n points (reward, KL)."""
+def optimum(folder, best_of_n=(), reference="SFT", samples=()):
+    """Reward .5 + .1 KL up to .8 at KL 3, best-of-n points (reward, KL), and rewards of the samples themselves."""
     write(folder / "ref.jsonl", [{"prompt_id": "1", "prompt": "p", "completion": "c", "k": 0, "finish": "stop"}])
-    sealed(folder / "ref.jsonl.manifest.json", "sample", [("model", "SFT")])
+    sealed(folder / "ref.jsonl.manifest.json", "sample", [("model", reference)])
     made = json.loads((folder / "ref.jsonl.manifest.json").read_text())["id"]
     row = BASE | {"model": "ref.jsonl", "method": "optimum", "options": {"samples": 64}, "step": None}
     row["effective_samples"] = 9.0
     rows = [row | {"reward": 0.5 + k / 10, "reward_se": 0.001, "kl": k, "kl_se": 0.01} for k in (0.0, 1.0, 2.0, 3.0)]
     best = row | {"method": "best-of-n", "options": {"n": 4}}
     rows += [best | {"reward": r, "reward_se": 0.01, "kl": k, "kl_se": 0.0} for r, k in best_of_n]
+    rows += [row | {"method": "sample", "reward": r, "reward_se": 0.01, "kl": None} for r in samples]
     path = write(folder / "curves.jsonl", rows)
     described = [
         {"name": "completions", "path": "ref.jsonl", "size": 1, "sha256": "S", "manifest": made},
@@ -152,3 +153,76 @@ def test_one_method_or_another_scorer_is_not_compared(tmp_path):
     rows = [json.loads(line) | {"scorer": "c@logit"} for line in (tmp_path / "b/eval.jsonl").read_text().splitlines()]
     write(tmp_path / "b/eval.jsonl", rows)
     assert reading.sentences(collect([dpo, ppo])) == []
+
+
+# --- a whole chain for each seed -----------------------------------------------------------------------------------
+
+
+def chains(folder, dpo, ppo):
+    """The inputs of a report: for each seed its own reference and optimum, a DPO run through KL 2 and 4 at an equal
+    reward, and where there is one a PPO run."""
+    found = []
+    for seed, (one, other) in enumerate(zip(dpo, ppo, strict=True)):
+        home, own = folder / f"s{seed}", {"seed": seed, "reference": f"SFT{seed}"}
+        found.append(run(home / "runs/dpo", "dpo", [(one, 2.0), (one, 4.0)], **own))
+        found += [run(home / "runs/ppo", "ppo", [(other, 2.0), (other, 4.0)], **own)] if other else []
+        found.append(optimum(home / "runs", [(0.6, 0.5)], own["reference"], [0.5]))
+    return found
+
+
+def test_equal_names_get_their_folders(tmp_path):
+    found = collect([*chains(tmp_path, [0.6, 0.64], [0.5, None]), str(tmp_path / "s0/runs/dpo")])
+    assert [one.name for one in found.runs] == ["s0/runs/dpo", "ppo", "s1/runs/dpo"]
+    rows = tables.evaluations(found.final_points).rows
+    assert [row[0] for row in rows] == [
+        *("s0/runs/dpo", "ppo", "s1/runs/dpo"),
+        *("s0/runs: best of 4", "s0/runs/ref.jsonl", "s1/runs: best of 4", "s1/runs/ref.jsonl"),
+    ]
+    assert {name for name, _ in found.costs} >= {"s0/runs/dpo", "ppo", "s0/runs/curves"}
+    [several] = rounds.told(found)
+    assert several.endswith("these groups: s0/runs/dpo, ppo; s1/runs/dpo")
+
+
+def test_chains_of_several_seeds_are_averaged(tmp_path):
+    """DPO has .60 and .64, PPO .52 and .50: means .62 +- .02 and .51 +- .01, and each run's error of .01."""
+    found = collect(chains(tmp_path, [0.60, 0.64], [0.52, 0.50]))
+    told = reading.sentences(found)
+    first, second = math.hypot(0.01, 0.02), math.hypot(0.01, 0.01)
+    assert f"dpo (β=0.1) is ahead of the next method, ppo (β=0.1): reward 0.620 ± {first:.3f} against " in told[0]
+    assert f"0.510 ± {second:.3f}, {0.11 / math.hypot(first, second):.1f} standard errors" in told[0]
+    assert told[-1] == "These are means over 2 references, each with its own policies."
+    rows = {row[0]: row[1:] for row in tables.seeds(found).rows}
+    # the optimum has .60, .64, .52 and .50 at KL 1, 1.4, .2 and 0: of KL 4 25 %, 35 %, 5 % and 0 %
+    assert rows["dpo"] == ["training", "0.620 ± 0.028", "0.010", "4.00 ± 0.00", "30.0% ± 7.1%", "2"]
+    assert rows["ppo"] == ["training", "0.510 ± 0.014", "0.010", "4.00 ± 0.00", "2.5% ± 3.5%", "2"]
+    assert set(rows) == {"dpo", "ppo"}  # the samples of two references are no two evaluations of one
+    twice = tables.seeds(collect([optimum(tmp_path / "twice", samples=[0.5, 0.6])]))
+    assert twice.rows == [["ref.jsonl", "sampling", "0.550 ± 0.071", "0.010", "–", "–", "2"]]
+
+
+def test_methods_are_compared_on_the_references_that_both_have(tmp_path):
+    """PPO ran on the second reference only, where DPO has .64: not the mean over both."""
+    told = reading.sentences(collect(chains(tmp_path, [0.50, 0.64], [None, 0.60])))
+    assert "dpo (β=0.1) is ahead of the next method, ppo (β=0.1): reward 0.640 ± 0.010 against 0.600" in told[0]
+    assert not any("means over" in text for text in told)
+    apart = collect([*chains(tmp_path / "a", [0.50], [None]), run(tmp_path / "p", "ppo", [(0.6, 2.0), (0.6, 4.0)])])
+    assert not any(" is ahead" in text for text in reading.sentences(apart))
+
+
+def test_runs_of_other_settings_or_models_are_no_seeds(tmp_path):
+    """The learning rate is not among the options of a point."""
+    runs = [run(tmp_path / f"a{n}", "dpo", [(0.6, 2.0)], seed=n, lr=10.0**-n) for n in range(2)]
+    assert tables.seeds(collect(runs)) is None
+    other = [run(tmp_path / f"b{n}", "dpo", [(0.6, 2.0)], seed=n) for n in range(2)]
+    assert len(tables.seeds(collect(other)).rows) == 1
+    path = tmp_path / "b1/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["inputs"][0]["size"] = 2
+    path.write_text(json.dumps(seal({k: v for k, v in manifest.items() if k not in ("id", "cost")}) | {"cost": {}}))
+    assert tables.seeds(collect(other)) is None
+
+
+def test_a_mean_of_bounds_is_a_bound(tmp_path):
+    found = collect(chains(tmp_path, [0.60, 0.90], [None, None]))
+    assert efficiency.of_table(found)[1].at_least
+    assert tables.seeds(found).rows[0][5] == "≥ 50.0% ± 35.4%"  # 25 %, and at least 3 of 4 nats

@@ -17,6 +17,7 @@ from ..judging.check_results import metrics_of_check
 from ..judging.judge_settings import JudgedBy
 from ..judging.summary import Summary, by_criterion, summaries_by, summarise
 from ..outputs.manifests import is_row_file, read_manifest
+from ..outputs.tournaments import names_of
 from . import origins
 from .origins import Origin, Point
 
@@ -134,31 +135,45 @@ class Collected:
     @property
     def final_points(self) -> list[Point]:
         """What the table of evaluations shows: evaluation files, and the point of each other run's kept weights."""
-        evaluated = {p.origin.policy or Path(p["model"]).name for p in self.evaluations}
+        evaluated = {p.origin.policy or p.name for p in self.evaluations}
         others = [run for run in self.runs if run.points and not {run.origin.policy, run.name} & evaluated]
         return [run.final_point for run in others] + self.evaluations
 
 
 def collect(paths: Iterable[str]) -> Collected:
-    """Raises InputError for a path of a kind that a report cannot show, and for an invalid row, by file and line."""
-    found = Collected()
-    for path in paths:
+    """Raises InputError for a path of a kind that a report cannot show, and for an invalid row, by file and line.
+
+    Equal names, as those of runs of several seeds, get as many of their folders as make them differ.
+    """
+    found, names = Collected(), _names(list(dict.fromkeys(paths)))
+    for path, name in names.items():
         manifest = read_manifest(path)
         if manifest:
-            found.costs.append((name_of(path), manifest))
+            found.costs.append((name, manifest))
         if Path(path).is_dir():
             if not (Path(path) / "config.yaml").exists():
                 hint = "give the output directory of a training command"
                 raise InputError(f"{path}: not a run directory (no config.yaml)", hint)
-            found.runs.append(_run(Path(path), manifest))
+            found.runs.append(_run(Path(path), name, manifest))
         elif is_row_file(path):
-            _add_rows(found, path, manifest)
+            _add_rows(found, path, name, manifest)
         else:
             raise InputError(f"{path}: neither a run directory nor a .jsonl file", hint="see dpoctl report --help")
     order = [*_STAGES, *(run.stage for run in found.runs)]
     for i, run in enumerate(sorted(found.runs, key=lambda run: order.index(run.stage))):
         run.index = i
     return found
+
+
+def _names(paths: list[str]) -> dict[str, str]:
+    """The name of each path in the report."""
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        groups.setdefault(name_of(path), []).append(path)
+    names: dict[str, str] = {}
+    for name, group in groups.items():
+        names |= dict(zip(group, names_of(group) if len(group) > 1 else [name], strict=True))
+    return {path: names[path] for path in paths}
 
 
 def name_of(path: str) -> str:
@@ -170,13 +185,13 @@ def policy_of(path: str) -> str:
     return name_of(path).removeprefix("samples.").removeprefix("scored.")
 
 
-def _run(path: Path, manifest: dict | None) -> Run:
+def _run(path: Path, name: str, manifest: dict | None) -> Run:
     options = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
     metrics, points = (_rows_of(path / f"{name}.jsonl") for name in ("metrics", "eval"))
     stage = options.pop("stage", "run")
     origin = origins.of_run(manifest)
-    measured = [Point(_with_errors(row), origin) for row in points]
-    return Run(path.name, stage, options, metrics, measured, manifest, origin=origin)
+    measured = [Point(_with_errors(row), origin, name) for row in points]
+    return Run(name, stage, options, metrics, measured, manifest, origin=origin)
 
 
 def _with_errors(point: dict) -> dict:
@@ -189,15 +204,15 @@ def _rows_of(path: Path) -> list[dict]:
     return [row for _, row in read_jsonl(path)] if path.exists() and path.stat().st_size else []
 
 
-def _add_rows(found: Collected, path: str, manifest: dict | None) -> None:
+def _add_rows(found: Collected, path: str, name: str, manifest: dict | None) -> None:
     first = next((row for _, row in read_jsonl(path)), {})
     if "verdict" in first and first.get("b_k") is not None:
         hint = "make-prefs --judgements reads them; leave the file out"
         raise InputError(f"{path}: compares samples of one file (judge --within), which is no win rate", hint)
     if "check" in first:
-        found.checked.append(_checked(path, manifest))
+        found.checked.append(_checked(path, name, manifest))
     elif "verdict" in first and "a_of" in first:
-        found.contests += _contests(path, manifest)
+        found.contests += _contests(path, name, manifest)
     elif "verdict" in first:
         found.judged.extend(_judged(path, manifest))
     elif "grade" in first:
@@ -206,10 +221,14 @@ def _add_rows(found: Collected, path: str, manifest: dict | None) -> None:
         rows = load_rows(path, "evaluations").rows
         if any(PART in row for row in rows):
             raise InputError(f"{path}: a shard of evaluate, of a part of the prompts", hint="dpoctl merge joins shards")
-        found.evaluations.extend(Point(_evaluation(row), origins.of_row(row, path, manifest)) for row in rows)
+        folders = name.rpartition("/")[0]  # of a file whose name others have too
+        found.evaluations.extend(
+            Point(_evaluation(row), origins.of_row(row, path, manifest), str(Path(folders, Path(row["model"]).name)))
+            for row in rows
+        )
     elif "completion" in first:
         rows = [row for row in load_rows(path, "completions").rows if row["k"] == 0]
-        found.samples.append(Samples(name_of(path), {row["prompt_id"]: row for row in rows}))
+        found.samples.append(Samples(name, {row["prompt_id"]: row for row in rows}))
     elif "chosen" not in first:
         hint = "a report takes evaluations, completions, preferences and judgements"
         raise InputError(f"{path}:1: none of reward, completion, chosen and verdict", hint=hint)
@@ -222,12 +241,12 @@ def _evaluation(row: dict) -> dict:
     return _with_errors(row) | {"method": "optimum" if method == "ceiling" else method}  # the name in 0.1
 
 
-def _checked(path: str, manifest: dict | None) -> CheckedJudge:
+def _checked(path: str, name: str, manifest: dict | None) -> CheckedJudge:
     """A file of judge --check, with its metrics as the command computes them."""
     rows = _judgements(path, "order", "check", "known")
     options: dict[str, Any] = manifest["options"] if manifest else {"backend": "openai", "seed": 0}
     metrics = metrics_of_check(rows, options["backend"], options["seed"])["check"]
-    return CheckedJudge(name_of(path), metrics, _judged_by(rows, manifest))
+    return CheckedJudge(name, metrics, _judged_by(rows, manifest))
 
 
 def _graded(path: str, manifest: dict | None) -> list[Graded]:
@@ -253,7 +272,7 @@ def _judgements(path: str, *more: str) -> list[dict]:
     return [row for row in rows.rows if not row.get("canary")]
 
 
-def _contests(path: str, manifest: dict | None) -> list[Contest]:
+def _contests(path: str, name: str, manifest: dict | None) -> list[Contest]:
     """The tournament of a file by each of its criteria."""
     rows = _judgements(path)
     found = dict.fromkeys(name for row in rows for name in (row["a_of"], row["b_of"]))
@@ -262,9 +281,9 @@ def _contests(path: str, manifest: dict | None) -> list[Contest]:
     criteria = by_criterion(rows)
     for criterion, judged in criteria.items():
         metrics = tournament_summary.metrics_of(judged, counts["candidates"], counts["baseline"])
-        name = f"{name_of(path)}, {criterion}" if len(criteria) > 1 else name_of(path)
+        of_criterion = f"{name}, {criterion}" if len(criteria) > 1 else name
         by = _judged_by(judged, manifest)
-        contests.append(Contest(name, {"baseline": counts["baseline"]} | metrics, by, manifest))
+        contests.append(Contest(of_criterion, {"baseline": counts["baseline"]} | metrics, by, manifest))
     return contests
 
 

@@ -149,7 +149,9 @@ def numbers(collected: Collected) -> list[dict[str, Any]]:
 def name_of_point(point: dict[str, Any]) -> str:
     """A point's name in tables: of an ILQL model with the beta of its decoding."""
     options = point.get("options") or {}
+    name = point.name if isinstance(point, Point) else Path(point["model"]).name
     if point["method"] == "best-of-n":
-        return f"best of {options['n']}"
+        folders = name.rpartition("/")[0]
+        return f"{folders}: best of {options['n']}" if folders else f"best of {options['n']}"
     beta = options.get("ilql_beta")
-    return Path(point["model"]).name + ("" if beta is None else f" β={beta:g}")
+    return name + ("" if beta is None else f" β={beta:g}")

@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import efficiency, efficiency_panel, rounds, shared
@@ -283,8 +282,8 @@ def above_optimum(collected: Collected) -> list[str]:
         if p["reward"] > limit + 2 * error:
             at = f" at update {p['step']}" if p.get("step") is not None else ""
             found.append(
-                f"{Path(p['model']).name}{at}: reward {p['reward']:.3f} at KL {p['kl']:.2f}; the optimum there is "
-                f"{limit:.3f} (error {error:.3f})"
+                f"{efficiency.name_of_point(p)}{at}: reward {p['reward']:.3f} at KL {p['kl']:.2f}; the optimum there "
+                f"is {limit:.3f} (error {error:.3f})"
             )
     return found
 

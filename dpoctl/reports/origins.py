@@ -24,11 +24,12 @@ class Origin(NamedTuple):
 
 
 class Point(dict[str, Any]):
-    """An evaluation row, with its origin."""
+    """An evaluation row, with its origin and the name of its model in the report."""
 
-    def __init__(self, row: dict[str, Any], origin: Origin | None = None):
+    def __init__(self, row: dict[str, Any], origin: Origin | None = None, name: str = ""):
         super().__init__(row)
         self.origin = origin or Origin()
+        self.name = name or Path(row["model"]).name
 
 
 def hash_of(described: dict[str, Any] | None) -> str | None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from ..outputs.manifests import inputs_of
 from .collect import Collected, Run
 
+_SHOWN = 4  # names of policies of one reference in a sentence
 POLICIES = ("train-dpo", "train-ppo")  # the stages whose policies have a KL to a reference
 
 
@@ -68,8 +69,13 @@ def _several_references(collected: Collected) -> list[str]:
             names.setdefault(run.origin.reference, []).append(run.name)
     for p in collected.evaluations:
         if p.origin.reference and p.get("kl") is not None and "effective_samples" not in p:
-            names.setdefault(p.origin.reference, []).append(str(p["model"]))
+            names.setdefault(p.origin.reference, []).append(p.name)
     if len(names) < 2:
         return []
-    groups = "; ".join(", ".join(dict.fromkeys(group)) for group in names.values())
+    groups = "; ".join(_some(list(dict.fromkeys(group))) for group in names.values())
     return [f"KLs are to different references, and do not compare between these groups: {groups}"]
+
+
+def _some(names: list[str]) -> str:
+    """Names, of many the first ones."""
+    return ", ".join(names) if len(names) <= _SHOWN else f"{', '.join(names[:_SHOWN])} and {len(names) - _SHOWN} more"

@@ -1,10 +1,12 @@
 """Tables as plain rows of text, which the report's page and the terminal both show."""
 
 import math
+import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from rich.console import Console
+from rich.console import Console, OverflowMethod
 from rich.table import Table
 
 from ..judging.statistics import wilson
@@ -12,6 +14,8 @@ from ..judging.summary import Summary
 from . import efficiency, rounds
 from .collect import Collected, Judged
 from .efficiency import Efficiency
+from .origins import Point
+from .settings import keys_of
 
 NONE = "–"
 _PIPE_WIDTH = 150  # columns where stdout is no terminal, so that no row wraps
@@ -35,7 +39,8 @@ def show(table: Rows, title: str, console: Console | None = None, left: Sequence
         console = console if console.is_terminal else Console(width=_PIPE_WIDTH)
     drawn = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
     for i, name in enumerate(table.head):
-        drawn.add_column(name, justify="left" if i == 0 or name in left else "right")
+        overflow: OverflowMethod = "fold" if i == 0 else "ellipsis"  # what follows a long name tells it from others
+        drawn.add_column(name, justify="left" if i == 0 or name in left else "right", overflow=overflow)
     for row in table.rows:
         drawn.add_row(*row)
     console.print(drawn)
@@ -97,35 +102,52 @@ def _with_error(point: dict, name: str, digits: int) -> str:
 
 
 def seeds(collected: Collected) -> Rows | None:
-    """Spread of the final reward over training seeds and over sampling seeds; None where nothing was repeated.
+    """Means of final policies over training seeds and over sampling seeds; None where nothing was repeated.
 
-    Training seeds: runs that differ in nothing else. Sampling seeds: evaluations of one model more than once.
+    Training seeds: runs that differ in nothing else, from one reference or each from its own. Sampling seeds:
+    evaluations of one model more than once. ± is the standard deviation over the seeds.
     """
-    trained: dict[str, list[tuple[Any, dict]]] = {}
+    key_of, curves = keys_of(collected), efficiency.curves(collected)
+    groups: dict[tuple[str, str], list[tuple[Any, Point]]] = defaultdict(list)
     for p in (run.final_point for run in rounds.without_later(collected.runs) if run.points):
         options = p.get("options") or {}
         others = {k: v for k, v in options.items() if k != "seed"}
-        trained.setdefault(f"{p['method']} {others}", []).append((options.get("seed"), p))
-    sampled: dict[str, list[tuple[Any, dict]]] = {}
+        groups["training", f"{p['method']} {others} {key_of([p])}"].append((options.get("seed"), p))
     for i, p in enumerate(p for p in collected.evaluations if p["method"] not in ("best-of-n", "optimum")):
         beta = (p.get("options") or {}).get("ilql_beta")
-        sampled.setdefault(f"{p['model']} {beta}", []).append((i, p))
-    rows = []
-    for kind, groups in (("training", trained), ("sampling", sampled)):
-        for group in groups.values():
-            if len({seed for seed, _ in group}) > 1:
-                rows.append(_spread(kind, [p for _, p in group]))
-    head = ["runs", "seeds of", "mean reward", "sd over seeds", "standard error of one run", "seeds"]
+        groups["sampling", f"{p.origin.policy or p.origin.reference or p['model']} {beta}"].append((i, p))
+    rows = [
+        _spread(kind, [p for _, p in group], curves)
+        for (kind, _), group in groups.items()
+        if len({seed for seed, _ in group}) > 1
+    ]
+    head = ["runs", "seeds of", "mean reward", "standard error of one run", "mean KL", "mean efficiency", "seeds"]
     return Rows(head, rows) if rows else None
 
 
-def _spread(kind: str, points: list[dict]) -> list[str]:
-    rewards = [p["reward"] for p in points]
-    mean = sum(rewards) / len(rewards)
-    deviation = (sum((r - mean) ** 2 for r in rewards) / (len(rewards) - 1)) ** 0.5
-    error = sum(p["reward_se"] for p in points) / len(points)
-    names = ", ".join(dict.fromkeys(map(efficiency.name_of_point, points)))
-    return [names, kind, f"{mean:.3f}", f"{deviation:.3f}", f"{error:.3f}", str(len(points))]
+def _spread(kind: str, points: list[Point], curves: Sequence[efficiency.Curve]) -> list[str]:
+    names = list(dict.fromkeys(map(efficiency.name_of_point, points)))
+    last = {name.rpartition("/")[2] for name in names}
+    kls = [p.get("kl") if p.get("kl_exact") is None else p["kl_exact"] for p in points]
+    shares = [efficiency.efficiency(p, curves) for p in points]
+    bound = "≥ " if any(share.at_least for share in shares) else ""  # the mean of lower bounds is one too
+    return [
+        last.pop() if len(last) == 1 else ", ".join(names),
+        kind,
+        _over_seeds([p["reward"] for p in points], ".3f"),
+        f"{sum(p['reward_se'] for p in points) / len(points):.3f}",
+        _over_seeds(kls, ".2f"),
+        bound + _over_seeds([share.value for share in shares], ".1%"),
+        str(len(points)),
+    ]
+
+
+def _over_seeds(values: Sequence[float | None], form: str) -> str:
+    """Mean and standard deviation of values; none where one is missing."""
+    known = [v for v in values if v is not None]
+    if len(known) < len(values):
+        return NONE
+    return f"{statistics.fmean(known):{form}} ± {statistics.stdev(known):{form}}"
 
 
 # --- judgements
