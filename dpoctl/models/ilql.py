@@ -67,12 +67,19 @@ def _q(module: nn.Module) -> QHead:
 
 
 class Heads(nn.Module):
-    """V, two Q heads, and their targets, which are not trained by gradients."""
+    """V, two Q heads, and their targets, which are not trained by gradients.
+
+    All values begin at 0, the mean return: a random Q would stay at the tokens that the data lack, where a large beta
+    of decoding makes it KL without reward.
+    """
 
     def __init__(self, width: int, vocabulary: int):
         super().__init__()
         self.v: Any = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, 1))
         self.q = nn.ModuleList(QHead(width, vocabulary) for _ in range(2))
+        for out in (self.v[-1], *(_q(head).out for head in self.q)):
+            for p in out.parameters():
+                nn.init.zeros_(p)
         self.target_q = deepcopy(self.q).requires_grad_(False)
 
     def value(self, states: Tensor) -> Tensor:
