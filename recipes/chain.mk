@@ -26,6 +26,12 @@ FT_EVERY ?= 50
 ILQL_BETAS ?= 0,1,2,4,8,16
 # scored completions of each training prompt that ILQL learns from
 ILQL_SAMPLES ?= 4
+# DPO in rounds on the current policy, and its beta; 0: no rounds
+ROUNDS ?= 3
+BETA ?= 0.1
+# split: a round samples its share of the prompts. same: each round samples all of them, with a seed of its own; a chain can
+# be continued with more ROUNDS.
+PROMPTS ?= split
 
 RUN = $(DPOCTL) $(1) --config $(CONFIG)
 TRAIN := $(WORLD)/prompts.train.jsonl
@@ -43,6 +49,14 @@ SHOWN ?= sft $(DPO)
 WINNERS ?= $(filter-out sft,$(SHOWN))
 
 ILQL := $(if $(ILQL_BETAS),$(W)/eval.ilql.jsonl)
+
+NUMBERS := $(if $(filter-out 0,$(ROUNDS)),$(shell seq $(ROUNDS)))
+SPLIT := $(filter split,$(PROMPTS))
+# What round $(1) samples, in the names of files and folders too: other shares of the prompts make another chain.
+PART = $(if $(SPLIT),part-$(1)-of-$(ROUNDS),seed-$(1))
+PART_FLAGS = $(if $(SPLIT),--shard $(1)/$(ROUNDS),--seed $(1))
+CHAIN := $(W)/$(if $(SPLIT),split-$(ROUNDS),same)/beta-$(BETA)
+IN_ROUNDS := $(NUMBERS:%=$(CHAIN)/round-%)
 
 .PHONY: all frontier ilql stability clean
 # Targets of pattern rules are kept. They are made where they are missing, whatever was complete before.
@@ -95,7 +109,34 @@ $(W)/ppo-gt-%/manifest.json: $(W)/sft/manifest.json
 $(W)/ppo-%/manifest.json: $(W)/rm/manifest.json
 	$(PPO) --reward $(W)/rm --target-kl $* --out $(W)/ppo-$*
 
-# One model, trained on scored samples of the SFT model, and decoded at every beta
+# --- DPO in rounds: sample from the current policy, score, train it further. The KL of every round is to the SFT model.
+
+MAKE_PREFS = $(call RUN,make-prefs) --prompts $(TRAIN) --scorer $(SCORER)
+TRAIN_DPO = $(call RUN,train-dpo) $(POINTS)
+
+# the SFT model's samples of each share: those of the first round, and of offline DPO beside the rounds
+SFT_PREFS := $(foreach r,$(NUMBERS),$(W)/sft.$(call PART,$(r)).jsonl)
+define SFT_PART
+$(W)/sft.$(call PART,$(1)).jsonl.manifest.json: $(W)/sft/manifest.json
+	$$(MAKE_PREFS) --model $(W)/sft $(call PART_FLAGS,$(1)) --out $(W)/sft.$(call PART,$(1)).jsonl
+endef
+$(foreach r,$(NUMBERS),$(eval $(call SFT_PART,$(r))))
+
+# (round, its preferences, the policy before it)
+define ROUND
+$(CHAIN)/round-$(1)/manifest.json: $(2).manifest.json
+	$$(TRAIN_DPO) --model $(3) --ref $(W)/sft --data $(2) --beta $(BETA) --out $(CHAIN)/round-$(1)
+endef
+define LATER_ROUND
+$(CHAIN)/round-$(1).jsonl.manifest.json: $(2)/manifest.json
+	$$(MAKE_PREFS) --model $(2) $(call PART_FLAGS,$(1)) --out $(CHAIN)/round-$(1).jsonl
+$(call ROUND,$(1),$(CHAIN)/round-$(1).jsonl,$(2))
+endef
+$(if $(NUMBERS),$(eval $(call ROUND,1,$(firstword $(SFT_PREFS)),$(W)/sft)))
+$(foreach r,$(filter-out 1,$(NUMBERS)),$(eval $(call LATER_ROUND,$(r),$(CHAIN)/round-$(shell expr $(r) - 1))))
+
+# --- ILQL: one model, trained on scored samples of the SFT model, and decoded at every beta
+
 $(W)/ilql.samples.jsonl.manifest.json: $(W)/sft/manifest.json
 	$(call RUN,sample) --n $(ILQL_SAMPLES) --model $(W)/sft --prompts $(TRAIN) --out $(W)/ilql.samples.jsonl
 
@@ -138,8 +179,8 @@ CURVES ?= $(W)/curves.jsonl
 $(W)/report/manifest.json: $(W)/eval.jsonl.manifest.json $(SCORED:%=%.manifest.json) $(WINS:%=%.manifest.json) $(CURVES:%=%.manifest.json)
 	$(call RUN,report) $(SHOWN:%=$(W)/%) $(if $(CURVES),$(W)/rm) $(W)/prefs.jsonl $(W)/eval.jsonl $(CURVES) $(WINS) $(SCORED) --title "$(TITLE)" --out $(W)/report
 
-$(W)/frontier/manifest.json: $(call DONE,$(FRONTIER) rm) $(W)/eval.jsonl.manifest.json $(W)/curves.jsonl.manifest.json $(ILQL:%=%.manifest.json) $(SCORED:%=%.manifest.json)
-	$(call RUN,report) $(FRONTIER:%=$(W)/%) $(W)/rm $(W)/prefs.jsonl $(W)/curves.jsonl $(ILQL) $(SCORED) --title "$(TITLE): the frontier" --out $(W)/frontier
+$(W)/frontier/manifest.json: $(call DONE,$(FRONTIER) rm) $(IN_ROUNDS:%=%/manifest.json) $(W)/eval.jsonl.manifest.json $(W)/curves.jsonl.manifest.json $(ILQL:%=%.manifest.json) $(SCORED:%=%.manifest.json)
+	$(call RUN,report) $(FRONTIER:%=$(W)/%) $(IN_ROUNDS) $(W)/rm $(W)/prefs.jsonl $(W)/curves.jsonl $(ILQL) $(SCORED) --title "$(TITLE): the frontier" --out $(W)/frontier
 
 # --- stability of DPO at STABLE_BETA: training seeds, sampling seeds, smaller preference sets
 

@@ -122,6 +122,11 @@ def test_what_a_variable_adds_to_a_complete_sweep_is_made(tmp_path):
     assert toy.make("frontier", "BETAS=0.1") == []
     made = toy.make("frontier", "BETAS=0.1 1")
     assert "runs/dpo-1" in made and "runs/dpo-0.1" not in made
+    assert f"{ROUNDS}/round-3 " in toy.options("runs/frontier")
+    assert toy.make("frontier", "BETAS=0.1 1", "ROUNDS=2", "BETA=1")[-2:] == [
+        "runs/split-2/beta-1/round-2",
+        "runs/frontier",
+    ]
     assert (toy.path / "runs" / "dpo-1" / "manifest.json").exists()
 
 
