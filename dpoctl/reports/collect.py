@@ -187,7 +187,7 @@ def policy_of(path: str) -> str:
 
 def _run(path: Path, name: str, manifest: dict | None) -> Run:
     options = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    metrics, points = (_rows_of(path / f"{name}.jsonl") for name in ("metrics", "eval"))
+    metrics, points = (_rows_of(path / f"{kind}.jsonl") for kind in ("metrics", "eval"))
     stage = options.pop("stage", "run")
     origin = origins.of_run(manifest)
     measured = [Point(_with_errors(row), origin, name) for row in points]
