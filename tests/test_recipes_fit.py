@@ -95,9 +95,10 @@ def write_input(recipe: str, path, sizes: tuple[int, int, int]) -> None:
     answers = [" " + real_models.text(answer, 1000 + i) for i in range(count)]
     if path.name.startswith("prompts"):
         rows = [{"prompt_id": str(i), "prompt": text, "reference": answers[0]} for i, text in enumerate(texts)]
-    elif path.name.startswith("prefs"):
+    elif path.name.startswith(("prefs", "round-", "sft.part-")):
         pairs = [(a, b) for i, a in enumerate(answers) for b in answers[i + 1 :]]
-        rows = [{"prompt": text, "chosen": a, "rejected": b} for text in texts[:64] for a, b in pairs]
+        scores = {"chosen_score": 0.9, "rejected_score": 0.1}
+        rows = [{"prompt": text, "chosen": a, "rejected": b} | scores for text in texts[:64] for a, b in pairs]
     elif path.name == "sft.jsonl":
         rows = [{"text": real_models.text(600, i)} for i in range(64)]
     elif path.name == "shots.jsonl":
