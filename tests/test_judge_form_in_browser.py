@@ -91,6 +91,11 @@ def test_answered_by_keyboard_remembered_exported_and_read_back(tmp_path, open_b
     body, find = page(browser)
     assert browser.title != "taken" and "helps the person more" in find("question").text
     assert "a.jsonl" not in browser.page_source and "b.jsonl" not in browser.page_source
+    first = browser.current_window_handle
+    browser.switch_to.new_window("tab")
+    page(browser)
+    other = browser.current_window_handle
+    browser.switch_to.window(first)
     find("person").send_keys("Ada B")  # keys in the name's field are no answers
     assert "0 answered" in find("status").text
     find("question").click()
@@ -98,6 +103,9 @@ def test_answered_by_keyboard_remembered_exported_and_read_back(tmp_path, open_b
         assert "<b>bold</b>\nsecond line" in find("a").text + find("b").text
         body.send_keys("a" if "good" in find("a").text else "b")
         assert f"{n + 1} answered" in find("status").text
+    browser.switch_to.window(other)  # a tab that was open before: it would write over these answers with its own
+    await_status(find, "2 answered")
+    assert find("person").get_attribute("value") == "Ada B"
     browser.quit()
 
     browser = open_browser()  # another day: the name and the two answers are still there
@@ -144,7 +152,7 @@ def test_three_annotators_on_a_phone(tmp_path, open_browser):
         if person == "Ada":
             find("comment").send_keys('so, "very" good\nindeed')
         browser.refresh()
-        assert "Comparison 6 of 6. 5 answered" in find("status").text
+        await_status(find, "Comparison 6 of 6. 5 answered")
         assert find("comment").get_attribute("value") == ('so, "very" good\nindeed' if person == "Ada" else "")
         tap(browser, find("pickA" if "good" in find("a").text else "pickB"))
         await_status(find, "All done")

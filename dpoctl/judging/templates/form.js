@@ -14,7 +14,6 @@ const complete = () => answered() === form.items.length;
 const person = () => state.person.trim() || (form.share ? "annotator-" + form.share : "anonymous");
 
 function show() {
-  save();
   const item = form.items[state.at], picked = state.answers[item.id];
   byId("prompt").textContent = item.prompt.trim();
   byId("a").textContent = item.A.trim();
@@ -33,6 +32,7 @@ function show() {
 
 function go(step) {
   state.at = Math.min(form.items.length - 1, Math.max(0, state.at + step));
+  save();
   show();
   byId("prompt").scrollTop = 0;
   scrollTo(0, 0);
@@ -108,5 +108,9 @@ document.addEventListener("keydown", (e) => {
   if (["INPUT", "TEXTAREA"].includes(e.target.tagName) || e.ctrlKey || e.metaKey || e.altKey) return;
   const action = keys[e.key.toLowerCase()];
   if (action) { e.preventDefault(); action(); }
+});
+// what is answered in another tab with this form, so that neither writes over the other's answers
+addEventListener("storage", (e) => {
+  if (e.key === key && e.newValue) { Object.assign(state, JSON.parse(e.newValue)); show(); }
 });
 show();
