@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+from rich.console import Console
 
 from dpoctl.outputs.files import seal
 from dpoctl.reports import efficiency, frontier, page, reading, rounds, tables
@@ -18,24 +19,25 @@ def write(path, rows):
     return str(path)
 
 
-def sealed(path, stage, inputs, **more):
+def sealed(path, stage, inputs, size=1, **more):
     described = [
-        {"name": name, "path": name, "size": 1, "sha256": content, "manifest": None} for name, content in inputs
+        {"name": name, "path": name, "size": size, "sha256": content, "manifest": None} for name, content in inputs
     ]
     content = {"stage": stage, "options": {}, "inputs": described, "outputs": [], "metrics": {}, "versions": {}} | more
     path.write_text(json.dumps(seal(content) | {"cost": {}}))
 
 
-def run(folder, method, points, *, se=0.01, beta=0.1, seed=0, lr=1e-4, reference="SFT"):
+def run(folder, method, points, *, se=0.01, beta=0.1, seed=0, lr=1e-4, schedule="constant", reference="SFT", size=1):
     """A run directory with (reward, KL) after updates 0, 1, ..."""
     row = BASE | {"model": str(folder), "method": method, "options": {"beta": beta, "seed": seed}}
     rows = [
         row | {"step": step, "reward": r, "reward_se": se, "kl": k, "kl_se": 0.02} for step, (r, k) in enumerate(points)
     ]
     write(folder / "eval.jsonl", rows)
-    (folder / "config.yaml").write_text(f"stage: train-dpo\nbeta: {beta}\nlr: {lr}\nseed: {seed}\n")
+    options = {"beta": beta, "lr": lr, "seed": seed, "schedule": schedule}
+    (folder / "config.yaml").write_text(json.dumps({"stage": "train-dpo", "model": reference} | options))
     inputs = [("model", reference), ("scorer", "CLASSIFIER")]
-    sealed(folder / "manifest.json", "train-dpo", inputs, metrics={"folder": str(folder)})
+    sealed(folder / "manifest.json", "train-dpo", inputs, size, identity=options, metrics={"folder": str(folder)})
     return str(folder)
 
 
@@ -183,6 +185,16 @@ def test_equal_names_get_their_folders(tmp_path):
     assert several.endswith("these groups: s0/runs/dpo, ppo; s1/runs/dpo")
 
 
+def test_long_names_are_whole_and_long_lists_are_not(tmp_path, capsys):
+    runs = [run(tmp_path / f"{'long-' * 9}{n}", "dpo", [(0.6, 2.0)]) for n in range(6)]
+    found = collect([*runs, run(tmp_path / "other", "dpo", [(0.6, 2.0)], reference="OTHER")])
+    tables.show_evaluations(found.final_points, Console(width=100))
+    cells = [line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert "".join(cells) == "".join(one.name for one in found.runs)
+    [several] = rounds.told(found)
+    assert several.endswith(f"{found.runs[3].name} and 2 more; other") and found.runs[4].name not in several
+
+
 def test_chains_of_several_seeds_are_averaged(tmp_path):
     """DPO has .60 and .64, PPO .52 and .50: means .62 +- .02 and .51 +- .01, and each run's error of .01."""
     found = collect(chains(tmp_path, [0.60, 0.64], [0.52, 0.50]))
@@ -209,17 +221,11 @@ def test_methods_are_compared_on_the_references_that_both_have(tmp_path):
     assert not any(" is ahead" in text for text in reading.sentences(apart))
 
 
-def test_runs_of_other_settings_or_models_are_no_seeds(tmp_path):
-    """The learning rate is not among the options of a point."""
-    runs = [run(tmp_path / f"a{n}", "dpo", [(0.6, 2.0)], seed=n, lr=10.0**-n) for n in range(2)]
-    assert tables.seeds(collect(runs)) is None
-    other = [run(tmp_path / f"b{n}", "dpo", [(0.6, 2.0)], seed=n) for n in range(2)]
-    assert len(tables.seeds(collect(other)).rows) == 1
-    path = tmp_path / "b1/manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["inputs"][0]["size"] = 2
-    path.write_text(json.dumps(seal({k: v for k, v in manifest.items() if k not in ("id", "cost")}) | {"cost": {}}))
-    assert tables.seeds(collect(other)) is None
+@pytest.mark.parametrize("other", [{}, {"lr": 1e-3}, {"schedule": "cosine"}, {"size": 2}, {"beta": 1.0}])
+def test_runs_of_other_settings_or_models_are_no_seeds(tmp_path, other):
+    """What a point says of itself has neither learning rate nor schedule, and no run says how large its model is."""
+    first, second = (run(tmp_path / f"a{n}", "dpo", [(0.6, 2.0)], seed=n, **(other if n else {})) for n in range(2))
+    assert (tables.seeds(collect([first, second])) is None) == bool(other)
 
 
 def test_a_mean_of_bounds_is_a_bound(tmp_path):

@@ -19,20 +19,23 @@ class Setting(NamedTuple):
 def keys_of(collected: Collected) -> Callable[[Sequence[Point]], Setting]:
     """A function from the points of one model to its setting.
 
-    Runs are told apart by their loss, all numbers and the size of the model that they start from, whose files differ
-    from seed to seed where each seed has its own reference; points of unknown runs by what they say of themselves.
+    Of a run it is what may not change when it is resumed, but for the seed, and the size of the model that it starts
+    from, whose content differs from seed to seed where each has its own; of other points what they say of themselves.
     """
-    options: dict[str | None, dict[str, Any]] = {
-        run.origin.policy: run.options | {"size": sum(i.get("size") or 0 for i in inputs_of(run.manifest, "model"))}
+    settings: dict[str | None, dict[str, Any]] = {
+        run.origin.policy: (run.manifest.get("identity") or run.options) | {"size": _size(run.manifest)}
         for run in collected.runs
-        if run.origin.policy
+        if run.manifest and run.origin.policy
     }
 
     def key_of(points: Sequence[Point]) -> Setting:
         swept = {frontier.swept_option(p) for p in points}
-        every = options.get(points[-1].origin.policy) or points[-1].get("options") or {}
-        kept = {k: v for k, v in every.items() if k == "loss" or isinstance(v, int | float)}
-        kept = {k: v for k, v in kept.items() if k not in ("seed", "ilql_beta")}
+        every = settings.get(points[-1].origin.policy) or points[-1].get("options") or {}
+        kept = {k: v for k, v in every.items() if k not in ("seed", "ilql_beta")}
         return Setting(swept.pop() if len(swept) == 1 else "", str(sorted(kept.items())))
 
     return key_of
+
+
+def _size(manifest: dict[str, Any]) -> int:
+    return sum(given.get("size") or 0 for given in inputs_of(manifest, "model"))
